@@ -1,0 +1,92 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from irv2.dataset import ImageFolder, open_split
+from irv2.errors import ImageError
+from train.loader import Batch, batch_indices, load_epoch
+from train.settings import SETTINGS, Recipe
+
+RECIPE = dataclasses.replace(
+    SETTINGS["2"], batch_size=8, bn_group=4, image_size=75, resize=82, seed=5
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ImageFolder:
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 256, (90, 100, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "train" / label / f"{i}.jpg")
+    return open_split(tmp_path, "train")
+
+
+def load(
+    folder: ImageFolder, epoch: int = 1, start: int = 0, workers: int = 0, recipe: Recipe = RECIPE,
+    bad_images: str = "error",
+) -> list[tuple[int, Batch]]:  # fmt: skip
+    return list(
+        load_epoch(
+            folder, recipe, epoch, start=start, workers=workers, bad_images=bad_images,
+            device=torch.device("cpu"),
+        )
+    )  # fmt: skip
+
+
+def assert_same(mine: list[tuple[int, Batch]], theirs: list[tuple[int, Batch]]) -> None:
+    assert [number for number, _ in mine] == [number for number, _ in theirs]
+    for (_, left), (_, right) in zip(mine, theirs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_an_epoch_has_every_image_once_and_keeps_the_short_last_batch(folder):
+    batches = load(folder)
+    assert [len(batch.labels) for _, batch in batches] == [8, 8, 4]
+    assert sorted(torch.cat([batch.labels for _, batch in batches]).tolist()) == [0] * 10 + [1] * 10
+    images = torch.cat([batch.images for _, batch in batches])
+    assert (images.shape, images.dtype) == ((20, 75, 75, 3), torch.uint8)
+
+
+def test_batches_do_not_depend_on_workers(folder):
+    assert_same(load(folder, workers=2), load(folder, workers=0))
+
+
+def test_an_epoch_resumed_in_the_middle_has_the_same_batches(folder):
+    assert_same(load(folder, start=1), load(folder)[1:])
+
+
+def test_order_and_augmentation_change_with_epoch_and_seed(folder):
+    assert batch_indices(20, RECIPE, 1) != batch_indices(20, RECIPE, 2)
+    assert batch_indices(20, RECIPE, 1) != batch_indices(20, dataclasses.replace(RECIPE, seed=6), 1)
+    [(_, first), *_], [(_, second), *_] = load(folder, epoch=1), load(folder, epoch=2)
+    assert not torch.equal(first.matrices, second.matrices)
+
+
+def test_a_last_batch_of_one_image_is_skipped_with_a_notice(caplog):
+    caplog.set_level("INFO")
+    batches = batch_indices(17, RECIPE, 1)
+    assert [len(batch) for batch in batches] == [8, 8]
+    assert "one image and is skipped" in caplog.text
+
+
+def test_loading_leaves_torchs_random_state_alone(folder):
+    before = torch.get_rng_state()
+    load(folder, workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_image_stops_with_its_name_or_is_left_out(folder, workers, caplog):
+    victim = folder.path(3)
+    victim.write_bytes(victim.read_bytes()[:900])
+    with pytest.raises(ImageError, match=r"cat/3\.jpg"):
+        load(folder, workers=workers)
+    batches = load(folder, workers=workers, bad_images="skip")
+    assert sum(len(batch.labels) for _, batch in batches) == 19
+    assert "cat/3.jpg" in caplog.text

@@ -1,0 +1,1 @@
+"""Training: from image folders to a checkpoint, as the original did it."""

@@ -1,0 +1,57 @@
+"""Batch norm whose statistics are taken over groups of a batch.
+
+The original trained on two GPUs with 32 images each, whose statistics were never shared, and saved
+the first GPU's running statistics. One process reaches the same numbers by normalising each group
+of its batch alone.
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GroupBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over `num_groups` equal parts of the batch; state_dict as nn.BatchNorm2d.
+
+    A short batch is split as evenly as it can be; under 4 images it is one group. Running
+    statistics are those of the first group. In eval mode it is nn.BatchNorm2d.
+    """
+
+    num_groups: int
+
+    @classmethod
+    def like(cls, other: nn.BatchNorm2d, num_groups: int) -> Self:
+        """A grouped batch norm that shares `other`'s parameters and buffers."""
+        norm = cls(other.num_features, eps=other.eps, momentum=other.momentum)
+        norm.weight, norm.bias = other.weight, other.bias
+        norm.running_mean, norm.running_var = other.running_mean, other.running_var
+        norm.num_batches_tracked = other.num_batches_tracked
+        norm.num_groups = num_groups
+        return norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        groups = split_groups(len(x), self.num_groups) if self.training else 1
+        first, *others = x.tensor_split(groups)
+        normalized = [super().forward(first)]
+        normalized += [
+            F.batch_norm(group, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            for group in others
+        ]
+        return torch.cat(normalized) if others else normalized[0]
+
+
+def split_groups(num_images: int, num_groups: int) -> int:
+    """Into how many groups a batch of `num_images` is split: each keeps at least two images."""
+    return 1 if num_images < 4 else min(num_groups, num_images // 2)
+
+
+def group_batch_norm(module: nn.Module, num_groups: int) -> None:
+    """Replace every batch norm inside `module` by a grouped one with the same parameters."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, GroupBatchNorm2d.like(child, num_groups))
+        else:
+            group_batch_norm(child, num_groups)

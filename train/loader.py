@@ -1,0 +1,135 @@
+"""Batches of one epoch: which images, in which order and how augmented is a function of the seed.
+
+Nothing here has a state: the order depends on (seed, epoch) and an image's augmentation on (seed,
+epoch, image), so that a run resumes anywhere with the same batches, whatever the workers.
+"""
+
+import logging
+import signal
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from irv2.dataset import BadImages, ImageFolder
+from irv2.decode import read_image
+from irv2.errors import DataError, ImageError
+from irv2.evaluate import FILE_LIMITS
+from irv2.preprocess import resize_and_crop
+from irv2.types import FloatArray, UInt8Array
+from train.augment import color_matrix, random_shift, random_sized_crop
+from train.settings import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """What the workers ship: uint8 crops and how to colour them on the device."""
+
+    images: Tensor  # uint8 (N, S, S, 3)
+    matrices: Tensor  # float32 (N, 3, 4)
+    flips: Tensor  # bool (N,)
+    labels: Tensor  # int64 (N,)
+
+
+class _Sample(NamedTuple):
+    image: UInt8Array
+    matrix: FloatArray
+    flip: bool
+    label: int
+
+
+class _Epoch(Dataset["_Sample | ImageError"]):
+    """The augmented images of one epoch; an unreadable one is its ImageError."""
+
+    def __init__(self, folder: ImageFolder, recipe: Recipe, epoch: int) -> None:
+        self._folder, self._recipe, self._epoch = folder, recipe, epoch
+
+    def __getitem__(self, i: int) -> "_Sample | ImageError":
+        recipe = self._recipe
+        rng = np.random.default_rng([recipe.seed, self._epoch, i])
+        try:
+            image = read_image(self._folder.path(i), FILE_LIMITS)
+            if recipe.augmentation == "shift":
+                image = random_shift(
+                    resize_and_crop(image, recipe.preprocess), recipe.max_shift, rng
+                )
+            else:
+                image = random_sized_crop(image, recipe.image_size, recipe.resampling, rng)
+        except ImageError as error:
+            return error
+        matrix = color_matrix(image, recipe.preprocess, rng)
+        flip = recipe.flip and bool(rng.random() < 0.5)
+        return _Sample(image, matrix, flip, int(self._folder.labels[i]))
+
+
+def batch_indices(num_images: int, recipe: Recipe, epoch: int) -> list[list[int]]:
+    """The image indices of every batch of an epoch, in order.
+
+    The last short batch is kept, but for a single image, which batch norm can't normalise.
+    """
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(num_images).tolist()
+    size = recipe.batch_size
+    batches = [order[start : start + size] for start in range(0, num_images, size)]
+    if len(batches[-1]) == 1:
+        logger.info("epoch %d: its last batch has one image and is skipped", epoch)
+        batches.pop()
+    if not batches:
+        raise DataError("training images", f"{num_images}", "at least 2")
+    return batches
+
+
+def load_epoch(
+    folder: ImageFolder, recipe: Recipe, epoch: int, *, start: int, workers: int,
+    bad_images: BadImages, device: torch.device,
+) -> Iterator[tuple[int, Batch]]:  # fmt: skip
+    """The batches of `epoch` from number `start` on, each with its number.
+
+    `workers` processes decode; 0 decodes here. Raises ImageError for an unreadable image unless
+    `bad_images` is skip; a batch with fewer than two images left is passed over.
+    """
+    dataset = _Epoch(folder, recipe, epoch)
+    loader: Any = DataLoader(
+        dataset,
+        batch_sampler=batch_indices(len(folder), recipe, epoch)[start:],
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_prepare_worker,
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # else the loader draws from the run's own random state
+    )
+    for number, (batch, errors) in enumerate(loader, start):
+        for error in errors:
+            if bad_images == "error":
+                raise error
+            logger.warning("left out: %s", error)
+        if batch is not None:
+            yield number, batch
+
+
+def _collate(samples: "list[_Sample | ImageError]") -> tuple[Batch | None, list[ImageError]]:
+    errors = [sample for sample in samples if isinstance(sample, ImageError)]
+    good = [sample for sample in samples if not isinstance(sample, ImageError)]
+    if len(good) < 2:
+        return None, errors
+    images, matrices, flips, labels = zip(*good, strict=True)
+    batch = Batch(
+        torch.from_numpy(np.stack(images)),
+        torch.from_numpy(np.stack(matrices)),
+        torch.tensor(flips),
+        torch.tensor(labels),
+    )
+    return batch, errors
+
+
+def _prepare_worker(_worker: int) -> None:
+    """One core's work, without threads of its own; signals to the group are for the trainer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

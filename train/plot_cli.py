@@ -1,0 +1,25 @@
+"""`irv2 plot`: training curves of one or several runs."""
+
+from pathlib import Path
+
+import click
+
+from irv2.errors import DataError
+from irv2.options import Program
+
+
+@click.command(cls=Program)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR...",
+                type=click.Path(exists=True, path_type=Path))  # fmt: skip
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
+              metavar="PNG", help="Picture to write.")  # fmt: skip
+def main(runs: tuple[Path, ...], out: Path) -> None:
+    """Draw the errors over epochs: training red, validation blue, top-5 dashed."""
+    from train.curves import METRICS, draw_curves, read_metrics
+
+    named = [(run.name if len(runs) > 1 else "", read_metrics(run / METRICS)) for run in runs]
+    for run, (_, rows) in zip(runs, named, strict=True):
+        if not rows:
+            raise DataError(run, f"no {METRICS} with an epoch in it", "a run of irv2-train")
+    draw_curves(named, out)
+    click.echo(str(out))

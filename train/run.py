@@ -1,0 +1,85 @@
+"""A run's folder: config.json, last.pt, best.pt, metrics.jsonl, curves.png, and how it resumes.
+
+`last.pt` is everything needed to go on. An epoch counts as finished when its line is in
+metrics.jsonl, which is written last: a run killed in between evaluates `last.pt` again.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from irv2.bundle import write_atomically
+from irv2.checkpoint import Checkpoint
+from irv2.errors import DataError, UsageError
+from train.curves import METRICS, draw_curves, read_metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run's folder and what it was started with."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the lowest top-1 error so far."""
+        return self.path / "best.pt"
+
+    def open(self, must_exist: bool) -> Checkpoint | None:
+        """Make the folder or find it; the checkpoint to resume from, if there is one.
+
+        Raises UsageError where the folder belongs to another recipe or data set, or, with
+        `must_exist`, where there is nothing to resume.
+        """
+        config_path = self.path / "config.json"
+        if config_path.is_file():
+            self._check_same(config_path)
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UsageError(self.path, "holds other files", "a new folder or a run", "pass --out")
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(config_path, json.dumps(self.config, indent=2).encode() + b"\n")
+        if self.last.is_file():
+            return Checkpoint.load(self.last)
+        if must_exist:
+            raise UsageError("--resume", f"no {self.last}", "a run to resume", "leave out --resume")
+        return None
+
+    def metrics(self) -> list[dict[str, float]]:
+        """One row per finished epoch."""
+        return read_metrics(self.path / METRICS)
+
+    def finish_epoch(self, row: dict[str, float], checkpoint: Checkpoint) -> None:
+        """Keep `checkpoint`, whose errors are in `row`, if it is the best; then add the row."""
+        rows = self.metrics()
+        if all(row["val_top1_error"] < other["val_top1_error"] for other in rows):
+            checkpoint.save(self.best)
+        rows.append(row)
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        write_atomically(self.path / METRICS, text.encode())
+        draw_curves([("", rows)], self.path / "curves.png")
+
+    def _check_same(self, config_path: Path) -> None:
+        try:
+            found = json.loads(config_path.read_text())
+        except json.JSONDecodeError as error:
+            raise DataError(config_path, str(error), "the configuration of a run") from error
+        for part, what in (("recipe", "another recipe"), ("data", "other images")):
+            mine, theirs = self.config[part], found.get(part, {})
+            differing = [
+                f"{key} {theirs.get(key)} there and {value} here"
+                for key, value in mine.items()
+                if theirs.get(key) != value
+            ]
+            if differing:
+                raise UsageError(
+                    self.path, f"holds a run with {what}: {', '.join(differing)}",
+                    "the same to resume it", "pass another --out or the same options",
+                )  # fmt: skip

@@ -1,0 +1,133 @@
+"""The original's settings, and what a run makes of them.
+
+Source: the release notes of lim0606's torch-inception-resnet-v2. A `Recipe` holds every value that
+changes the weights; it is stored with the run and must be the same to resume it.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from irv2.errors import UsageError
+from irv2.model import ModelConfig
+from irv2.preprocess import Preprocess
+
+Augmentation = Literal["area-crop", "shift"]
+
+# The schedules of settings are given for this many images per step.
+REFERENCE_BATCH = 64
+# ImageNet: 1,281,167 images are 20,019 steps of 64 (the last of 15).
+REFERENCE_STEPS_PER_EPOCH = 20_019
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides the weights, but for the images.
+
+    `decay_steps` are optimiser steps of 64 images. `bn_group` is the number of images that share
+    batch-norm statistics. `max_shift` is a fraction of the image's side.
+    """
+
+    setting: str
+    epochs: int
+    decay_steps: int
+    gamma: float
+    learning_rate: float = 0.045
+    momentum: float = 0.4737
+    weight_decay: float = 1e-4
+    batch_size: int = 64
+    bn_group: int = 32
+    blocks: tuple[int, int, int] = (5, 10, 5)
+    width: float = 1.0
+    resize: int = 328
+    image_size: int = 299
+    resampling: str = "torch7-bicubic"
+    augmentation: Augmentation = "area-crop"
+    max_shift: float = 0.0
+    flip: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.image_size < 75:
+            raise UsageError("--image-size", f"{self.image_size} pixels", "75 or more")
+        if self.batch_size % self.bn_group:
+            raise UsageError(
+                "--batch-size", f"{self.batch_size} images", f"a multiple of {self.bn_group}",
+                "change it or --bn-group",
+            )  # fmt: skip
+
+    @property
+    def bn_groups(self) -> int:
+        """How many groups a full batch has."""
+        return self.batch_size // self.bn_group
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The evaluation preprocessing that belongs to it."""
+        return Preprocess(resize=self.resize, crop=self.image_size, resampling=self.resampling)
+
+    def model_config(self, num_classes: int) -> ModelConfig:
+        """The network to train."""
+        return ModelConfig(num_classes=num_classes, blocks=self.blocks, width=self.width)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of optimiser step `step`, counted from 1 over the whole run.
+
+        As the original (fork, train.lua, learningRateStep), whose step 12800 already has the lower
+        rate. With another batch size both follow the images seen: 2 x 64 images per step have
+        twice the rate and decay after half as many steps.
+        """
+        decays = step * self.batch_size // (REFERENCE_BATCH * self.decay_steps)
+        scale = self.batch_size / REFERENCE_BATCH
+        return float(self.learning_rate * scale * self.gamma**decays)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as in config.json and checkpoints."""
+        return {**dataclasses.asdict(self), "blocks": list(self.blocks)}
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """`name here (there)` for each value that differs."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [
+            f"{name} {mine[name]} ({theirs[name]})" for name in mine if mine[name] != theirs[name]
+        ]
+
+
+SETTINGS = {
+    "1": Recipe(setting="1", epochs=90, decay_steps=12_800, gamma=0.96),
+    "2": Recipe(setting="2", epochs=90, decay_steps=25_600, gamma=0.96),
+    "paper": Recipe(setting="paper", epochs=300, decay_steps=80_076, gamma=0.94),
+}
+PUBLISHED = {
+    "1": "setting 1 reached 24.407 / 7.407 % top-1 / top-5 error on ImageNet",
+    "2": "setting 2 has no published result",
+    "paper": "the paper's schedule was estimated by the original's author and never run",
+}
+SAMPLE_EPOCHS = 16
+SAMPLE_WIDTH = 0.25
+
+
+def sample_recipe(setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS) -> Recipe:
+    """A setting for a small network of the same blocks on the built-in sample.
+
+    A narrow network needs a smaller learning rate, in proportion to its width: batch norm makes
+    the weights' scale free, and the initial one shrinks with the fan-in. The run has as many
+    decays as the setting's.
+    """
+    full = SETTINGS[setting]
+    steps = epochs * math.ceil(num_images / full.batch_size)
+    compression = steps / (full.epochs * REFERENCE_STEPS_PER_EPOCH)
+    return dataclasses.replace(
+        full,
+        epochs=epochs,
+        decay_steps=max(1, round(full.decay_steps * compression)),
+        learning_rate=full.learning_rate * SAMPLE_WIDTH,
+        blocks=(1, 2, 1),
+        width=SAMPLE_WIDTH,
+        resize=75,
+        image_size=75,
+        augmentation="shift",
+        max_shift=1 / 8,  # one pixel of the 8x8 scans
+        flip=False,  # a mirrored digit is another sign
+    )
