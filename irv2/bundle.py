@@ -1,0 +1,271 @@
+"""A bundle: a folder that is all a server needs, as a chain of custody (CONTRACT: Bundle).
+
+`bundle.json` names every file with its hash and what it was made from, the preprocessing, the
+classes and the evidence of the parity gate. Nothing is loaded before every hash was checked.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
+import numpy as np
+
+from irv2.decode import read_encoded
+from irv2.errors import BundleError, ImageError, ImageReason, InputError
+from irv2.preprocess import Preprocess, preprocess, resize_and_crop
+from irv2.results import DEFAULT_TOP_K, Result, top_k_scores
+from irv2.runners.base import Runner
+from irv2.types import UInt8Array
+
+SCHEMA = "irv2.bundle/1"
+MANIFEST = "bundle.json"
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Format = Literal["onnx", "tensorrt", "tensorrt_rtx"]
+Verdict = Literal["passed", "failed", "too_few_images"]
+ImageSource = str | Path | bytes | UInt8Array
+
+
+class ErrorChange(msgspec.Struct, frozen=True, kw_only=True):
+    """How top-1 or top-5 changed from the reference to the artefact; errors in percent."""
+
+    reference_error: float
+    error: float
+    lost: int
+    gained: int
+    upper_loss_points: float
+    tolerance_points: float
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True):
+    """The gate's evidence for one artefact (docs/gate.md).
+
+    `agreement` is the percentage of images with the same best class, right or wrong.
+    """
+
+    verdict: Verdict
+    basis: Literal["identical", "interval"]
+    n: int
+    data_sha256: str
+    confidence: float
+    agreement: float
+    max_abs_logit_diff: float
+    ran_on: str
+    top1: ErrorChange
+    top5: ErrorChange
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """One model file. `parity` is None until something could run it."""
+
+    file: str
+    sha256: str
+    format: Format
+    precision: Precision
+    max_batch: int
+    built_from: str
+    built_with: dict[str, str]
+    gpu: str | None
+    parity: Parity | None
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """The checkpoint a bundle was made from."""
+
+    checkpoint_sha256: str
+    arch: str
+    setting: str
+    epoch: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The contents of bundle.json."""
+
+    schema: str
+    id: str
+    source: Source
+    preprocess: dict[str, Any]
+    classes: list[str]
+    artifacts: list[Artifact]
+    files: dict[str, str]  # evidence beside the models: file -> sha256
+
+
+class _AnyManifest(msgspec.Struct, frozen=True):
+    """What every version of bundle.json says, read before the rest."""
+
+    schema: str
+
+
+class Bundle:
+    """A bundle that was opened: its hashes hold and its preprocessing is understood."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        try:
+            self.preprocess = Preprocess.from_json(manifest.preprocess, path / MANIFEST)
+        except InputError as error:
+            raise BundleError(error.what, error.got, error.expected, error.way_out) from error
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Read bundle.json and check every hash; raises BundleError."""
+        path = Path(path)
+        bundle = cls(path, read_manifest(path / MANIFEST))
+        for what, problem in bundle.check():
+            if problem:
+                raise BundleError(what, problem, way_out="export it again")
+        return bundle
+
+    @property
+    def id(self) -> str:
+        """The identity of models, preprocessing and classes; evidence does not change it."""
+        return self.manifest.id
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by index."""
+        return self.manifest.classes
+
+    def check(self) -> Iterator[tuple[Path, str]]:
+        """Each file of the bundle with what is wrong with it, or an empty string."""
+        models = [(artifact.file, artifact.sha256) for artifact in self.manifest.artifacts]
+        for name, sha256 in [*models, *self.manifest.files.items()]:
+            path = self.path / name
+            if path.parent != self.path:
+                yield path, "lies outside the bundle"
+            elif not path.is_file():
+                yield path, "is missing"
+            else:
+                found = file_sha256(path)
+                yield (
+                    path,
+                    ""
+                    if found == sha256
+                    else (f"sha256 {found[:12]}; expected {sha256[:12]}: the file was changed"),
+                )
+        computed = bundle_id(self.manifest.artifacts, self.manifest.preprocess, self.classes)
+        yield (
+            self.path / MANIFEST,
+            ""
+            if computed == self.id
+            else (f"id {self.id[:12]}; expected {computed[:12]} for its contents"),
+        )
+
+    def with_manifest(self, manifest: Manifest) -> "Bundle":
+        """Replace bundle.json, whole or not at all."""
+        write_atomically(self.path / MANIFEST, manifest_json(manifest))
+        return Bundle(self.path, manifest)
+
+    def classify(
+        self, images: Sequence[ImageSource], top_k: int = DEFAULT_TOP_K
+    ) -> list[Result]:  # fmt: skip
+        """Classify paths, encoded bytes or uint8 RGB (H, W, 3) arrays, without a server.
+
+        Uses the artefact that a server on this machine would choose. An image that can't be
+        decoded gives a Result with an error; the others are not affected.
+        """
+        results: list[Result] = []
+        for start in range(0, len(images), self._runner.max_batch):
+            results += self._classify_batch(images[start : start + self._runner.max_batch], top_k)
+        return results
+
+    def _classify_batch(self, images: Sequence[ImageSource], top_k: int) -> list[Result]:
+        prepared: dict[int, UInt8Array] = {}
+        errors: dict[int, ImageError] = {}
+        for i, image in enumerate(images):
+            try:
+                prepared[i] = prepare(image, self.preprocess)
+            except ImageError as error:
+                errors[i] = error
+        logits = [*self._runner.run(np.stack(list(prepared.values())))] if prepared else []
+        scores = {
+            i: top_k_scores(row, self.classes, top_k)
+            for i, row in zip(prepared, logits, strict=True)
+        }
+        return [Result(scores.get(i, ()), errors.get(i)) for i in range(len(images))]
+
+    @cached_property
+    def _runner(self) -> Runner:
+        from irv2.runners.choose import open_best
+
+        return open_best(self)[1]
+
+
+def prepare(image: ImageSource, config: Preprocess) -> UInt8Array:
+    """A path, encoded bytes or a uint8 RGB (H, W, 3) array -> uint8 (crop, crop, 3)."""
+    if isinstance(image, bytes):
+        return preprocess(image, config)
+    if isinstance(image, str | Path):
+        try:
+            return preprocess(read_encoded(Path(image)), config)
+        except ImageError as error:
+            raise error.named(image) from error
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        found = f"{image.dtype} {image.shape}"
+        raise ImageError(ImageReason.BAD_PIXELS, found, "uint8 RGB (H, W, 3)")
+    return resize_and_crop(image, config)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Parse bundle.json; raises BundleError with the place of what is wrong."""
+    try:
+        content = path.read_bytes()
+        schema = msgspec.json.decode(content, type=_AnyManifest).schema
+        if schema != SCHEMA:
+            raise BundleError(path, f"schema {schema}", SCHEMA, "use the irv2 that wrote it")
+        return msgspec.json.decode(content, type=Manifest)
+    except FileNotFoundError as error:
+        raise BundleError(
+            path.parent, f"no {MANIFEST} in it", "a bundle", "make one with irv2-export"
+        ) from error
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+        raise BundleError(path, str(error), SCHEMA, "export it again") from error
+
+
+def manifest_json(manifest: Manifest) -> bytes:
+    """bundle.json's bytes, indented for readers."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def bundle_id(artifacts: list[Artifact], preprocess: dict[str, Any], classes: list[str]) -> str:
+    """sha256 over model files, preprocessing and classes, without the evidence."""
+    models = sorted((artifact.file, artifact.sha256) for artifact in artifacts)
+    text = json.dumps([models, preprocess["sha256"], classes])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
+    """Write bytes, or let a function write, beside `path`; then rename over it.
+
+    After a crash at any moment `path` is the old file or the new one, on disk (fsync).
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if isinstance(content, bytes):
+            beside.write_bytes(content)
+        else:
+            content(beside)
+        _fsync(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

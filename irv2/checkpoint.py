@@ -1,0 +1,142 @@
+"""Checkpoints: one file that holds a network, what it was trained on and where training stood.
+
+A torch.save archive of tensors, numbers, strings, dicts and lists, so that it loads with
+`weights_only=True`. A hash inside covers every tensor, since torch does not notice flipped bytes.
+"""
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from irv2.bundle import write_atomically
+from irv2.errors import CheckpointError, InputError
+from irv2.model import ARCH, InceptionResNetV2, ModelConfig
+from irv2.preprocess import Preprocess
+
+SCHEMA = "irv2.checkpoint/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """`training` is what only the trainer reads to go on: optimiser, random state, position."""
+
+    model: ModelConfig
+    state_dict: Mapping[str, Tensor]
+    classes: list[str]
+    preprocess: Preprocess
+    setting: str
+    epoch: int
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write it whole or not at all."""
+        content: dict[str, Any] = {
+            "schema": SCHEMA,
+            "arch": ARCH,
+            "model": self.model.to_json(),
+            "state_dict": dict(self.state_dict),
+            "classes": self.classes,
+            "preprocess": self.preprocess.to_json(),
+            "setting": self.setting,
+            "epoch": self.epoch,
+            "step": self.step,
+            "metrics": self.metrics,
+            "recipe": self.recipe,
+            "training": self.training,
+        }
+        content["sha256"] = _digest(content)
+        write_atomically(path, lambda beside: torch.save(content, beside))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and check a checkpoint, on the CPU; raises CheckpointError."""
+        content = _load(path)
+        if content.get("schema") != SCHEMA:
+            raise CheckpointError(
+                path, f"schema {content.get('schema', 'missing')}", SCHEMA,
+                "a checkpoint that irv2-train wrote",
+            )  # fmt: skip
+        stated = content.pop("sha256", None)
+        if stated != _digest(content):
+            raise CheckpointError(
+                path, "its contents do not match the hash inside", "an undamaged file",
+                "copy it again or use another checkpoint",
+            )  # fmt: skip
+        if content["arch"] != ARCH:
+            raise CheckpointError(path, f"network {content['arch']}", ARCH)
+        del content["schema"], content["arch"]
+        content["model"]["blocks"] = tuple(content["model"]["blocks"])
+        content["model"] = ModelConfig(**content["model"])
+        try:
+            content["preprocess"] = Preprocess.from_json(content["preprocess"], path)
+        except InputError as error:
+            raise CheckpointError(path, error.got, error.expected, error.way_out) from error
+        return cls(**content)
+
+    def build_model(self) -> InceptionResNetV2:
+        """The network with these weights, in eval mode, on the CPU."""
+        with torch.device("meta"):  # no time spent on initial values
+            model = InceptionResNetV2(self.model)
+        model.load_state_dict(self.state_dict, assign=True)
+        return model.eval()
+
+
+def load_model(path: str | Path) -> InceptionResNetV2:
+    """The network of a checkpoint in eval mode: normalised float NCHW in, logits out.
+
+    Raises CheckpointError.
+    """
+    return Checkpoint.load(Path(path)).build_model()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    expected = "a checkpoint that irv2-train wrote"
+    if not path.is_file():
+        raise CheckpointError(path, "is a folder" if path.is_dir() else "no such file", expected)
+    if not zipfile.is_zipfile(path):  # its directory comes last: also where the end is missing
+        size = f"{path.stat().st_size} bytes"
+        raise CheckpointError(path, f"half a checkpoint, or another format ({size})", expected)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(path, "holds more than tensors and plain values", expected) from error
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError) as error:
+        raise CheckpointError(path, f"damaged ({error})", expected) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(path, f"holds a {type(content).__name__}", expected)
+    return content
+
+
+def _digest(content: object) -> str:
+    """sha256 over every tensor and plain value, whatever their order in the file."""
+    digest = hashlib.sha256()
+    _update(digest, content)
+    return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", value: object) -> None:
+    if isinstance(value, Tensor):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
+        # Viewed as bytes, since numpy lacks bfloat16; a scalar has no byte view.
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            digest.update(f"{key!r}:".encode())
+            _update(digest, value[key])
+    elif isinstance(value, list | tuple):
+        digest.update(f"[{len(value)}".encode())
+        for item in value:
+            _update(digest, item)
+    else:
+        digest.update(repr(value).encode())

@@ -1,0 +1,119 @@
+"""`irv2-classify`: classify files, through a server or with a bundle on this machine."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from tabulate import tabulate
+
+from irv2.errors import InputError, UsageError
+from irv2.options import Program, json_option, print_json
+from irv2.progress import progress
+from irv2.results import DEFAULT_TOP_K, Result
+
+# Before gRPC is imported: its C core would add lines of its own to our one-line errors.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+BATCH = 8  # files that a bundle classifies between two steps of the progress
+
+
+@click.command(cls=Program)
+@click.argument(
+    "images", nargs=-1, required=True, metavar="IMAGE_or_DIR...",
+    type=click.Path(exists=True, path_type=Path),
+)  # fmt: skip
+@click.option("--server", metavar="HOST:PORT[,...]", help="Ask this server, or these in turn.")
+@click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR",
+              help="Classify here, with the artefact that a server would choose.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(1), default=DEFAULT_TOP_K, metavar="N",
+              help="Number of classes per image.")  # fmt: skip
+@click.option("--timeout-s", type=click.FloatRange(0, min_open=True),
+              help="Time for a server's answers.  [default: 60 s per request]")  # fmt: skip
+@json_option
+def main(
+    images: tuple[Path, ...], server: str | None, bundle: Path | None, top_k: int,
+    timeout_s: float | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Classify image files; of a folder, every image file below it.
+
+    Exit status 1 if any image could not be classified; the others are answered all the same.
+    """
+    files = [file for path in images for file in image_files(path)]
+    if server and not bundle:
+        model_id, results = _by_server(server, files, top_k, timeout_s)
+    elif bundle and not server:
+        model_id, results = _by_bundle(bundle, files, top_k)
+    else:
+        raise UsageError("classify", "who should?", "either --server HOST:PORT or --bundle DIR")
+    if as_json:
+        print_json(report(model_id, files, results))
+    else:
+        click.echo(table(files, results))
+    sys.exit(1 if any(result.error for result in results) else 0)
+
+
+def image_files(path: Path) -> Iterator[Path]:
+    """A file itself, or the image files of a folder and those below it, sorted by name."""
+    from irv2.decode import EXTENSIONS
+
+    if not path.is_dir():
+        yield path
+        return
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    if not found:
+        raise InputError(path, "no image files in it", " ".join(sorted(EXTENSIONS)))
+    yield from found
+
+
+def report(model_id: str, files: list[Path], results: list[Result]) -> dict[str, Any]:
+    """The JSON object."""
+    return {
+        "model_id": model_id,
+        "results": [_entry(file, result) for file, result in zip(files, results, strict=True)],
+    }
+
+
+def table(files: list[Path], results: list[Result]) -> str:
+    """A row per file: its classes, best first, or why there are none."""
+    rows = []
+    for file, result in zip(files, results, strict=True):
+        if result.error:
+            text = str(result.error).removeprefix(f"{file}: ")
+            rows.append((str(file), f"{result.error.reason}: {text}"))
+        else:
+            scores = [f"{score.label} {100 * score.probability:.2f} %" for score in result.scores]
+            rows.append((str(file), ", ".join(scores)))
+    return tabulate(rows, ("file", "classes"), disable_numparse=True)
+
+
+def _by_server(
+    addresses: str, files: list[Path], top_k: int, timeout_s: float | None
+) -> tuple[str, list[Result]]:  # fmt: skip
+    from irv2.client import Client
+
+    names = addresses.split(",")
+    with Client(names) as client:
+        model_id = client.model().id
+        answers = client.iter_classify(files, top_k, timeout_s)
+        return model_id, list(progress(answers, "classify", len(files), "images"))
+
+
+def _by_bundle(path: Path, files: list[Path], top_k: int) -> tuple[str, list[Result]]:
+    from irv2.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    parts = (files[start : start + BATCH] for start in range(0, len(files), BATCH))
+    answers = (result for part in parts for result in bundle.classify(part, top_k))
+    return bundle.id, list(progress(answers, "classify", len(files), "images"))
+
+
+def _entry(file: Path, result: Result) -> dict[str, Any]:
+    scores = [
+        {"index": score.index, "label": score.label, "probability": score.probability}
+        for score in result.scores
+    ]
+    error = result.error and {"reason": result.error.reason, "message": str(result.error)}
+    return {"file": str(file), "scores": scores, "error": error}

@@ -1,0 +1,130 @@
+"""The errors this project foresees, each one line for a person and one exit status.
+
+Irv2Error                 1   failed
+├── UsageError            2   options that make no sense together
+├── InputError            2   something given to us is wrong
+│   ├── ImageError            an image; carries a machine-readable reason
+│   ├── DataError             a data folder
+│   ├── CheckpointError       a checkpoint
+│   └── BundleError           a bundle
+├── EngineError           1   a missing or failing engine, library or device
+├── ParityError           3   the parity gate was not passed
+└── RequestError          1   a request the server refuses
+    ├── InvalidRequest        it makes no sense
+    ├── Overloaded            it can't be served in time; carries when to retry
+    ├── MessageTooLarge       never to be retried as it is
+    ├── Expired               its deadline passed
+    └── NotServing            the server is starting or stopping
+"""
+
+from enum import StrEnum
+
+
+class Irv2Error(Exception):
+    """A foreseen failure: what was looked at, what was found, what was expected, the way out."""
+
+    exit_code = 1
+
+    def __init__(self, what: object, got: str, expected: str = "", way_out: str = "") -> None:
+        self.what, self.got, self.expected, self.way_out = what, got, expected, way_out
+        super().__init__(what, got, expected, way_out)
+
+    def __str__(self) -> str:
+        rest = [self.got, f"expected {self.expected}" if self.expected else "", self.way_out]
+        line = f"{self.what}: " + "; ".join(part for part in rest if part)
+        return " ".join(line.split())  # library messages may span lines
+
+
+class UsageError(Irv2Error):
+    """Options that contradict each other or the machine."""
+
+    exit_code = 2
+
+
+class InputError(Irv2Error):
+    """A file or folder that is not what it should be."""
+
+    exit_code = 2
+
+
+class ImageReason(StrEnum):
+    """Why an image was refused; the `reason` of google.rpc.ErrorInfo (CONTRACT: gRPC)."""
+
+    NOT_AN_IMAGE = "NOT_AN_IMAGE"
+    TRUNCATED = "TRUNCATED"
+    TOO_MANY_PIXELS = "TOO_MANY_PIXELS"
+    TOO_LARGE = "TOO_LARGE"
+    UNSUPPORTED = "UNSUPPORTED"
+    EMPTY = "EMPTY"
+    BAD_PIXELS = "BAD_PIXELS"
+    UNREADABLE = "UNREADABLE"  # a file of ours, never sent by a server
+    INTERNAL = "INTERNAL"
+
+
+class ImageError(InputError):
+    """An image that can't be decoded or may not be; `what` is "image" until a caller knows more."""
+
+    def __init__(
+        self, reason: ImageReason, got: str, expected: str = "", way_out: str = "",
+        what: object = "image",
+    ) -> None:  # fmt: skip
+        super().__init__(what, got, expected, way_out)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """Errors travel from worker processes."""
+        return type(self), (self.reason, self.got, self.expected, self.way_out, self.what)
+
+    def named(self, what: object) -> "ImageError":
+        """The same error about an image whose name is known."""
+        return ImageError(self.reason, self.got, self.expected, self.way_out, what)
+
+
+class DataError(InputError):
+    """A data folder that can't be used."""
+
+
+class CheckpointError(InputError):
+    """A file that is not one of our checkpoints, or a damaged one."""
+
+
+class BundleError(InputError):
+    """A folder that is not a bundle, or a damaged one."""
+
+
+class EngineError(Irv2Error):
+    """An inference engine, its library or its device is missing or failed."""
+
+
+class ParityError(Irv2Error):
+    """The artefacts do not classify like the checkpoint, or too few images can tell."""
+
+    exit_code = 3
+
+
+class RequestError(Irv2Error):
+    """A request that the server does not answer with results."""
+
+
+class InvalidRequest(RequestError):
+    """A malformed request; `what` names the field."""
+
+
+class Overloaded(RequestError):
+    """More work than can be done in time."""
+
+    def __init__(self, what: object, got: str, retry_after_s: float) -> None:
+        super().__init__(what, got, way_out=f"retry in {retry_after_s:.3g} s")
+        self.retry_after_s = retry_after_s
+
+
+class MessageTooLarge(RequestError):
+    """A message over the limit; retrying it unchanged can't help."""
+
+
+class Expired(RequestError):
+    """The deadline passed before there was an answer."""
+
+
+class NotServing(RequestError):
+    """The server is not ready yet, or has stopped taking requests."""

@@ -1,0 +1,137 @@
+"""What every program's command line shares: exit statuses, one-line errors, --json, common options.
+
+Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 parity gate not met,
+130 / 143 stopped by Ctrl-C / SIGTERM.
+"""
+
+import json
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from irv2 import __version__
+from irv2.errors import Irv2Error
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: unwinds like KeyboardInterrupt, so that `finally` blocks run."""
+
+
+class _OneLineErrors(click.Command):
+    """A command whose failures are one line on stderr and the exit status above."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 (click's signature)
+        signal.signal(signal.SIGTERM, _raise_terminated)
+        kwargs["standalone_mode"] = False
+        try:
+            super().main(*args, **kwargs)
+        except Irv2Error as error:
+            _log_traceback()
+            _fail(str(error), error.exit_code)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()  # a group without a program: the help is the answer
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            way_out = f"; see {context.command_path} --help" if context else ""
+            _fail(error.format_message().rstrip(".") + way_out, error.exit_code)
+        except click.Abort as error:
+            if isinstance(error.__cause__, EOFError):  # click takes any for a closed terminal
+                raise error.__cause__ from None
+            _fail("stopped by Ctrl-C", 130)
+        except Terminated:
+            _fail("stopped by SIGTERM", 143)
+        except OSError as error:  # a full disk, no permission; `| head` is click's own business
+            _log_traceback()
+            _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+        sys.exit(0)
+
+
+class Program(_OneLineErrors):
+    """One program; use as `@click.command(cls=Program)`. Adds --debug and --version."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (click's signature)
+        super().__init__(*args, **kwargs)
+        self.context_settings.setdefault("show_default", True)
+        self.params += [
+            click.Option(
+                ["--debug"], is_flag=True, expose_value=False, is_eager=True, show_default=False,
+                callback=_configure_logging, help="Log more; give tracebacks of errors.",
+            ),
+            click.Option(
+                ["--version"], is_flag=True, expose_value=False, is_eager=True, show_default=False,
+                callback=_print_version, help="Show the version and exit.",
+            ),
+        ]  # fmt: skip
+
+
+class ProgramGroup(_OneLineErrors, click.Group):
+    """Programs under one name."""
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+data_option = click.option(
+    "--data", type=click.Path(path_type=Path), metavar="DIR", envvar="IRV2_DATA", show_envvar=True,
+    help="Folder with train/CLASS/* and val/CLASS/*.  [default: the built-in sample]",
+)  # fmt: skip
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute."
+)
+limit_option = click.option(
+    "--limit", type=click.IntRange(1), metavar="N", help="Use only the first N images."
+)
+bad_images_option = click.option(
+    "--bad-images", type=click.Choice(["error", "skip"]), default="error",
+    help="A file that is not a readable image: stop, or name it and go on without.",
+)  # fmt: skip
+
+
+def workers_option(default: int, what: str) -> Callable[[F], F]:
+    """`--workers`, with what they are in the help."""
+    return click.option(
+        "--workers", type=click.IntRange(0), default=default, help=f"Number of {what}."
+    )
+
+
+def print_json(result: object) -> None:
+    """The one JSON object of a program's stdout."""
+    click.echo(json.dumps(result, indent=2, allow_nan=False))
+
+
+def _configure_logging(context: click.Context, _: click.Parameter, debug: bool) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s" if debug else "%(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("PIL", "matplotlib", "onnxscript", "onnx_ir", "torch", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"irv2, version {__version__}")
+        context.exit()
+
+
+def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _log_traceback() -> None:
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        traceback.print_exc()
+
+
+def _fail(line: str, exit_code: int) -> NoReturn:
+    click.echo(f"error: {line}", err=True)
+    sys.exit(exit_code)

@@ -1,0 +1,66 @@
+"""Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+LINE_EVERY_S = 5.0
+
+
+def progress(items: Iterable[T], title: str, total: int, unit: str) -> Iterator[T]:
+    """Yield `items` and show how many of `total` are done, the rate and the time left."""
+    with Progress(title, total, unit) as bar:
+        for item in items:
+            yield item
+            bar.advance(1)
+
+
+class Progress:
+    """The same where one step is several units: `with Progress(...) as bar: bar.advance(n)`."""
+
+    def __init__(self, title: str, total: int, unit: str = "images", done: int = 0) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._is_terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            desc=title, total=total, initial=done, unit=f" {unit}", leave=False,
+            disable=not self._is_terminal, dynamic_ncols=True,
+        )  # fmt: skip
+        self._done = self._initial = done
+        self._started = self._last_line = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def expect(self, num: int) -> None:
+        """`num` units turned up that the total does not hold yet."""
+        self._total += num
+        self._bar.total = self._total
+
+    def advance(self, num: int, **shown: str) -> None:
+        """`num` more units are done; `shown` appears behind the rate."""
+        self._done += num
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(num)
+        now = time.monotonic()
+        if not self._is_terminal and now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
+            logger.info("%s", self._line(now - self._started, shown))
+
+    def _line(self, elapsed_s: float, shown: dict[str, str]) -> str:
+        rate = (self._done - self._initial) / elapsed_s
+        left_s = (self._total - self._done) / rate if rate else 0.0
+        extra = "".join(f", {key} {value}" for key, value in shown.items())
+        return (
+            f"{self._title}: {self._done}/{self._total} {self._unit}, "
+            f"{rate:.1f} {self._unit}/s, {tqdm.format_interval(left_s)} left{extra}"
+        )

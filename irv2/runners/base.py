@@ -1,0 +1,47 @@
+"""The interface between the gate, the evaluation or the server and an engine."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Self
+
+import numpy as np
+
+from irv2.types import FloatArray, UInt8Array
+
+
+class Runner(ABC):
+    """Maps a batch of preprocessed images to logits.
+
+    A runner is a context manager. `run` may be called from any one thread at a time.
+    """
+
+    backend: str  # the library and device, e.g. "onnxruntime-cpu"
+    image_size: int  # S: images are (N, S, S, 3)
+    num_classes: int
+    max_batch: int  # the largest N of `run`
+
+    @abstractmethod
+    def run(self, images: UInt8Array) -> FloatArray:
+        """uint8 RGB (N, S, S, 3), 1 <= N <= max_batch -> float32 logits (N, num_classes).
+
+        Raises EngineError where the engine fails.
+        """
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the exporter wrote into the model file; empty where a format holds no such thing."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027 (most engines are freed with their object)
+        """Free the engine; the runner is not used afterwards."""
+
+    def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
+        """Run once at each batch size, so that no request pays for the engine's first time."""
+        for size in batch_sizes:
+            self.run(np.zeros((size, self.image_size, self.image_size, 3), np.uint8))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

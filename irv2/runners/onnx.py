@@ -1,0 +1,83 @@
+"""ONNX Runtime on the CPU or a CUDA GPU."""
+
+from pathlib import Path
+from typing import Any
+
+from irv2.errors import EngineError
+from irv2.runners.base import Runner
+from irv2.types import FloatArray, UInt8Array
+
+MAX_BATCH = 64
+
+
+class OnnxRunner(Runner):
+    """Runs an ONNX model that takes `images` uint8 (N, S, S, 3) and gives `logits`."""
+
+    def __init__(
+        self, model_path: Path, device: str = "cpu", num_threads: int = 0,
+        max_batch: int = MAX_BATCH,
+    ) -> None:  # fmt: skip
+        """`device` is cpu or cuda; `num_threads` 0 takes one per core."""
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        # Spinning threads would steal the cores that decode images; it costs the engine 1-3 %.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+        if device == "cuda":  # otherwise ONNX Runtime silently computes on the CPU
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            ort.preload_dlls()
+        try:
+            self._session = ort.InferenceSession(str(model_path), options, providers=[provider])
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            raise EngineError(model_path, f"ONNX Runtime can't load it ({error})") from error
+        found = self._session.get_providers()[0]
+        if found != provider:
+            raise EngineError(model_path, f"runs on {found}", provider, "check driver and CUDA")
+        self.backend = f"onnxruntime-{device}"
+        self.max_batch = max_batch
+        self.image_size = int(self._session.get_inputs()[0].shape[1])
+        self.num_classes = int(self._session.get_outputs()[0].shape[1])
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the exporter wrote into the file: classes, preprocessing, checkpoint hash."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def run(self, images: UInt8Array) -> FloatArray:
+        """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes)."""
+        try:
+            logits: FloatArray = self._session.run(["logits"], {"images": images})[0]
+        except Exception as error:
+            raise EngineError("ONNX Runtime", str(error)) from error
+        return logits
+
+
+def import_onnxruntime() -> Any:  # noqa: ANN401 (a module)
+    """The module onnxruntime; raises EngineError naming the extra where it is missing.
+
+    The packages onnxruntime and onnxruntime-gpu own the same folder: with both installed, which
+    one is imported is a matter of chance, so that is refused.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        found.append(name)
+    if len(found) == 2:
+        raise EngineError(
+            "onnxruntime", "both onnxruntime and onnxruntime-gpu are installed", "one of them",
+            "pip uninstall both, then install irv2[cpu] or irv2[gpu]",
+        )  # fmt: skip
+    if not found:
+        raise EngineError(
+            "onnxruntime", "not installed", way_out='pip install "irv2[cpu]" or "irv2[gpu]"'
+        )
+    import onnxruntime
+
+    return onnxruntime

@@ -1,0 +1,136 @@
+"""TensorRT and TensorRT-RTX, which share one Python interface.
+
+A plan fits one version of its library and one kind of GPU. Both are compared with the bundle
+before the plan is loaded, since the library's own refusal says less.
+"""
+
+import importlib
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from irv2.bundle import Artifact, Format
+from irv2.errors import EngineError
+from irv2.runners.base import Runner
+from irv2.runners.cuda import Buffer, Gpu, Stream, find_gpu
+from irv2.types import FloatArray, UInt8Array
+
+EXTRAS: dict[str, str] = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
+_REBUILD = "export again with --trt on this machine"
+
+
+class TensorRTRunner(Runner):
+    """Runs a plan of `irv2-export --trt`, with one context on one stream."""
+
+    def __init__(self, plan_path: Path, artifact: Artifact) -> None:
+        """Raises EngineError where this machine can't run the plan, and says why."""
+        trt = import_tensorrt(artifact.format)
+        check_version(plan_path, artifact, trt.__version__)
+        check_gpu(plan_path, artifact, find_gpu())
+        self._log = make_logger(trt)  # has to outlive what logs into it
+        self._runtime = create(trt.Runtime, self._log)
+        self._engine = self._runtime.deserialize_cuda_engine(plan_path.read_bytes())
+        if self._engine is None:
+            raise EngineError(
+                plan_path, f"can't be loaded ({self._log.reason()})", way_out=_REBUILD
+            )
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(plan_path, f"no context for it ({self._log.reason()})")
+        self.backend = artifact.format
+        self.max_batch = artifact.max_batch
+        self.image_size = int(self._engine.get_tensor_shape("images")[1])
+        self.num_classes = int(self._engine.get_tensor_shape("logits")[1])
+        self._stream = Stream()
+        side = self.image_size
+        self._images = Buffer((self.max_batch, side, side, 3), np.uint8)
+        self._logits = Buffer((self.max_batch, self.num_classes), np.float32)
+        self._require(self._context.set_tensor_address("images", self._images.device))
+        self._require(self._context.set_tensor_address("logits", self._logits.device))
+
+    def run(self, images: UInt8Array) -> FloatArray:
+        """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes)."""
+        self._images.to_device(images, self._stream)
+        self._require(self._context.set_input_shape("images", images.shape))
+        self._require(self._context.execute_async_v3(self._stream.handle))
+        return self._logits.to_host(len(images), self._stream)
+
+    def close(self) -> None:
+        """Free memory and stream, and the engine after its context."""
+        for resource in (self._images, self._logits, self._stream):
+            resource.close()
+        del self._context, self._engine, self._runtime
+
+    def _require(self, succeeded: bool) -> None:
+        if not succeeded:  # TensorRT returns False and logs the reason
+            raise EngineError(self.backend, self._log.reason())
+
+
+def import_tensorrt(flavour: Format) -> Any:  # noqa: ANN401 (a module)
+    """The module tensorrt or tensorrt_rtx; raises EngineError naming its extra."""
+    try:
+        return importlib.import_module(flavour)
+    except (ImportError, OSError) as error:  # OSError: one of its libraries is missing
+        raise EngineError(
+            flavour, f"can't be imported ({error})",
+            way_out=f'pip install "irv2[{EXTRAS[flavour]}]"',
+        ) from error  # fmt: skip
+
+
+def check_version(plan_path: Path, artifact: Artifact, version: str) -> None:
+    """Raise EngineError where the plan was built with another version of its library."""
+    built_with = artifact.built_with.get(artifact.format, "an unknown version")
+    if built_with != version:
+        raise EngineError(
+            plan_path, f"was built with {artifact.format} {built_with}; here is {version}",
+            way_out=f"install {artifact.format}=={built_with} or {_REBUILD}",
+        )  # fmt: skip
+
+
+def check_gpu(plan_path: Path, artifact: Artifact, gpu: Gpu) -> None:
+    """Raise EngineError where the plan was built for another GPU.
+
+    TensorRT's plans are tuned for one model of GPU, TensorRT-RTX's for compute capabilities.
+    """
+    if artifact.format == "tensorrt_rtx":
+        fits = gpu.capability in (artifact.gpu or "").replace(",", "").split()
+    else:
+        fits = artifact.gpu == str(gpu)
+    if not fits:
+        raise EngineError(
+            plan_path, f"was built for {artifact.gpu}; here is {gpu}", way_out=_REBUILD
+        )
+
+
+def make_logger(trt: Any) -> Any:  # noqa: ANN401 (a class of a module that is chosen at run time)
+    """A logger that keeps what went wrong: the calls themselves only return None or False."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._lines: deque[str] = deque(maxlen=20)
+
+        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
+            if severity <= trt.ILogger.ERROR:
+                self._lines.append(message)
+
+        def reason(self) -> str:
+            """The first error since the last call, which the later ones follow from."""
+            line = self._lines[0] if self._lines else "it gives no reason"
+            self._lines.clear()
+            return line
+
+    return Logger()
+
+
+def create(factory: Callable[[Any], Any], logger: Any) -> Any:  # noqa: ANN401
+    """A Builder or Runtime; raises EngineError where the library can't start."""
+    try:
+        return factory(logger)
+    except TypeError as error:  # what pybind11 makes of a null pointer
+        raise EngineError(
+            "TensorRT", f"can't start ({logger.reason()})", "a working NVIDIA driver"
+        ) from error
