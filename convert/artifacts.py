@@ -1,0 +1,59 @@
+"""Running a bundle's artefacts for the gate: the ones this machine can run, in one pass."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from convert.gate import Judgement
+from irv2.bundle import Artifact, Bundle
+from irv2.errors import EngineError
+from irv2.runners.base import Runner
+from irv2.runners.choose import devices, open_runner
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """By file name: a runner for each artefact, or why this machine has none."""
+
+    runners: dict[str, Runner]
+    reasons: dict[str, str]
+
+
+@contextmanager
+def open_artifacts(bundle: Bundle) -> Iterator[Opened]:
+    """Open every artefact on the fastest device that takes it."""
+    opened = Opened({}, {})
+    with ExitStack() as stack:
+        for artifact in bundle.manifest.artifacts:
+            try:
+                runner = stack.enter_context(_open_fastest(bundle, artifact))
+                opened.runners[artifact.file] = runner
+            except EngineError as error:
+                opened.reasons[artifact.file] = f"{error.what}: {error.got}"
+                logger.warning("not run here: %s", error)
+        yield opened
+
+
+def with_judgements(artifacts: list[Artifact], judged: dict[str, Judgement]) -> list[Artifact]:
+    """The artefacts with their new evidence; those without any keep what they had."""
+    return [
+        msgspec.structs.replace(artifact, parity=judged[artifact.file].parity)
+        if artifact.file in judged
+        else artifact
+        for artifact in artifacts
+    ]
+
+
+def _open_fastest(bundle: Bundle, artifact: Artifact) -> Runner:
+    *faster, last = devices(artifact)
+    for device in faster:
+        try:
+            return open_runner(bundle, artifact, device)
+        except EngineError as error:
+            logger.info("%s: not on %s (%s)", artifact.file, device, error)
+    return open_runner(bundle, artifact, last)

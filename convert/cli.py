@@ -1,0 +1,146 @@
+"""`irv2 export`, `irv2 verify` and `irv2 inspect`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from irv2.errors import BundleError, ParityError
+from irv2.options import (
+    Program,
+    bad_images_option,
+    data_option,
+    json_option,
+    limit_option,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from convert.report import Report
+    from irv2.dataset import BadImages
+
+bundle_argument = click.argument(
+    "bundle", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+
+
+@click.command(cls=Program)
+@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--trt", is_flag=True, help="Build a TensorRT engine too.")
+@click.option(
+    "--precision", default="fp32", metavar="LIST", help="Precisions, comma-separated: fp32."
+)
+@data_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="BUNDLE",
+    help="The bundle's folder.  [default: CHECKPOINT with the suffix .bundle]",
+)  # fmt: skip
+@limit_option
+@click.option(
+    "--tolerance-top1", type=click.FloatRange(0, 100, min_open=True), metavar="POINTS",
+    help="Top-1 loss the gate accepts, in percentage points.  [default: by precision]",
+)  # fmt: skip
+@click.option(
+    "--tolerance-top5", type=click.FloatRange(0, 100, min_open=True), metavar="POINTS",
+    help="Top-5 loss the gate accepts, in percentage points.  [default: by precision]",
+)  # fmt: skip
+@click.option(
+    "--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95,
+    help="One-sided confidence of the gate's limits.",
+)  # fmt: skip
+@click.option(
+    "--max-batch", type=click.IntRange(1, 1024), default=64, metavar="N",
+    help="Images per batch that the artefacts are made for, at most.",
+)  # fmt: skip
+@bad_images_option
+@json_option
+def export(
+    checkpoint: Path, trt: bool, precision: str, data: Path | None, out: Path | None,
+    limit: int | None, tolerance_top1: float | None, tolerance_top5: float | None,
+    confidence: float, max_batch: int, bad_images: "BadImages", as_json: bool,
+) -> None:  # fmt: skip
+    """Convert CHECKPOINT to ONNX, judge it against the checkpoint, publish the bundle.
+
+    The gate classifies every image of DIR/val with both. Where it is not met nothing is
+    published, the exit status is 3, and BUNDLE.rejected/parity.md says why.
+    """
+    from convert.export import ExportOptions, rejected_folder
+    from convert.export import export as run_export
+
+    options = ExportOptions(
+        precisions=tuple(name.strip() for name in precision.split(",")), trt=trt,
+        max_batch=max_batch, limit=limit, bad_images=bad_images, tolerance_top1=tolerance_top1,
+        tolerance_top5=tolerance_top5, confidence=confidence,
+    )  # fmt: skip
+    report = run_export(checkpoint, data, out, options)
+    _print(report, as_json)
+    if report.failed:
+        raise ParityError(
+            report.bundle, report.failure,
+            way_out=f"not published; see {rejected_folder(report.bundle)}/parity.md",
+        )  # fmt: skip
+    if not as_json:
+        click.echo(f"\npublished {report.bundle} (id {report.manifest.id[:12]})")
+
+
+@click.command(cls=Program)
+@bundle_argument
+@data_option
+@click.option(
+    "--server", metavar="HOST:PORT",
+    help="Ask this running server instead, with image files; only prints.",
+)  # fmt: skip
+@bad_images_option
+@json_option
+def verify(
+    bundle: Path, data: Path | None, server: str | None, bad_images: "BadImages", as_json: bool
+) -> None:  # fmt: skip
+    """Judge BUNDLE again, on this machine, and write the result into it.
+
+    DIR holds the images of the export. Neither the checkpoint nor torch is needed. With --server
+    every answer of that server has to be the bundle's own, else the exit status is 3.
+    """
+    if server:
+        _verify_server(bundle, server, data, bad_images, as_json)
+        return
+    from convert.verify import verify as run_verify
+
+    report = run_verify(bundle, data, bad_images)
+    _print(report, as_json)
+    if report.failed:
+        raise ParityError(report.bundle, report.failure, way_out="it is not served")
+
+
+@click.command(cls=Program)
+@bundle_argument
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds and check every hash."""
+    from convert.inspect import inspect_bundle
+
+    inspection = inspect_bundle(bundle)
+    if as_json:
+        print_json(inspection.to_json())
+    else:
+        click.echo(inspection.to_text())
+    for file, problem in inspection.problems.items():
+        raise BundleError(file, problem, way_out="export it again")
+
+
+def _verify_server(
+    bundle: Path, server: str, data: Path | None, bad_images: "BadImages", as_json: bool
+) -> None:  # fmt: skip
+    from convert.verify_server import verify_server
+
+    report = verify_server(bundle, server, data, bad_images)
+    print_json(report.to_json()) if as_json else click.echo(report.to_text())
+    if report.differing:
+        got = f"{len(report.differing)} of {report.n} answers are not the bundle's own"
+        raise ParityError(server, got, "the same decisions", "see the list above")
+
+
+def _print(report: "Report", as_json: bool) -> None:
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(report.to_table())

@@ -1,0 +1,278 @@
+"""From a checkpoint to a published bundle, or to a rejected report.
+
+The bundle is built beside its place. The gate judges every artefact that this machine can run, in
+one pass over the evaluation images; only when all of them passed the folder is renamed into place.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from convert.artifacts import open_artifacts, with_judgements
+from convert.gate import CONFIDENCE, judge, tolerance_for
+from convert.reference import REFERENCE, Reference
+from convert.report import REPORT, Report, chance_remark, remarks_on
+from irv2 import __version__
+from irv2.bundle import (
+    MANIFEST,
+    SCHEMA,
+    Artifact,
+    Bundle,
+    Manifest,
+    Precision,
+    Source,
+    bundle_id,
+    file_sha256,
+    manifest_json,
+    write_atomically,
+)
+from irv2.checkpoint import Checkpoint
+from irv2.dataset import BadImages, ImageFolder, open_split
+from irv2.errors import BundleError, EngineError, UsageError
+from irv2.evaluate import classify_folder
+from irv2.model import ARCH
+from irv2.runners.base import Runner
+from irv2.samples import is_sample, resolve_data
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS: tuple[Precision, ...] = ("fp32",)
+DEFAULT_MAX_BATCH = 64
+ONNX_FILE = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What is made, and how strictly it is judged."""
+
+    precisions: tuple[str, ...] = PRECISIONS
+    trt: bool = False
+    max_batch: int = DEFAULT_MAX_BATCH
+    limit: int | None = None
+    bad_images: BadImages = "error"
+    tolerance_top1: float | None = None  # points; None: by precision
+    tolerance_top5: float | None = None
+    confidence: float = CONFIDENCE
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.precisions if name not in PRECISIONS]
+        if unknown:
+            raise UsageError(
+                "--precision", f"{unknown[0]} can't be exported", " or ".join(PRECISIONS)
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Model files in a folder of their own, and the checkpoint that they claim to equal."""
+
+    checkpoint: Checkpoint
+    checkpoint_sha256: str
+    folder: Path
+    artifacts: list[Artifact]
+
+
+def export(
+    checkpoint_path: Path, data: Path | None, out: Path | None,
+    options: ExportOptions = ExportOptions(),
+) -> Report:  # fmt: skip
+    """Convert a checkpoint, judge the result and publish it as the bundle `out`.
+
+    `out` is CKPT.bundle beside the checkpoint where it is None. The report says whether the
+    bundle was published. Raises an Irv2Error where it does not come to a judgement.
+    """
+    data = resolve_data(data)
+    checkpoint = Checkpoint.load(checkpoint_path)
+    out = out or checkpoint_path.with_suffix(".bundle")
+    if out.name in ("", ".."):
+        raise UsageError("--out", str(out), "a folder with a name of its own")
+    require_replaceable(out)
+    images = open_split(data, "val", checkpoint.classes, options.bad_images).first(options.limit)
+    with _folder_beside(out) as folder:
+        candidate = convert(checkpoint, file_sha256(checkpoint_path), folder, options)
+        return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
+
+
+def convert(
+    checkpoint: Checkpoint, checkpoint_sha256: str, folder: Path, options: ExportOptions
+) -> Candidate:  # fmt: skip
+    """Write the model files into `folder`, not yet judged."""
+    from convert.onnx_export import versions, write_onnx
+
+    logger.info("export: %s", ONNX_FILE)
+    onnx_path = folder / ONNX_FILE
+    write_onnx(checkpoint, checkpoint_sha256, onnx_path)
+    artifacts = [
+        Artifact(
+            file=ONNX_FILE, sha256=file_sha256(onnx_path), format="onnx", precision="fp32",
+            max_batch=options.max_batch, built_from=checkpoint_sha256, built_with=versions(),
+            gpu=None, parity=None,
+        )
+    ]  # fmt: skip
+    if options.trt:
+        artifacts.append(_build_engine(artifacts[0], folder))
+    return Candidate(
+        checkpoint=checkpoint, checkpoint_sha256=checkpoint_sha256, folder=folder,
+        artifacts=artifacts,
+    )  # fmt: skip
+
+
+def judge_and_publish(
+    candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, *,
+    sample: bool = False,
+) -> Report:  # fmt: skip
+    """The gate: move the candidate to `out` if it decides like its checkpoint.
+
+    Otherwise nothing is published and the report lies in `out`.rejected.
+    """
+    report, reference = _judge(candidate, images, out, options, sample)
+    if report.failed:
+        rejected = rejected_folder(out)
+        rejected.mkdir(parents=True, exist_ok=True)
+        write_atomically(rejected / REPORT, report.to_markdown().encode())
+        return report
+    report = _complete(candidate.folder, report, reference)
+    replace_folder(candidate.folder, out)
+    (rejected_folder(out) / REPORT).unlink(missing_ok=True)  # it speaks of an earlier try
+    return report
+
+
+def rejected_folder(out: Path) -> Path:
+    """Where the report of a bundle that was not published lies."""
+    return out.with_name(f"{out.name}.rejected")
+
+
+def require_replaceable(out: Path) -> None:
+    """Raise BundleError where something other than a bundle lies at `out`."""
+    is_ours = (out / MANIFEST).is_file() or (out.is_dir() and not any(out.iterdir()))
+    if (out.exists() or out.is_symlink()) and not is_ours:
+        raise BundleError(
+            out, "is there and is no bundle", "a new place, or a bundle to replace",
+            "pass another --out",
+        )  # fmt: skip
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Rename `new` to `place`; what was there steps aside first and is then removed.
+
+    Folders can't be exchanged in one portable step: after a crash between the two renames both
+    are whole, the old one under its name aside.
+    """
+    aside = place.with_name(f".{place.name}.{os.getpid()}.old")
+    if place.exists():
+        place.rename(aside)
+    new.rename(place)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _build_engine(onnx: Artifact, folder: Path) -> Artifact:
+    from convert.engine import build_engine, choose_flavour
+
+    flavour = choose_flavour()
+    plan_path = folder / f"model.{onnx.precision}.plan"
+    logger.info("export: %s with %s %s", plan_path.name, flavour.format, flavour.version)
+    build_engine(folder / onnx.file, plan_path, onnx.max_batch, flavour)
+    return Artifact(
+        file=plan_path.name, sha256=file_sha256(plan_path), format=flavour.format,
+        precision=onnx.precision, max_batch=onnx.max_batch, built_from=onnx.sha256,
+        built_with={"irv2": __version__, flavour.format: flavour.version}, gpu=flavour.target,
+        parity=None,
+    )  # fmt: skip
+
+
+def _judge(
+    candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, sample: bool
+) -> tuple[Report, Reference]:  # fmt: skip
+    checkpoint, manifest = candidate.checkpoint, _manifest(candidate)
+    with (
+        _reference_runner(checkpoint) as torch_runner,
+        open_artifacts(Bundle(candidate.folder, manifest)) as opened,
+    ):
+        if ONNX_FILE in opened.reasons:
+            # Engines may have to wait for their GPU; a bundle without this one serves nobody.
+            raise EngineError(
+                ONNX_FILE, f"can't be judged ({opened.reasons[ONNX_FILE]})", "ONNX Runtime",
+                'pip install "irv2[cpu]"',
+            )  # fmt: skip
+        ledgers = classify_folder(
+            [torch_runner, *opened.runners.values()], images, checkpoint.preprocess,
+            bad_images=options.bad_images, title="parity",
+        )  # fmt: skip
+    reference = Reference.from_ledger(ledgers[0])
+    if weakness := chance_remark(reference, len(checkpoint.classes)):
+        logger.warning("notice: %s", weakness)
+    precisions = {artifact.file: artifact.precision for artifact in candidate.artifacts}
+    judged = {}
+    for (file, runner), ledger in zip(opened.runners.items(), ledgers[1:], strict=True):
+        tolerance = tolerance_for(
+            precisions[file], is_sample=sample, top1_points=options.tolerance_top1,
+            top5_points=options.tolerance_top5, confidence=options.confidence,
+        )  # fmt: skip
+        judged[file] = judge(reference, ledger.logits, precisions[file], tolerance, runner.backend)
+    report = Report(
+        bundle=out,
+        manifest=msgspec.structs.replace(
+            manifest, artifacts=with_judgements(candidate.artifacts, judged)
+        ),
+        lines={file: judgement.line for file, judgement in judged.items()}
+        | {file: f"not verified here: {reason}" for file, reason in opened.reasons.items()},
+        remarks=remarks_on(reference, len(checkpoint.classes), options.confidence),
+        failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
+    )
+    return report, reference
+
+
+def _manifest(candidate: Candidate) -> Manifest:
+    checkpoint = candidate.checkpoint
+    preprocess, classes = checkpoint.preprocess.to_json(), checkpoint.classes
+    return Manifest(
+        schema=SCHEMA, id=bundle_id(candidate.artifacts, preprocess, classes),
+        source=Source(
+            checkpoint_sha256=candidate.checkpoint_sha256, arch=ARCH, setting=checkpoint.setting,
+            epoch=checkpoint.epoch,
+        ),
+        preprocess=preprocess, classes=classes, artifacts=candidate.artifacts, files={},
+    )  # fmt: skip
+
+
+def _complete(folder: Path, report: Report, reference: Reference) -> Report:
+    """Write the evidence and bundle.json beside the model files."""
+    write_atomically(folder / REFERENCE, reference.to_bytes())
+    write_atomically(folder / REPORT, report.to_markdown().encode())
+    files = {name: file_sha256(folder / name) for name in (REFERENCE, REPORT)}
+    manifest = msgspec.structs.replace(report.manifest, files=files)
+    write_atomically(folder / MANIFEST, manifest_json(manifest))
+    return Report(
+        bundle=report.bundle, manifest=manifest, lines=report.lines, remarks=report.remarks,
+        failed=[],
+    )  # fmt: skip
+
+
+def _reference_runner(checkpoint: Checkpoint) -> Runner:
+    import torch
+
+    from irv2.runners.torch import TorchRunner, resolve_device
+
+    # TF32 keeps 10 bits of each factor; the reference is float32 on every device.
+    torch.backends.cudnn.allow_tf32 = False
+    return TorchRunner(checkpoint, resolve_device("auto"))
+
+
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """A new folder on the same file system, gone afterwards unless it was renamed."""
+    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise BundleError(out, f"can't be written ({error})", way_out="pass --out") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,110 @@
+"""The gate again, on this machine: bundle and images suffice, no checkpoint and no torch."""
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from convert.artifacts import open_artifacts, with_judgements
+from convert.gate import Judgement, Tolerance, judge, tolerance_for
+from convert.reference import REFERENCE, Reference
+from convert.report import REPORT, Report, chance_remark, remarks_on
+from irv2.bundle import MANIFEST, Artifact, Bundle, file_sha256, read_manifest, write_atomically
+from irv2.dataset import BadImages, open_split
+from irv2.errors import BundleError, DataError, EngineError
+from irv2.evaluate import classify_folder
+from irv2.samples import is_sample, resolve_data
+
+logger = logging.getLogger(__name__)
+
+
+def verify(path: Path, data: Path | None, bad_images: BadImages = "error") -> Report:
+    """Judge every artefact that this machine can run and write down what came out.
+
+    The images are those of the export, found by their content. An artefact that can't be run
+    here keeps its evidence. Raises EngineError where none can be run.
+    """
+    bundle = open_to_verify(path)
+    reference = Reference.load(path / REFERENCE)
+    data = resolve_data(data)
+    split = open_split(data, "val", bundle.classes, bad_images)
+    images, reference = reference.find_images(split)
+    with open_artifacts(bundle) as opened:
+        if not opened.runners:
+            raise EngineError(path, f"nothing in it runs here ({_joined(opened.reasons)})")
+        ledgers = classify_folder(
+            list(opened.runners.values()), images, bundle.preprocess, title="verify"
+        )
+    if any(ledger.sha256 != reference.sha256 for ledger in ledgers):
+        raise DataError(images.root, "images changed while they were read")
+    if weakness := chance_remark(reference, len(bundle.classes)):
+        logger.warning("notice: %s", weakness)
+    artifacts = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
+    judged = {}
+    for (file, runner), ledger in zip(opened.runners.items(), ledgers, strict=True):
+        artifact = artifacts[file]
+        tolerance = _tolerance(artifact, list(artifacts.values()), sample=is_sample(data))
+        judged[file] = judge(
+            reference, ledger.logits, artifact.precision, tolerance, runner.backend
+        )
+    return _record(bundle, reference, judged, opened.reasons)
+
+
+def open_to_verify(path: Path) -> Bundle:
+    """Open a bundle without asking for its report, which is written anew.
+
+    bundle.json and parity.md can't be renamed in one step: a crash in between leaves a report
+    that does not match, and this mends it. Raises BundleError where another hash is wrong.
+    """
+    bundle = Bundle(path, read_manifest(path / MANIFEST))
+    for file, problem in bundle.check():
+        if problem and file.name != REPORT:
+            raise BundleError(file, problem, way_out="export it again")
+    return bundle
+
+
+def _tolerance(artifact: Artifact, artifacts: list[Artifact], sample: bool) -> Tolerance:
+    """The tolerance it was judged by, or its parent's; else the table's."""
+    parents = [other for other in artifacts if other.sha256 == artifact.built_from]
+    for parity in (artifact.parity, *(parent.parity for parent in parents)):
+        if parity is not None:
+            return tolerance_for(
+                artifact.precision, is_sample=sample, confidence=parity.confidence,
+                top1_points=parity.top1.tolerance_points,
+                top5_points=parity.top5.tolerance_points,
+            )  # fmt: skip
+    return tolerance_for(artifact.precision, is_sample=sample)
+
+
+def _record(
+    bundle: Bundle, reference: Reference, judged: dict[str, Judgement], reasons: dict[str, str]
+) -> Report:  # fmt: skip
+    """Write parity.md and bundle.json with the new evidence; the models stay as they are."""
+    artifacts = with_judgements(bundle.manifest.artifacts, judged)
+    manifest = msgspec.structs.replace(bundle.manifest, artifacts=artifacts)
+    report = Report(
+        bundle=bundle.path, manifest=manifest,
+        lines={
+            artifact.file: judged[artifact.file].line
+            if artifact.file in judged
+            else _kept(artifact, reasons[artifact.file])
+            for artifact in artifacts
+        },
+        remarks=remarks_on(reference, len(bundle.classes)),
+        failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
+    )  # fmt: skip
+    write_atomically(bundle.path / REPORT, report.to_markdown().encode())
+    files = bundle.manifest.files | {REPORT: file_sha256(bundle.path / REPORT)}
+    bundle.with_manifest(msgspec.structs.replace(manifest, files=files))
+    return report
+
+
+def _kept(artifact: Artifact, reason: str) -> str:
+    if artifact.parity is None:
+        return f"not verified here: {reason}"
+    earlier = f"{artifact.parity.verdict.replace('_', ' ')} on {artifact.parity.ran_on}"
+    return f"not run here, keeps its evidence ({earlier}): {reason}"
+
+
+def _joined(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{file}: {reason}" for file, reason in reasons.items())

@@ -1,0 +1,96 @@
+"""The bundle's images through a running server: encoded files in, answers out.
+
+Catches what the gate can't see from inside: a server that decodes, crops, batches or orders
+differently from the evaluation.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.reference import REFERENCE, Reference
+from irv2.bundle import Bundle
+from irv2.client import Client
+from irv2.dataset import BadImages, open_split
+from irv2.errors import BundleError
+from irv2.evaluate import classify_folder
+from irv2.progress import progress
+from irv2.results import DEFAULT_TOP_K, Result, Score, top_k_scores
+from irv2.runners.choose import open_best
+from irv2.samples import resolve_data
+
+PROBABILITY_TOLERANCE = 1e-5  # float32 softmax over batches of other sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedReport:
+    """How many of `n` served answers are the bundle's own, and the checkpoint's top 1."""
+
+    server: str
+    model_id: str
+    artefact: str
+    n: int
+    num_equal: int
+    num_checkpoint_top1: int
+    differing: list[str]  # image files whose answers are not the bundle's
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for --json."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        lines = [
+            f"{self.server} serves {self.artefact} of model {self.model_id[:12]}",
+            f"{self.num_equal} of {self.n} answers equal the bundle's own "
+            f"(labels, and probabilities to {PROBABILITY_TOLERANCE:g})",
+            f"{self.num_checkpoint_top1} of {self.n} have the checkpoint's best class",
+        ]
+        return "\n".join(lines + [f"differs: {file}" for file in self.differing])
+
+
+def verify_server(
+    path: Path, server: str, data: Path | None, bad_images: BadImages = "error"
+) -> ServedReport:  # fmt: skip
+    """Ask `server` (HOST:PORT) about every image of the bundle's evidence.
+
+    The same artefact answers here, without a server, for comparison. Raises BundleError where
+    the server has another model, and an Irv2Error where it or the artefact can't be run.
+    """
+    bundle = Bundle.open(path)
+    split = open_split(resolve_data(data), "val", bundle.classes, bad_images)
+    images, reference = Reference.load(path / REFERENCE).find_images(split)
+    with Client(server) as client:
+        model = client.model()
+        if model.id != bundle.id:
+            raise BundleError(
+                path, f"{server} serves model {model.id[:12]}", f"{bundle.id[:12]}, this bundle's",
+                "name the bundle that it serves",
+            )  # fmt: skip
+        paths = [images.path(i) for i in range(len(images))]
+        answers = client.iter_classify(paths, DEFAULT_TOP_K)
+        served = list(progress(answers, f"ask {server}", len(paths), "images"))
+    artifact, runner = open_best(bundle, model.precision, model.backend)
+    with runner:
+        [ledger] = classify_folder([runner], images, bundle.preprocess, title="compare")
+    own = [top_k_scores(row, bundle.classes, DEFAULT_TOP_K) for row in ledger.logits]
+    equal = [_is_equal(mine, theirs) for mine, theirs in zip(own, served, strict=True)]
+    best = reference.top5[:, 0]
+    return ServedReport(
+        server=server, model_id=model.id, artefact=artifact.file, n=len(served),
+        num_equal=sum(equal),
+        num_checkpoint_top1=sum(
+            bool(result.scores) and result.scores[0].index == label
+            for result, label in zip(served, best, strict=True)
+        ),
+        differing=[file for file, same in zip(images.files, equal, strict=True) if not same],
+    )  # fmt: skip
+
+
+def _is_equal(own: tuple[Score, ...], served: Result) -> bool:
+    """The same classes with the same probabilities; equal ones may come in either order."""
+    mine = {score.label: score.probability for score in own}
+    theirs = {score.label: score.probability for score in served.scores}
+    return mine.keys() == theirs.keys() and all(
+        abs(mine[label] - theirs[label]) <= PROBABILITY_TOLERANCE for label in mine
+    )
