@@ -1,0 +1,1 @@
+"""The gRPC server: admission, decoding, batching, health, metrics. Never imports torch."""

@@ -1,0 +1,50 @@
+"""HOST:PORT as options write it."""
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from typing import Self
+
+from irv2.errors import Irv2Error, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host, without the brackets of IPv6, and a port; port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> Self:
+        """Read `127.0.0.1:8500`, `localhost:0`, `[::1]:8500`. Raises UsageError about `option`."""
+        host, _, port = text.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise UsageError(option, repr(text), "HOST:PORT, as in 127.0.0.1:8500")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def why_not(self) -> Irv2Error:
+        """The error to raise where listening failed; asks the system again, gRPC does not tell."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        reason = "can't listen there"
+        try:
+            with socket.socket(family) as probe:
+                probe.bind((self.host, self.port))
+        except OSError as error:
+            reason = (error.strerror or reason).lower()
+        return Irv2Error(
+            self, reason, "a free port of this machine", "stop what uses it or take another port"
+        )

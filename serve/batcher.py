@@ -1,0 +1,303 @@
+"""The one owner of the queue in front of an engine: images in, logits out, no gRPC.
+
+Earliest deadline first. A batch starts at once when the engine is idle and fills while it is
+busy. What can't be done in time is refused on arrival; what expired or was cancelled meanwhile
+never reaches the engine. Everything but the engine's `run` happens on the event loop, whose clock
+is the only one, so that a test can replace both.
+"""
+
+import asyncio
+import logging
+from bisect import insort
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from operator import attrgetter
+
+import numpy as np
+
+from irv2.errors import EngineError, Expired, NotServing, Overloaded
+from irv2.runners.base import Runner
+from irv2.types import FloatArray, UInt8Array
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The engine's answer for one image: logits (num_classes,) and where the time went."""
+
+    logits: FloatArray
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    image: UInt8Array
+    deadline: float
+    queued_at: float
+    answer: asyncio.Future[Answer]
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    entries: list[_Entry]
+    images: UInt8Array
+    started_at: float = 0.0
+
+
+class BatchTimes:
+    """How long a batch of each size takes: an exponential average of what was measured."""
+
+    WEIGHT = 0.2  # of the newest; half forgotten after three batches
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def learn(self, size: int, seconds: float) -> None:
+        """A batch of `size` images took `seconds`."""
+        before = self._seconds.get(size, seconds)
+        self._seconds[size] = before + self.WEIGHT * (seconds - before)
+
+    def predict(self, size: int) -> float:
+        """Seconds for `size` images: interpolated, in proportion beyond, 0 before any has run."""
+        if not self._seconds:
+            return 0.0
+        sizes = sorted(self._seconds)
+        seconds = float(np.interp(size, sizes, [self._seconds[each] for each in sizes]))
+        return seconds * max(1.0, size / sizes[-1])
+
+
+class Admission:
+    """Places for the images of one request; leaving the `with` block frees those not taken."""
+
+    def __init__(self, batcher: "Batcher", num_images: int, deadline: float) -> None:
+        self._batcher, self._num_left, self._deadline = batcher, num_images, deadline
+
+    def __enter__(self) -> "Admission":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batcher._leave(self._num_left)
+        self._num_left = 0
+
+    async def run(self, image: UInt8Array) -> Answer:
+        """Take a place and wait for the answer to one uint8 RGB (S, S, 3).
+
+        Raises Expired when the deadline passed in the queue and EngineError when its batch failed.
+        """
+        assert self._num_left > 0
+        self._num_left -= 1
+        try:
+            return await self._batcher._submit(image, self._deadline)
+        finally:
+            self._batcher._leave(1)
+
+
+class Batcher:
+    """Runs batches of at most `max_batch` images on one engine. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        max_batch: int,
+        max_queue: int,
+        max_queue_delay_ms: float = 0.0,
+        engine: Executor | None = None,
+        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        """`max_queue` bounds the images admitted at a time, those being decoded included.
+
+        `max_queue_delay_ms` lets an idle engine wait for company. `engine` is where `runner` runs:
+        a thread by default. `on_batch` hears of each batch's size and seconds.
+        """
+        assert 0 < max_batch <= runner.max_batch
+        self._runner, self._on_batch = runner, on_batch
+        self._max_batch, self._max_queue = max_batch, max_queue
+        self._max_delay_s = max_queue_delay_ms / 1e3
+        self._engine = engine or ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._loop = asyncio.get_running_loop()
+        self._times = BatchTimes()
+        self._queue: list[_Entry] = []  # by deadline
+        self._running: _Batch | None = None
+        self._staged: _Batch | None = None  # prepared while another one runs
+        self._company: asyncio.TimerHandle | None = None
+        self._num_admitted = 0
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def num_admitted(self) -> int:
+        """Images that have a place and no answer yet."""
+        return self._num_admitted
+
+    def predicted_wait_s(self, num_images: int = 1) -> float:
+        """How long `num_images` more would take from now, from the queue and measured times."""
+        ahead, wait_s = self._num_admitted, 0.0
+        if self._running:
+            ahead = max(0, ahead - len(self._running.entries))
+            wait_s = max(0.0, self._engine_free_at() - self._loop.time())
+        full, rest = divmod(ahead + num_images, self._max_batch)
+        wait_s += full * self._times.predict(self._max_batch)
+        return wait_s + (self._times.predict(rest) if rest else 0.0)
+
+    def admit(self, num_images: int, deadline: float) -> Admission:
+        """Places for `num_images`, all to be answered by `deadline` (the loop's clock).
+
+        Raises Overloaded, Expired or NotServing, at once. An idle server always tries: nobody else
+        would suffer, and one slow batch (a machine that slept) must not be believed for ever.
+        """
+        if self._closing:
+            raise NotServing("server", "is stopping", way_out="ask another one")
+        left_s = deadline - self._loop.time()
+        if left_s <= 0:
+            raise Expired("deadline", "passed before the request arrived")
+        if self._num_admitted:
+            self._refuse_overload(num_images, left_s)
+        self._num_admitted += num_images
+        self._idle.clear()
+        return Admission(self, num_images, deadline)
+
+    async def warm_up(self, sizes: Iterable[int]) -> None:
+        """Run blank batches of these sizes, so that their times are known before any request."""
+        side = self._runner.image_size
+        for size in sizes:
+            images = np.zeros((size, side, side, 3), np.uint8)
+            started_at = self._loop.time()
+            await self._loop.run_in_executor(self._engine, self._run, images)
+            self._times.learn(size, self._loop.time() - started_at)
+
+    async def close(self) -> None:
+        """Admit nothing more, answer everything admitted, free the engine's thread."""
+        self._closing = True
+        self._advance()
+        await self._idle.wait()
+        self._engine.shutdown()
+
+    def _refuse_overload(self, num_images: int, left_s: float) -> None:
+        wait_s = self.predicted_wait_s(num_images)
+        if self._num_admitted + num_images > self._max_queue:
+            got = f"{self._num_admitted} images are waiting, at most {self._max_queue} may"
+            raise Overloaded("server", got, self._times.predict(self._max_batch))
+        if wait_s > left_s:
+            got = f"{wait_s:.3g} s to the answer, {left_s:.3g} s to the deadline"
+            raise Overloaded("server", got, wait_s - left_s)
+
+    async def _submit(self, image: UInt8Array, deadline: float) -> Answer:
+        entry = _Entry(image, deadline, self._loop.time(), self._loop.create_future())
+        if self._staged and deadline < self._staged.entries[-1].deadline:
+            self._unstage()  # it is more urgent than some of them
+        insort(self._queue, entry, key=attrgetter("deadline"))
+        self._advance()
+        try:
+            return await entry.answer
+        finally:
+            if entry in self._queue:  # cancelled; its memory must not wait for the engine
+                self._queue.remove(entry)
+
+    def _leave(self, num_images: int) -> None:
+        self._num_admitted -= num_images
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._num_admitted and self._running is None:
+            self._idle.set()
+
+    def _advance(self) -> None:
+        """Give a free engine its next batch; prepare one for a busy engine if it can be full."""
+        batch = None if self._running else self._take_staged() or self._form(self._loop.time())
+        if batch:
+            self._start(batch)
+        if self._running and self._staged is None and len(self._queue) >= self._max_batch:
+            self._staged = self._form(self._engine_free_at())
+
+    def _take_staged(self) -> _Batch | None:
+        now, batch = self._loop.time(), self._staged
+        if batch and any(entry.answer.done() or entry.deadline <= now for entry in batch.entries):
+            self._unstage()  # someone gave up: it is formed anew from those who did not
+        batch, self._staged = self._staged, None
+        return batch
+
+    def _unstage(self) -> None:
+        assert self._staged
+        for entry in self._staged.entries:
+            if not entry.answer.done():
+                insort(self._queue, entry, key=attrgetter("deadline"))
+        self._staged = None
+
+    def _form(self, starts_at: float) -> _Batch | None:
+        """The most urgent entries, as many as the first one's deadline allows."""
+        self._expire()
+        if not self._queue or self._wait_for_company():
+            return None
+        size = min(len(self._queue), self._max_batch)
+        left_s = self._queue[0].deadline - starts_at
+        # Where even one image would be late the batch stays full: the others can be in time.
+        size = next((n for n in range(size, 0, -1) if self._times.predict(n) <= left_s), size)
+        entries = self._queue[:size]
+        del self._queue[:size]
+        return _Batch(entries, np.stack([entry.image for entry in entries]))
+
+    def _expire(self) -> None:
+        now = self._loop.time()
+        while self._queue and self._queue[0].deadline <= now:
+            entry = self._queue.pop(0)
+            if not entry.answer.done():
+                entry.answer.set_exception(Expired("deadline", "passed in the queue"))
+
+    def _wait_for_company(self) -> bool:
+        """Whether an idle engine should wait for a fuller batch; then a timer will advance."""
+        if self._company:
+            self._company.cancel()
+            self._company = None
+        if not self._max_delay_s or self._closing or self._running:
+            return False
+        if len(self._queue) >= self._max_batch:
+            return False
+        latest = self._queue[0].deadline - self._times.predict(len(self._queue))
+        until = min(latest, min(entry.queued_at for entry in self._queue) + self._max_delay_s)
+        if until <= self._loop.time():
+            return False
+        self._company = self._loop.call_at(until, self._advance)
+        return True
+
+    def _engine_free_at(self) -> float:
+        assert self._running
+        return self._running.started_at + self._times.predict(len(self._running.entries))
+
+    def _start(self, batch: _Batch) -> None:
+        batch.started_at = self._loop.time()
+        self._running = batch
+        future = self._loop.run_in_executor(self._engine, self._run, batch.images)
+        future.add_done_callback(self._finish)
+
+    def _run(self, images: UInt8Array) -> FloatArray:
+        """In the engine's thread."""
+        logits = self._runner.run(images)
+        if logits.shape != (len(images), self._runner.num_classes) or not np.isfinite(logits).all():
+            raise EngineError("engine", f"gave {logits.shape} logits", "one finite row per image")
+        return logits
+
+    def _finish(self, future: asyncio.Future[FloatArray]) -> None:
+        batch, self._running = self._running, None
+        assert batch
+        seconds = self._loop.time() - batch.started_at
+        failure = future.exception()
+        if failure is None:
+            self._times.learn(len(batch.entries), seconds)
+            self._on_batch(len(batch.entries), seconds)
+        else:
+            logger.error("batch_failed size=%d", len(batch.entries), exc_info=failure)
+        for i, entry in enumerate(batch.entries):
+            if entry.answer.done():  # cancelled while it ran
+                continue
+            if failure is None:
+                queue_s = batch.started_at - entry.queued_at
+                entry.answer.set_result(Answer(future.result()[i], queue_s, seconds))
+            else:
+                entry.answer.set_exception(EngineError("engine", "failed on this batch"))
+        self._advance()
+        self._note_idle()

@@ -1,0 +1,61 @@
+"""Images of the wire to the network's input, in a pool of threads, each image failing alone."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from irv2.decode import ImageLimits
+from irv2.errors import ImageError, ImageReason
+from irv2.preprocess import Preprocess, preprocess, resize_and_crop
+from irv2.types import UInt8Array
+from irv2.v1 import classifier_pb2
+
+
+class Decoder:
+    """Decodes, resizes and crops; the libraries that do the work release the interpreter lock."""
+
+    def __init__(self, config: Preprocess, limits: ImageLimits, num_threads: int) -> None:
+        self._config, self._limits = config, limits
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+
+    async def decode(self, image: classifier_pb2.Image) -> tuple[UInt8Array, float]:
+        """uint8 RGB (S, S, 3) and the seconds it took. Raises ImageError.
+
+        Cancelled while it waits for a thread, an image is never decoded.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._timed, image)
+
+    def close(self) -> None:
+        """Wait for the images in work and free the threads."""
+        self._pool.shutdown()
+
+    def _timed(self, image: classifier_pb2.Image) -> tuple[UInt8Array, float]:
+        started_at = time.monotonic()
+        return input_from_image(image, self._config, self._limits), time.monotonic() - started_at
+
+
+def input_from_image(
+    image: classifier_pb2.Image, config: Preprocess, limits: ImageLimits
+) -> UInt8Array:  # fmt: skip
+    """An image of the wire -> uint8 RGB (S, S, 3). Raises ImageError."""
+    source = image.WhichOneof("source")
+    if source == "encoded":
+        return preprocess(image.encoded, config, limits)
+    if source == "pixels":
+        return resize_and_crop(_array_from_pixels(image.pixels, limits), config)
+    raise ImageError(ImageReason.EMPTY, "neither encoded nor pixels", "one of them")
+
+
+def _array_from_pixels(pixels: classifier_pb2.Pixels, limits: ImageLimits) -> UInt8Array:
+    height, width = pixels.height, pixels.width
+    if height * width > limits.max_pixels:
+        got, expected = f"{width}x{height} pixels", f"at most {limits.max_pixels / 1e6:g} million"
+        raise ImageError(ImageReason.TOO_MANY_PIXELS, got, expected)
+    num_bytes = 3 * height * width
+    if not num_bytes or len(pixels.rgb) != num_bytes:
+        got = f"{len(pixels.rgb)} bytes for {width}x{height} pixels"
+        raise ImageError(ImageReason.BAD_PIXELS, got, "3 x height x width, not 0")
+    return np.frombuffer(pixels.rgb, np.uint8).reshape(height, width, 3)

@@ -1,0 +1,81 @@
+"""The small HTTP port for operators: /metrics, /healthz, /readyz. One request per connection."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+
+from prometheus_client import CONTENT_TYPE_LATEST
+
+logger = logging.getLogger(__name__)
+
+READ_TIMEOUT_S = 5.0
+_UNFINISHED = (
+    TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+)  # fmt: skip
+MAX_HEAD_BYTES = 16 * 1024
+
+
+class HttpServer:
+    """Serves what `metrics` and `is_ready` say at the moment of asking."""
+
+    def __init__(self, metrics: Callable[[], bytes], is_ready: Callable[[], bool]) -> None:
+        self._metrics, self._is_ready = metrics, is_ready
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port, which 0 leaves to the system. Raises OSError."""
+        self._server = await asyncio.start_server(
+            self._serve_connection, host, port, limit=MAX_HEAD_BYTES
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Close the port."""
+        if self._server:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _serve_connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:  # fmt: skip
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._response(head))
+                await writer.drain()
+        except (
+            TimeoutError,
+            ConnectionError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+        ):
+            logger.debug("http_request_unfinished")  # a scanner, or a client that has gone
+        finally:
+            writer.close()
+
+    def _response(self, head: bytes) -> bytes:
+        method, _, rest = head.decode("latin-1").partition(" ")
+        status, content_type, body = self._answer(method, rest.partition(" ")[0].partition("?")[0])
+        lines = [
+            f"HTTP/1.1 {status.value} {status.phrase}", f"Content-Type: {content_type}",
+            f"Content-Length: {len(body)}", "Connection: close", "", "",
+        ]  # fmt: skip
+        return "\r\n".join(lines).encode() + (b"" if method == "HEAD" else body)
+
+    def _answer(self, method: str, path: str) -> tuple[HTTPStatus, str, bytes]:
+        if method not in ("GET", "HEAD"):
+            return _plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD")
+        if path == "/metrics":
+            return HTTPStatus.OK, CONTENT_TYPE_LATEST, self._metrics()
+        if path == "/healthz":
+            return _plain(HTTPStatus.OK, "alive")
+        if path == "/readyz":
+            if self._is_ready():
+                return _plain(HTTPStatus.OK, "ready")
+            return _plain(HTTPStatus.SERVICE_UNAVAILABLE, "not ready")
+        return _plain(HTTPStatus.NOT_FOUND, "try /metrics, /healthz or /readyz")
+
+
+def _plain(status: HTTPStatus, text: str) -> tuple[HTTPStatus, str, bytes]:
+    return status, "text/plain; charset=utf-8", f"{text}\n".encode()

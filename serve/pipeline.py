@@ -1,0 +1,146 @@
+"""The way of one request: admission, decoding, batch, best classes. No gRPC context in it."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+
+from irv2.errors import (
+    EngineError,
+    Expired,
+    ImageError,
+    ImageReason,
+    InvalidRequest,
+    NotServing,
+)
+from irv2.results import top_k_scores
+from irv2.v1 import classifier_pb2
+from serve.batcher import Admission, Batcher
+from serve.decoder import Decoder
+from serve.metrics import Metrics
+from serve.status import status_from_error
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_TIMEOUT_S = 60.0
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What became of one image, and when; seconds."""
+
+    result: classifier_pb2.Result
+    preprocess_s: float = 0.0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        return self.preprocess_s + self.queue_s + self.inference_s
+
+
+class Pipeline:
+    """Answers requests with one model. Times are the event loop's clock."""
+
+    def __init__(
+        self,
+        model: classifier_pb2.Model,
+        limits: classifier_pb2.Limits,
+        decoder: Decoder,
+        batcher: Batcher,
+        metrics: Metrics,
+    ) -> None:
+        self.model, self.limits = model, limits
+        self._decoder, self._batcher, self._metrics = decoder, batcher, metrics
+        self.is_serving = False
+        self._classes = list(model.classes)  # a protobuf field is slow to index
+
+    async def classify(
+        self, request: classifier_pb2.ClassifyRequest, deadline: float
+    ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
+        """Answer by `deadline` or raise a RequestError; images that fail do so alone."""
+        arrived_at = asyncio.get_running_loop().time()
+        if not self.is_serving:
+            raise NotServing("server", "is starting", way_out="ask again in a few seconds")
+        self._check(request)
+        try:
+            async with asyncio.timeout_at(deadline):
+                outcomes = await self._classify_images(request, deadline)
+        except TimeoutError as error:
+            raise Expired("deadline", "passed before the answer") from error
+        slowest = max(outcomes, key=lambda outcome: outcome.total_s)
+        timing = classifier_pb2.Timing(
+            queue_us=round(slowest.queue_s * 1e6),
+            preprocess_us=round(slowest.preprocess_s * 1e6),
+            inference_us=round(slowest.inference_s * 1e6),
+            total_us=round((asyncio.get_running_loop().time() - arrived_at) * 1e6),
+        )
+        self._metrics.observe_timing(timing)
+        results = [outcome.result for outcome in outcomes]
+        return classifier_pb2.ClassifyResponse(
+            results=results, id=request.id, model_id=self.model.id, timing=timing
+        )
+
+    async def warm_up(self, batch_sizes: Iterable[int]) -> None:
+        """Go the whole way once, so that no request pays for the first time of anything.
+
+        Raises EngineError where the answer to a blank photograph is an error.
+        """
+        await self._batcher.warm_up(batch_sizes)
+        blank = simplejpeg.encode_jpeg(np.zeros((375, 500, 3), np.uint8))
+        request = classifier_pb2.ClassifyRequest(images=[classifier_pb2.Image(encoded=blank)])
+        deadline = asyncio.get_running_loop().time() + WARM_UP_TIMEOUT_S
+        (outcome,) = await self._classify_images(request, deadline)
+        if outcome.result.HasField("error"):
+            raise EngineError("warm-up", outcome.result.error.message, "an answer")
+
+    def _check(self, request: classifier_pb2.ClassifyRequest) -> None:
+        num_images, most = len(request.images), self.limits.max_images
+        if not 0 < num_images <= most:
+            raise InvalidRequest("images", f"{num_images} of them", f"1 to {most}")
+
+    async def _classify_images(
+        self, request: classifier_pb2.ClassifyRequest, deadline: float
+    ) -> list[_Outcome]:  # fmt: skip
+        with self._batcher.admit(len(request.images), deadline) as admission:
+            tasks = [
+                asyncio.create_task(self._classify_image(image, request.top_k, admission))
+                for image in request.images
+            ]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:  # one expired: so will the others
+                for task in tasks:
+                    task.cancel()
+
+    async def _classify_image(
+        self, image: classifier_pb2.Image, top_k: int, admission: Admission
+    ) -> _Outcome:  # fmt: skip
+        outcome = _Outcome(classifier_pb2.Result())
+        try:
+            image_hwc, outcome.preprocess_s = await self._decoder.decode(image)
+            answer = await admission.run(image_hwc)
+            outcome.queue_s, outcome.inference_s = answer.queue_s, answer.inference_s
+            scores = top_k_scores(answer.logits, self._classes, top_k)
+        except Expired:
+            raise  # with the whole request
+        except ImageError as error:
+            self._fail(outcome, error, error.reason)
+        except EngineError as error:  # the batcher has logged it
+            self._fail(outcome, error, ImageReason.INTERNAL)
+        except Exception as error:
+            logger.exception("image_failed")
+            self._fail(outcome, error, ImageReason.INTERNAL)
+        else:
+            outcome.result.scores.extend(
+                classifier_pb2.Score(index=s.index, label=s.label, probability=s.probability)
+                for s in scores
+            )
+        return outcome
+
+    def _fail(self, outcome: _Outcome, error: Exception, reason: ImageReason) -> None:
+        outcome.result.error.CopyFrom(status_from_error(error))
+        self._metrics.observe_image_error(reason)

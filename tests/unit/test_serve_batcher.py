@@ -1,0 +1,374 @@
+"""The batcher under a clock and an engine that the test controls: no thread, no real time."""
+
+import asyncio
+import heapq
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irv2.errors import EngineError, Expired, NotServing, Overloaded
+from irv2.runners.base import Runner
+from serve.batcher import Answer, Batcher, BatchTimes
+
+SIDE = 2
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer instead of waiting for it."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        live = [timer for timer in self._scheduled if not timer._cancelled]
+        if not self._ready and live:
+            self.now = max(self.now, heapq.nsmallest(1, live)[0]._when)
+        super()._run_once()
+
+
+class FakeRunner(Runner):
+    """Answers an image with its own number; fails or gives nonsense where told to."""
+
+    backend, image_size, num_classes, max_batch = "fake", SIDE, 3, 8
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.fails: Callable[[list[int]], bool] = lambda numbers: False
+
+    def run(self, images):
+        numbers = [int(image[0, 0, 0]) for image in images]
+        self.batches.append(numbers)
+        if self.fails(numbers):
+            raise EngineError("fake", "was told to fail")
+        return np.repeat(np.array(numbers, np.float32)[:, None], 3, axis=1)
+
+
+class FakeEngine(Executor):
+    """Takes `seconds(batch size)` of the virtual clock for each call, one at a time."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        self.seconds, self.busy, self.starts = seconds, False, []
+
+    def submit(self, run, images):
+        assert not self.busy, "two batches at a time"
+        self.busy, future, loop = True, Future(), asyncio.get_running_loop()
+        self.starts.append(loop.time())
+
+        def done():
+            self.busy = False
+            try:
+                future.set_result(run(images))
+            except Exception as error:
+                future.set_exception(error)
+
+        loop.call_later(self.seconds(len(images)), done)
+        return future
+
+
+class Bench:
+    """A batcher with its fakes; `ask` submits the image of that number."""
+
+    def __init__(
+        self,
+        seconds: Callable[[int], float] = lambda size: 0.1,
+        max_batch=4,
+        max_queue=100,
+        **options,
+    ):
+        self.runner, self.engine = FakeRunner(), FakeEngine(seconds)
+        self.loop = asyncio.get_running_loop()
+        self.batcher = Batcher(
+            self.runner, max_batch=max_batch, max_queue=max_queue, engine=self.engine, **options
+        )
+
+    async def ask(self, number: int, timeout_s: float = 60.0) -> Answer:
+        with self.batcher.admit(1, self.loop.time() + timeout_s) as admission:
+            return await admission.run(image(number))
+
+    def ask_later(self, number: int, timeout_s: float = 60.0) -> asyncio.Task[Answer]:
+        return asyncio.create_task(self.ask(number, timeout_s))
+
+
+def image(number: int) -> np.ndarray:
+    return np.full((SIDE, SIDE, 3), number, np.uint8)
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(scenario)
+
+
+def test_a_lone_request_starts_at_once():
+    async def scenario():
+        bench = Bench()
+        answer = await bench.ask(7)
+        assert answer.logits[0] == 7
+        assert (answer.queue_s, answer.inference_s) == (0.0, pytest.approx(0.1))
+
+    run(scenario())
+
+
+def test_a_batch_fills_while_the_engine_is_busy():
+    async def scenario():
+        bench = Bench()
+        answers = await asyncio.gather(*(bench.ask(number) for number in range(7)))
+        assert [answer.logits[0] for answer in answers] == list(range(7))
+        assert [len(batch) for batch in bench.runner.batches] == [1, 4, 2]
+
+    run(scenario())
+
+
+def test_the_most_urgent_go_first_even_when_a_batch_was_prepared():
+    async def scenario():
+        bench = Bench(max_batch=2)
+        tasks = []
+        for number, timeout_s in enumerate((10.0, 9.0, 5.0, 1.0, 7.0)):
+            tasks.append(bench.ask_later(number, timeout_s))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*tasks)
+        assert bench.runner.batches == [[0], [3, 2], [4, 1]]
+
+    run(scenario())
+
+
+def test_a_batch_is_no_larger_than_its_most_urgent_member_can_wait_for():
+    async def scenario():
+        bench = Bench(seconds=lambda size: 0.1 * size)
+        await bench.batcher.warm_up((1, 2, 4))
+        first = bench.ask_later(0)
+        await asyncio.sleep(0.01)
+        urgent = bench.ask_later(1, 0.3)
+        others = [bench.ask_later(number) for number in (2, 3)]
+        await asyncio.gather(first, urgent, *others)
+        assert [len(batch) for batch in bench.runner.batches[3:]] == [1, 2, 1]
+
+    run(scenario())
+
+
+def test_a_request_that_expires_in_the_queue_never_runs():
+    async def scenario():
+        bench = Bench(seconds=lambda size: 1.0)
+        first = bench.ask_later(0)
+        second = bench.ask_later(1, 0.5)
+        third = bench.ask_later(2)
+        with pytest.raises(Expired):
+            await second
+        await asyncio.gather(first, third)
+        assert bench.runner.batches == [[0], [2]]
+
+    run(scenario())
+
+
+def test_a_request_whose_deadline_has_passed_is_not_admitted():
+    async def scenario():
+        with pytest.raises(Expired):
+            await Bench().ask(0, timeout_s=0.0)
+
+    run(scenario())
+
+
+def test_a_cancelled_request_never_runs_even_when_its_batch_is_prepared():
+    async def scenario():
+        bench = Bench(max_batch=2)
+        tasks = [bench.ask_later(number) for number in range(4)]
+        await asyncio.sleep(0.05)  # 0 runs, 1 and 2 are staged, 3 is queued
+        tasks[1].cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers[1], asyncio.CancelledError)
+        assert [sorted(batch) for batch in bench.runner.batches] == [[0], [2, 3]]
+        assert bench.batcher.num_admitted == 0
+
+    run(scenario())
+
+
+def test_a_failing_engine_fails_only_that_batch():
+    async def scenario():
+        bench = Bench(max_batch=2)
+        bench.runner.fails = lambda numbers: 1 in numbers
+        answers = await asyncio.gather(*map(bench.ask, range(5)), return_exceptions=True)
+        failed = [isinstance(answer, EngineError) for answer in answers]
+        assert failed == [False, True, True, False, False]
+
+    run(scenario())
+
+
+def test_logits_that_are_not_finite_are_a_failure():
+    async def scenario():
+        bench = Bench()
+        bench.runner.run = lambda images: np.full((len(images), 3), np.nan, np.float32)
+        with pytest.raises(EngineError):
+            await bench.ask(0)
+
+    run(scenario())
+
+
+def test_what_cannot_be_done_in_time_is_refused_with_the_time_to_come_back():
+    async def scenario():
+        bench = Bench(seconds=lambda size: 1.0, max_batch=1)
+        await bench.batcher.warm_up((1,))
+        waiting = [bench.ask_later(number) for number in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refused:
+            await bench.ask(3, timeout_s=2.5)  # the fourth in a row is answered after 4 s
+        assert refused.value.retry_after_s == pytest.approx(1.5)
+        assert (await bench.ask(4, timeout_s=4.5)).logits[0] == 4
+        await asyncio.gather(*waiting)
+
+    run(scenario())
+
+
+def test_no_more_images_are_admitted_than_the_queue_may_hold():
+    async def scenario():
+        bench = Bench(max_queue=2)
+        waiting = [bench.ask_later(number) for number in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="at most 2"):
+            await bench.ask(2)
+        await asyncio.gather(*waiting)
+        await bench.ask(3)
+
+    run(scenario())
+
+
+def test_one_slow_batch_is_not_believed_for_ever():
+    async def scenario():
+        slow = iter([100.0])
+        bench = Bench(seconds=lambda size: next(slow, 0.1))
+        await bench.ask(0, timeout_s=200.0)
+        await bench.ask(1, timeout_s=1.0)  # by the average it would take 100 s
+
+    run(scenario())
+
+
+def test_an_idle_engine_waits_for_company_as_long_as_it_is_told():
+    async def scenario():
+        bench = Bench(max_queue_delay_ms=50)
+        first = bench.ask_later(0)
+        await asyncio.sleep(0.03)
+        second = bench.ask_later(1)
+        answers = await asyncio.gather(first, second)
+        assert bench.runner.batches == [[0, 1]]
+        assert answers[0].queue_s == pytest.approx(0.05)
+
+    run(scenario())
+
+
+def test_places_not_taken_are_free_again():
+    async def scenario():
+        batcher = Bench().batcher
+        with batcher.admit(64, asyncio.get_running_loop().time() + 1.0):
+            assert batcher.num_admitted == 64
+        assert batcher.num_admitted == 0
+
+    run(scenario())
+
+
+def test_closing_answers_everything_admitted_and_refuses_the_rest():
+    async def scenario():
+        bench = Bench(max_batch=1, max_queue_delay_ms=50)
+        waiting = [bench.ask_later(number) for number in range(3)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(bench.batcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(NotServing):
+            await bench.ask(3)
+        await closing
+        assert [task.result().logits[0] for task in waiting] == [0, 1, 2]
+
+    run(scenario())
+
+
+def test_batch_times_are_interpolated_and_extrapolated():
+    times = BatchTimes()
+    assert times.predict(5) == 0.0
+    times.learn(2, 1.0)
+    times.learn(4, 2.0)
+    assert [times.predict(size) for size in (1, 3, 8)] == [1.0, 1.5, 4.0]
+    times.learn(4, 3.0)
+    assert times.predict(4) == pytest.approx(2.2)
+
+
+arrivals = st.lists(
+    st.tuples(
+        st.floats(0, 0.5),  # after the one before
+        st.floats(0.01, 3.0),  # time allowed
+        st.none() | st.floats(0, 1.0),  # cancelled after
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    arrivals=arrivals,
+    max_batch=st.integers(1, 5),
+    max_queue=st.integers(1, 12),
+    delay_ms=st.sampled_from([0.0, 0.0, 80.0]),
+    per_image_s=st.floats(0.001, 0.6),
+    failing=st.sets(st.integers(0, 29)),
+)
+def test_every_request_gets_exactly_one_answer_its_own(
+    arrivals, max_batch, max_queue, delay_ms, per_image_s, failing
+):
+    async def scenario():
+        bench = Bench(
+            lambda size: per_image_s * (1 + size) / 2, max_batch, max_queue,
+            max_queue_delay_ms=delay_ms,
+        )  # fmt: skip
+        bench.runner.fails = lambda numbers: bool(failing & set(numbers))
+        tasks, deadlines, cancelled_at = [], [], {}
+        for number, (gap_s, timeout_s, cancel_s) in enumerate(arrivals):
+            await asyncio.sleep(gap_s)
+            tasks.append(bench.ask_later(number, timeout_s))
+            deadlines.append(bench.loop.time() + timeout_s)
+            if cancel_s is not None:
+
+                def cancel(number=number):
+                    if tasks[number].cancel():
+                        cancelled_at[number] = bench.loop.time()
+
+                bench.loop.call_later(cancel_s, cancel)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        await bench.batcher.close()
+
+        ran = [number for batch in bench.runner.batches for number in batch]
+        assert len(ran) == len(set(ran)), "an image ran twice"
+        assert all(len(batch) <= max_batch for batch in bench.runner.batches)
+        for started_at, batch in zip(bench.engine.starts, bench.runner.batches, strict=True):
+            assert all(started_at < deadlines[number] for number in batch)
+            assert all(started_at <= cancelled_at.get(number, started_at) for number in batch)
+        for number, answer in enumerate(answers):
+            if isinstance(answer, Answer):
+                assert answer.logits[0] == number
+                # Idle means at once: what queued longer than the delay waited for the engine.
+                since = started_of(bench, number) - answer.queue_s
+                assert busy_during(bench, since + delay_ms / 1e3, started_of(bench, number))
+            else:
+                kinds = asyncio.CancelledError | EngineError | Expired | Overloaded
+                assert isinstance(answer, kinds)
+            if number in cancelled_at:
+                assert isinstance(answer, asyncio.CancelledError)
+        assert bench.batcher.num_admitted == 0
+
+    def started_of(bench, number):
+        batches = zip(bench.engine.starts, bench.runner.batches, strict=True)
+        return next(started_at for started_at, batch in batches if number in batch)
+
+    def busy_during(bench, since, until):
+        """Whether batches follow one another without a gap from `since` to `until`."""
+        batches = zip(bench.engine.starts, bench.runner.batches, strict=True)
+        busy = sum(
+            max(0.0, min(until, start + per_image_s * (1 + len(batch)) / 2) - max(since, start))
+            for start, batch in batches
+            if start < until
+        )
+        return busy >= until - since - 1e-6
+
+    run(scenario())
