@@ -6,6 +6,8 @@ typed, and TF32 is off.
 """
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,25 @@ def choose_flavour() -> Flavour:
 
 
 def build_engine(onnx_path: Path, plan_path: Path, max_batch: int, flavour: Flavour) -> None:
-    """Write the engine for batches of 1 to `max_batch`; raises EngineError with the reason."""
+    """Write the engine for batches of 1 to `max_batch`; raises EngineError with the reason.
+
+    Ctrl-C and SIGTERM stop it at the next step. The work is done in a thread, since signals are
+    handled in the main one: there they would end up in the library's callbacks, which swallow
+    every exception.
+    """
+    stop = threading.Event()
+    with Progress(f"build {plan_path.name}", 0, "steps") as bar, ThreadPoolExecutor(1) as pool:
+        plan = pool.submit(_build, onnx_path, max_batch, flavour, bar, stop)
+        try:
+            content = plan.result()
+        finally:
+            stop.set()
+    write_atomically(plan_path, content)
+
+
+def _build(
+    onnx_path: Path, max_batch: int, flavour: Flavour, bar: Progress, stop: threading.Event
+) -> bytes:  # fmt: skip
     trt, log = flavour.trt, make_logger(flavour.trt)
     builder = create(trt.Builder, log)
     network = _parse(trt, builder, log, onnx_path)
@@ -77,15 +97,12 @@ def build_engine(onnx_path: Path, plan_path: Path, max_batch: int, flavour: Flav
     _add_profile(builder, config, network, max_batch)
     if flavour.gpu is None:
         _set_targets(trt, config)
-    with Progress(f"build {plan_path.name}", 0, "steps") as bar:
-        monitor = _make_monitor(trt, bar)
-        config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
-    if monitor.stopped is not None:
-        raise monitor.stopped
+    monitor = _make_monitor(trt, bar, stop)  # the config does not keep it alive
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(onnx_path, f"{flavour.format} can't build it ({log.reason()})")
-    write_atomically(plan_path, bytes(plan))
+    return bytes(plan)
 
 
 def _parse(trt: Any, builder: Any, log: Any, onnx_path: Path) -> Any:  # noqa: ANN401
@@ -126,30 +143,19 @@ def _set_targets(trt: Any, config: Any) -> None:  # noqa: ANN401
             raise EngineError("tensorrt_rtx", f"refuses compute capability {capability}")
 
 
-def _make_monitor(trt: Any, bar: Progress) -> Any:  # noqa: ANN401
+def _make_monitor(trt: Any, bar: Progress, stop: threading.Event) -> Any:  # noqa: ANN401
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Shows the steps; Ctrl-C and SIGTERM stop the build, and are raised after it."""
-
-        stopped: BaseException | None = None
-
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, name: str, parent: str | None, num_steps: int) -> None:
-            self._show(num_steps, 0, name)
+            bar.expect(num_steps)
 
         def step_complete(self, name: str, step: int) -> bool:
-            self._show(0, 1, name)
-            return self.stopped is None
+            bar.advance(1, phase=name)
+            return not stop.is_set()
 
         def phase_finish(self, name: str) -> None:
-            self._show(0, 0, name)
-
-        def _show(self, more: int, done: int, name: str) -> None:
-            try:
-                bar.expect(more)
-                bar.advance(done, phase=name)
-            except BaseException as error:  # must not unwind through the library's frames
-                self.stopped = error
+            """The interface wants it; the steps say enough."""
 
     return Monitor()

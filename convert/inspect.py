@@ -51,7 +51,7 @@ class Inspection:
             tabulate(facts, tablefmt="plain", disable_numparse=True), "",
             tabulate(
                 [self._row(artifact) for artifact in manifest.artifacts],
-                ("artefact", "precision", "MB", "largest batch", "parity", "built with", "GPU"),
+                ("artefact", "precision", "MB", "largest batch", "parity", "built with"),
                 disable_numparse=True,
             ),
         ])  # fmt: skip
@@ -63,9 +63,14 @@ class Inspection:
             "missing" if size_bytes is None else f"{size_bytes / 1e6:.1f}", str(artifact.max_batch),
             f"{parity.verdict.replace('_', ' ')}, n = {parity.n}, on {parity.ran_on}"
             if parity else "not verified",
-            ", ".join(f"{name} {version}" for name, version in artifact.built_with.items()),
-            artifact.gpu or "",
+            self._built_with(artifact),
         )  # fmt: skip
+
+    @staticmethod
+    def _built_with(artifact: Artifact) -> str:
+        """What decides where it runs: the engine's library and GPU, else the exporter."""
+        built_with = f"{artifact.format} {artifact.built_with.get(artifact.format, '')}"
+        return f"{built_with} for {artifact.gpu}" if artifact.gpu else built_with
 
     def _size_bytes(self, artifact: Artifact) -> int | None:
         path = self.bundle.path / artifact.file

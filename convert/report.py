@@ -19,8 +19,8 @@ from irv2.bundle import Artifact, ErrorChange, Manifest
 
 REPORT = "parity.md"
 _HEADERS = (
-    "artefact", "precision", "verdict", "top-1 error", "lost", "gained", "top-5 error", "lost",
-    "gained", "agreement", "largest logit difference", "ran on",
+    "artefact", "verdict", "top-1 error", "lost, gained", "top-5 error", "lost, gained",
+    "agreement", "ran on",
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class Report:
         """The contents of parity.md."""
         source = self.manifest.source
         return "\n".join([
-            f"# Parity of {self.bundle.name}: {'rejected' if self.failed else 'passed'}", "",
+            f"# Parity of {self.bundle.name}: {'not passed' if self.failed else 'passed'}", "",
             f"Reference: the checkpoint sha256 {source.checkpoint_sha256} ({source.arch}, setting "
             f"{source.setting}, epoch {source.epoch}) in torch, float32.", "",
             self._table("github"), "", *(f"- {text}" for text in self._texts()), "",
@@ -108,28 +108,32 @@ def chance_remark(reference: Reference, num_classes: int) -> str:
 def _row(artifact: Artifact) -> tuple[str, ...]:
     parity = artifact.parity
     if parity is None:
-        return artifact.file, artifact.precision, "not verified here", *[""] * 9
+        return artifact.file, "not verified", "", "", "", "", "", ""
     return (
-        artifact.file, artifact.precision, parity.verdict.replace("_", " "),
-        *_change(parity.top1), *_change(parity.top5), f"{parity.agreement:.2f} %",
-        f"{parity.max_abs_logit_diff:.1e}", parity.ran_on,
+        artifact.file, parity.verdict.replace("_", " "), *_change(parity.top1),
+        *_change(parity.top5), f"{parity.agreement:.2f} %", parity.ran_on,
     )  # fmt: skip
 
 
-def _change(change: ErrorChange) -> tuple[str, str, str]:
+def _change(change: ErrorChange) -> tuple[str, str]:
     errors = f"{change.reference_error:.2f} -> {change.error:.2f} %"
-    return errors, str(change.lost), str(change.gained)
+    return errors, f"{change.lost}, {change.gained}"
 
 
 def _provenance(artifacts: list[Artifact]) -> list[str]:
-    """Per artefact: hash, parent, builders, GPU and images."""
+    """Per artefact: hash, parent, builders, GPU, images and the largest logit difference."""
     rows = []
     for artifact in artifacts:
         built_with = ", ".join(f"{name} {version}" for name, version in artifact.built_with.items())
-        data = artifact.parity.data_sha256[:12] if artifact.parity else ""
+        parity = artifact.parity
+        evidence = (
+            (str(parity.n), parity.data_sha256[:12], f"{parity.max_abs_logit_diff:.1e}")
+            if parity else ("", "", "")
+        )  # fmt: skip
         rows.append((
-            artifact.file, artifact.sha256[:12], artifact.built_from[:12], built_with,
-            artifact.gpu or "", data,
+            artifact.file, artifact.precision, artifact.sha256[:12], artifact.built_from[:12],
+            built_with, artifact.gpu or "", *evidence,
         ))  # fmt: skip
-    headers = ("artefact", "sha256", "built from", "built with", "GPU", "images' sha256")
+    headers = ("artefact", "precision", "sha256", "built from", "built with", "GPU", "images",
+               "their sha256", "largest logit difference")  # fmt: skip
     return [tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]

@@ -81,7 +81,7 @@ def verify_server(
         num_equal=sum(equal),
         num_checkpoint_top1=sum(
             bool(result.scores) and result.scores[0].index == label
-            for result, label in zip(served, best, strict=True)
+            for result, label in zip(served, best.tolist(), strict=True)
         ),
         differing=[file for file, same in zip(images.files, equal, strict=True) if not same],
     )  # fmt: skip

@@ -6,7 +6,7 @@ imported when it is called.
 
 import importlib
 import sys
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
@@ -24,12 +24,12 @@ class Entry(NamedTuple):
 
 
 PROGRAMS = {
-    "data": Entry("irv2.data_cli:main", "Make data folders."),
+    "data": Entry("irv2.data_cli:main", "Make data folders.", "train"),
     "train": Entry("train.cli:main", "Train a network; leaves a checkpoint.", "train"),
     "plot": Entry("train.plot_cli:main", "Draw training curves.", "train"),
-    "eval": Entry("irv2.eval_cli:main", "Measure the errors of a checkpoint or a bundle."),
+    "eval": Entry("irv2.eval_cli:main", "Measure the errors of a checkpoint or a bundle.", "train"),
     "export": Entry("convert.cli:export", "Convert and verify a checkpoint.", "convert"),
-    "verify": Entry("convert.cli:verify", "Judge a bundle again, on this machine."),
+    "verify": Entry("convert.cli:verify", "Judge a bundle again, on this machine.", "convert"),
     "inspect": Entry("convert.cli:inspect", "Show a bundle and check its hashes."),
     "serve": Entry("serve.cli:main", "Serve a bundle over gRPC."),
     "classify": Entry("irv2.classify_cli:main", "Classify image files."),
@@ -42,6 +42,14 @@ class _Programs(ProgramGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return _load(cmd_name) if cmd_name in PROGRAMS else None
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:  # imported when needed, not with the program
+            if ctx.invoked_subcommand is None:
+                raise
+            raise missing_extra(ctx.invoked_subcommand, error) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Programs, in the order of the pipeline"):

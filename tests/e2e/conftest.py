@@ -1,0 +1,37 @@
+"""One folder in which the README's commands have a trained network to work on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="session")
+def environment(cache_dir: Path) -> dict[str, str]:
+    """The programs on the path, as after `source .venv/bin/activate`."""
+    return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="session")
+def project(
+    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
+) -> Path:  # fmt: skip
+    """A working folder with runs/setting-2, trained on the built-in sample as the README says."""
+    folder = tmp_path_factory.mktemp("project")
+    subprocess.run(["irv2-train", "--setting", "2"], cwd=folder, env=environment, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(project: Path, environment: dict[str, str]) -> Path:
+    """The bundle of that run; not to be changed."""
+    best = project / "runs" / "setting-2" / "best.pt"
+    out = project / "exported.bundle"
+    subprocess.run(
+        ["irv2-export", str(best), "--out", str(out)], cwd=project, env=environment, check=True
+    )
+    return out

@@ -1,0 +1,84 @@
+"""Every command in README and docs runs as it stands, or says beside it why it does not."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<kind>bash|python)\n(?P<text>.*?)```", re.DOTALL
+)
+# CI itself calls these targets; running `make test` in a test would never end.
+CALLED_BY_CI = {"make demo", "make test"}
+
+
+def script(document: Path) -> str:
+    """The document's commands, in order, as one shell script."""
+    parts = []
+    for block in BLOCK.finditer(document.read_text()):
+        if block["why"]:
+            continue
+        if block["kind"] == "python":
+            parts.append(f"python - <<'END'\n{block['text']}END\n")
+        else:
+            lines = [line for line in block["text"].splitlines() if line not in CALLED_BY_CI]
+            parts.append("\n".join(lines) + "\n")
+    return "".join(parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_of_a_document_run(document, project, environment, tmp_path):
+    commands = script(document)
+    if not commands.strip():
+        assert document.name != "README.md"
+        return
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        # A process group of its own, so that servers left in the background end with it.
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", commands], cwd=project, env=environment,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            status = process.wait(timeout=240)
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+    assert status == 0, log.read_text()
+
+
+def test_ci_calls_the_targets_that_the_readme_names():
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert all(target in ci for target in CALLED_BY_CI)
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_tables_of_the_readme_name_real_extras():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = re.search(r"\| extra \|.*?\n\n", (ROOT / "README.md").read_text(), re.DOTALL).group()
+    named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert named == set(project["optional-dependencies"])
+
+
+def test_dependencies_each_have_a_line_of_reason():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    required = [*project["dependencies"], *(name for extra in extras.values() for name in extra)]
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    for requirement in required:
+        name = re.match(r"[\w-]+", requirement).group()
+        assert name in text or name == "irv2" or name.startswith("types-"), name

@@ -1,0 +1,64 @@
+"""The built wheel in an environment of its own: a server without torch, from another folder."""
+
+import signal
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_bundle import write_tiny_bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bin/ of a virtual environment with the wheel and its extra `cpu`."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder]
+    subprocess.run([*map(str, pip), str(ROOT)], check=True)
+    [wheel] = folder.glob("irv2-*.whl")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]"], check=True)
+    return python.parent
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(installed, tmp_path):
+    absent = subprocess.run([installed / "python", "-c", "import torch"], capture_output=True)
+    assert absent.returncode == 1
+    for folder in ("train", "serve", "convert", "irv2"):  # names that a user's folder may have too
+        (tmp_path / folder).mkdir()
+    bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
+    image = tmp_path / "photo.jpg"
+    Image.radial_gradient("L").convert("RGB").save(image)
+    process = subprocess.Popen(
+        [installed / "irv2-serve", bundle, "--listen", "127.0.0.1:0", "--grace-s", "0"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        ready = process.stderr.readline()
+        assert ready.startswith("ready "), ready + process.stderr.read()
+        command = [installed / "irv2-classify", image, "--server", ready.split()[1]]
+        answer = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+        assert "class " in answer
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_program_whose_extra_is_missing_names_it(installed, tmp_path):
+    result = subprocess.run(
+        [installed / "irv2-train", "--setting", "2"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "irv2[train]" in line
