@@ -110,7 +110,7 @@ def _load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(path, "holds more than tensors and plain values", expected) from error
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError) as error:
+    except Exception as error:  # on flipped bytes torch raises anything, even AssertionError
         raise CheckpointError(path, f"damaged ({error})", expected) from error
     if not isinstance(content, dict):
         raise CheckpointError(path, f"holds a {type(content).__name__}", expected)

@@ -107,6 +107,9 @@ class Client:
             return self._classify_request(request, top_k, deadline)
 
         requests = list(_requests(list(images), self._description.limits))
+        if len(requests) < 2:  # the usual case needs no threads
+            yield from chain.from_iterable(map(send, requests))
+            return
         pool = ThreadPoolExecutor(REQUESTS_AT_A_TIME, thread_name_prefix="irv2-client")
         try:
             yield from chain.from_iterable(pool.map(send, requests))
@@ -164,7 +167,8 @@ class Client:
         code, text = error.code(), error.details()
         if code is _CODES.UNAVAILABLE:
             way_out = "start one with `irv2-serve BUNDLE --listen HOST:PORT`, or wait for it"
-            return NotServing(self._name, f"no server answers ({text})", way_out=way_out)
+            reason = text.rpartition(": ")[2]  # gRPC tells the whole story, the cause is last
+            return NotServing(self._name, f"no server answers ({reason})", way_out=way_out)
         if code is _CODES.DEADLINE_EXCEEDED:
             return Expired(self._name, "no answer in the time allowed")
         if code is _CODES.RESOURCE_EXHAUSTED:

@@ -118,7 +118,7 @@ def _read_idx(source: Path, name: str, rank: int) -> UInt8Array:
     if not plain.is_file() and not packed.is_file():
         raise DataError(
             source, f"no {name} or {name}.gz in it", "Fashion-MNIST's four IDX files",
-            "apt-get install dataset-fashion-mnist puts them in /usr/share/dataset-fashion-mnist",
+            "apt-get install dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist",
         )  # fmt: skip
     path, expected = (plain, "an IDX file") if plain.is_file() else (packed, "a gzipped IDX file")
     try:

@@ -1,0 +1,26 @@
+"""What all tests share: no setting of the user's leaks in, and one sample folder per session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from irv2.samples import sample_folder
+
+# Before torch is imported, here and in the processes that tests start: they share the cores.
+os.environ["OMP_NUM_THREADS"] = "2"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's cache for this session, also of the processes that tests start."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    os.environ.pop("IRV2_DATA", None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample(cache_dir: Path) -> Path:
+    """The built-in sample, written once per session."""
+    return sample_folder()

@@ -1,0 +1,17 @@
+"""One checkpoint and one export for all tests of the convert stage."""
+
+import pytest
+from tiny_checkpoint import Exported, make_checkpoint, write_images
+
+from convert.export import ExportOptions, export
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Not to be changed; copy `bundle` first."""
+    root = tmp_path_factory.mktemp("convert")
+    data = write_images(root / "data")
+    checkpoint_path = root / "best.pt"
+    make_checkpoint(data).save(checkpoint_path)
+    report = export(checkpoint_path, data, None, ExportOptions(max_batch=16))
+    return Exported(data, checkpoint_path, root / "best.bundle", report)

@@ -1,0 +1,272 @@
+"""Export of a real, small network: the bundle, its ONNX file, and what the gate rejects."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tiny_checkpoint import CLASSES, NUM_PER_CLASS, Exported, make_checkpoint, tree
+
+from convert.export import Candidate, ExportOptions, convert, judge_and_publish
+from convert.onnx_export import fold, write_onnx
+from irv2.bundle import Bundle, file_sha256
+from irv2.checkpoint import Checkpoint
+from irv2.dataset import open_split
+from irv2.model import Normalized
+from irv2.preprocess import Preprocess
+from irv2.runners.choose import open_best
+from irv2.runners.onnx import OnnxRunner
+
+NUM_IMAGES = len(CLASSES) * NUM_PER_CLASS
+
+
+def irv2(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "irv2", *map(str, args)], capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(exported: Exported) -> Checkpoint:
+    return Checkpoint.load(exported.checkpoint_path)
+
+
+def random_images(num: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num, 75, 75, 3), dtype=np.uint8)
+
+
+def test_bundle_is_whole_and_its_artefact_has_passed(exported, checkpoint):
+    bundle = Bundle.open(exported.bundle)
+    assert set(tree(exported.bundle)) == {"bundle.json", "model.onnx", "parity.md", "reference.npz"}
+    [artifact] = bundle.manifest.artifacts
+    assert (artifact.file, artifact.format, artifact.precision) == ("model.onnx", "onnx", "fp32")
+    assert artifact.max_batch == 16
+    parity = artifact.parity
+    assert (parity.verdict, parity.basis, parity.n) == ("passed", "identical", NUM_IMAGES)
+    assert parity.agreement == 100
+    # The checkpoint knows its images: agreeing with it is worth something.
+    assert parity.top1.reference_error == parity.top1.error < 10
+    source = bundle.manifest.source
+    assert source.checkpoint_sha256 == artifact.built_from == file_sha256(exported.checkpoint_path)
+    assert (source.setting, source.epoch) == ("2", 3)
+    assert bundle.classes == CLASSES
+    assert bundle.preprocess == checkpoint.preprocess
+
+
+def test_nothing_is_left_beside_the_bundle(exported):
+    names = {path.name for path in exported.bundle.parent.iterdir()}
+    assert names == {"data", "best.pt", "best.bundle"}
+
+
+def test_published_bundle_is_served_from_here(exported):
+    artifact, runner = open_best(Bundle.open(exported.bundle))
+    with runner:
+        assert artifact.file == "model.onnx"
+        assert runner.run(random_images(3)).shape == (3, len(CLASSES))
+
+
+@pytest.mark.parametrize("num", [1, 2, 7, 16])
+def test_onnx_takes_uint8_images_in_any_number_and_gives_the_networks_logits(
+    exported, checkpoint, num
+):
+    images = random_images(num, seed=num)
+    config = checkpoint.preprocess
+    network = Normalized(checkpoint.build_model(), config.mean, config.std)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(images)).numpy()
+    logits = OnnxRunner(exported.bundle / "model.onnx").run(images)
+    assert logits.dtype == np.float32
+    # Float32 sums in another order, through some forty layers.
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_onnx_is_one_plain_file_without_batch_norm_or_notes_about_this_machine(exported):
+    path = exported.bundle / "model.onnx"
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+    assert [value.name for value in model.graph.input] == ["images"]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    shape = model.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in shape] == ["N", 75, 75, 3]
+    operators = [node.op_type for node in model.graph.node]
+    assert "BatchNormalization" not in operators
+    assert operators.count("Mul") == 1  # the normalisation's; residual scales are folded
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
+
+
+def test_onnx_says_what_it_is(exported, checkpoint):
+    metadata = OnnxRunner(exported.bundle / "model.onnx").metadata
+    assert json.loads(metadata["classes"]) == CLASSES
+    stated = Preprocess.from_json(json.loads(metadata["preprocess"]), "metadata")
+    assert stated == checkpoint.preprocess
+    assert metadata["preprocess_sha256"] == checkpoint.preprocess.sha256
+    assert metadata["checkpoint_sha256"] == file_sha256(exported.checkpoint_path)
+    assert metadata["arch"] == "inception_resnet_v2"
+
+
+def test_folding_keeps_the_function_and_the_checkpoints_own_network(checkpoint):
+    model = checkpoint.build_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    folded = fold(model)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    images = torch.randn(2, 3, 75, 75, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = model(images), folded(images)
+    # Folded in float64, run in float32: rounding only.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_same_checkpoint_gives_the_same_bytes(exported, checkpoint, tmp_path):
+    write_onnx(checkpoint, file_sha256(exported.checkpoint_path), tmp_path / "again.onnx")
+    assert file_sha256(tmp_path / "again.onnx") == file_sha256(exported.bundle / "model.onnx")
+
+
+def without_normalisation(checkpoint: Checkpoint, data: Path) -> Checkpoint:
+    identity = Preprocess(resize=80, crop=75, mean=(0, 0, 0), std=(1 / 255,) * 3)
+    return replace(checkpoint, preprocess=identity)
+
+
+def with_other_weights(checkpoint: Checkpoint, data: Path) -> Checkpoint:
+    other = make_checkpoint(data, seed=1).state_dict
+    last = {name: value for name, value in checkpoint.state_dict.items() if "classifier" in name}
+    return replace(checkpoint, state_dict={**other, **last})
+
+
+def with_classes_permuted(checkpoint: Checkpoint, data: Path) -> Checkpoint:
+    weights = dict(checkpoint.state_dict)
+    for name in ("classifier.weight", "classifier.bias"):
+        weights[name] = weights[name].roll(1, dims=0)
+    return replace(checkpoint, state_dict=weights)
+
+
+@pytest.mark.parametrize(
+    "spoil", [without_normalisation, with_other_weights, with_classes_permuted]
+)
+def test_a_wrong_export_is_rejected_and_the_bundle_there_stays(
+    exported, checkpoint, tmp_path, spoil
+):
+    out = tmp_path / "best.bundle"
+    out.mkdir()
+    for name in tree(exported.bundle):
+        (out / name).write_bytes((exported.bundle / name).read_bytes())
+    before = tree(out)
+    folder = tmp_path / "candidate"
+    folder.mkdir()
+    sha256 = file_sha256(exported.checkpoint_path)
+    wrong = convert(spoil(checkpoint, exported.data), sha256, folder, ExportOptions())
+    candidate = Candidate(
+        checkpoint=checkpoint, checkpoint_sha256=sha256, folder=folder, artifacts=wrong.artifacts
+    )
+    report = judge_and_publish(
+        candidate, open_split(exported.data, "val", CLASSES), out, ExportOptions()
+    )
+    assert report.failed == ["model.onnx"]
+    [artifact] = report.manifest.artifacts
+    assert artifact.parity.verdict == "failed"
+    assert artifact.parity.top1.lost > NUM_IMAGES / 2
+    assert tree(out) == before
+    text = (tmp_path / "best.bundle.rejected" / "parity.md").read_text()
+    assert "model.onnx: fp32 failed: " in text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "best.bundle", "best.bundle.rejected", "candidate"
+    }  # fmt: skip
+
+
+def test_program_exits_3_and_publishes_nothing_when_the_gate_is_not_met(exported, tmp_path):
+    # Float32 of another order of sums is never identical; so few images can't show 0.1 points.
+    checkpoint = Checkpoint.load(exported.checkpoint_path)
+    weights = dict(checkpoint.state_dict)
+    weights["classifier.weight"] = weights["classifier.weight"].clone()
+    weights["classifier.weight"][0, 0] = float("nan")
+    replace(checkpoint, state_dict=weights).save(tmp_path / "broken.pt")
+    result = irv2("export", tmp_path / "broken.pt", "--data", exported.data)
+    assert result.returncode == 3, result.stderr
+    assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert "not finite" in result.stdout
+    assert not (tmp_path / "broken.bundle").exists()
+    assert (tmp_path / "broken.bundle.rejected" / "parity.md").is_file()
+
+
+def test_program_prints_one_object_replaces_a_bundle_and_forgets_an_old_rejection(
+    exported, tmp_path
+):
+    out = tmp_path / "mine"
+    (tmp_path / "mine.rejected").mkdir()
+    (tmp_path / "mine.rejected" / "parity.md").write_text("an earlier try")
+    args = ("export", exported.checkpoint_path, "--data", exported.data, "--out", out, "--json")
+    result = irv2(*args, "--limit", 12, "--max-batch", 4)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert (summary["passed"], summary["bundle"]) == (True, str(out))
+    assert summary["artifacts"][0]["parity"]["n"] == 12
+    assert Bundle.open(out).manifest.artifacts[0].max_batch == 4
+    assert not list((tmp_path / "mine.rejected").glob("*"))
+    again = irv2(*args)
+    assert again.returncode == 0, again.stderr
+    assert Bundle.open(out).manifest.artifacts[0].parity.n == NUM_IMAGES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.rejected"]
+
+
+def test_report_says_what_the_images_can_certify(exported):
+    text = (exported.bundle / "parity.md").read_text()
+    assert f"identical on all {NUM_IMAGES} images" in text
+    assert f"These {NUM_IMAGES} images can't show a loss below 6.05 points (95 %)" in text
+    assert "0.1 / 0.25 / 0.5 / 1.0 points takes at least 2995 / 1197 / 598 / 299 images" in text
+    assert "With 6 classes top-5 is nearly empty as evidence" in text
+    assert "better than chance" not in text
+    assert exported.report.to_table().count("identical on all") == 1
+
+
+def one_line_error(result: subprocess.CompletedProcess[str], exit_code: int) -> str:
+    assert result.returncode == exit_code, result.stderr
+    assert "Traceback" not in result.stderr
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_data_that_does_not_fit_is_refused_before_anything_is_converted(exported, tmp_path):
+    (tmp_path / "val" / "orange").mkdir(parents=True)
+    (tmp_path / "val" / "orange" / "0.png").write_bytes(
+        (exported.data / "val" / "red" / "0.png").read_bytes()
+    )
+    result = irv2("export", exported.checkpoint_path, "--data", tmp_path, "--out", tmp_path / "b")
+    assert "orange" in one_line_error(result, 2)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_precision_that_is_not_there_is_refused_in_one_line(exported, tmp_path):
+    result = irv2("export", exported.checkpoint_path, "--precision", "fp32,fp8", "--data",
+                  exported.data, "--out", tmp_path / "b")  # fmt: skip
+    assert "fp8" in one_line_error(result, 2)
+
+
+def test_a_place_taken_by_something_else_is_left_alone(exported, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    result = irv2("export", exported.checkpoint_path, "--data", exported.data, "--out", tmp_path)
+    assert "is no bundle" in one_line_error(result, 2)
+    assert tree(tmp_path).keys() == {"notes.txt"}
+
+
+def test_inspect_shows_the_bundle_and_names_a_file_that_changed(exported, tmp_path):
+    shown = irv2("inspect", exported.bundle)
+    assert shown.returncode == 0, shown.stderr
+    assert "all hold" in shown.stdout
+    assert "passed, n = 48, on onnxruntime-cpu" in shown.stdout
+    copy = tmp_path / "copy.bundle"
+    copy.mkdir()
+    for name in tree(exported.bundle):
+        (copy / name).write_bytes((exported.bundle / name).read_bytes())
+    content = bytearray((copy / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(content)
+    result = irv2("inspect", copy, "--json")
+    assert "model.onnx" in one_line_error(result, 2)
+    assert list(json.loads(result.stdout)["problems"]) == [str(copy / "model.onnx")]

@@ -1,0 +1,127 @@
+"""The gate again, from the bundle and the images alone."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from PIL import Image
+from tiny_checkpoint import Exported, tree
+
+from convert.onnx_export import write_onnx
+from convert.verify import verify
+from irv2.bundle import MANIFEST, Bundle, bundle_id, file_sha256, read_manifest
+from irv2.checkpoint import Checkpoint
+from irv2.errors import BundleError, DataError
+from irv2.runners.choose import open_best
+
+
+@pytest.fixture
+def bundle(exported: Exported, tmp_path: Path) -> Path:
+    """A copy to write into, away from checkpoint and images."""
+    return shutil.copytree(exported.bundle, tmp_path / "copy.bundle")
+
+
+def forge(path: Path, **changes: object) -> None:
+    """Change the first artefact in bundle.json, hashes and id included."""
+    manifest = read_manifest(path / MANIFEST)
+    first = msgspec.structs.replace(manifest.artifacts[0], **changes)
+    artifacts = [first, *manifest.artifacts[1:]]
+    new_id = bundle_id(artifacts, manifest.preprocess, manifest.classes)
+    Bundle(path, manifest).with_manifest(
+        msgspec.structs.replace(manifest, artifacts=artifacts, id=new_id)
+    )
+
+
+def test_program_verifies_without_torch_onnx_or_checkpoint(bundle, exported):
+    forge(bundle, parity=None)
+    models = file_sha256(bundle / "model.onnx")
+    identity = Bundle.open(bundle).id
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxscript', 'sklearn'): sys.modules[name] = None\n"
+        "from irv2.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "verify", str(bundle), "--data", str(exported.data)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "model.onnx: fp32 passed: identical on all 48 images" in result.stdout
+    after = Bundle.open(bundle)  # every hash holds, the new report's too
+    assert after.manifest.artifacts[0].parity.verdict == "passed"
+    assert (after.id, file_sha256(bundle / "model.onnx")) == (identity, models)
+    assert set(tree(bundle)) == {"bundle.json", "model.onnx", "parity.md", "reference.npz"}
+
+
+def test_evidence_is_the_exports_but_for_what_only_it_could_see(bundle, exported):
+    before = Bundle.open(bundle).manifest.artifacts[0].parity
+    after = verify(bundle, exported.data).manifest.artifacts[0].parity
+    # Without the checkpoint only the five best logits are at hand.
+    assert after.max_abs_logit_diff <= before.max_abs_logit_diff
+    same = msgspec.structs.replace(after, max_abs_logit_diff=before.max_abs_logit_diff)
+    assert same == before
+
+
+def test_a_model_that_decides_otherwise_fails_with_3_and_is_no_longer_served(bundle, exported):
+    checkpoint = Checkpoint.load(exported.checkpoint_path)
+    weights = dict(checkpoint.state_dict)
+    weights["classifier.weight"] = -weights["classifier.weight"]
+    write_onnx(replace(checkpoint, state_dict=weights), "0" * 64, bundle / "model.onnx")
+    forge(bundle, sha256=file_sha256(bundle / "model.onnx"))
+    command = [sys.executable, "-m", "irv2", "verify", str(bundle), "--data", str(exported.data)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 3, result.stderr
+    assert "model.onnx: fp32 failed: " in result.stderr
+    after = Bundle.open(bundle)
+    assert after.manifest.artifacts[0].parity.verdict == "failed"
+    with pytest.raises(BundleError, match="parity failed"):
+        open_best(after)
+
+
+def test_images_are_found_wherever_they_are_and_whatever_lies_beside_them(
+    bundle, exported, tmp_path
+):
+    elsewhere = shutil.copytree(exported.data, tmp_path / "elsewhere")
+    for path in elsewhere.glob("val/red/*.png"):
+        path.rename(path.with_name(f"photo-{path.name}"))
+    Image.new("RGB", (90, 90)).save(elsewhere / "val" / "red" / "another.png")
+    parity = verify(bundle, elsewhere).manifest.artifacts[0].parity
+    assert (parity.n, parity.verdict) == (48, "passed")
+
+
+def test_other_images_are_refused_and_nothing_is_written(bundle, exported, tmp_path):
+    changed = shutil.copytree(exported.data, tmp_path / "changed")
+    Image.new("RGB", (90, 90)).save(changed / "val" / "red" / "0.png")
+    before = tree(bundle)
+    with pytest.raises(DataError, match="1 of the 48 images that the bundle was judged on"):
+        verify(bundle, changed)
+    assert tree(bundle) == before
+
+
+def test_the_tolerance_of_the_export_is_kept(bundle, exported):
+    parity = Bundle.open(bundle).manifest.artifacts[0].parity
+    wide = msgspec.structs.replace(parity.top1, tolerance_points=7.0)
+    forge(bundle, parity=msgspec.structs.replace(parity, top1=wide, confidence=0.9))
+    after = verify(bundle, exported.data).manifest.artifacts[0].parity
+    assert (after.top1.tolerance_points, after.top5.tolerance_points) == (7.0, 0.1)
+    assert after.confidence == 0.9
+
+
+def test_a_report_that_a_crash_left_behind_is_written_anew(bundle, exported):
+    (bundle / "parity.md").write_text("half a rep")
+    with pytest.raises(BundleError, match=r"parity\.md"):
+        Bundle.open(bundle)
+    verify(bundle, exported.data)
+    Bundle.open(bundle)
+    assert "identical on all 48 images" in (bundle / "parity.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "reference.npz"])
+def test_a_changed_byte_elsewhere_is_named_and_nothing_is_run(bundle, exported, name):
+    content = bytearray((bundle / name).read_bytes())
+    content[100] ^= 1
+    (bundle / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name}: sha256 .*the file was changed"):
+        verify(bundle, exported.data)
