@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from irv2.options import Program
+from irv2.options import Program, json_option, print_json
 
 # Before gRPC is imported: its C core would add lines of its own to our one-line errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from serve.address import Address
-from serve.server import ServeOptions, serve
+from serve.server import ServeOptions, Server, serve
 
 
 @click.command(cls=Program)
@@ -107,14 +107,16 @@ from serve.server import ServeOptions, serve
     default=64_000_000,
     help="Limit on width times height of one image.",
 )
+@json_option
 def main(
-    bundle: Path, listen: str, http: str | None, threads: int, workers: int,
+    bundle: Path, listen: str, http: str | None, threads: int, workers: int, as_json: bool,
     **settings: Any,  # noqa: ANN401 (click checked each)
 ) -> None:  # fmt: skip
     """Serve BUNDLE over gRPC until SIGTERM or Ctrl-C.
 
-    Prints one line `ready HOST:PORT ...` on stderr once requests are answered. SIGTERM: health says
-    NOT_SERVING, requests are answered through the grace period, open ones are finished, exit 0.
+    Prints one line `ready HOST:PORT ...` on stderr once requests are answered, and with --json the
+    same as an object on stdout. SIGTERM: health says NOT_SERVING, requests are answered through
+    the grace period, open ones are finished, exit 0.
     """
     options = ServeOptions(
         listen=Address.parse(listen, "--listen"),
@@ -123,4 +125,10 @@ def main(
         num_decode_threads=workers,
         **settings,
     )
-    sys.exit(serve(bundle, options, on_ready=lambda line: click.echo(line, err=True)))
+
+    def on_ready(server: Server) -> None:
+        click.echo(server.ready_line, err=True)
+        if as_json:
+            print_json(server.description)
+
+    sys.exit(serve(bundle, options, on_ready))

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -17,6 +19,7 @@ from irv2.errors import (
     NotServing,
 )
 from irv2.results import top_k_scores
+from irv2.types import FloatArray, UInt8Array
 from irv2.v1 import classifier_pb2
 from serve.batcher import Admission, Batcher
 from serve.decoder import Decoder
@@ -24,6 +27,7 @@ from serve.metrics import Metrics
 from serve.status import status_from_error
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 WARM_UP_TIMEOUT_S = 60.0
 
@@ -63,14 +67,9 @@ class Pipeline:
     ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
         """Answer by `deadline` or raise a RequestError; images that fail do so alone."""
         arrived_at = asyncio.get_running_loop().time()
-        if not self.is_serving:
-            raise NotServing("server", "is starting", way_out="ask again in a few seconds")
-        self._check(request)
-        try:
-            async with asyncio.timeout_at(deadline):
-                outcomes = await self._classify_images(request, deadline)
-        except TimeoutError as error:
-            raise Expired("deadline", "passed before the answer") from error
+        self._check(len(request.images))
+        async with _until(deadline):
+            outcomes = await self._classify_images(request, deadline)
         slowest = max(outcomes, key=lambda outcome: outcome.total_s)
         timing = classifier_pb2.Timing(
             queue_us=round(slowest.queue_s * 1e6),
@@ -83,6 +82,14 @@ class Pipeline:
         return classifier_pb2.ClassifyResponse(
             results=results, id=request.id, model_id=self.model.id, timing=timing
         )
+
+    async def infer(self, images: UInt8Array, deadline: float) -> FloatArray:
+        """Logits (N, num_classes) of prepared images, uint8 (N, S, S, 3), all of them or none."""
+        self._check(len(images))
+        async with _until(deadline):
+            with self._batcher.admit(len(images), deadline) as admission:
+                answers = await _all(admission.run(image) for image in images)
+        return np.stack([answer.logits for answer in answers])
 
     async def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Go the whole way once, so that no request pays for the first time of anything.
@@ -97,8 +104,10 @@ class Pipeline:
         if outcome.result.HasField("error"):
             raise EngineError("warm-up", outcome.result.error.message, "an answer")
 
-    def _check(self, request: classifier_pb2.ClassifyRequest) -> None:
-        num_images, most = len(request.images), self.limits.max_images
+    def _check(self, num_images: int) -> None:
+        if not self.is_serving:
+            raise NotServing("server", "is starting", way_out="ask again in a few seconds")
+        most = self.limits.max_images
         if not 0 < num_images <= most:
             raise InvalidRequest("images", f"{num_images} of them", f"1 to {most}")
 
@@ -106,15 +115,9 @@ class Pipeline:
         self, request: classifier_pb2.ClassifyRequest, deadline: float
     ) -> list[_Outcome]:  # fmt: skip
         with self._batcher.admit(len(request.images), deadline) as admission:
-            tasks = [
-                asyncio.create_task(self._classify_image(image, request.top_k, admission))
-                for image in request.images
-            ]
-            try:
-                return await asyncio.gather(*tasks)
-            finally:  # one expired: so will the others
-                for task in tasks:
-                    task.cancel()
+            return await _all(
+                self._classify_image(image, request.top_k, admission) for image in request.images
+            )
 
     async def _classify_image(
         self, image: classifier_pb2.Image, top_k: int, admission: Admission
@@ -144,3 +147,23 @@ class Pipeline:
     def _fail(self, outcome: _Outcome, error: Exception, reason: ImageReason) -> None:
         outcome.result.error.CopyFrom(status_from_error(error))
         self._metrics.observe_image_error(reason)
+
+
+@asynccontextmanager
+async def _until(deadline: float) -> AsyncIterator[None]:
+    """Cancel the block at `deadline` and raise Expired."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError as error:
+        raise Expired("deadline", "passed before the answer") from error
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results in order, or the first failure, which cancels the rest."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -17,14 +17,18 @@ from grpc_reflection.v1alpha import reflection
 from irv2.bundle import Artifact, Bundle
 from irv2.decode import ImageLimits
 from irv2.errors import BundleError, UsageError
+from irv2.inference import open_inference_pb2_grpc
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 from serve.address import Address
+from serve.answering import Answering
 from serve.batcher import Batcher
 from serve.decoder import Decoder
 from serve.http import HttpServer
 from serve.metrics import Metrics
+from serve.open_inference import SERVICE as OPEN_INFERENCE
+from serve.open_inference import OpenInference
 from serve.pipeline import Pipeline
 from serve.servicer import Classifier
 
@@ -66,10 +70,10 @@ class ServeOptions:
                 )  # fmt: skip
 
 
-def serve(bundle_path: Path, options: ServeOptions, on_ready: Callable[[str], None]) -> int:
+def serve(bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server], None]") -> int:
     """Serve until a signal; returns the exit status: 0 after SIGTERM, 130 after Ctrl-C.
 
-    `on_ready` gets the ready line once requests are answered.
+    `on_ready` is called once requests are answered.
     """
     bundle = Bundle.open(bundle_path)
     artifact, runner = open_best(bundle, options.precision, options.backend, options.num_threads)
@@ -81,7 +85,7 @@ def serve(bundle_path: Path, options: ServeOptions, on_ready: Callable[[str], No
 
 async def _serve(
     bundle: Bundle, artifact: Artifact, runner: Runner, options: ServeOptions,
-    on_ready: Callable[[str], None],
+    on_ready: "Callable[[Server], None]",
 ) -> signal.Signals:  # fmt: skip
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -89,7 +93,7 @@ async def _serve(
     server = Server(bundle, artifact, runner, options)
     try:
         await server.start()
-        on_ready(server.ready_line)
+        on_ready(server)
         stopped_by = await signals.get()
         await server.announce_stop()
         if stopped_by == signal.SIGTERM:
@@ -166,6 +170,18 @@ class Server:
         await self._http.stop()
 
     @property
+    def description(self) -> dict[str, object]:
+        """Where the server listens and what it serves."""
+        return {
+            "listen": str(self._listen),
+            "http": str(self._http_listen) if self._http_listen else None,
+            "model_id": self._model.id,
+            "precision": self._model.precision,
+            "backend": self._model.backend,
+            "max_batch": self._model.max_batch,
+        }
+
+    @property
     def ready_line(self) -> str:
         """`ready HOST:PORT` and what answers there."""
         model = self._model
@@ -183,14 +199,16 @@ class Server:
                 ("grpc.max_send_message_length", -1),
             ]
         )
-        servicer = Classifier(
-            self._pipeline, self._metrics, self._options.default_deadline_ms / 1e3
+        answering = Answering(self._metrics, self._options.default_deadline_ms / 1e3)
+        classifier = Classifier(self._pipeline, answering)
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, server)
+        open_inference = OpenInference(
+            self._pipeline, answering, self._runner.image_size, lambda: self._is_ready
         )
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(servicer, server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
+        names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
         return server
 
     def _bind(self) -> None:

@@ -45,7 +45,7 @@ from irv2.options import (
 @click.option("--width", type=click.FloatRange(0, 4, min_open=True),
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
-              metavar="A B C", help="Residual blocks of each grid; the network has 5 10 5.")  # fmt: skip
+              metavar="A B C", help="Residual blocks of each grid; published: 5 10 5.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="Of initial weights, order and augmentation.")
 @click.option("--workers", type=click.IntRange(0), metavar="N",
               help="Decoding processes.  [default: the cores; 0 for the sample]")  # fmt: skip
