@@ -17,7 +17,7 @@ irv2-serve "$bundle" --listen 127.0.0.1:0 2> >(tee "$log" >&2) &
 server=$!
 trap 'kill -TERM $server 2>/dev/null || true; wait $server || true; rm -f "$log"' EXIT
 until grep -q '^ready ' "$log"; do
-    kill -0 "$server" # a server that died has said why
+    kill -0 "$server" 2>/dev/null || exit 1 # it has said why
     sleep 0.1
 done
 address=$(sed -n 's/^ready \([^ ]*\).*/\1/p' "$log")
