@@ -23,7 +23,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory protos
-	git diff --exit-code --stat -- irv2/v1
+	git diff --exit-code --stat -- irv2/v1 irv2/inference
 
 test: setup
 	$(BIN)/python -m pytest

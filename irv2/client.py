@@ -43,8 +43,8 @@ ImageSource = str | Path | bytes | UInt8Array
 DEFAULT_TIMEOUT_S = 60.0  # of one request, where the caller names none
 IMAGES_PER_REQUEST = 32  # more gain nothing and make a retry dearer
 REQUESTS_AT_A_TIME = 2  # one is decoded by the server while another is on its way
-# Where nobody says when to come back: another server takes over within a second, or none does.
-UNAVAILABLE_PAUSES_S = (0.1, 0.3, 0.6)
+# Where nobody says when to come back: long enough for a server to start on a CPU.
+UNAVAILABLE_PAUSES_S = (0.1, 0.3, 0.6, 1.0, 1.0, 1.0)
 MIN_PAUSE_S = 0.01
 _MESSAGE_OVERHEAD_BYTES = 64 * 1024  # framing of the images, id, top_k
 _CODES = grpc.StatusCode

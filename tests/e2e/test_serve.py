@@ -121,6 +121,18 @@ def test_the_ready_line_names_what_is_served(server, bundle_path):
     assert f"model={model_id[:12]} precision=fp32 backend=onnxruntime-cpu" in server.ready_line
 
 
+def test_with_json_the_ready_line_is_an_object_on_stdout(bundle_path):
+    command = [sys.executable, "-m", "irv2", "serve", str(bundle_path), "--listen", LOOPBACK]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, "--json"], stdout=pipe, stderr=pipe, text=True) as popen:
+        address = popen.stderr.readline().split()[1]
+        popen.send_signal(signal.SIGINT)
+        stdout, _ = popen.communicate(timeout=30)
+    answer = json.loads(stdout)
+    assert (answer["listen"], answer["precision"], answer["http"]) == (address, "fp32", None)
+    assert answer["model_id"] == Bundle.open(bundle_path).id
+
+
 def test_the_client_gets_what_the_bundle_gives_without_a_server(server, bundle_path, folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     images = [*files, str(files[0]), files[0].read_bytes(), picture(5), *map(picture, range(70))]

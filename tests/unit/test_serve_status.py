@@ -1,0 +1,57 @@
+"""Errors to status codes."""
+
+import pytest
+from google.rpc import code_pb2, error_details_pb2
+
+from irv2 import errors
+from serve.status import CODE_BY_ERROR, status_from_error
+
+
+def subclasses(kind: type) -> list[type]:
+    return [each for child in kind.__subclasses__() for each in (child, *subclasses(child))]
+
+
+def test_every_kind_of_refusal_has_a_code():
+    kinds = subclasses(errors.RequestError)
+    assert len(kinds) >= 5
+    for kind in [*kinds, errors.ImageError]:
+        assert any(issubclass(kind, known) for known, _ in CODE_BY_ERROR), kind
+
+
+@pytest.mark.parametrize("reason", list(errors.ImageReason))
+def test_an_image_error_says_its_reason_in_an_error_info(reason):
+    status = status_from_error(errors.ImageError(reason, "bad", "good"))
+    info = error_details_pb2.ErrorInfo()
+    assert len(status.details) == 1
+    assert status.details[0].Unpack(info)
+    assert (info.domain, info.reason) == ("irv2", reason.value)
+    assert status.message == "image: bad; expected good"
+
+
+def test_overload_says_when_to_come_back():
+    retry = error_details_pb2.RetryInfo()
+    status = status_from_error(errors.Overloaded("server", "busy", 1.5))
+    assert status.code == code_pb2.RESOURCE_EXHAUSTED
+    assert status.details[0].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 1500
+
+
+def test_a_message_too_large_does_not_ask_to_be_retried():
+    status = status_from_error(errors.MessageTooLarge("message", "65 MiB", "64 MiB"))
+    assert (status.code, len(status.details)) == (code_pb2.RESOURCE_EXHAUSTED, 0)
+
+
+def test_a_bad_request_names_its_field():
+    details = error_details_pb2.BadRequest()
+    status = status_from_error(errors.InvalidRequest("images", "0 of them", "1 to 64"))
+    assert status.details[0].Unpack(details)
+    assert details.field_violations[0].field == "images"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("/secret/path"), errors.EngineError("/secret/path", "broke")]
+)
+def test_the_unforeseen_says_nothing_about_our_insides(error):
+    status = status_from_error(error)
+    assert status.code == code_pb2.INTERNAL
+    assert "secret" not in str(status)
