@@ -101,4 +101,5 @@ def missing_extra(name: str, error: ModuleNotFoundError) -> EngineError:
     """What to say when a program's packages are not installed."""
     extra = PROGRAMS[name].extra
     way_out = f'pip install "irv2[{extra}]"' if extra else "reinstall irv2"
-    return EngineError(f"irv2 {name}", f"package {error.name} is not installed", way_out=way_out)
+    package = (error.name or "").partition(".")[0]
+    return EngineError(f"irv2 {name}", f"package {package} is not installed", way_out=way_out)

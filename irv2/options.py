@@ -133,5 +133,5 @@ def _log_traceback() -> None:
 
 
 def _fail(line: str, exit_code: int) -> NoReturn:
-    click.echo(f"error: {line}", err=True)
+    click.echo(f"error: {' '.join(line.split())}", err=True)  # click lists choices over lines
     sys.exit(exit_code)

@@ -50,7 +50,7 @@ def resolve_data(data: Path | None) -> Path:
 
 def sample_folder() -> Path:
     """The built-in sample in the user's cache, written there the first time."""
-    folder = Path(platformdirs.user_cache_dir("irv2")) / f"sample-{__version__}"
+    folder = _sample_path()
     if not folder.is_dir():
         try:
             write_digits(folder)
@@ -62,7 +62,11 @@ def sample_folder() -> Path:
 
 def is_sample(data: Path) -> bool:
     """Whether this is the built-in sample's folder in the user's cache."""
-    return data.name == f"sample-{__version__}"
+    return data.absolute() == _sample_path().absolute()
+
+
+def _sample_path() -> Path:
+    return Path(platformdirs.user_cache_dir("irv2")) / f"sample-{__version__}"
 
 
 def write_digits(out: Path) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from irv2.errors import DataError
-from irv2.options import Program
+from irv2.options import Program, json_option, print_json
 
 
 @click.command(cls=Program)
@@ -13,7 +13,8 @@ from irv2.options import Program
                 type=click.Path(exists=True, path_type=Path))  # fmt: skip
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
               metavar="PNG", help="Picture to write.")  # fmt: skip
-def main(runs: tuple[Path, ...], out: Path) -> None:
+@json_option
+def main(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Draw the errors over epochs: training red, validation blue, top-5 dashed."""
     from train.curves import METRICS, draw_curves, read_metrics
 
@@ -22,4 +23,4 @@ def main(runs: tuple[Path, ...], out: Path) -> None:
         if not rows:
             raise DataError(run, f"no {METRICS} with an epoch in it", "a run of irv2-train")
     draw_curves(named, out)
-    click.echo(str(out))
+    print_json({"out": str(out)}) if as_json else click.echo(str(out))
