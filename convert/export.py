@@ -139,7 +139,7 @@ def judge_and_publish(
         return report
     report = _complete(candidate.folder, report, reference)
     replace_folder(candidate.folder, out)
-    (rejected_folder(out) / REPORT).unlink(missing_ok=True)  # it speaks of an earlier try
+    _forget_rejection(rejected_folder(out))
     return report
 
 
@@ -165,10 +165,22 @@ def replace_folder(new: Path, place: Path) -> None:
     are whole, the old one under its name aside.
     """
     aside = place.with_name(f".{place.name}.{os.getpid()}.old")
-    if place.exists():
-        place.rename(aside)
-    new.rename(place)
+    try:
+        if place.exists():
+            place.rename(aside)
+        new.rename(place)
+    except BaseException:  # a signal too: the old bundle comes back
+        if aside.exists() and not place.exists():
+            aside.rename(place)
+        raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _forget_rejection(folder: Path) -> None:
+    """Remove the report of an earlier try, and its folder if nothing else lies in it."""
+    (folder / REPORT).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _build_engine(onnx: Artifact, folder: Path) -> Artifact:
@@ -255,12 +267,8 @@ def _complete(folder: Path, report: Report, reference: Reference) -> Report:
 
 
 def _reference_runner(checkpoint: Checkpoint) -> Runner:
-    import torch
-
     from irv2.runners.torch import TorchRunner, resolve_device
 
-    # TF32 keeps 10 bits of each factor; the reference is float32 on every device.
-    torch.backends.cudnn.allow_tf32 = False
     return TorchRunner(checkpoint, resolve_device("auto"))
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,13 @@ class _FoldedResidual(nn.Module):
 def _export(network: nn.Module, image_size: int) -> onnx.ModelProto:
     # Two images: the exporter would take a batch of one for a constant.
     example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
-    with _quiet():
-        program = torch.onnx.export(
-            network, (example,), dynamo=True, opset_version=OPSET, verbose=False,
-            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+    # In a thread: the exporter's lazy imports swallow a Ctrl-C, which goes to the main one.
+    with _quiet(), ThreadPoolExecutor(1) as pool:
+        program = pool.submit(
+            torch.onnx.export, network, (example,), dynamo=True, opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("N", min=1)},), verbose=False,
             input_names=["images"], output_names=["logits"], external_data=False,
-        )  # fmt: skip
+        ).result()  # fmt: skip
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     return model

@@ -4,16 +4,19 @@
 set -euo pipefail
 run=runs/demo bundle=runs/demo/best.bundle
 
-step() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+show() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
+step() { show "$@"; "$@"; }
 
 step irv2-train --setting 2 --out "$run"
-step irv2-export "$run/best.pt" --out "$bundle"
+# best.pt was chosen on the images that the gate uses: its error is a little too good to be true.
+show irv2-export "$run/best.pt" --trt --out "$bundle"
+table=$(irv2-export "$run/best.pt" --trt --out "$bundle")
 step irv2 verify "$bundle"
 step irv2 inspect "$bundle"
 
-printf '\n\033[1m$ irv2-serve %s --listen 127.0.0.1:0 &\033[0m\n' "$bundle"
+show irv2-serve "$bundle" --listen 127.0.0.1:0 "&"
 log=$(mktemp)
-irv2-serve "$bundle" --listen 127.0.0.1:0 2> >(tee "$log" >&2) &
+irv2-serve "$bundle" --listen 127.0.0.1:0 --grace-s 0 2> >(tee "$log" >&2) &
 server=$!
 trap 'kill -TERM $server 2>/dev/null || true; wait $server || true; rm -f "$log"' EXIT
 until grep -q '^ready ' "$log"; do
@@ -22,8 +25,7 @@ until grep -q '^ready ' "$log"; do
 done
 address=$(sed -n 's/^ready \([^ ]*\).*/\1/p' "$log")
 
-[ -d "$run/digits" ] || step irv2 data sample --out "$run/digits"
-step irv2-classify "$run"/digits/val/{3,7}/000{0,1}.png --server "$address" --top-k 3
 step irv2 verify "$bundle" --server "$address"
-
-printf '\nTraining curves: %s\nParity report:   %s\n' "$run/curves.png" "$bundle/parity.md"
+[ -d "$run/digits" ] || step irv2 data sample --out "$run/digits"
+printf '\nTraining curves: %s\n\n%s\n' "$run/curves.png" "$table"
+step irv2-classify "$run"/digits/val/{0..9}/0001.png --server "$address" --top-k 3

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from irv2.bundle import write_atomically
-from irv2.errors import CheckpointError, InputError
+from irv2.errors import CheckpointError, InputError, Irv2Error
 from irv2.model import ARCH, InceptionResNetV2, ModelConfig
 from irv2.preprocess import Preprocess
 
@@ -55,7 +55,10 @@ class Checkpoint:
             "training": self.training,
         }
         content["sha256"] = _digest(content)
-        write_atomically(path, lambda beside: torch.save(content, beside))
+        try:
+            write_atomically(path, lambda beside: torch.save(content, beside))
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise Irv2Error(path, f"can't be written ({error})", "free space") from error
 
     @classmethod
     def load(cls, path: Path) -> Self:

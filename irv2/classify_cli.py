@@ -62,7 +62,9 @@ def image_files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    found = sorted(
+        file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()
+    )
     if not found:
         raise InputError(path, "no image files in it", " ".join(sorted(EXTENSIONS)))
     yield from found

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -26,7 +26,6 @@ from irv2.errors import (
     Expired,
     ImageError,
     ImageReason,
-    InputError,
     InvalidRequest,
     MessageTooLarge,
     NotServing,
@@ -63,6 +62,7 @@ class Client:
                 ("grpc.lb_policy_name", "round_robin"),
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.enable_retries", 0),  # ours know RetryInfo
+                ("grpc.enable_http_proxy", 0),  # an address is where the server is
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 2000),
@@ -90,9 +90,9 @@ class Client:
     ) -> list[Result]:  # fmt: skip
         """Classify paths, encoded bytes or uint8 RGB (H, W, 3) arrays; one Result per image.
 
-        An image that the server refuses gives a Result with an error. `timeout_s` is for all
-        images together; None allows a minute per request. Raises Expired, Overloaded, NotServing
-        or another RequestError where there is no answer, InputError for a file that can't be read.
+        An image that can't be read or that the server refuses gives a Result with an error.
+        `timeout_s` is for all images together; None allows a minute per request. Raises Expired,
+        Overloaded, NotServing or another RequestError where there is no answer.
         """
         return list(self.iter_classify(images, top_k, timeout_s))
 
@@ -127,15 +127,13 @@ class Client:
         self, images: list[ImageSource], top_k: int, deadline: float | None
     ) -> list[Result]:  # fmt: skip
         encoded: list[classifier_pb2.Image] = []
-        results: dict[int, Result] = {}  # of those too large for any message
+        results: dict[int, Result] = {}  # of those that can't be sent
         most = self._description.limits.max_message_bytes - _MESSAGE_OVERHEAD_BYTES
         for i, image in enumerate(images):
-            if _num_bytes(image) > most:
-                got, expected = f"{_num_bytes(image)} bytes", f"at most {most} in a message"
-                error = ImageError(ImageReason.TOO_LARGE, got, expected, what=_name(image))
+            try:
+                encoded.append(_wire_image(image, most))
+            except ImageError as error:
                 results[i] = Result(error=error)
-            else:
-                encoded.append(_wire_image(image))
         if encoded:
             request = classifier_pb2.ClassifyRequest(images=encoded, top_k=top_k)
             response = self._call(self._stub.Classify, request, deadline)
@@ -224,30 +222,29 @@ def _num_bytes(image: ImageSource) -> int:
     if isinstance(image, bytes):
         return len(image)
     if isinstance(image, str | Path):
-        try:
-            return Path(image).stat().st_size
-        except OSError as error:
-            _unreadable(image, error)
+        return Path(image).stat().st_size if Path(image).is_file() else 0
     return image.nbytes
 
 
-def _wire_image(image: ImageSource) -> classifier_pb2.Image:
+def _wire_image(image: ImageSource, max_bytes: int) -> classifier_pb2.Image:
+    """Raises ImageError for what can't be read or sent."""
+    if _num_bytes(image) > max_bytes:
+        got, expected = f"{_num_bytes(image)} bytes", f"at most {max_bytes} in a message"
+        raise ImageError(ImageReason.TOO_LARGE, got, expected, what=_name(image))
     if isinstance(image, bytes):
         return classifier_pb2.Image(encoded=image)
     if isinstance(image, str | Path):
         try:
             return classifier_pb2.Image(encoded=Path(image).read_bytes())
         except OSError as error:
-            _unreadable(image, error)
+            got = error.strerror or "can't be read"
+            raise ImageError(ImageReason.UNREADABLE, got, "an image file", what=image) from error
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError("array", f"{image.dtype} {image.shape}", "uint8 RGB (H, W, 3)")
+        found = f"{image.dtype} {image.shape}"
+        raise ImageError(ImageReason.BAD_PIXELS, found, "uint8 RGB (H, W, 3)")
     height, width, _ = image.shape
     pixels = classifier_pb2.Pixels(rgb=image.tobytes(), height=height, width=width)
     return classifier_pb2.Image(pixels=pixels)
-
-
-def _unreadable(path: str | Path, error: OSError) -> NoReturn:
-    raise InputError(path, error.strerror or "can't be read", "a readable file") from error
 
 
 def _name(image: ImageSource) -> str | Path:

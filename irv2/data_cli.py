@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from irv2 import samples
+from irv2 import __version__, samples
 from irv2.options import Program, ProgramGroup, json_option, print_json
 
 out_option = click.option(
@@ -14,6 +14,7 @@ out_option = click.option(
 
 
 @click.group(cls=ProgramGroup)
+@click.version_option(__version__, prog_name="irv2")
 def main() -> None:
     """Make data folders: train/CLASS/*, val/CLASS/*."""
 

@@ -76,6 +76,8 @@ def open_split(
     no images (with `bad_images` skip these are named and left out).
     """
     root = data / split
+    if not data.is_dir():
+        raise DataError(data, "no such folder", f"a folder with {LAYOUT}", "see --data, IRV2_DATA")
     if not root.is_dir():
         raise DataError(data, f"no folder {split}/ in it", LAYOUT, "pass --data DIR")
     index = _index(root)
@@ -130,8 +132,11 @@ def _index(root: Path) -> _Index:
             if index.state == state.hexdigest():
                 return index
     index = _scan(root, folders, state.hexdigest())
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(cache, msgspec.json.encode(index))
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache, msgspec.json.encode(index))
+    except OSError as error:  # a read-only home: the next start scans again
+        logger.warning("%s: the index can't be kept (%s)", cache, error.strerror)
     return index
 
 
@@ -143,6 +148,9 @@ def _scan(root: Path, folders: list[Path], state: str) -> _Index:
         for folder in folders
     }
     paths = [f"{name}/{file}" for name, members in files.items() for file in members]
+    for path in paths:
+        if any("\ud800" <= letter <= "\udfff" for letter in path):
+            raise DataError(root, f"file name {path!a} is not UTF-8", "UTF-8 names", "rename it")
     with ThreadPoolExecutor(16) as pool:
         is_image = list(
             progress(
@@ -155,8 +163,12 @@ def _scan(root: Path, folders: list[Path], state: str) -> _Index:
 
 
 def _is_image(path: Path) -> bool:
-    with path.open("rb") as file:
-        return looks_like_image(file.read(32))
+    try:
+        with path.open("rb") as file:
+            return looks_like_image(file.read(32))
+    except OSError as error:  # a broken link, a folder: counted and named with the others
+        logger.warning("%s: %s", path, error.strerror)
+        return False
 
 
 def _cache_path(root: Path) -> Path:

@@ -82,19 +82,23 @@ def classify_folder(
     """
     batch_size = min([BATCH_SIZE, *(runner.max_batch for runner in runners)])
     logits: list[list[FloatArray]] = [[] for _ in runners]
-    batches: list[Batch] = []
+    files: list[str] = []
+    sha256: list[str] = []
+    labels: list[IntArray] = []
     with Progress(title, len(folder), "images") as bar:
         for batch in load_batches(folder, config, batch_size, bad_images):
             for runner, rows in zip(runners, logits, strict=True):
                 rows.append(runner.run(batch.images))
-            batches.append(Batch(batch.images[:0], batch.labels, batch.files, batch.sha256))
+            files += batch.files
+            sha256 += batch.sha256
+            labels.append(batch.labels)
             bar.advance(len(batch.files))
-    if not batches:
+    if not files:
         raise DataError(folder.root, "no image could be read", "at least one")
-    files = tuple(file for batch in batches for file in batch.files)
-    sha256 = tuple(sha for batch in batches for sha in batch.sha256)
-    labels = np.concatenate([batch.labels for batch in batches])
-    return [Ledger(files, sha256, labels, np.concatenate(rows)) for rows in logits]
+    all_labels = np.concatenate(labels)
+    return [
+        Ledger(tuple(files), tuple(sha256), all_labels, np.concatenate(rows)) for rows in logits
+    ]
 
 
 def load_batches(

@@ -87,19 +87,15 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute."
 )
 limit_option = click.option(
-    "--limit", type=click.IntRange(1), metavar="N", help="Use only the first N images."
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Use only N images, the first ones of every class alike.",
 )
 bad_images_option = click.option(
     "--bad-images", type=click.Choice(["error", "skip"]), default="error",
     help="A file that is not a readable image: stop, or name it and go on without.",
 )  # fmt: skip
-
-
-def workers_option(default: int, what: str) -> Callable[[F], F]:
-    """`--workers`, with what they are in the help."""
-    return click.option(
-        "--workers", type=click.IntRange(0), default=default, help=f"Number of {what}."
-    )
 
 
 def print_json(result: object) -> None:

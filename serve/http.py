@@ -10,9 +10,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 logger = logging.getLogger(__name__)
 
 READ_TIMEOUT_S = 5.0
-_UNFINISHED = (
-    TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
-)  # fmt: skip
 MAX_HEAD_BYTES = 16 * 1024
 
 

@@ -42,7 +42,7 @@ def random_sized_crop(
         crop_height = math.floor(math.sqrt(area / aspect) + 0.5)
         if rng.random() < 0.5:
             crop_width, crop_height = crop_height, crop_width
-        if crop_height <= height and crop_width <= width:
+        if 0 < crop_height <= height and 0 < crop_width <= width:
             top = rng.integers(0, height - crop_height, endpoint=True)
             left = rng.integers(0, width - crop_width, endpoint=True)
             crop = image_hwc[top : top + crop_height, left : left + crop_width]

@@ -32,7 +32,7 @@ from irv2.options import (
               help="Initial rate, for steps of 64 images.")  # fmt: skip
 @click.option("--gamma", type=click.FloatRange(0, 1, min_open=True), help="Factor of a decay.")
 @click.option("--decay-steps", type=click.IntRange(1), help="Steps of 64 images between decays.")
-@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True),
+@click.option("--momentum", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Nesterov momentum. The original ran with 0.4737; 0.9, which a reviewer named "
               "as the paper's, makes the effective rate 5.3 times larger; the only report of such "
               "runs is that they came out wrong.")  # fmt: skip
@@ -46,7 +46,9 @@ from irv2.options import (
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
               metavar="A B C", help="Residual blocks of each grid; published: 5 10 5.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), help="Of initial weights, order and augmentation.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), help="Of initial weights, order and augmentation."
+)
 @click.option("--workers", type=click.IntRange(0), metavar="N",
               help="Decoding processes.  [default: the cores; 0 for the sample]")  # fmt: skip
 @click.option("--save-minutes", type=click.FloatRange(0), default=10.0, metavar="MINUTES",
@@ -84,5 +86,6 @@ def main(
     else:
         click.echo(
             f"{result['best']}: top-1 error {result['top1_error']:.3f} %, "
-            f"top-5 error {result['top5_error']:.3f} % (epoch {result['epoch']})"
+            f"top-5 error {result['top5_error']:.3f} % (epoch {result['epoch']}, "
+            "chosen on these images)"
         )

@@ -8,19 +8,26 @@ from irv2.bundle import write_atomically
 from irv2.errors import DataError
 
 METRICS = "metrics.jsonl"
+_DRAWN = {
+    "epoch",
+    *(f"{split}_{top}_error" for split in ("train", "val") for top in ("top1", "top5")),
+}
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics.jsonl, one per epoch; none where there is no file.
 
-    Raises DataError for a line that is not JSON.
+    Raises DataError for a line that is something else.
     """
     rows = []
     for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(path, f"line {number} is not JSON", "one object per epoch") from error
+        if not isinstance(row, dict) or not row.keys() >= _DRAWN:
+            raise DataError(path, f"line {number} lacks an epoch's errors", "a run's metrics")
+        rows.append(row)
     return rows
 
 

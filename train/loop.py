@@ -22,7 +22,7 @@ from irv2.errors import Irv2Error
 from irv2.evaluate import classify_folder
 from irv2.model import InceptionResNetV2, initialize
 from irv2.progress import Progress
-from irv2.runners.torch import TorchRunner
+from irv2.runners.torch import TorchRunner, use_full_float32
 from train.augment import apply_color
 from train.batch_norm import group_batch_norm
 from train.interrupt import Interrupt
@@ -60,6 +60,7 @@ class Trainer:
         self._train_set, self._val_set = train_set, val_set
         self._device = torch.device(machine.device)
         self._interrupt = Interrupt()
+        use_full_float32()
         torch.manual_seed(recipe.seed)
         config = recipe.model_config(len(train_set.classes))
         self._model = InceptionResNetV2(config)

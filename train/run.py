@@ -4,7 +4,10 @@
 metrics.jsonl, which is written last: a run killed in between evaluates `last.pt` again.
 """
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,8 @@ class Run:
         `must_exist`, where there is nothing to resume.
         """
         config_path = self.path / "config.json"
+        if must_exist and not self.last.is_file():
+            raise UsageError("--resume", f"no {self.last}", "a run to resume", "leave out --resume")
         if config_path.is_file():
             self._check_same(config_path)
         elif self.path.is_dir() and any(self.path.iterdir()):
@@ -46,11 +51,23 @@ class Run:
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(config_path, json.dumps(self.config, indent=2).encode() + b"\n")
-        if self.last.is_file():
-            return Checkpoint.load(self.last)
-        if must_exist:
-            raise UsageError("--resume", f"no {self.last}", "a run to resume", "leave out --resume")
-        return None
+        return Checkpoint.load(self.last) if self.last.is_file() else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainers out of the folder; raises UsageError where one is at work.
+
+        The lock ends with the process, however that ends, and worker processes do not inherit it.
+        """
+        with (self.path / "config.json").open("r+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UsageError(
+                    self.path, "another irv2-train is at work in it", "one at a time",
+                    "wait for it or pass another --out",
+                ) from error  # fmt: skip
+            yield
 
     def metrics(self) -> list[dict[str, float]]:
         """One row per finished epoch."""

@@ -51,6 +51,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.image_size < 75:
             raise UsageError("--image-size", f"{self.image_size} pixels", "75 or more")
+        if not math.isfinite(self.learning_rate):
+            raise UsageError("--learning-rate", str(self.learning_rate), "a finite number")
         if self.batch_size % self.bn_group:
             raise UsageError(
                 "--batch-size", f"{self.batch_size} images", f"a multiple of {self.bn_group}",
@@ -112,8 +114,9 @@ def sample_recipe(setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS) ->
     """A setting for a small network of the same blocks on the built-in sample.
 
     A narrow network needs a smaller learning rate, in proportion to its width: batch norm makes
-    the weights' scale free, and the initial one shrinks with the fan-in. The run has as many
-    decays as the setting's.
+    the weights' scale free, and the initial one shrinks with the fan-in. Momentum is 0.9: with the
+    setting's 0.4737 so few steps end at 5.6 % error instead of 1.7 %. The run has as many
+    decays as the setting's, but for the rounding of `decay_steps` to whole steps.
     """
     full = SETTINGS[setting]
     steps = epochs * math.ceil(num_images / full.batch_size)
@@ -123,6 +126,7 @@ def sample_recipe(setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS) ->
         epochs=epochs,
         decay_steps=max(1, round(full.decay_steps * compression)),
         learning_rate=full.learning_rate * SAMPLE_WIDTH,
+        momentum=0.9,
         blocks=(1, 2, 1),
         width=SAMPLE_WIDTH,
         resize=75,

@@ -69,8 +69,11 @@ def train(request: Request) -> dict[str, Any]:
             trainer.resume(checkpoint)
             logger.info("resuming %s after step %d", run.last, checkpoint.step)
         try:
-            trainer.train()
+            with run.locked():
+                trainer.train()
         except (KeyboardInterrupt, Terminated):
+            if not run.last.is_file():
+                raise
             logger.warning(
                 "saved %s; resume with: irv2-train --setting %s --out %s --resume and the other "
                 "options as before", run.last, request.setting, request.out,

@@ -16,6 +16,7 @@ class TorchRunner(Runner):
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         """`device` is cpu or cuda."""
+        use_full_float32()
         config = checkpoint.preprocess
         model = Normalized(checkpoint.build_model(), config.mean, config.std)
         self._device = torch.device(device)
@@ -30,6 +31,11 @@ class TorchRunner(Runner):
         """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes)."""
         logits: FloatArray = self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()
         return logits
+
+
+def use_full_float32() -> None:
+    """No TF32 on GPUs: it keeps 10 bits of each factor, and the reference is float32 everywhere."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def resolve_device(device: str) -> str:

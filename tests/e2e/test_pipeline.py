@@ -1,6 +1,7 @@
 """The whole line on the built-in sample: train, export, verify, serve, classify."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -40,8 +41,8 @@ def server(bundle: Path, environment: dict[str, str]) -> Iterator[str]:
 
 def test_training_on_the_sample_learns_to_read_digits(project):
     best = Checkpoint.load(project / "runs" / "setting-2" / "best.pt")
-    # 5.6 % was seen; guessing has 90 %. The margin is for other machines' arithmetic.
-    assert best.metrics["val_top1_error"] < 15
+    # 1.7, 0.8 and 1.4 % were seen with seeds 0, 1 and 2.
+    assert best.metrics["val_top1_error"] <= 4
     assert best.metrics["num_val_images"] == 360
 
 
@@ -131,3 +132,18 @@ def test_verify_here_passes_without_torch_and_without_the_checkpoint(bundle, env
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "identical on all 360 images" in result.stdout
+
+
+@pytest.mark.parametrize("target", ["wheel", "gpu", "serve"])
+def test_dockerfile_has_its_targets_and_takes_mirror_and_certificate(target):
+    text = (Path(__file__).parents[2] / "Dockerfile").read_text()
+    stages = dict(
+        zip(
+            re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE),
+            re.split(r"^FROM .*$", text, flags=re.MULTILINE)[1:],
+            strict=True,
+        )
+    )
+    assert {"ARG PIP_INDEX_URL=", "ARG CA_FILE="} <= set(stages[target].splitlines())
+    if target != "wheel":
+        assert re.search(r"^USER (?!0|root)\S+$", stages[target], re.MULTILINE)

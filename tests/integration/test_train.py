@@ -197,3 +197,31 @@ def test_show_model_prints_the_published_networks_numbers():
     assert summary["num_convolutions"] == 132
     assert summary["num_parameters"] == 31_574_440
     assert summary["flop"] == pytest.approx(18.4e9, rel=0.002)
+
+
+def test_a_second_trainer_in_the_same_folder_is_refused(data, tmp_path):
+    out, more = tmp_path / "shared", ("--save-minutes", "0", "--epochs", "100")
+    first = subprocess.Popen(
+        command(data, out, *more), stderr=subprocess.DEVNULL, env=environment()
+    )
+    try:
+        wait_for(out / "last.pt", first)
+        second = train(data, out, *more)
+    finally:
+        first.kill()
+        first.wait(timeout=60)
+    assert second.returncode == 2
+    assert "another irv2-train is at work in it" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--momentum", "0"), ("--seed", "99999999999999999999"),
+                          ("--learning-rate", "nan")]
+)  # fmt: skip
+def test_values_that_no_run_can_use_are_refused_before_anything_is_written(
+    data, tmp_path, option, value
+):
+    result = train(data, tmp_path / "run", option, value)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()

@@ -53,8 +53,8 @@ def test_sample_recipe_has_as_many_decays_as_the_setting():
 def test_sample_recipe_says_all_that_differs_from_the_setting():
     names = {line.split()[0] for line in sample_recipe("1", 1437).differences(SETTINGS["1"])}
     assert names == {
-        "epochs", "decay_steps", "learning_rate", "blocks", "width", "resize", "image_size",
-        "augmentation", "max_shift", "flip",
+        "epochs", "decay_steps", "learning_rate", "momentum", "blocks", "width", "resize",
+        "image_size", "augmentation", "max_shift", "flip",
     }  # fmt: skip
 
 
