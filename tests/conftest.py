@@ -13,7 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "2"
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's cache for this session, also of the processes that tests start."""
+    """A user's cache for this test run, also of the processes that tests start."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     os.environ.pop("IRV2_DATA", None)
