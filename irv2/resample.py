@@ -28,7 +28,7 @@ def resize_torch7(image_hwc: UInt8Array, height: int, width: int, window: Window
     """Torch7's bicubic: uint8 RGB (H, W, 3) resized to (height, width), of it the `window`.
 
     The original keeps floats; here the result is rounded and clipped to uint8 once, at the end
-    (0.8 % of the pixels of photographs overshoot 0..255).
+    (a few pixels of photographs overshoot 0..255).
     """
     rows, row_weights = _taps(image_hwc.shape[0], height, window.top, window.height)
     columns, column_weights = _taps(image_hwc.shape[1], width, window.left, window.width)
