@@ -4,20 +4,21 @@ Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 parity gate not met,
 130 / 143 stopped by Ctrl-C / SIGTERM.
 """
 
+import importlib
 import json
 import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import click
 
 from irv2 import __version__
-from irv2.errors import Irv2Error
+from irv2.errors import EngineError, Irv2Error
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,6 +77,55 @@ class Program(_OneLineErrors):
 
 class ProgramGroup(_OneLineErrors, click.Group):
     """Programs under one name."""
+
+
+class Entry(NamedTuple):
+    """Where a program lives, what it does, and the extra whose packages it needs."""
+
+    target: str
+    summary: str
+    extra: str = ""
+
+
+class TableGroup(ProgramGroup):
+    """Programs of a static table: help imports none, a call imports one."""
+
+    def __init__(self, *args: Any, table: Mapping[str, Entry], title: str, **kwargs: Any) -> None:  # noqa: ANN401 (click's signature)
+        super().__init__(*args, **kwargs)
+        self._table, self._title = table, title
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._table:
+            return None
+        module_name, attribute = self._table[cmd_name].target.split(":")
+        try:
+            command = getattr(importlib.import_module(module_name), attribute)
+        except ModuleNotFoundError as error:
+            raise self._missing_extra(cmd_name, error) from error
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:  # imported when needed, not with the program
+            if ctx.invoked_subcommand is None:
+                raise
+            raise self._missing_extra(ctx.invoked_subcommand, error) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section(self._title):
+            formatter.write_dl([(name, entry.summary) for name, entry in self._table.items()])
+
+    def _missing_extra(self, name: str, error: ModuleNotFoundError) -> EngineError:
+        """What to say when a program's packages are not installed."""
+        extra = self._table[name].extra
+        way_out = f'pip install "irv2[{extra}]"' if extra else "reinstall irv2"
+        package = (error.name or "").partition(".")[0]
+        return EngineError(f"irv2 {name}", f"package {package} is not installed", way_out=way_out)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
