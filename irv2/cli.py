@@ -17,6 +17,7 @@ PROGRAMS = {
     "train": Entry("train.cli:main", "Train a network; leaves a checkpoint.", "train"),
     "plot": Entry("train.plot_cli:main", "Draw training curves.", "train"),
     "eval": Entry("irv2.eval_cli:main", "Measure the errors of a checkpoint or a bundle.", "train"),
+    "features": Entry("irv2.features_cli:main", "Write the last layer's features.", "train"),
     "export": Entry("convert.cli:export", "Convert and verify a checkpoint.", "convert"),
     "verify": Entry("convert.cli:verify", "Judge a bundle again, on this machine.", "convert"),
     "inspect": Entry("convert.cli:inspect", "Show a bundle and check its hashes."),
