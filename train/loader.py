@@ -22,6 +22,7 @@ from irv2.evaluate import FILE_LIMITS
 from irv2.preprocess import resize_and_crop
 from irv2.types import FloatArray, UInt8Array
 from train.augment import color_matrix, random_shift, random_sized_crop
+from train.batch_norm import split_groups
 from train.settings import Recipe
 
 logger = logging.getLogger(__name__)
@@ -83,19 +84,31 @@ def batch_indices(num_images: int, recipe: Recipe, epoch: int) -> list[list[int]
     return batches
 
 
+def share(batch: list[int], recipe: Recipe, rank: int, world_size: int) -> list[int]:
+    """The part of a global batch that process `rank` of `world_size` trains on.
+
+    Whole batch-norm groups, split as train/batch_norm.py splits them in one process: with a group
+    per process, rank r gets group r. Of a batch with fewer groups the last ranks get nothing.
+    """
+    groups = np.array_split(batch, split_groups(len(batch), recipe.bn_groups))
+    mine = np.array_split(np.arange(len(groups)), world_size)[rank]
+    return [int(i) for group in mine for i in groups[group]]
+
+
 def load_epoch(
     folder: ImageFolder, recipe: Recipe, epoch: int, *, start: int, workers: int,
-    bad_images: BadImages, device: torch.device,
+    bad_images: BadImages, device: torch.device, rank: int = 0, world_size: int = 1,
 ) -> Iterator[tuple[int, Batch]]:  # fmt: skip
-    """The batches of `epoch` from number `start` on, each with its number.
+    """This rank's share of the batches of `epoch` from number `start` on, each with its number.
 
     `workers` processes decode; 0 decodes here. Raises ImageError for an unreadable image unless
-    `bad_images` is skip; a batch with fewer than two images left is passed over.
+    `bad_images` is skip. A share with fewer than two images left is passed over in a lone process;
+    among several it comes as a batch of none, so that all ranks see the same numbers.
     """
-    dataset = _Epoch(folder, recipe, epoch)
+    batches = batch_indices(len(folder), recipe, epoch)[start:]
     loader: Any = DataLoader(
-        dataset,
-        batch_sampler=batch_indices(len(folder), recipe, epoch)[start:],
+        _Epoch(folder, recipe, epoch),
+        batch_sampler=[share(batch, recipe, rank, world_size) for batch in batches],
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
@@ -108,15 +121,16 @@ def load_epoch(
             if bad_images == "error":
                 raise error
             logger.warning("left out: %s", error)
-        if batch is not None:
+        if len(batch.labels) or world_size > 1:
             yield number, batch
 
 
-def _collate(samples: "list[_Sample | ImageError]") -> tuple[Batch | None, list[ImageError]]:
+def _collate(samples: "list[_Sample | ImageError]") -> tuple[Batch, list[ImageError]]:
     errors = [sample for sample in samples if isinstance(sample, ImageError)]
     good = [sample for sample in samples if not isinstance(sample, ImageError)]
-    if len(good) < 2:
-        return None, errors
+    if len(good) < 2:  # which batch norm can't normalise
+        nothing = torch.empty(0)
+        return Batch(nothing, nothing, nothing, nothing), errors
     images, matrices, flips, labels = zip(*good, strict=True)
     batch = Batch(
         torch.from_numpy(np.stack(images)),
