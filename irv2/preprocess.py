@@ -84,22 +84,30 @@ class Preprocess:
 
 
 def preprocess(
-    encoded: bytes, config: Preprocess, limits: ImageLimits = ImageLimits()  # noqa: B008 (frozen)
-) -> UInt8Array:  # fmt: skip
-    """Encoded image -> uint8 RGB (crop, crop, 3). Raises ImageError."""
-    return resize_and_crop(decode(encoded, limits), config)
+    encoded: bytes,
+    config: Preprocess,
+    limits: ImageLimits = ImageLimits(),  # noqa: B008 (frozen)
+    out: UInt8Array | None = None,
+) -> UInt8Array:
+    """Encoded image -> uint8 RGB (crop, crop, 3), see `resize_and_crop`. Raises ImageError."""
+    return resize_and_crop(decode(encoded, limits), config, out)
 
 
-def resize_and_crop(image_hwc: UInt8Array, config: Preprocess) -> UInt8Array:
+def resize_and_crop(
+    image_hwc: UInt8Array, config: Preprocess, out: UInt8Array | None = None
+) -> UInt8Array:
     """uint8 RGB (H, W, 3) of any size -> (crop, crop, 3), C-contiguous.
+
+    Written straight into `out`, such a part of a batch, where it is given.
 
     The longer side is truncated to an integer and offsets are rounded up, as in the original
     (fb.resnet.torch, datasets/transforms.lua: Scale, CenterCrop).
     """
     height, width = checked_shape(image_hwc, config.resize)
     window = center_window(height, width, config.crop)
-    resized = RESAMPLERS[config.resampling](image_hwc, height, width, window)
-    return np.ascontiguousarray(resized)
+    if out is None:
+        out = np.empty((config.crop, config.crop, 3), np.uint8)
+    return RESAMPLERS[config.resampling](image_hwc, height, width, window, out)
 
 
 def checked_shape(image_hwc: UInt8Array, shorter: int) -> tuple[int, int]:
