@@ -36,7 +36,6 @@ from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.errors import BundleError, EngineError, UsageError
 from irv2.evaluate import classify_folder
-from irv2.model import ARCH
 from irv2.runners.base import Runner
 from irv2.samples import is_sample, resolve_data
 
@@ -246,8 +245,8 @@ def _manifest(candidate: Candidate) -> Manifest:
     return Manifest(
         schema=SCHEMA, id=bundle_id(candidate.artifacts, preprocess, classes),
         source=Source(
-            checkpoint_sha256=candidate.checkpoint_sha256, arch=ARCH, setting=checkpoint.setting,
-            epoch=checkpoint.epoch,
+            checkpoint_sha256=candidate.checkpoint_sha256, arch=checkpoint.model.arch,
+            setting=checkpoint.setting, epoch=checkpoint.epoch,
         ),
         preprocess=preprocess, classes=classes, artifacts=candidate.artifacts, files={},
     )  # fmt: skip

@@ -16,6 +16,7 @@ PROGRAMS = {
     "data": Entry("irv2.data_cli:main", "Make data folders.", "train"),
     "train": Entry("train.cli:main", "Train a network; leaves a checkpoint.", "train"),
     "plot": Entry("train.plot_cli:main", "Draw training curves.", "train"),
+    "import": Entry("convert.import_cli:main", "Checkpoint from published weights.", "convert"),
     "eval": Entry("irv2.eval_cli:main", "Measure the errors of a checkpoint or a bundle.", "train"),
     "features": Entry("irv2.features_cli:main", "Write the last layer's features.", "train"),
     "export": Entry("convert.cli:export", "Convert and verify a checkpoint.", "convert"),
