@@ -23,7 +23,7 @@ from irv2.types import FloatArray, UInt8Array
 from irv2.v1 import classifier_pb2
 from serve.batcher import Admission, Batcher
 from serve.decoder import Decoder
-from serve.metrics import Metrics
+from serve.metrics import ModelMetrics
 from serve.status import status_from_error
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Pipeline:
         limits: classifier_pb2.Limits,
         decoder: Decoder,
         batcher: Batcher,
-        metrics: Metrics,
+        metrics: ModelMetrics,
     ) -> None:
         self.model, self.limits = model, limits
         self._decoder, self._batcher, self._metrics = decoder, batcher, metrics
