@@ -18,6 +18,7 @@ from convert.artifacts import open_artifacts, with_judgements
 from convert.gate import CONFIDENCE, judge, tolerance_for
 from convert.reference import REFERENCE, Reference
 from convert.report import REPORT, Report, chance_remark, remarks_on
+from convert.self_test import choose_self_test
 from irv2 import __version__
 from irv2.bundle import (
     MANIFEST,
@@ -38,6 +39,7 @@ from irv2.errors import BundleError, EngineError, UsageError
 from irv2.evaluate import classify_folder
 from irv2.runners.base import Runner
 from irv2.samples import is_sample, resolve_data
+from irv2.selftest import SELF_TEST
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +217,9 @@ def _judge(
             [torch_runner, *opened.runners.values()], images, checkpoint.preprocess,
             bad_images=options.bad_images, title="parity",
         )  # fmt: skip
+    self_test = choose_self_test(ledgers, images, checkpoint.preprocess)
+    if self_test:  # without a single answer in common the gate will not pass
+        write_atomically(candidate.folder / SELF_TEST, self_test.to_bytes())
     reference = Reference.from_ledger(ledgers[0])
     if weakness := chance_remark(reference, len(checkpoint.classes)):
         logger.warning("notice: %s", weakness)
@@ -256,7 +261,7 @@ def _complete(folder: Path, report: Report, reference: Reference) -> Report:
     """Write the evidence and bundle.json beside the model files."""
     write_atomically(folder / REFERENCE, reference.to_bytes())
     write_atomically(folder / REPORT, report.to_markdown().encode())
-    files = {name: file_sha256(folder / name) for name in (REFERENCE, REPORT)}
+    files = {name: file_sha256(folder / name) for name in (REFERENCE, REPORT, SELF_TEST)}
     manifest = msgspec.structs.replace(report.manifest, files=files)
     write_atomically(folder / MANIFEST, manifest_json(manifest))
     return Report(
