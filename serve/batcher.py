@@ -8,15 +8,17 @@ is the only one, so that a test can replace both.
 
 import asyncio
 import logging
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from irv2.errors import EngineError, Expired, NotServing, Overloaded
+from irv2.results import IndexArray, softmax, top_k_indices
 from irv2.runners.base import Runner
 from irv2.types import FloatArray, UInt8Array
 
@@ -25,11 +27,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The engine's answer for one image: logits (num_classes,) and where the time went."""
+    """The engine's answer for one image, each (num_classes,), and where the time went.
+
+    `order` holds the classes' indices, best first.
+    """
 
     logits: FloatArray
+    probabilities: FloatArray
+    order: IndexArray
     queue_s: float
     inference_s: float
+
+
+class _Ranked(NamedTuple):
+    """A batch's logits, probabilities and order, each (N, num_classes)."""
+
+    logits: FloatArray
+    probabilities: FloatArray
+    order: IndexArray
 
 
 @dataclass(slots=True, eq=False)
@@ -54,19 +69,27 @@ class BatchTimes:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
+        self._sizes: list[int] = []
 
     def learn(self, size: int, seconds: float) -> None:
         """A batch of `size` images took `seconds`."""
         before = self._seconds.get(size, seconds)
         self._seconds[size] = before + self.WEIGHT * (seconds - before)
+        self._sizes = sorted(self._seconds)
 
     def predict(self, size: int) -> float:
         """Seconds for `size` images: interpolated, in proportion beyond, 0 before any has run."""
-        if not self._seconds:
+        if not self._sizes:
             return 0.0
-        sizes = sorted(self._seconds)
-        seconds = float(np.interp(size, sizes, [self._seconds[each] for each in sizes]))
-        return seconds * max(1.0, size / sizes[-1])
+        above = bisect_left(self._sizes, size)
+        if above == len(self._sizes):
+            return self._seconds[self._sizes[-1]] * size / self._sizes[-1]
+        upper = self._sizes[above]
+        lower = self._sizes[max(above - 1, 0)]
+        if size <= lower or size == upper:
+            return self._seconds[upper]
+        part = (size - lower) / (upper - lower)
+        return self._seconds[lower] + part * (self._seconds[upper] - self._seconds[lower])
 
 
 class Admission:
@@ -274,14 +297,18 @@ class Batcher:
         future = self._loop.run_in_executor(self._engine, self._run, batch.images)
         future.add_done_callback(self._finish)
 
-    def _run(self, images: UInt8Array) -> FloatArray:
-        """In the engine's thread."""
+    def _run(self, images: UInt8Array) -> _Ranked:
+        """In the engine's thread, sorting included.
+
+        numpy gives the interpreter lock away while it sorts, and while images are decoded the
+        event loop would wait some 50 us for it each time.
+        """
         logits = self._runner.run(images)
         if logits.shape != (len(images), self._runner.num_classes) or not np.isfinite(logits).all():
             raise EngineError("engine", f"gave {logits.shape} logits", "one finite row per image")
-        return logits
+        return _Ranked(logits, softmax(logits), top_k_indices(logits, self._runner.num_classes))
 
-    def _finish(self, future: asyncio.Future[FloatArray]) -> None:
+    def _finish(self, future: asyncio.Future[_Ranked]) -> None:
         batch, self._running = self._running, None
         assert batch
         seconds = self._loop.time() - batch.started_at
@@ -296,7 +323,9 @@ class Batcher:
                 continue
             if failure is None:
                 queue_s = batch.started_at - entry.queued_at
-                entry.answer.set_result(Answer(future.result()[i], queue_s, seconds))
+                logits, probabilities, order = (part[i] for part in future.result())
+                answer = Answer(logits, probabilities, order, queue_s, seconds)
+                entry.answer.set_result(answer)
             else:
                 entry.answer.set_exception(EngineError("engine", "failed on this batch"))
         self._advance()

@@ -90,10 +90,12 @@ def _tiny_model(side: int) -> str:
     <ir_version: 10, opset_import: ["" : 20]>
     tiny (uint8[N, {side}, {side}, 3] images) => (float[N, {NUM_CLASSES}] logits)
     <int64[2] starts = {{0, 0}}, int64[2] ends = {{{side}, {side}}}, int64[2] axes = {{1, 2}},
-     int64[2] steps = {{{STRIDE}, {STRIDE}}}, float scale = {{0.01}}> {{
+     int64[2] steps = {{{STRIDE}, {STRIDE}}},
+     float middle = {{128.0}}, float scale = {{0.01}}> {{
         grid = Slice(images, starts, ends, axes, steps)
         floats = Cast<to = 1>(grid)
-        scaled = Mul(floats, scale)
+        centred = Sub(floats, middle)
+        scaled = Mul(centred, scale)
         flat = Flatten<axis = 1>(scaled)
         logits = MatMul(flat, weight)
     }}"""

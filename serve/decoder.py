@@ -4,6 +4,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 
 from irv2.decode import ImageLimits
@@ -18,6 +19,7 @@ class Decoder:
 
     def __init__(self, config: Preprocess, limits: ImageLimits, num_threads: int) -> None:
         self._config, self._limits = config, limits
+        cv2.setNumThreads(1)  # each image has its thread; OpenCV's own would spin beside them
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
     async def decode(self, image: classifier_pb2.Image) -> tuple[UInt8Array, float]:
