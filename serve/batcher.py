@@ -24,6 +24,10 @@ from irv2.types import FloatArray, UInt8Array
 
 logger = logging.getLogger(__name__)
 
+# Of the time to a request's deadline, what is predicted may fill 1 / MARGIN: a batch takes now and
+# then a tenth longer than the average, and the answer has a way to go (DECISIONS.md).
+MARGIN = 1.2
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -95,13 +99,17 @@ class BatchTimes:
 class Admission:
     """Places for the images of one request; leaving the `with` block frees those not taken."""
 
-    def __init__(self, batcher: "Batcher", num_images: int, deadline: float) -> None:
+    def __init__(
+        self, batcher: "Batcher", num_images: int, deadline: float, prepared: bool
+    ) -> None:  # fmt: skip
         self._batcher, self._num_left, self._deadline = batcher, num_images, deadline
+        self._prepared = prepared
 
     def __enter__(self) -> "Admission":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._to_prepare(-self._num_left)
         self._batcher._leave(self._num_left)
         self._num_left = 0
 
@@ -112,10 +120,15 @@ class Admission:
         """
         assert self._num_left > 0
         self._num_left -= 1
+        self._to_prepare(-1)
         try:
             return await self._batcher._submit(image, self._deadline)
         finally:
             self._batcher._leave(1)
+
+    def _to_prepare(self, change: int) -> None:
+        if not self._prepared:
+            self._batcher._num_preparing += change
 
 
 class Batcher:
@@ -129,15 +142,18 @@ class Batcher:
         max_queue: int,
         max_queue_delay_ms: float = 0.0,
         engine: Executor | None = None,
+        prepare_s: Callable[[int], float] = lambda num_images: 0.0,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         """`max_queue` bounds the images admitted at a time, those being decoded included.
 
         `max_queue_delay_ms` lets an idle engine wait for company. `engine` is where `runner` runs:
-        a thread by default. `on_batch` hears of each batch's size and seconds.
+        a thread by default. `prepare_s` says how long so many images take before they are
+        submitted, all those admitted earlier included. `on_batch` hears of each batch's size and
+        seconds.
         """
         assert 0 < max_batch <= runner.max_batch
-        self._runner, self._on_batch = runner, on_batch
+        self._runner, self._prepare_s, self._on_batch = runner, prepare_s, on_batch
         self._max_batch, self._max_queue = max_batch, max_queue
         self._max_delay_s = max_queue_delay_ms / 1e3
         self._engine = engine or ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -148,6 +164,7 @@ class Batcher:
         self._staged: _Batch | None = None  # prepared while another one runs
         self._company: asyncio.TimerHandle | None = None
         self._num_admitted = 0
+        self._num_preparing = 0  # of those admitted: not submitted yet
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -158,17 +175,23 @@ class Batcher:
         return self._num_admitted
 
     def predicted_wait_s(self, num_images: int = 1) -> float:
-        """How long `num_images` more would take from now, from the queue and measured times."""
-        ahead, wait_s = self._num_admitted, 0.0
+        """How long `num_images` more would take from now, from the queue and measured times.
+
+        Preparing and running overlap, so this is an upper limit: at most one of them is the
+        bottleneck, and its time is nearly all of the sum.
+        """
+        ahead, wait_s = self._num_admitted, self._prepare_s(self._num_preparing + num_images)
         if self._running:
             ahead = max(0, ahead - len(self._running.entries))
-            wait_s = max(0.0, self._engine_free_at() - self._loop.time())
+            wait_s += max(0.0, self._engine_free_at() - self._loop.time())
         full, rest = divmod(ahead + num_images, self._max_batch)
         wait_s += full * self._times.predict(self._max_batch)
         return wait_s + (self._times.predict(rest) if rest else 0.0)
 
-    def admit(self, num_images: int, deadline: float) -> Admission:
+    def admit(self, num_images: int, deadline: float, *, prepared: bool = False) -> Admission:
         """Places for `num_images`, all to be answered by `deadline` (the loop's clock).
+
+        `prepared` images need no time before they are submitted.
 
         Raises Overloaded, Expired or NotServing, at once. An idle server always tries: nobody else
         would suffer, and one slow batch (a machine that slept) must not be believed for ever.
@@ -180,9 +203,11 @@ class Batcher:
             raise Expired("deadline", "passed before the request arrived")
         if self._num_admitted:
             self._refuse_overload(num_images, left_s)
+        admission = Admission(self, num_images, deadline, prepared)
         self._num_admitted += num_images
+        admission._to_prepare(num_images)
         self._idle.clear()
-        return Admission(self, num_images, deadline)
+        return admission
 
     async def warm_up(self, sizes: Iterable[int]) -> None:
         """Run blank batches of these sizes, so that their times are known before any request."""
@@ -205,9 +230,9 @@ class Batcher:
         if self._num_admitted + num_images > self._max_queue:
             got = f"{self._num_admitted} images are waiting, at most {self._max_queue} may"
             raise Overloaded("server", got, self._times.predict(self._max_batch))
-        if wait_s > left_s:
+        if wait_s * MARGIN > left_s:
             got = f"{wait_s:.3g} s to the answer, {left_s:.3g} s to the deadline"
-            raise Overloaded("server", got, wait_s - left_s)
+            raise Overloaded("server", got, wait_s * MARGIN - left_s)
 
     async def _submit(self, image: UInt8Array, deadline: float) -> Answer:
         entry = _Entry(image, deadline, self._loop.time(), self._loop.create_future())

@@ -23,12 +23,10 @@ from irv2.bundle import Bundle
 from irv2.errors import EngineError
 from irv2.measure import Rounds, machine, machine_lock, run_rounds
 from irv2.options import Program, json_option, print_json
-from irv2.preprocess import preprocess
 from irv2.resample import RESAMPLERS
-from irv2.runners.choose import open_best
 from serve.bench_clients import ClosedLoop, GrpcTarget, HttpTarget, Target, Window, num_wrong
 from serve.bench_peers import PillowOnnx
-from serve.bench_site import Served, make_pictures, our_server, served, write_tiny_bundle
+from serve.bench_site import Served, make_pictures, our_server, our_top1, served, write_tiny_bundle
 
 CLIENTS = (1, 4, 16)
 MAIN_CASE = "irv2 16"  # the one that is compared and repeated
@@ -73,7 +71,8 @@ class Case:
 def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
     """Measure irv2-serve with 1, 4 and 16 clients beside the bare loop and the peers."""
     pictures = make_pictures()
-    file, ours, theirs = _expected(bundle, pictures)
+    file, ours = our_top1(bundle, pictures)
+    theirs = _pillow_top1(bundle, file, pictures)
     with ExitStack() as stack, asyncio.Runner() as runner:
 
         def start(module: str, *arguments: str) -> Served:
@@ -118,17 +117,10 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
         }  # fmt: skip
 
 
-def _expected(bundle: Bundle, pictures: Sequence[bytes]) -> tuple[str, list[int], list[int]]:
-    """The served file, and each picture's best class by our decoder and by Pillow."""
-    artifact, runner = open_best(bundle)
-    with runner:
-        ours = [
-            int(runner.run(preprocess(picture, bundle.preprocess)[None])[0].argmax())
-            for picture in pictures
-        ]
-    pillow = PillowOnnx(bundle, artifact.file)
-    theirs = [int(pillow.run([pillow.decode(picture)])[0].argmax()) for picture in pictures]
-    return artifact.file, ours, theirs
+def _pillow_top1(bundle: Bundle, file: str, pictures: Sequence[bytes]) -> list[int]:
+    """What the servers that decode with Pillow should answer."""
+    model = PillowOnnx(bundle, file)
+    return [int(model.run([model.decode(picture)])[0].argmax()) for picture in pictures]
 
 
 def _case(process: Served, target: Target, num_clients: int, expected: Sequence[int]) -> Case:

@@ -22,6 +22,7 @@ from irv2.bundle import (
     MANIFEST,
     SCHEMA,
     Artifact,
+    Bundle,
     ErrorChange,
     Manifest,
     Parity,
@@ -31,7 +32,8 @@ from irv2.bundle import (
     manifest_json,
 )
 from irv2.errors import EngineError
-from irv2.preprocess import Preprocess
+from irv2.preprocess import Preprocess, preprocess
+from irv2.runners.choose import open_best
 from irv2.types import FloatArray
 
 NUM_PICTURES = 64
@@ -131,9 +133,9 @@ class Served:
         assert self._popen.stderr
         lines = []
         for line in self._popen.stderr:
-            if ready := re.match(r"ready (\S+)", line):
+            if ready := re.match(r"ready (\S+)(?:.* http=(\S+))?", line):
                 self.ready_s = time.perf_counter() - started_at
-                self.address = ready[1]
+                self.address, self.http = ready.groups()
                 return
             lines.append(line)
         self._popen.wait()
@@ -181,9 +183,17 @@ def _cpu_ticks(pid: int) -> int:
     return int(after_name[11]) + int(after_name[12])  # utime and stime (man 5 proc)
 
 
-def our_server(bundle: Path, *options: str) -> list[str]:
+def our_top1(bundle: Bundle, pictures: Sequence[bytes]) -> tuple[str, list[int]]:
+    """The model file that is served here, and each picture's best class by it, one at a time."""
+    artifact, runner = open_best(bundle)
+    with runner:
+        logits = [runner.run(preprocess(each, bundle.preprocess)[None])[0] for each in pictures]
+    return artifact.file, [int(row.argmax()) for row in logits]
+
+
+def our_server(bundle_path: Path, *options: str) -> list[str]:
     """The command line of `irv2-serve` on a free port."""
-    command = [sys.executable, "-m", "irv2", "serve", str(bundle), "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "irv2", "serve", str(bundle_path), "--listen", "127.0.0.1:0"]
     return [*command, "--grace-s", "0", *options]
 
 

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from irv2.v1 import classifier_pb2
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+REFUSAL_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -32,6 +33,8 @@ class Metrics:
         self._stages = {name: stages.labels(name) for name in names}
         self._requests = Counter("irv2_requests", "Requests by outcome: ok or why not.",
                                  ["outcome"], registry=registry)  # fmt: skip
+        self._refusal = Histogram("irv2_refusal_seconds", "Time to refuse for overload.",
+                                  buckets=REFUSAL_SECONDS, registry=registry)  # fmt: skip
         self._image_errors = Counter("irv2_image_errors", "Images refused, by reason.", ["reason"],
                                      registry=registry)  # fmt: skip
 
@@ -53,6 +56,10 @@ class Metrics:
     def observe_request(self, outcome: str) -> None:
         """A request ended: "ok", "cancelled" or the status code's name."""
         self._requests.labels(outcome).inc()
+
+    def observe_refusal(self, seconds: float) -> None:
+        """A request was refused because it can't be answered in time."""
+        self._refusal.observe(seconds)
 
     def observe_image_error(self, reason: str) -> None:
         """An image failed alone."""

@@ -87,7 +87,7 @@ class Pipeline:
         """Logits (N, num_classes) of prepared images, uint8 (N, S, S, 3), all of them or none."""
         self._check(len(images))
         async with _until(deadline):
-            with self._batcher.admit(len(images), deadline) as admission:
+            with self._batcher.admit(len(images), deadline, prepared=True) as admission:
                 answers = await _all(admission.run(image) for image in images)
         return np.stack([answer.logits for answer in answers])
 

@@ -120,18 +120,19 @@ class Server:
         self._max_batch = _max_batch(artifact, runner, options.max_batch)
         self._model = _model(bundle, artifact, runner, self._max_batch)
         self._metrics = Metrics(self._model)
-        self._batcher = Batcher(
-            runner, max_batch=self._max_batch, max_queue=options.max_queue,
-            max_queue_delay_ms=options.max_queue_delay_ms, on_batch=self._metrics.observe_batch,
-        )  # fmt: skip
-        self._metrics.watch_queue(
-            lambda: self._batcher.num_admitted, lambda: self._batcher.predicted_wait_s()
-        )
         image_limits = ImageLimits(
             max_bytes=options.max_image_bytes, max_pixels=options.max_image_pixels
         )
         num_threads = options.num_decode_threads or len(os.sched_getaffinity(0))
         self._decoder = Decoder(bundle.preprocess, image_limits, num_threads)
+        self._batcher = Batcher(
+            runner, max_batch=self._max_batch, max_queue=options.max_queue,
+            max_queue_delay_ms=options.max_queue_delay_ms, prepare_s=self._decoder.predict,
+            on_batch=self._metrics.observe_batch,
+        )  # fmt: skip
+        self._metrics.watch_queue(
+            lambda: self._batcher.num_admitted, lambda: self._batcher.predicted_wait_s()
+        )
         self._pipeline = Pipeline(
             self._model, _limits(options), self._decoder, self._batcher, self._metrics
         )

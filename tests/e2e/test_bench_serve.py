@@ -16,7 +16,8 @@ def bench(*arguments: str) -> dict:
 
 
 def test_bench_serve_compares_the_server_with_the_bare_loop_and_a_naive_server():
-    result = bench("serve", "--seconds", "0.2", "--settle-s", "0.1", "--rounds", "1")
+    result = bench("serve", "--seconds", "0.2", "--settle-s", "0.1", "--rounds", "1",
+                   "--resampling", "opencv-cubic")  # fmt: skip
     assert {"irv2 1", "irv2 4", "irv2 16", "naive 1", "naive 16"} <= result["cases"].keys()
     for case in result["cases"].values():
         assert case["num_wrong"] == 0
@@ -36,3 +37,19 @@ def test_a_wrong_or_missing_class_counts_as_wrong():
     ]
     refused = Call(0, 0.0, 0.0, 1.0, "RESOURCE_EXHAUSTED")
     assert num_wrong([*calls, refused], GrpcTarget.top1, expected=[3]) == 2
+
+
+def test_bench_load_offers_too_much_and_counts_what_became_of_every_request():
+    result = bench(
+        "load", "--seconds", "1.5", "--factor", "0.3", "--factor", "4", "--deadline-ms", "300",
+        "--resampling", "opencv-cubic",
+    )  # fmt: skip
+    within, beyond = result["loads"]
+    for load in (within, beyond):
+        ends = ("num_answered", "num_refused", "num_expired", "num_failed")
+        assert sum(load[end] for end in ends) == load["num_sent"]
+        assert (load["num_failed"], load["num_wrong"]) == (0, 0)
+        assert load["rss_mb"]["max"] > 10
+    assert within["answer_ms"]["p99"] > within["answer_ms"]["p50"] > 0
+    assert beyond["num_refused"] > 0
+    assert beyond["refusal_p99_ms_in_server"] > 0
