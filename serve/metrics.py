@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from irv2.v1 import classifier_pb2
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+REFUSAL_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGES = ("queue", "preprocess", "inference", "total")
 
@@ -45,6 +46,8 @@ class Metrics:
                                         registry=registry)  # fmt: skip
         self._reloads = Counter("irv2_reloads", "New bundles by outcome: ok or failed.",
                                 ["outcome"], registry=registry)  # fmt: skip
+        self._refusal = Histogram("irv2_refusal_seconds", "Time to refuse for overload.",
+                                  buckets=REFUSAL_SECONDS, registry=registry)  # fmt: skip
 
     def watch(
         self, num_images: Callable[[], float], wait_s: Callable[[], float],
@@ -74,6 +77,10 @@ class Metrics:
     def observe_reload(self, outcome: str) -> None:
         """A new bundle was taken ("ok") or not ("failed")."""
         self._reloads.labels(outcome).inc()
+
+    def observe_refusal(self, seconds: float) -> None:
+        """A request was refused because it can't be answered in time."""
+        self._refusal.observe(seconds)
 
     def text(self) -> bytes:
         """The exposition format that Prometheus scrapes."""

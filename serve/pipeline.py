@@ -18,7 +18,7 @@ from irv2.errors import (
     InvalidRequest,
     NotServing,
 )
-from irv2.results import top_k_scores
+from irv2.results import DEFAULT_TOP_K, ranked_scores
 from irv2.types import FloatArray, UInt8Array
 from irv2.v1 import classifier_pb2
 from serve.batcher import Admission, Batcher
@@ -88,7 +88,7 @@ class Pipeline:
         arrived_at = asyncio.get_running_loop().time()
         self._check(len(images))
         async with _until(deadline):
-            with self._batcher.admit(len(images), deadline) as admission:
+            with self._batcher.admit(len(images), deadline, prepared=True) as admission:
                 answers = await _all(admission.run(image) for image in images)
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
         timing = classifier_pb2.Timing(
@@ -135,7 +135,8 @@ class Pipeline:
             image_hwc, outcome.preprocess_s = await self._decoder.decode(image)
             answer = await admission.run(image_hwc)
             outcome.queue_s, outcome.inference_s = answer.queue_s, answer.inference_s
-            scores = top_k_scores(answer.logits, self._classes, top_k)
+            order = answer.order[: top_k or DEFAULT_TOP_K]
+            scores = ranked_scores(answer.probabilities, order, self._classes)
         except Expired:
             raise  # with the whole request
         except ImageError as error:
@@ -169,7 +170,10 @@ async def _until(deadline: float) -> AsyncIterator[None]:
 
 async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """All results in order, or the first failure, which cancels the rest."""
-    tasks = [asyncio.create_task(work) for work in works]
+    first, *others = works
+    if not others:  # the usual case needs no task of its own
+        return [await first]
+    tasks = [asyncio.create_task(work) for work in (first, *others)]
     try:
         return await asyncio.gather(*tasks)
     finally:

@@ -59,15 +59,16 @@ class ServedModel:
         self.model = _description(opened, max_batch)
         self.image_shape = (self._runner.image_size, self._runner.image_size, 3)
         self._metrics = ModelMetrics(metrics, self.model.id, lambda: int(time.time() * 1e3))
-        self.batcher = Batcher(
-            self._runner, max_batch=max_batch, max_queue=options.max_queue,
-            max_queue_delay_ms=options.max_queue_delay_ms, on_batch=self._metrics.observe_batch,
-        )  # fmt: skip
         image_limits = ImageLimits(
             max_bytes=options.max_image_bytes, max_pixels=options.max_image_pixels
         )
         num_threads = options.num_decode_threads or len(os.sched_getaffinity(0))
         self._decoder = Decoder(bundle.preprocess, image_limits, num_threads)
+        self.batcher = Batcher(
+            self._runner, max_batch=max_batch, max_queue=options.max_queue,
+            max_queue_delay_ms=options.max_queue_delay_ms, prepare_s=self._decoder.predict,
+            on_batch=self._metrics.observe_batch,
+        )  # fmt: skip
         self.pipeline = Pipeline(
             self.model, options.limits, self._decoder, self.batcher, self._metrics
         )
