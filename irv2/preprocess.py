@@ -96,16 +96,22 @@ def resize_and_crop(image_hwc: UInt8Array, config: Preprocess) -> UInt8Array:
     The longer side is truncated to an integer and offsets are rounded up, as in the original
     (fb.resnet.torch, datasets/transforms.lua: Scale, CenterCrop).
     """
-    height, width = resized_shape(image_hwc.shape[0], image_hwc.shape[1], config.resize)
+    height, width = checked_shape(image_hwc, config.resize)
+    window = center_window(height, width, config.crop)
+    resized = RESAMPLERS[config.resampling](image_hwc, height, width, window)
+    return np.ascontiguousarray(resized)
+
+
+def checked_shape(image_hwc: UInt8Array, shorter: int) -> tuple[int, int]:
+    """`resized_shape` of uint8 RGB (H, W, 3); raises ImageError where that is too many pixels."""
+    height, width = resized_shape(image_hwc.shape[0], image_hwc.shape[1], shorter)
     if height * width > MAX_RESIZED_PIXELS:
         raise ImageError(
             ImageReason.TOO_MANY_PIXELS,
             f"{image_hwc.shape[1]}x{image_hwc.shape[0]} pixels become {width}x{height}",
             f"at most {MAX_RESIZED_PIXELS / 1e6:g} million after resizing",
         )
-    window = center_window(height, width, config.crop)
-    resized = RESAMPLERS[config.resampling](image_hwc, height, width, window)
-    return np.ascontiguousarray(resized)
+    return height, width
 
 
 def resized_shape(height: int, width: int, shorter: int) -> tuple[int, int]:
