@@ -41,13 +41,22 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         if not len(x):  # a process without images in a short batch: its gradients are zeros
             return x * self.weight[:, None, None] + self.bias[:, None, None]
         first, *others = x.tensor_split(split_groups(len(x), self.num_groups))
-        normalized = [self._normalize(first) if self.is_frozen else super().forward(first)]
-        normalized += [self._normalize(group) for group in others]
+        normalized = [self._normalize_first(first)]
+        normalized += [
+            F.batch_norm(group, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            for group in others
+        ]
         return torch.cat(normalized) if others else normalized[0]
 
-    def _normalize(self, group: Tensor) -> Tensor:
+    def _normalize_first(self, group: Tensor) -> Tensor:
+        if not self.is_frozen:
+            return super().forward(group)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        # Copies take the update: a pass computed again must save the tensors of the first pass.
         return F.batch_norm(
-            group, None, None, self.weight, self.bias, training=True, eps=self.eps
+            group, self.running_mean.clone(), self.running_var.clone(), self.weight, self.bias,
+            training=True, eps=self.eps,
         )  # fmt: skip
 
 

@@ -94,10 +94,11 @@ def _train(
         trainer.train()
     except (KeyboardInterrupt, Terminated):
         if processes.is_first and run.last.is_file():
-            option = "" if request.resume else " --resume"
             launcher = "the same torchrun around " if processes.size > 1 else ""
-            logger.warning("saved %s; resume with %s: %s%s", run.last, launcher, request.command,
-                           option)  # fmt: skip
+            option = "" if request.resume else " --resume"
+            logger.warning(
+                "saved %s; resume with: %s%s%s", run.last, launcher, request.command, option
+            )
         raise
 
 

@@ -90,7 +90,7 @@ class Learner:
         # only it saves. The others' influence nothing.
         ids = [self._device.index] if self._device.type == "cuda" else None
         return DistributedDataParallel(
-            self.model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            self.model, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
     def step(self, number: int, batch: Batch, num_images: int) -> Tensor:
