@@ -18,7 +18,7 @@ import numpy as np
 
 from irv2.bundle import Bundle
 from irv2.dataset import BadImages, ImageFolder, open_split
-from irv2.decode import ImageLimits, read_encoded
+from irv2.decode import ImageLimits
 from irv2.errors import DataError, ImageError
 from irv2.preprocess import Preprocess, preprocess
 from irv2.progress import Progress
@@ -107,7 +107,7 @@ def load_batches(
     """Decode in threads, ahead of the consumer by two batches."""
 
     def load(i: int) -> tuple[UInt8Array, str]:
-        encoded = read_encoded(folder.path(i))
+        encoded = folder.read(i)
         try:
             image = preprocess(encoded, config, FILE_LIMITS)
         except ImageError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from irv2.dataset import BadImages, ImageFolder
-from irv2.decode import read_image
+from irv2.decode import decode
 from irv2.errors import DataError, ImageError
 from irv2.evaluate import FILE_LIMITS
 from irv2.preprocess import resize_and_crop
@@ -63,7 +63,7 @@ class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
         """Write image `i`, cut and resized, into `out`; returns its colour matrix and flip."""
         recipe = self._recipe
         rng = np.random.default_rng([recipe.seed, self._epoch, i])
-        image = read_image(self._folder.path(i), FILE_LIMITS)
+        image = self._decode(i)
         if recipe.augmentation == "shift":
             whole = resize_and_crop(image, recipe.preprocess)
             random_shift(whole, recipe.max_shift, rng, out)
@@ -71,6 +71,12 @@ class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
             random_sized_crop(image, recipe.image_size, recipe.resampling, rng, out)
         matrix = color_matrix(out, draw_color(rng), recipe.preprocess)
         return matrix, recipe.flip and bool(rng.random() < 0.5)
+
+    def _decode(self, i: int) -> UInt8Array:
+        try:
+            return decode(self._folder.read(i), FILE_LIMITS)
+        except ImageError as error:
+            raise error.named(self._folder.path(i)) from error
 
 
 def _empty_batch(num: int, size: int) -> Batch:
