@@ -41,7 +41,7 @@ RATIOS = {
 
 
 @click.command(cls=Program)
-@click.option("--rounds", type=click.IntRange(3), default=9, help="Times that each case is run.")
+@click.option("--rounds", type=click.IntRange(1), default=9, help="Times that each case is run.")
 @click.option("--seconds", type=click.FloatRange(0.1), default=4.0, help="Length of one run.")
 @click.option(
     "--quality", type=click.IntRange(1, 100), default=90,
