@@ -17,7 +17,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from irv2.bundle import file_sha256
 from irv2.dataset import ImageFolder
 from irv2.errors import BundleError, DataError
 from irv2.evaluate import Ledger
@@ -149,7 +148,9 @@ class Reference:
 
 
 def _hash_files(folder: ImageFolder) -> list[str]:
-    paths = [folder.path(i) for i in range(len(folder))]
+    def hash_image(i: int) -> str:
+        return hashlib.sha256(folder.read(i)).hexdigest()
+
     with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter lock
-        hashes = pool.map(file_sha256, paths)
-        return list(progress(hashes, f"find images in {folder.root}", len(paths), "images"))
+        hashes = pool.map(hash_image, range(len(folder)))
+        return list(progress(hashes, f"find images in {folder.root}", len(folder), "images"))

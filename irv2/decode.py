@@ -63,14 +63,6 @@ def decode(encoded: bytes, limits: ImageLimits = ImageLimits()) -> UInt8Array:
     return _decode_with_pillow(encoded, limits)
 
 
-def read_image(path: Path, limits: ImageLimits = ImageLimits()) -> UInt8Array:
-    """Decode an image file; an ImageError names it."""
-    try:
-        return decode(read_encoded(path), limits)
-    except ImageError as error:
-        raise error.named(path) from error
-
-
 def read_encoded(path: Path) -> bytes:
     """The bytes of an image file; raises ImageError where it can't be read."""
     try:

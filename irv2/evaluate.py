@@ -20,7 +20,7 @@ import numpy as np
 from irv2.bundle import Bundle
 from irv2.crops import combine, views
 from irv2.dataset import BadImages, ImageFolder, open_split
-from irv2.decode import ImageLimits, decode, read_encoded
+from irv2.decode import ImageLimits, decode
 from irv2.errors import DataError, ImageError
 from irv2.preprocess import Preprocess
 from irv2.progress import Progress
@@ -189,7 +189,7 @@ def load_batches(
     """
 
     def load(i: int) -> tuple[UInt8Array, str]:
-        encoded = read_encoded(folder.path(i))
+        encoded = folder.read(i)
         try:
             images = views(decode(encoded, FILE_LIMITS), config, crops)
         except ImageError as error:

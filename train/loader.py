@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from irv2.dataset import BadImages, ImageFolder
-from irv2.decode import read_image
+from irv2.decode import decode
 from irv2.errors import DataError, ImageError
 from irv2.evaluate import FILE_LIMITS
 from irv2.preprocess import resize_and_crop
-from irv2.types import UInt8Array
+from irv2.types import FloatArray, UInt8Array
 from train.augment import color_matrix, draw_color, random_shift, random_sized_crop
 from train.batch_norm import split_groups
 from train.settings import Recipe
@@ -46,31 +46,37 @@ class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Batch, list[ImageError]]:
         batch = _empty_batch(len(indices), self._recipe.image_size)
+        images, matrices, flips, labels = (part.numpy() for part in batch)
         done, errors = 0, []
         for i in indices:
             try:
-                self._fill(batch, done, i)
-                done += 1
+                matrices[done], flips[done] = self._augment(i, images[done])
             except ImageError as error:
                 errors.append(error)
+            else:
+                labels[done] = self._folder.labels[i]
+                done += 1
         done = done if done > 1 else 0  # batch norm can't normalise a single image
         return Batch(*(part[:done] for part in batch)), errors
 
-    def _fill(self, batch: Batch, row: int, i: int) -> None:
-        """Put image `i`, augmented, into `row` of the batch."""
+    def _augment(self, i: int, out: UInt8Array) -> tuple[FloatArray, bool]:
+        """Write image `i`, cut and resized, into `out`; returns its colour matrix and flip."""
         recipe = self._recipe
         rng = np.random.default_rng([recipe.seed, self._epoch, i])
-        out: UInt8Array = batch.images[row].numpy()
-        image = read_image(self._folder.path(i), FILE_LIMITS)
+        image = self._decode(i)
         if recipe.augmentation == "shift":
             whole = resize_and_crop(image, recipe.preprocess)
             random_shift(whole, recipe.max_shift, rng, out)
         else:
             random_sized_crop(image, recipe.image_size, recipe.resampling, rng, out)
         matrix = color_matrix(out, draw_color(rng), recipe.preprocess)
-        batch.matrices[row] = torch.from_numpy(matrix)
-        batch.flips[row] = recipe.flip and rng.random() < 0.5
-        batch.labels[row] = int(self._folder.labels[i])
+        return matrix, recipe.flip and bool(rng.random() < 0.5)
+
+    def _decode(self, i: int) -> UInt8Array:
+        try:
+            return decode(self._folder.read(i), FILE_LIMITS)
+        except ImageError as error:
+            raise error.named(self._folder.path(i)) from error
 
 
 def _empty_batch(num: int, size: int) -> Batch:

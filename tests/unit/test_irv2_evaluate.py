@@ -27,6 +27,7 @@ from irv2.evaluate import (
 from irv2.preprocess import Preprocess
 from irv2.results import softmax, top_k_indices, top_k_scores
 from irv2.runners.base import Runner
+from irv2.shard_writer import write_shards
 
 CONFIG = Preprocess(resize=8, crop=8)
 NUM_CLASSES = 7
@@ -122,6 +123,14 @@ def test_counts_do_not_depend_on_the_order(folder):
     [ledger] = classify_folder([PixelRunner(5)], shuffled, CONFIG)
     assert ledger.errors() == expected.errors()
     assert ledger.files == files
+
+
+def test_shards_are_evaluated_as_their_folder(data, folder, tmp_path):
+    write_shards(data, tmp_path / "shards", 2_000)
+    [expected] = classify_folder([PixelRunner(5)], folder, CONFIG)
+    [found] = classify_folder([PixelRunner(5)], open_split(tmp_path / "shards", "val"), CONFIG)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    assert (found.sha256, found.errors()) == (expected.sha256, expected.errors())
 
 
 def test_a_bad_image_stops_the_evaluation_and_is_named(data, folder):

@@ -11,6 +11,8 @@ from train.augment import (
     ColorDraw,
     apply_color,
     color_matrix,
+    color_on_cpu,
+    color_on_device,
     draw_color,
     draw_crop,
     random_shift,
@@ -49,6 +51,15 @@ def test_one_matrix_is_the_whole_colour_chain_in_any_order(order, alphas):
     expected = step_by_step(image, draw).transpose(2, 0, 1)
     # float32 of values up to about 5 against float64
     np.testing.assert_allclose(colored[0].numpy(), expected, atol=5e-6)
+
+
+def test_cpu_and_device_colour_alike():
+    images = torch.from_numpy(np.stack([picture(30, 30, seed) for seed in range(4)]))
+    rng = np.random.default_rng(0)
+    matrices = [color_matrix(image.numpy(), draw_color(rng), CONFIG) for image in images]
+    batch = images, torch.from_numpy(np.stack(matrices)), torch.tensor([True, False, True, False])
+    # Two orders of summing three products and a constant in float32
+    torch.testing.assert_close(color_on_cpu(*batch), color_on_device(*batch), atol=2e-6, rtol=0)
 
 
 def test_the_matrix_of_a_fixed_draw_is_the_golden_one():

@@ -8,6 +8,7 @@ from PIL import Image
 
 from irv2.dataset import ImageFolder, open_split
 from irv2.errors import ImageError
+from irv2.shard_writer import write_shards
 from train.batch_norm import split_groups
 from train.loader import Batch, batch_indices, load_epoch, share
 from train.settings import SETTINGS, Recipe
@@ -74,6 +75,14 @@ def test_a_last_batch_of_one_image_is_skipped_with_a_notice(caplog):
     batches = batch_indices(17, RECIPE, 1)
     assert [len(batch) for batch in batches] == [8, 8]
     assert "one image and is skipped" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_folder_and_shards_give_the_same_epoch(folder, tmp_path, workers):
+    write_shards(tmp_path, tmp_path / "shards", 20_000)
+    sharded = open_split(tmp_path / "shards", "train")
+    assert_same(load(sharded, workers=workers), load(folder))
+    assert_same(load(sharded, workers=workers, start=2), load(folder)[2:])
 
 
 def test_the_shares_of_two_ranks_are_the_batch_norm_groups_of_one_process(folder):
