@@ -61,3 +61,9 @@ def test_sample_recipe_says_all_that_differs_from_the_setting():
 def test_a_batch_that_does_not_split_into_groups_is_refused():
     with pytest.raises(UsageError, match="multiple of 32"):
         dataclasses.replace(SETTINGS["2"], batch_size=48)
+
+
+@pytest.mark.parametrize("fields", [{"augmentation": "shift"}, {"max_shift": 0.1}])
+def test_a_shift_without_its_reach_or_a_reach_without_shifts_is_refused(fields):
+    with pytest.raises(UsageError, match=r"--max-shift: .*above 0 with shift"):
+        dataclasses.replace(SETTINGS["2"], **fields)
