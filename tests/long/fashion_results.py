@@ -42,20 +42,25 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     epochs: float = 1.0
 
-    def command(self, name: str, seed: int, epochs: int, data: Path, out: Path) -> list[str]:
-        """How to train it."""
-        epochs = max(1, round(self.epochs * epochs))
-        steps = epochs * -(-NUM_TRAIN // BATCH)
+    def num_epochs(self, epochs: int) -> int:
+        """Of its runs, where most have `epochs`."""
+        return max(1, round(self.epochs * epochs))
+
+    def command(self, seed: int, num_epochs: int, data: Path, out: Path) -> list[str]:
+        """How to train it into `out`."""
+        steps = num_epochs * -(-NUM_TRAIN // BATCH)
         decay = max(1, round(DECAY_STEPS[self.setting] * steps / ORIGINAL_STEPS))
-        options = f"{COMMON} {self.options} --epochs {epochs} --decay-steps {decay} --seed {seed}"
+        options = f"{COMMON} {self.options} --epochs {num_epochs} --seed {seed}"
+        if "--recipe modern" not in options:  # a cosine instead
+            options += f" --decay-steps {decay}"
         return [
             sys.executable, "-m", "irv2", "train", "--setting", self.setting, *options.split(),
-            "--data", str(data), "--out", str(out / f"{name}-seed{seed}"),
+            "--data", str(data), "--out", str(out),
         ]  # fmt: skip
 
 
 EXPERIMENTS = {
-    "best": Experiment("2", f"{SHALLOW} --recipe modern", epochs=2),
+    "best": Experiment("2", f"{SHALLOW} --recipe modern", epochs=1.5),
     "setting-1": Experiment("1", SHALLOW),
     "setting-2": Experiment("2", SHALLOW, seeds=(0, 1, 2)),
     "setting-2-momentum-0.9": Experiment("2", f"{SHALLOW} --momentum 0.9", seeds=(0, 1, 2)),
@@ -72,17 +77,16 @@ PICTURES = {
 
 def main() -> None:
     options = parse()
-    names = options.only or list(EXPERIMENTS)
-    runs = [(name, seed) for name in names for seed in EXPERIMENTS[name].seeds]
-    commands = [
-        EXPERIMENTS[name].command(name, seed, options.epochs, options.data, options.out)
-        + (["--limit", str(options.limit)] if options.limit else [])
-        for name, seed in runs
-    ]
-    for (name, seed), command in zip(runs, commands, strict=True):
-        print(shlex.join(["irv2-train", *command[4:]]), flush=True)
-        if not options.list:
-            train(f"{name}-seed{seed}", command, options.out)
+    for name in options.only or EXPERIMENTS:
+        experiment = EXPERIMENTS[name]
+        num_epochs = experiment.num_epochs(options.epochs)
+        for seed in experiment.seeds:
+            run = options.out / f"{name}-seed{seed}"
+            command = experiment.command(seed, num_epochs, options.data, run)
+            command += ["--limit", str(options.limit)] if options.limit else []
+            print(shlex.join(["irv2-train", *command[4:]]), flush=True)
+            if not options.list and summary(run).get("epochs") != num_epochs:
+                train(run, command)
     if not options.list:
         write(options.out, options.docs)
 
@@ -93,7 +97,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="made by irv2 data fashion-mnist")
     parser.add_argument("--out", type=Path, default=Path("runs/fashion"))
-    parser.add_argument("--epochs", type=int, default=8, help="of most runs; 'best' takes twice it")
+    parser.add_argument(
+        "--epochs", type=int, default=8, help="of most runs; 'best' takes half as many more"
+    )
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, metavar="NAME")
     parser.add_argument("--limit", type=int, help="images of each split, to try the script")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
@@ -101,18 +107,23 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(run: str, command: list[str], out: Path) -> None:
-    """Run the command to its end, or past a run that is finished, and add up its minutes."""
-    out.mkdir(parents=True, exist_ok=True)
-    clock = out / f"{run}.minutes"
+def train(run: Path, command: list[str]) -> None:
+    """Run the command and add up its minutes; a training that the trainer stops is a result too."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    clock = minutes_path(run)
     before = float(clock.read_text()) if clock.exists() else 0.0
-    finished_before = summary(out / run) if clock.exists() else None
     started = time.monotonic()
     try:
-        subprocess.run(command, check=True)
+        status = subprocess.run(command).returncode
     finally:
-        if finished_before != (summary(out / run) if (out / run).exists() else None):
-            clock.write_text(f"{before + (time.monotonic() - started) / 60:.2f}")
+        clock.write_text(f"{before + (time.monotonic() - started) / 60:.2f}")
+    if status not in (0, 1):  # wrong usage, or a signal
+        sys.exit(status)
+
+
+def minutes_path(run: Path) -> Path:
+    """Where a run's wall time is kept."""
+    return run.with_name(f"{run.name}.minutes")
 
 
 def summary(run: Path) -> dict[str, float]:
@@ -160,7 +171,7 @@ def collect(out: Path) -> Iterator[dict[str, object]]:
                 "epochs": [errors["epochs"] for _, errors in found],
                 "n": found[0][1]["n"],
                 "minutes": [
-                    float((out / f"{run.name}.minutes").read_text()) for run, _ in found
+                    float(minutes_path(run).read_text()) for run, _ in found
                 ],
                 **{key: [errors[key] for _, errors in found] for key in keys},
             }  # fmt: skip
