@@ -49,6 +49,11 @@ from irv2.options import (
               help="Images that share batch-norm statistics.")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(75), metavar="PIXELS",
               help="Side of the crop; the shorter side is resized to 328/299 of it.")  # fmt: skip
+@click.option("--augmentation", type=click.Choice(["area-crop", "shift"]),
+              help="area-crop: the original's random areas of photographs; shift: whole images "
+              "moved by up to --max-shift, for small ones.  [default: area-crop]")  # fmt: skip
+@click.option("--max-shift", type=click.FloatRange(0, 0.5), metavar="FRACTION",
+              help="Largest shift, of the image's side.  [default: 0]")  # fmt: skip
 @click.option("--width", type=click.FloatRange(0, 4, min_open=True),
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),

@@ -73,7 +73,8 @@ def draw_curves(
 ) -> None:  # fmt: skip
     """Errors over epochs of named runs, up to `max_error` percent, as a PNG.
 
-    One run: training red, validation blue. Several: a colour each, training thin. Top-5 is dashed.
+    One run: training red, validation blue, and green where the recipe averages weights. Several: a
+    colour each, training thin. Top-5 is dashed.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -86,6 +87,9 @@ def draw_curves(
         if len(curves) == 1:
             _draw_errors(axes, rows, "train", "red", 1.2, _label("training", rows[-1], "train"))
             _draw_errors(axes, rows, "val", "blue", 1.2, _label("validation", rows[-1], "val"))
+            if "ema_val_top1_error" in rows[-1]:
+                label = _label("validation, averaged weights", rows[-1], "ema_val")
+                _draw_errors(axes, rows, "ema_val", "green", 1.2, label)
         else:
             _draw_errors(axes, rows, "train", f"C{i}", 0.6, None)
             _draw_errors(axes, rows, "val", f"C{i}", 1.6, _label(name, rows[-1], "val"))

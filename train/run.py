@@ -16,6 +16,7 @@ from irv2.bundle import write_atomically
 from irv2.checkpoint import Checkpoint
 from irv2.errors import DataError, UsageError
 from train.curves import METRICS, draw_curves, read_metrics
+from train.tensorboard import write_scalars
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class Run:
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         write_atomically(self.path / METRICS, text.encode())
         draw_curves([("", rows)], self.path / "curves.png")
+        write_scalars(self.path, row)
 
     def _check_same(self, config_path: Path) -> None:
         try:

@@ -69,6 +69,11 @@ class Recipe:
                 "--batch-size", f"{self.batch_size} images", f"a multiple of {self.bn_group}",
                 "change it or --bn-group",
             )  # fmt: skip
+        if (self.augmentation == "shift") != (self.max_shift > 0):
+            raise UsageError(
+                "--max-shift", f"{self.max_shift:g} with --augmentation {self.augmentation}",
+                "above 0 with shift, 0 with area-crop",
+            )  # fmt: skip
 
     @property
     def bn_groups(self) -> int:

@@ -111,6 +111,17 @@ def test_one_run_is_red_and_blue_and_several_have_a_colour_each(run, log, tmp_pa
     assert not {RED, BLUE} & found
 
 
+def test_a_run_that_averages_its_weights_shows_them_in_green(run, tmp_path):
+    assert plot(run, "-o", tmp_path / "raw.png").exit_code == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{**row, "ema_val_top1_error": 30, "ema_val_top5_error": 5} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert plot(run, "-o", tmp_path / "averaged.png").exit_code == 0
+    green = (0, 128, 0)
+    assert green in colours(tmp_path / "averaged.png")
+    assert green not in colours(tmp_path / "raw.png")
+
+
 def test_the_published_curve_is_added_when_asked_for(log, tmp_path):
     for name, more in (("without", ()), ("with", ("--published",))):
         assert plot(log, "-o", tmp_path / f"{name}.png", *more).exit_code == 0

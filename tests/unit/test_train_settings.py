@@ -87,3 +87,9 @@ def test_settings_have_nothing_modern():
     for recipe in SETTINGS.values():
         assert (recipe.label_smoothing, recipe.warmup_steps, recipe.cosine_steps) == (0, 0, 0)
         assert (recipe.ema_decay, recipe.residual_scale, recipe.precision) == (0, 0.1, "fp32")
+
+
+@pytest.mark.parametrize("fields", [{"augmentation": "shift"}, {"max_shift": 0.1}])
+def test_a_shift_without_its_reach_or_a_reach_without_shifts_is_refused(fields):
+    with pytest.raises(UsageError, match=r"--max-shift: .*above 0 with shift"):
+        dataclasses.replace(SETTINGS["2"], **fields)
