@@ -8,7 +8,7 @@ is the only one, so that a test can replace both.
 
 import asyncio
 import logging
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from irv2.errors import EngineError, Expired, NotServing, Overloaded
 from irv2.results import IndexArray, softmax, top_k_indices
 from irv2.runners.base import Runner
 from irv2.types import FloatArray, UInt8Array
+from serve.batch_times import BatchTimes
 
 logger = logging.getLogger(__name__)
 
@@ -64,36 +65,6 @@ class _Batch:
     entries: list[_Entry]
     images: UInt8Array
     started_at: float = 0.0
-
-
-class BatchTimes:
-    """How long a batch of each size takes: an exponential average of what was measured."""
-
-    WEIGHT = 0.2  # of the newest; half forgotten after three batches
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-        self._sizes: list[int] = []
-
-    def learn(self, size: int, seconds: float) -> None:
-        """A batch of `size` images took `seconds`."""
-        before = self._seconds.get(size, seconds)
-        self._seconds[size] = before + self.WEIGHT * (seconds - before)
-        self._sizes = sorted(self._seconds)
-
-    def predict(self, size: int) -> float:
-        """Seconds for `size` images: interpolated, in proportion beyond, 0 before any has run."""
-        if not self._sizes:
-            return 0.0
-        above = bisect_left(self._sizes, size)
-        if above == len(self._sizes):
-            return self._seconds[self._sizes[-1]] * size / self._sizes[-1]
-        upper = self._sizes[above]
-        lower = self._sizes[max(above - 1, 0)]
-        if size <= lower or size == upper:
-            return self._seconds[upper]
-        part = (size - lower) / (upper - lower)
-        return self._seconds[lower] + part * (self._seconds[upper] - self._seconds[lower])
 
 
 class Admission:
@@ -180,13 +151,17 @@ class Batcher:
         Preparing and running overlap, so this is an upper limit: at most one of them is the
         bottleneck, and its time is nearly all of the sum.
         """
-        ahead, wait_s = self._num_admitted, self._prepare_s(self._num_preparing + num_images)
+        ahead, running = self._num_admitted, 0
+        wait_s = self._prepare_s(self._num_preparing + num_images)
         if self._running:
-            ahead = max(0, ahead - len(self._running.entries))
+            running = len(self._running.entries)
+            ahead = max(0, ahead - running)
             wait_s += max(0.0, self._engine_free_at() - self._loop.time())
-        full, rest = divmod(ahead + num_images, self._max_batch)
-        wait_s += full * self._times.predict(self._max_batch)
-        return wait_s + (self._times.predict(rest) if rest else 0.0)
+        full, last = divmod(ahead + num_images - 1, self._max_batch)
+        # Others will join the last batch: all it can hold where a full one waits already, and
+        # else about as many as came while the one that runs was waiting.
+        last = self._max_batch if full else min(self._max_batch, last + 1 + running)
+        return wait_s + full * self._times.predict(self._max_batch) + self._times.predict(last)
 
     def admit(self, num_images: int, deadline: float, *, prepared: bool = False) -> Admission:
         """Places for `num_images`, all to be answered by `deadline` (the loop's clock).
@@ -277,17 +252,40 @@ class Batcher:
         self._staged = None
 
     def _form(self, starts_at: float) -> _Batch | None:
-        """The most urgent entries, as many as the first one's deadline allows."""
+        """The next batch, if one should run as soon as it can."""
         self._expire()
         if not self._queue or self._wait_for_company():
             return None
-        size = min(len(self._queue), self._max_batch)
-        left_s = self._queue[0].deadline - starts_at
-        # Where even one image would be late the batch stays full: the others can be in time.
-        size = next((n for n in range(size, 0, -1) if self._times.predict(n) <= left_s), size)
-        entries = self._queue[:size]
-        del self._queue[:size]
-        return _Batch(entries, np.stack([entry.image for entry in entries]))
+        chosen = self._choose(starts_at)
+        self._queue = [entry for entry in self._queue if entry not in chosen]
+        return _Batch(chosen, np.stack([entry.image for entry in chosen]))
+
+    def _choose(self, starts_at: float) -> list[_Entry]:
+        """The most urgent entries, as many as the first one's deadline allows.
+
+        What can't be in time any more yields to what can. A small batch for the first one's sake
+        is a luxury: where the others would then be late, the batch is full, and of those who can
+        wait for its end.
+        """
+        waiting = self._in_time(starts_at + self._times.predict(1))
+        full = min(len(waiting), self._max_batch)
+        left_s = waiting[0].deadline - starts_at
+        size = next((n for n in range(full, 0, -1) if self._times.predict(n) <= left_s), full)
+        if size == full or self._can_wait(waiting[size:], starts_at + self._times.predict(size)):
+            return waiting[:size]
+        return self._in_time(starts_at + self._times.predict(full))[:full]
+
+    def _in_time(self, ends_at: float) -> list[_Entry]:
+        """The entries, most urgent first, for which `ends_at` is early enough; else all."""
+        return [entry for entry in self._queue if ends_at <= entry.deadline] or self._queue
+
+    def _can_wait(self, entries: list[_Entry], starts_at: float) -> bool:
+        """Whether all are in time in full batches from `starts_at` on."""
+        batch_s = self._times.predict(self._max_batch)
+        return all(
+            starts_at + (i // self._max_batch + 1) * batch_s <= entry.deadline
+            for i, entry in enumerate(entries)
+        )
 
     def _expire(self) -> None:
         now = self._loop.time()
