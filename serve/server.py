@@ -179,7 +179,8 @@ class Server:
         model = self._served.model
         return (
             f"model={model.id[:12]} precision={model.precision} backend={model.backend} "
-            f"artifact={self._served.artifact.file} max_batch={model.max_batch}"
+            f"artifact={self._served.artifact.file} selftest={self._served.self_test} "
+            f"max_batch={model.max_batch}"
         )
 
     async def _started(self, bundle_path: Path) -> ServedModel:

@@ -64,8 +64,7 @@ def test_open_requests_of_a_stream_are_answered_before_the_server_stops(bundle):
             started_at = time.monotonic()
             process.popen.send_signal(signal.SIGTERM)
             with pytest.raises(grpc.RpcError) as end:
-                for answer in answers:
-                    answered.add(answer.id)
+                answered.update(answer.id for answer in answers)
             leave.set()
         assert end.value.code() is grpc.StatusCode.UNAVAILABLE
         assert process.popen.wait(timeout=20) == 0
