@@ -1,7 +1,6 @@
 """The server put together, from a bundle to the last answer after SIGTERM."""
 
 import asyncio
-import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from serve.answering import Answering
 from serve.follow import Follower
 from serve.http import HttpServer
 from serve.limits import channel_options
+from serve.memory import return_freed_memory
 from serve.metrics import Metrics
 from serve.open_inference import SERVICE as OPEN_INFERENCE
 from serve.open_inference import OpenInference
@@ -118,6 +118,7 @@ class Server:
                 raise self._http_listen.why_not() from error
         await self._grpc.start()
         await self._served.start()
+        return_freed_memory()
         self._metrics.serving(self._served.model, self._served.artifact.file)
         self._is_ready = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -139,7 +140,7 @@ class Server:
         logger.info("reloaded %s", self._what_is_served)
         await old.close()
         del old
-        gc.collect()  # the parts of a model know each other; an engine should not wait for chance
+        await asyncio.to_thread(return_freed_memory)
 
     async def announce_stop(self) -> None:
         """Tell load balancers to go elsewhere; requests are still answered."""

@@ -187,7 +187,8 @@ print(json.dumps({
         assert ours.items() <= theirs[kind.name].items(), kind.name
 
 
-# The packages are npm's; NODE_PATH says where they are (docs/serving.md).
+# The packages are npm's; `make js-client` installs them beside Python's.
+NODE = {**os.environ, "NODE_PATH": str(Path(sys.prefix) / "js" / "node_modules")}
 NODE_PROGRAM = """
 const grpc = require("@grpc/grpc-js"), loader = require("@grpc/proto-loader");
 const [address, proto] = process.argv.slice(1);
@@ -214,8 +215,12 @@ def node_is_missing() -> str:
     if not shutil.which("node"):
         return "node is not installed"
     packages = "require('@grpc/grpc-js'), require('@grpc/proto-loader')"
-    done = subprocess.run(["node", "-e", packages], capture_output=True)
-    return "@grpc/grpc-js and @grpc/proto-loader are not on NODE_PATH" if done.returncode else ""
+    done = subprocess.run(["node", "-e", packages], capture_output=True, env=NODE)
+    return (
+        "@grpc/grpc-js and @grpc/proto-loader are missing: make js-client"
+        if done.returncode
+        else ""
+    )
 
 
 @pytest.mark.skipif(bool(node_is_missing()), reason=node_is_missing())
@@ -223,7 +228,7 @@ def test_a_client_of_grpc_js_works_unchanged(bundle):
     async def scenario(site):
         command = ["node", "-e", NODE_PROGRAM, site.server.ready_line.split()[1], str(PROTO)]
         done = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, timeout=60
+            subprocess.run, command, capture_output=True, text=True, timeout=60, env=NODE
         )
         assert done.returncode == 0, done.stderr
         found = np.reshape(json.loads(done.stdout), (2, 10))
