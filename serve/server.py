@@ -48,14 +48,14 @@ def serve(bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server]
 async def _serve(
     bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server], None]"
 ) -> signal.Signals:  # fmt: skip
-    # Nothing else holds the opened model: a later one has to leave it no memory.
+    loop = asyncio.get_running_loop()
+    reloader = Reloader(lambda: server.reload(bundle_path))
+    loop.add_signal_handler(signal.SIGHUP, reloader.want)  # first: it would end the process
+    # Nothing else may hold the opened model: it is to go when another takes over.
     server = Server(*open_model(bundle_path, options), options)
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    reloader = Reloader(lambda: server.reload(bundle_path))
-    loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, signals.put_nowait, each)
-    loop.add_signal_handler(signal.SIGHUP, reloader.want)
     background = []
     try:
         await server.start()
@@ -139,6 +139,7 @@ class Server:
         self._metrics.observe_reload("ok")
         logger.info("reloaded %s", self._what_is_served)
         await old.close()
+        logger.info("closed model=%s", old.model.id[:12])
         del old
         await asyncio.to_thread(return_freed_memory)
 
@@ -164,6 +165,7 @@ class Server:
             "http": str(self._http_listen) if self._http_listen else None,
             "model_id": model.id,
             "artifact": self._served.artifact.file,
+            "selftest": self._served.self_test,
             "precision": model.precision,
             "backend": model.backend,
             "max_batch": model.max_batch,

@@ -22,9 +22,10 @@ def place(tmp_path) -> Path:
 
 
 def wait_for_line(process: Process, beginning: str) -> str:
-    line = process.popen.stderr.readline()
-    assert line.startswith(beginning), line
-    return line
+    for line in process.popen.stderr:
+        if line.startswith(beginning):
+            return line
+    raise AssertionError(f"the server has stopped without {beginning!r}")
 
 
 def served_by(process: Process) -> str:
