@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Awaitable
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import grpc
@@ -79,17 +78,19 @@ class Tracing:
     """Spans of kind SERVER, continuing the caller's trace (W3C traceparent)."""
 
     def __init__(self) -> None:
-        if not find_spec("opentelemetry.exporter.otlp"):
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ModuleNotFoundError as error:
             raise EngineError(
-                "OTEL_EXPORTER_OTLP_ENDPOINT", "asks for traces, OpenTelemetry is not installed",
+                "OTEL_EXPORTER_OTLP_ENDPOINT", "asks for traces, OpenTelemetry is missing",
                 way_out='pip install "irv2[otel]"',
-            )  # fmt: skip
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            ) from error  # fmt: skip
 
-        os.environ.setdefault("OTEL_SERVICE_NAME", "irv2")
-        self._provider = TracerProvider()
+        name = os.environ.get("OTEL_SERVICE_NAME", "irv2")
+        self._provider = TracerProvider(resource=Resource.create({"service.name": name}))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("irv2")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import time
 from pathlib import Path
@@ -22,8 +21,6 @@ from serve.decoder import Decoder
 from serve.metrics import Metrics, ModelMetrics, Statistics
 from serve.options import ServeOptions
 from serve.pipeline import Pipeline
-
-logger = logging.getLogger(__name__)
 
 WARM_UP_SIZES = (1, 2, 4, 8)
 # Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
@@ -73,6 +70,7 @@ class ServedModel:
             self.model, options.limits, self._decoder, self.batcher, self._metrics
         )
         self._self_test = _self_test(bundle)
+        self.self_test = "none"  # or "passed"
 
     @property
     def statistics(self) -> Statistics:
@@ -85,6 +83,7 @@ class ServedModel:
         if self._self_test:
             await asyncio.to_thread(self._self_test.run, self._runner, sorted({1, most}))
             self._self_test = None  # its images are not needed again
+            self.self_test = "passed"
         sizes = {size for size in WARM_UP_SIZES if size < most} | {most}
         await self.pipeline.warm_up(sorted(sizes))
         self.pipeline.is_serving = True
@@ -97,8 +96,8 @@ class ServedModel:
 
 
 def _self_test(bundle: Bundle) -> SelfTest | None:
+    """None for bundles of before there were any; the ready line says so."""
     if SELF_TEST not in bundle.manifest.files:
-        logger.warning("notice: %s: no %s in it; its engine is not tried", bundle.path, SELF_TEST)
         return None
     return SelfTest.load(bundle.path / SELF_TEST)
 

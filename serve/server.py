@@ -1,7 +1,6 @@
 """The server put together, from a bundle to the last answer after SIGTERM."""
 
 import asyncio
-import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from serve.answering import Answering
 from serve.follow import Follower
 from serve.http import HttpServer
 from serve.limits import channel_options
+from serve.memory import return_freed_memory
 from serve.metrics import Metrics
 from serve.open_inference import SERVICE as OPEN_INFERENCE
 from serve.open_inference import OpenInference
@@ -48,14 +48,14 @@ def serve(bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server]
 async def _serve(
     bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server], None]"
 ) -> signal.Signals:  # fmt: skip
-    # Nothing else holds the opened model: a later one has to leave it no memory.
+    loop = asyncio.get_running_loop()
+    reloader = Reloader(lambda: server.reload(bundle_path))
+    loop.add_signal_handler(signal.SIGHUP, reloader.want)  # first: it would end the process
+    # Nothing else may hold the opened model: it is to go when another takes over.
     server = Server(*open_model(bundle_path, options), options)
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    reloader = Reloader(lambda: server.reload(bundle_path))
-    loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, signals.put_nowait, each)
-    loop.add_signal_handler(signal.SIGHUP, reloader.want)
     background = []
     try:
         await server.start()
@@ -118,6 +118,7 @@ class Server:
                 raise self._http_listen.why_not() from error
         await self._grpc.start()
         await self._served.start()
+        return_freed_memory()
         self._metrics.serving(self._served.model, self._served.artifact.file)
         self._is_ready = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -138,8 +139,9 @@ class Server:
         self._metrics.observe_reload("ok")
         logger.info("reloaded %s", self._what_is_served)
         await old.close()
+        logger.info("closed model=%s", old.model.id[:12])
         del old
-        gc.collect()  # the parts of a model know each other; an engine should not wait for chance
+        await asyncio.to_thread(return_freed_memory)
 
     async def announce_stop(self) -> None:
         """Tell load balancers to go elsewhere; requests are still answered."""
@@ -163,6 +165,7 @@ class Server:
             "http": str(self._http_listen) if self._http_listen else None,
             "model_id": model.id,
             "artifact": self._served.artifact.file,
+            "selftest": self._served.self_test,
             "precision": model.precision,
             "backend": model.backend,
             "max_batch": model.max_batch,
@@ -179,7 +182,8 @@ class Server:
         model = self._served.model
         return (
             f"model={model.id[:12]} precision={model.precision} backend={model.backend} "
-            f"artifact={self._served.artifact.file} max_batch={model.max_batch}"
+            f"artifact={self._served.artifact.file} selftest={self._served.self_test} "
+            f"max_batch={model.max_batch}"
         )
 
     async def _started(self, bundle_path: Path) -> ServedModel:

@@ -5,14 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
+from irv2.client import Client
 
 LOOPBACK = "127.0.0.1:0"
 
@@ -65,3 +68,28 @@ def replace_bundle(place: Path, **tiny) -> str:
     new.rename(place)
     shutil.rmtree(aside)
     return model_id
+
+
+@contextmanager
+def load_on(address: str | list[str], num_threads: int = 3):
+    """Clients that never stop asking, one image at a time; yields their failures."""
+    leave, failures = threading.Event(), []
+
+    def keep_asking(number: int) -> None:
+        with Client(address) as client:
+            while not leave.is_set():
+                try:
+                    (result,) = client.classify([jpeg(number)], timeout_s=10)
+                    assert result.scores, result.error
+                except Exception as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=keep_asking, args=(n,)) for n in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield failures
+    finally:
+        leave.set()
+        for thread in threads:
+            thread.join()

@@ -85,7 +85,8 @@ def assert_same(served, local) -> None:
 
 def test_the_ready_line_names_what_is_served(server, bundle_path):
     model_id = Bundle.open(bundle_path).id
-    assert f"model={model_id[:12]} precision=fp32 backend=onnxruntime-cpu" in server.ready_line
+    what = f"model={model_id[:12]} precision=fp32 backend=onnxruntime-cpu artifact=model.onnx"
+    assert f"{what} selftest=passed max_batch=8" in server.ready_line
 
 
 def test_with_json_the_ready_line_is_an_object_on_stdout(bundle_path):

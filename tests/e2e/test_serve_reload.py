@@ -4,13 +4,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from serving_process import LOOPBACK, Process, get, replace_bundle, serving
+from serving_process import LOOPBACK, Process, get, load_on, replace_bundle, serving
 from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
 
@@ -23,36 +21,11 @@ def place(tmp_path) -> Path:
     return write_tiny_bundle(tmp_path / "tiny.bundle")
 
 
-@contextmanager
-def load_on(address: str, num_threads: int = 3):
-    """Clients that never stop asking; yields (model ids that answered, failures)."""
-    leave, model_ids, failures = threading.Event(), set(), []
-
-    def keep_asking(number: int) -> None:
-        with Client(address) as client:
-            while not leave.is_set():
-                try:
-                    (result,) = client.classify([jpeg(number)], timeout_s=10)
-                    assert result.scores, result.error
-                    model_ids.add(client.model().id)
-                except Exception as error:
-                    failures.append(error)
-
-    threads = [threading.Thread(target=keep_asking, args=(n,)) for n in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield failures
-    finally:
-        leave.set()
-        for thread in threads:
-            thread.join()
-
-
 def wait_for_line(process: Process, beginning: str) -> str:
-    line = process.popen.stderr.readline()
-    assert line.startswith(beginning), line
-    return line
+    for line in process.popen.stderr:
+        if line.startswith(beginning):
+            return line
+    raise AssertionError(f"the server has stopped without {beginning!r}")
 
 
 def served_by(process: Process) -> str:

@@ -4,7 +4,7 @@
 
 Without BUNDLE a tiny one is made. Prints one line per swap; exit status 1 where a request failed or
 the memory of the second half of the swaps lies more than 10 MB above that of the first half.
-Memory is the proportional set size, one second after each swap.
+Memory is the proportional set size, one second after the end of each old model.
 """
 
 import argparse
@@ -60,9 +60,10 @@ def swap_under_load(bundle: Path, num_swaps: int) -> int:
         print(f"start: {memory_mb[0]:.1f} MB")
         for number in range(1, num_swaps + 1):
             os.kill(process.popen.pid, signal.SIGHUP)
-            line = process.popen.stderr.readline()
-            assert line.startswith("reloaded "), line
-            time.sleep(1)  # the last requests of the old model, and its end
+            for beginning in ("reloaded ", "closed "):
+                line = process.popen.stderr.readline()
+                assert line.startswith(beginning), line
+            time.sleep(1)  # the memory goes back
             memory_mb.append(pss_mb(process.popen.pid))
             print(f"swap {number}: {memory_mb[-1]:.1f} MB, {len(answered)} answered", flush=True)
         leave.set()
