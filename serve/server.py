@@ -20,7 +20,7 @@ from serve.answering import Answering
 from serve.follow import Follower
 from serve.http import HttpServer
 from serve.limits import channel_options
-from serve.memory import return_freed_memory
+from serve.memory import keep_few_arenas, return_freed_memory
 from serve.metrics import Metrics
 from serve.open_inference import SERVICE as OPEN_INFERENCE
 from serve.open_inference import OpenInference
@@ -41,6 +41,7 @@ def serve(bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server]
 
     `on_ready` is called once requests are answered.
     """
+    keep_few_arenas()
     stopped_by = asyncio.run(_serve(bundle_path, options, on_ready))
     return 130 if stopped_by == signal.SIGINT else 0
 
