@@ -9,7 +9,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
+from measured_import import run_import
 from original_network import Tree, interpret, modules_of
 from PIL import Image
 from safetensors.torch import save_file
@@ -370,36 +370,16 @@ def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path, z
     assert (tmp_path / "owned").exists()
 
 
-PEAK_MEMORY = """
-import runpy, sys
-import torch
-def peak():  # of this process alone; ru_maxrss would start with the parent's
-    lines = open("/proc/self/status").read().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024
-start = peak()
-try:
-    runpy.run_module("irv2", run_name="__main__")
-finally:
-    print(peak() - start, file=sys.stderr)
-"""
-
-
 @pytest.fixture(scope="module")
 def checkpoint_path(cadene, folder) -> Path:
     """What `irv2 import` makes of Cadene's file, in the memory that it may take."""
-    out = folder / "imported.pt"
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK_MEMORY, "import", cadene.path, "-o", out, "--json"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_import(cadene.path, "-o", folder / "imported.pt", "--json")
     summary = json.loads(done.stdout)
     assert (summary["kind"], summary["arch"]) == ("Cadene weights", "inception_resnet_v2_slim")
     assert (summary["num_classes"], summary["background_dropped"]) == (1000, True)
     assert (summary["num_matched"], summary["num_parameters"]) == (1102, 55_843_464)
-    # Above a process that only imported torch.
-    assert int(done.stderr.splitlines()[-1]) < 2.5 * cadene.path.stat().st_size
-    return out
+    assert done.peak_bytes < 2.5 * cadene.path.stat().st_size
+    return folder / "imported.pt"
 
 
 def test_the_background_class_is_dropped_and_the_rest_bear_imagenets_names(
