@@ -247,7 +247,7 @@ def changed(network: SlimNetwork, **changes: torch.Tensor | None) -> dict[str, t
         ({"conv2d_1a__conv__weight": torch.ones(32, 3, 5, 5)},
          "1 of another shape: conv2d_1a.conv.weight 32x3x5x5 instead of 32x3x3x3"),
         ({"conv2d_1a__bn__bias": torch.ones(32, dtype=torch.int64)}, "torch.int64 32 instead of"),
-        ({"conv2d_1a__bn__bias": torch.full((32,), torch.nan)}, "conv2d_1a.bn.bias holds infinite"),
+        ({"conv2d_1a__bn__bias": torch.full((32,), torch.nan)}, "bn.bias holds values that"),
     ],
 )  # fmt: skip
 def test_what_is_missing_left_over_or_of_another_shape_is_listed(slim, changes, expected):
@@ -285,7 +285,8 @@ def test_a_torch7_network_with_a_block_less_says_how_much_is_missing(tree, tmp_p
         ({"modelFile": "model_90.t7"}, "import model_90.t7"),
         ({"learningRate": 0.045}, "without a network"),
         (Object("nn.LookupTable"), "is a nn.LookupTable, which the network does not have"),
-        (Object("nn.MulConstant", {"constant_scalar": 0.2}), "scales its residual by 0.2"),
+        (Object("nn.MulConstant", {"constant_scalar": 0.2}), "constant_scalar 0.2; expected 0.1"),
+        (Object("nn.SpatialMaxPooling", {"kH": 2, "kW": 2}), "has kH 2.0; expected 3"),
         (Object("cudnn.SpatialConvolution"), "does not say what it computes"),
         (Object("nn.SpatialBatchNormalization"), "has no running_mean"),
         (Object("nn.Linear"), "has no weight"),
@@ -391,6 +392,14 @@ def test_the_background_class_is_dropped_and_the_rest_bear_imagenets_names(
     assert checkpoint.recipe["imported"]["file"] == "cadene.pth"
     with torch.inference_mode():
         assert_close(checkpoint.build_model()(images), cadene.logits[:, 1:])
+
+
+def test_keras_layers_without_names_are_refused_with_a_way_out(tmp_path):
+    """As Keras 3 wrote `.weights.h5` at first: their order is not that of the layers."""
+    layers = {"conv2d": {"kernel": np.ones((3, 3, 3, 32))}}
+    write_keras_3(tmp_path / "a.weights.h5", layers, named=False)
+    line = refused(lambda: imported(tmp_path / "a.weights.h5"))
+    assert "numbered only; save the model as .keras instead" in line
 
 
 def test_options_that_do_not_fit_the_file_are_refused_and_leave_no_checkpoint(

@@ -1,6 +1,7 @@
 """TF-slim's network: size, geometry, and that checkpoint and export treat both networks alike."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from irv2.model import ModelConfig
 from irv2.model_slim import SlimConfig
 from irv2.networks import NETWORKS, build
 from irv2.preprocess import Preprocess
-from irv2.summary import summarize
+from irv2.summary import side_by_side, summarize
 
 NARROW = {"num_classes": 3, "blocks": (1, 2, 2), "width": 0.125}
 # name -> (output at 299, convolutions), from the published layout
@@ -43,6 +44,13 @@ def test_the_published_network_has_the_published_size():
     assert sum(row.num_parameters for row in rows) == 55_843_464  # timm's count
     # timm's table has 13.18 billion multiply-adds.
     assert sum(row.flop for row in rows) / 2 == pytest.approx(13.18e9, rel=0.005)
+
+
+def test_the_documentation_shows_both_networks_as_they_are():
+    table = side_by_side(ModelConfig(), SlimConfig(), 299)
+    assert "31,574,440" in table
+    assert "55,843,464" in table
+    assert table in (Path(__file__).parents[2] / "docs" / "importing.md").read_text()
 
 
 def test_only_the_last_block_is_linear_and_each_grid_has_its_scale():
