@@ -198,7 +198,8 @@ def _variance(fields: dict[Any, Any], name: str, path: Path) -> Array:
     if isinstance(fields.get("running_var"), np.ndarray):
         return _array(fields, "running_var", name, path)
     inverse_std = _array(fields, "running_std", name, path).astype(np.float64)
-    return np.asarray(inverse_std**-2 - eps)
+    with np.errstate(divide="ignore"):  # what is not finite is refused with its name
+        return np.asarray(inverse_std**-2 - eps)
 
 
 def _array(fields: dict[Any, Any], field: str, name: str, path: Path) -> Array:

@@ -394,6 +394,14 @@ def test_the_background_class_is_dropped_and_the_rest_bear_imagenets_names(
         assert_close(checkpoint.build_model()(images), cadene.logits[:, 1:])
 
 
+@pytest.mark.parametrize(
+    "kernel", [np.ones((3, 3)), np.ones((3, 3, 3, 32), np.int64), np.array([b"text"])]
+)
+def test_keras_variables_of_another_kind_are_refused(tmp_path, kernel):
+    write_keras_3(tmp_path / "a.h5", {"conv2d": {"kernel": kernel}}, named=True)
+    assert "layer conv2d has the variables" in refused(lambda: imported(tmp_path / "a.h5"))
+
+
 def test_keras_layers_without_names_are_refused_with_a_way_out(tmp_path):
     """As Keras 3 wrote `.weights.h5` at first: their order is not that of the layers."""
     layers = {"conv2d": {"kernel": np.ones((3, 3, 3, 32))}}
