@@ -7,6 +7,17 @@ import click
 from irv2.options import Program, json_option, print_json
 
 
+def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from irv2.model import ModelConfig
+    from irv2.model_slim import SlimConfig
+    from irv2.summary import side_by_side
+
+    click.echo(side_by_side(ModelConfig(), SlimConfig(), image_size=299))
+    context.exit()
+
+
 @click.command(cls=Program)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
@@ -19,6 +30,8 @@ from irv2.options import Program, json_option, print_json
               help="The network to insist on: the paper's or TF-slim's.")  # fmt: skip
 @click.option("--keep-background", is_flag=True,
               help="Of 1001 classes keep the first, the background.")  # fmt: skip
+@click.option("--show-networks", is_flag=True, is_eager=True, expose_value=False,
+              callback=_show_networks, help="Print both networks and stop.")  # fmt: skip
 @json_option
 def main(
     file: Path, out: Path, classes_path: Path | None, arch: str, keep_background: bool,

@@ -89,7 +89,7 @@ def _source(layers: dict[str, Arrays], path: Path) -> Source:
         some = ", ".join(list(layers)[:3]) or "none with weights"
         raise CheckpointError(path, f"layers of another network ({some}, ...)", EXPECTED)
     classes = tensors.get("predictions/bias")
-    config = SlimConfig(num_classes=1000 if classes is None else len(classes))
+    config = SlimConfig(num_classes=1000 if classes is None else classes.numel())
     names, ones = keras_names(config)
     return Source(
         kind="Keras weights", config=config, preprocess=SLIM_PREPROCESS, tensors=tensors,
@@ -102,11 +102,11 @@ def _tensors(layers: dict[str, Arrays], path: Path) -> Iterator[tuple[str, Tenso
     canonical = _canonical_names(list(layers))
     for layer, arrays in layers.items():
         variables = VARIABLES.get((len(arrays), arrays[0].ndim))
-        if variables is None:
-            shapes = ", ".join(str(array.shape) for array in arrays)
-            raise CheckpointError(path, f"layer {layer} has variables of shape {shapes}", EXPECTED)
+        if variables is None or any(array.dtype.kind != "f" for array in arrays):
+            found = ", ".join(f"{array.dtype} {array.shape}" for array in arrays)
+            raise CheckpointError(path, f"layer {layer} has the variables {found}", EXPECTED)
         for variable, array in zip(variables, arrays, strict=True):
-            tensor = torch.from_numpy(array)
+            tensor = torch.from_numpy(array.astype(np.float32, copy=False))
             if variable == "kernel":  # [height, width, in, out] or [in, out]
                 tensor = tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
             yield f"{canonical[layer]}/{variable}", tensor

@@ -26,6 +26,11 @@ PLAIN_MODULES = {
     "Identity", "CAddTable", "JoinTable", "MulConstant", "ReLU", "SpatialMaxPooling",
     "SpatialAveragePooling", "View", "Reshape", "Dropout",
 }  # fmt: skip
+# What these modules without weights must be set to.
+FIXED = {
+    "MulConstant": {"constant_scalar": 0.1},
+    "SpatialMaxPooling": {"kH": 3.0, "kW": 3.0, "dH": 2.0, "dW": 2.0},
+}
 CONVOLUTIONS = {"SpatialConvolution", "SpatialConvolutionMM"}
 CONTAINERS = {"Sequential", "ConcatTable", "DataParallelTable"}
 MAX_MODULES, MAX_MODULE_DEPTH = 10_000, 50  # the original has about 600, 8 deep
@@ -144,9 +149,10 @@ def _modules(module: Torch7Object, name: str) -> Iterator[tuple[str, Torch7Objec
 
 
 def _check_plain(kind: str, module: Torch7Object, name: str, path: Path) -> None:
-    scale = module.fields.get("constant_scalar")
-    if kind == "MulConstant" and scale != ModelConfig().residual_scale:
-        raise CheckpointError(path, f"{name} scales its residual by {scale}", "0.1")
+    for field, value in FIXED.get(kind, {}).items():
+        found = module.fields.get(field)
+        if found != value:
+            raise CheckpointError(path, f"{name} ({kind}) has {field} {found}", f"{value:g}")
 
 
 def _convolution(fields: dict[Any, Any], name: str, path: Path) -> Signature:
@@ -192,7 +198,8 @@ def _variance(fields: dict[Any, Any], name: str, path: Path) -> Array:
     if isinstance(fields.get("running_var"), np.ndarray):
         return _array(fields, "running_var", name, path)
     inverse_std = _array(fields, "running_std", name, path).astype(np.float64)
-    return np.asarray(inverse_std**-2 - eps)
+    with np.errstate(divide="ignore"):  # what is not finite is refused with its name
+        return np.asarray(inverse_std**-2 - eps)
 
 
 def _array(fields: dict[Any, Any], field: str, name: str, path: Path) -> Array:

@@ -23,6 +23,7 @@ PICKLE = b"\x80"
 TORCH7 = (b"\x03\x00\x00\x00", b"\x04\x00\x00\x00")  # a table, an object
 TORCH7_TEXT = (b"3\n", b"4\n")
 EXPECTED = "weights as .t7, .pth, .safetensors, .h5 or .keras"
+STATE_DICT = "a state_dict: tensors by name"
 
 
 def read_source(path: Path) -> Source:
@@ -65,29 +66,29 @@ def _read_zip(path: Path) -> Source:
 
 def _torch_tensors(path: Path, *, mmap: bool) -> dict[str, Tensor]:
     """The tensors of a torch file, also from under `state_dict`; nothing in it is executed."""
-    expected = "a state_dict: tensors by name"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            path, f"holds Python objects or code, which are not loaded{_global(error)}", expected,
+            path, f"holds Python objects or code, which are not loaded{_global(error)}", STATE_DICT,
             "save it again where it is trusted: torch.save(model.state_dict(), FILE)",
         ) from error  # fmt: skip
     except Exception as error:  # on damaged files torch raises anything, even AssertionError
-        raise CheckpointError(path, f"damaged ({error})", expected, "copy it again") from error
+        raise CheckpointError(path, f"damaged ({error})", STATE_DICT, "copy it again") from error
     if isinstance(content, Mapping) and content.get("schema") == SCHEMA:
         raise CheckpointError(path, "is a checkpoint of irv2 already", way_out="use it as it is")
-    return _state_dict(content, path, expected)
+    return named_tensors(content, path)
 
 
-def _state_dict(content: Any, path: Path, expected: str) -> dict[str, Tensor]:  # noqa: ANN401
+def named_tensors(content: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401 (any file's)
+    """A state_dict, or the one in a training state; raises CheckpointError."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]  # as training scripts of timm write it
     if not isinstance(content, Mapping):
-        raise CheckpointError(path, f"holds a {type(content).__name__}", expected)
+        raise CheckpointError(path, f"holds a {type(content).__name__}", STATE_DICT)
     foreign = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if foreign:
-        raise CheckpointError(path, f"{foreign[0]} is no tensor", expected)
+        raise CheckpointError(path, f"{foreign[0]} is no tensor", STATE_DICT)
     return {str(name): tensor for name, tensor in content.items()}
 
 

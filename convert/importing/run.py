@@ -4,15 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from convert.importing.recognise import read_source
 from convert.importing.source import state_dict_of
 from irv2.bundle import file_sha256
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError, InputError, UsageError
 from irv2.imagenet import BACKGROUND, class_names
-from irv2.model import NetworkConfig
 
 WITH_BACKGROUND = 1001  # ImageNet's classes behind a background class, as TF-slim trained
 SETTING = "imported"  # in place of a training setting, in checkpoint and bundle
@@ -78,23 +75,27 @@ def import_weights(
     file that does not fit.
     """
     source = read_source(path)
-    if arch not in ("auto", source.config.arch):
+    config = source.config
+    if arch not in ("auto", config.arch):
         raise CheckpointError(
-            path, f"holds weights of {source.config.arch}", arch,
+            path, f"holds weights of {config.arch}", arch,
             "two networks bear this name and their weights do not fit each other; "
             "leave out --arch",
         )  # fmt: skip
-    state = state_dict_of(source, path)
-    config, dropped = source.config, False
     has_background = config.num_classes == WITH_BACKGROUND
-    if has_background and not keep_background:
-        config, state, dropped = _without_background(state, config)
     if keep_background and not has_background:
         raise UsageError(
             "--keep-background", f"{path} has {config.num_classes} classes", str(WITH_BACKGROUND)
         )
+    dropped = has_background and not keep_background
+    num_classes = config.num_classes - dropped
+    classes = classes_of(num_classes, classes_path, path)
+    state = state_dict_of(source, path)
+    if dropped:
+        for name in ("classifier.weight", "classifier.bias"):
+            state[name] = state[name][1:].clone()
     checkpoint = Checkpoint(
-        model=config, state_dict=state, classes=_classes(config.num_classes, classes_path, path),
+        model=replace(config, num_classes=num_classes), state_dict=state, classes=classes,
         preprocess=source.preprocess, setting=SETTING, epoch=0, step=0,
         recipe={"imported": {"file": path.name, "sha256": file_sha256(path), "kind": source.kind}},
     )  # fmt: skip
@@ -105,18 +106,8 @@ def import_weights(
     )  # fmt: skip
 
 
-def _without_background(
-    state: dict[str, Tensor], config: NetworkConfig
-) -> tuple[NetworkConfig, dict[str, Tensor], bool]:  # fmt: skip
-    kept = {
-        name: tensor[1:].clone() if name.startswith("classifier.") else tensor
-        for name, tensor in state.items()
-    }
-    return replace(config, num_classes=config.num_classes - 1), kept, True
-
-
-def _classes(num_classes: int, classes_path: Path | None, path: Path) -> list[str]:
-    """A name for each class: from the file, or ImageNet's."""
+def classes_of(num_classes: int, classes_path: Path | None, path: Path) -> list[str]:
+    """A name for each class: from a file, or ImageNet's; raises InputError."""
     if classes_path is not None:
         return _read_classes(classes_path, num_classes)
     names = class_names()

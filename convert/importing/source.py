@@ -44,7 +44,7 @@ def state_dict_of(source: Source, path: Path) -> dict[str, Tensor]:
     """Our network's state_dict, float32; empties `source.tensors` on the way to save memory.
 
     Raises CheckpointError, about `path`, with the list where anything is missing, left over, of
-    another shape or no finite number.
+    another shape or not finite.
     """
     expected = expected_state(source.config)
     problems = _problems(source, expected)
@@ -56,7 +56,7 @@ def state_dict_of(source: Source, path: Path) -> dict[str, Tensor]:
             state[name] = _owned(source.tensors.pop(source.names[name]))
             if not state[name].isfinite().all():
                 raise CheckpointError(
-                    path, f"{source.names[name]} holds infinite values or none",
+                    path, f"{source.names[name]} holds values that are not finite",
                     "trained weights", "use an undamaged file",
                 )  # fmt: skip
         else:  # torch's counter of batches is of no use where momentum is fixed
