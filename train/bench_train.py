@@ -194,7 +194,6 @@ def measure_wait(options: Options, data: Path, workers: int, num_steps: int) -> 
         folder, options.recipe, 1, start=0, workers=workers, bad_images="error",
         device=torch.device(options.device),
     )  # fmt: skip
-    num_classes = min(NUM_CLASSES, len(folder.classes))
     waited, started, images = 0.0, 0.0, 0
     for number in range(num_steps + 1):
         asked = time.perf_counter()
@@ -208,9 +207,12 @@ def measure_wait(options: Options, data: Path, workers: int, num_steps: int) -> 
             images += len(batch.labels)
     elapsed = time.perf_counter() - started
     return {
-        "percent": round(100 * waited / elapsed, 2), "images_per_s": round(images / elapsed, 2),
-        "steps": num_steps, "workers": workers, "classes": num_classes, "data": str(data),
-    }  # fmt: skip
+        "percent": round(100 * waited / elapsed, 2),
+        "images_per_s": round(images / elapsed, 2),
+        "steps": num_steps,
+        "workers": workers,
+        "data": str(data),
+    }
 
 
 def _timed(step: Callable[[], int], seconds: float) -> Callable[[], float]:
