@@ -9,15 +9,19 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from convert.artifacts import open_artifacts, with_judgements
+from convert.artifacts import open_artifacts, undecided, with_judgements
+from convert.calibrate import CalibrationOptions, calibrate, choose_images
+from convert.engine import Flavour, build_engine, choose_flavour
 from convert.gate import CONFIDENCE, judge, tolerance_for
+from convert.half import Half
 from convert.reference import REFERENCE, Reference
 from convert.report import REPORT, Report, chance_remark, remarks_on
+from convert.variants import INT8_FILES, write_half, write_int8
 from irv2 import __version__
 from irv2.bundle import (
     MANIFEST,
@@ -37,12 +41,13 @@ from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.errors import BundleError, EngineError, UsageError
 from irv2.evaluate import classify_folder
 from irv2.model import ARCH
+from irv2.preprocess import Preprocess
 from irv2.runners.base import Runner
 from irv2.samples import is_sample, resolve_data
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS: tuple[Precision, ...] = ("fp32",)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 DEFAULT_MAX_BATCH = 64
 ONNX_FILE = "model.onnx"
 
@@ -51,8 +56,9 @@ ONNX_FILE = "model.onnx"
 class ExportOptions:
     """What is made, and how strictly it is judged."""
 
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[str, ...] | None = None  # None: the default list
     trt: bool = False
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     max_batch: int = DEFAULT_MAX_BATCH
     limit: int | None = None
     bad_images: BadImages = "error"
@@ -61,11 +67,18 @@ class ExportOptions:
     confidence: float = CONFIDENCE
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.precisions if name not in PRECISIONS]
+        unknown = [name for name in self.precisions or () if name not in PRECISIONS]
         if unknown:
             raise UsageError(
                 "--precision", f"{unknown[0]} can't be exported", " or ".join(PRECISIONS)
             )
+
+    @property
+    def wanted(self) -> list[Precision]:
+        """The precisions to make, in one order; float32, which the others are made from, always."""
+        default = ("fp32", "fp16", "int8") if self.trt else ("fp32", "int8")
+        named = self.precisions or default
+        return [name for name in PRECISIONS if name == "fp32" or name in named]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,29 +107,34 @@ def export(
         raise UsageError("--out", str(out), "a folder with a name of its own")
     require_replaceable(out)
     images = open_split(data, "val", checkpoint.classes, options.bad_images).first(options.limit)
+    training_images = _training_images(data, checkpoint.classes, options)
     with _folder_beside(out) as folder:
-        candidate = convert(checkpoint, file_sha256(checkpoint_path), folder, options)
+        candidate = convert(
+            checkpoint, file_sha256(checkpoint_path), folder, options, training_images
+        )
         return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
 
 
 def convert(
-    checkpoint: Checkpoint, checkpoint_sha256: str, folder: Path, options: ExportOptions
+    checkpoint: Checkpoint, checkpoint_sha256: str, folder: Path, options: ExportOptions,
+    training_images: ImageFolder | None = None,
 ) -> Candidate:  # fmt: skip
-    """Write the model files into `folder`, not yet judged."""
+    """Write the model files into `folder`, not yet judged; int8 only with `training_images`."""
     from convert.onnx_export import versions, write_onnx
 
     logger.info("export: %s", ONNX_FILE)
     onnx_path = folder / ONNX_FILE
     write_onnx(checkpoint, checkpoint_sha256, onnx_path)
-    artifacts = [
-        Artifact(
-            file=ONNX_FILE, sha256=file_sha256(onnx_path), format="onnx", precision="fp32",
-            max_batch=options.max_batch, built_from=checkpoint_sha256, built_with=versions(),
-            gpu=None, parity=None,
-        )
-    ]  # fmt: skip
+    fp32 = Artifact(
+        file=ONNX_FILE, sha256=file_sha256(onnx_path), format="onnx", precision="fp32",
+        max_batch=options.max_batch, built_from=checkpoint_sha256, built_with=versions(),
+        gpu=None, parity=None,
+    )  # fmt: skip
+    artifacts = [fp32, *_variants(fp32, folder, checkpoint.preprocess, options, training_images)]
     if options.trt:
-        artifacts.append(_build_engine(artifacts[0], folder))
+        flavour = choose_flavour()
+        models = [artifact for artifact in artifacts if artifact.file != INT8_FILES["cpu"]]
+        artifacts += [_build_engine(model, folder, flavour) for model in models]
     return Candidate(
         checkpoint=checkpoint, checkpoint_sha256=checkpoint_sha256, folder=folder,
         artifacts=artifacts,
@@ -137,6 +155,10 @@ def judge_and_publish(
         rejected.mkdir(parents=True, exist_ok=True)
         write_atomically(rejected / REPORT, report.to_markdown().encode())
         return report
+    published = {artifact.file for artifact in report.manifest.artifacts}
+    for artifact in candidate.artifacts:
+        if artifact.file not in published:
+            (candidate.folder / artifact.file).unlink()
     report = _complete(candidate.folder, report, reference)
     replace_folder(candidate.folder, out)
     _forget_rejection(rejected_folder(out))
@@ -183,10 +205,37 @@ def _forget_rejection(folder: Path) -> None:
         folder.rmdir()
 
 
-def _build_engine(onnx: Artifact, folder: Path) -> Artifact:
-    from convert.engine import build_engine, choose_flavour
+def _training_images(
+    data: Path, classes: list[str], options: ExportOptions
+) -> ImageFolder | None:  # fmt: skip
+    """The images that int8 is calibrated with; None where int8 is not made."""
+    if "int8" not in options.wanted:
+        return None
+    where = options.calibration.folder
+    if options.precisions is None and where is None and not (data / "train").is_dir():
+        logger.warning("int8 is left out: no train/ in %s; pass --calibration DIR", data)
+        return None
+    return choose_images(data, classes, options.calibration, options.bad_images)
 
-    flavour = choose_flavour()
+
+def _variants(
+    fp32: Artifact, folder: Path, preprocess: Preprocess, options: ExportOptions,
+    training_images: ImageFolder | None,
+) -> list[Artifact]:  # fmt: skip
+    halves: tuple[Half, ...] = ("fp16", "bf16")
+    artifacts = [
+        write_half(fp32, folder, precision) for precision in halves if precision in options.wanted
+    ]
+    if training_images is not None:
+        calibration = calibrate(
+            folder / fp32.file, training_images, preprocess, options.calibration.seed,
+            options.bad_images,
+        )  # fmt: skip
+        artifacts += write_int8(fp32, folder, calibration)
+    return artifacts
+
+
+def _build_engine(onnx: Artifact, folder: Path, flavour: Flavour) -> Artifact:
     plan_path = folder / f"model.{onnx.precision}.plan"
     logger.info("export: %s with %s %s", plan_path.name, flavour.format, flavour.version)
     build_engine(folder / onnx.file, plan_path, onnx.max_batch, flavour)
@@ -201,7 +250,8 @@ def _build_engine(onnx: Artifact, folder: Path) -> Artifact:
 def _judge(
     candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, sample: bool
 ) -> tuple[Report, Reference]:  # fmt: skip
-    checkpoint, manifest = candidate.checkpoint, _manifest(candidate)
+    checkpoint = candidate.checkpoint
+    manifest = _manifest(candidate, candidate.artifacts)
     with (
         _reference_runner(checkpoint) as torch_runner,
         open_artifacts(Bundle(candidate.folder, manifest)) as opened,
@@ -227,29 +277,39 @@ def _judge(
             top5_points=options.tolerance_top5, confidence=options.confidence,
         )  # fmt: skip
         judged[file] = judge(reference, ledger.logits, precisions[file], tolerance, runner.backend)
+    left_out = undecided(candidate.artifacts, judged) if options.precisions is None else set()
+    for file in sorted(left_out):
+        logger.warning("%s is left out: %s", file, judged[file].line if file in judged else "")
+    artifacts = [a for a in candidate.artifacts if a.file not in left_out]
     report = Report(
         bundle=out,
-        manifest=msgspec.structs.replace(
-            manifest, artifacts=with_judgements(candidate.artifacts, judged)
-        ),
-        lines={file: judgement.line for file, judgement in judged.items()}
-        | {file: f"not verified here: {reason}" for file, reason in opened.reasons.items()},
+        manifest=_manifest(candidate, with_judgements(artifacts, judged)),
+        lines={
+            artifact.file: judged[artifact.file].line
+            if artifact.file in judged
+            else f"not verified here: {opened.reasons[artifact.file]}"
+            for artifact in artifacts
+        },
         remarks=remarks_on(reference, len(checkpoint.classes), options.confidence),
-        failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
+        failed=[
+            artifact.file
+            for artifact in artifacts
+            if artifact.file in judged and judged[artifact.file].parity.verdict != "passed"
+        ],
     )
     return report, reference
 
 
-def _manifest(candidate: Candidate) -> Manifest:
+def _manifest(candidate: Candidate, artifacts: list[Artifact]) -> Manifest:
     checkpoint = candidate.checkpoint
     preprocess, classes = checkpoint.preprocess.to_json(), checkpoint.classes
     return Manifest(
-        schema=SCHEMA, id=bundle_id(candidate.artifacts, preprocess, classes),
+        schema=SCHEMA, id=bundle_id(artifacts, preprocess, classes),
         source=Source(
             checkpoint_sha256=candidate.checkpoint_sha256, arch=ARCH, setting=checkpoint.setting,
             epoch=checkpoint.epoch,
         ),
-        preprocess=preprocess, classes=classes, artifacts=candidate.artifacts, files={},
+        preprocess=preprocess, classes=classes, artifacts=artifacts, files={},
     )  # fmt: skip
 
 
