@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import onnx
 
 from convert.artifacts import open_artifacts, undecided, with_judgements
 from convert.calibrate import CalibrationOptions, calibrate, choose_images
 from convert.engine import Flavour, build_engine, choose_flavour
-from convert.gate import CONFIDENCE, judge, tolerance_for
+from convert.gate import CONFIDENCE, Tolerance, judge, tolerance_for
 from convert.half import Half
 from convert.reference import REFERENCE, Reference
 from convert.report import REPORT, Report, chance_remark, remarks_on
-from convert.variants import INT8_FILES, write_half, write_int8
+from convert.sensitivity import blocks_to_keep
+from convert.variants import write_half, write_int8
 from irv2 import __version__
 from irv2.bundle import (
     MANIFEST,
@@ -43,6 +45,7 @@ from irv2.evaluate import classify_folder
 from irv2.model import ARCH
 from irv2.preprocess import Preprocess
 from irv2.runners.base import Runner
+from irv2.runners.choose import INT8_CPU
 from irv2.samples import is_sample, resolve_data
 
 logger = logging.getLogger(__name__)
@@ -110,14 +113,15 @@ def export(
     training_images = _training_images(data, checkpoint.classes, options)
     with _folder_beside(out) as folder:
         candidate = convert(
-            checkpoint, file_sha256(checkpoint_path), folder, options, training_images
-        )
+            checkpoint, file_sha256(checkpoint_path), folder, options, training_images,
+            sample=is_sample(data),
+        )  # fmt: skip
         return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
 
 
 def convert(
     checkpoint: Checkpoint, checkpoint_sha256: str, folder: Path, options: ExportOptions,
-    training_images: ImageFolder | None = None,
+    training_images: ImageFolder | None = None, *, sample: bool = False,
 ) -> Candidate:  # fmt: skip
     """Write the model files into `folder`, not yet judged; int8 only with `training_images`."""
     from convert.onnx_export import versions, write_onnx
@@ -130,10 +134,13 @@ def convert(
         max_batch=options.max_batch, built_from=checkpoint_sha256, built_with=versions(),
         gpu=None, parity=None,
     )  # fmt: skip
-    artifacts = [fp32, *_variants(fp32, folder, checkpoint.preprocess, options, training_images)]
+    artifacts = [fp32, *_halves(fp32, folder, options)]
+    if training_images is not None:
+        points = _tolerance("int8", options, sample).top1_points
+        artifacts += _int8(fp32, folder, checkpoint.preprocess, options, training_images, points)
     if options.trt:
         flavour = choose_flavour()
-        models = [artifact for artifact in artifacts if artifact.file != INT8_FILES["cpu"]]
+        models = [artifact for artifact in artifacts if artifact.file != INT8_CPU]
         artifacts += [_build_engine(model, folder, flavour) for model in models]
     return Candidate(
         checkpoint=checkpoint, checkpoint_sha256=checkpoint_sha256, folder=folder,
@@ -218,21 +225,31 @@ def _training_images(
     return choose_images(data, classes, options.calibration, options.bad_images)
 
 
-def _variants(
-    fp32: Artifact, folder: Path, preprocess: Preprocess, options: ExportOptions,
-    training_images: ImageFolder | None,
-) -> list[Artifact]:  # fmt: skip
+def _halves(fp32: Artifact, folder: Path, options: ExportOptions) -> list[Artifact]:
     halves: tuple[Half, ...] = ("fp16", "bf16")
-    artifacts = [
+    return [
         write_half(fp32, folder, precision) for precision in halves if precision in options.wanted
     ]
-    if training_images is not None:
-        calibration = calibrate(
-            folder / fp32.file, training_images, preprocess, options.calibration.seed,
-            options.bad_images,
-        )  # fmt: skip
-        artifacts += write_int8(fp32, folder, calibration)
-    return artifacts
+
+
+def _int8(
+    fp32: Artifact, folder: Path, preprocess: Preprocess, options: ExportOptions,
+    training_images: ImageFolder, tolerance_points: float,
+) -> list[Artifact]:  # fmt: skip
+    """Calibrate, look for what 8 bits would spoil, and write both files."""
+    path, bad_images = folder / fp32.file, options.bad_images
+    seed = options.calibration.seed
+    calibration = calibrate(path, training_images, preprocess, seed, bad_images)
+    model = onnx.load(path)
+    kept = blocks_to_keep(model, calibration, preprocess, tolerance_points, bad_images)
+    return write_int8(model, fp32, folder, calibration, kept)
+
+
+def _tolerance(precision: Precision, options: ExportOptions, sample: bool) -> Tolerance:
+    return tolerance_for(
+        precision, is_sample=sample, top1_points=options.tolerance_top1,
+        top5_points=options.tolerance_top5, confidence=options.confidence,
+    )  # fmt: skip
 
 
 def _build_engine(onnx: Artifact, folder: Path, flavour: Flavour) -> Artifact:
@@ -272,10 +289,7 @@ def _judge(
     precisions = {artifact.file: artifact.precision for artifact in candidate.artifacts}
     judged = {}
     for (file, runner), ledger in zip(opened.runners.items(), ledgers[1:], strict=True):
-        tolerance = tolerance_for(
-            precisions[file], is_sample=sample, top1_points=options.tolerance_top1,
-            top5_points=options.tolerance_top5, confidence=options.confidence,
-        )  # fmt: skip
+        tolerance = _tolerance(precisions[file], options, sample)
         judged[file] = judge(reference, ledger.logits, precisions[file], tolerance, runner.backend)
     left_out = undecided(candidate.artifacts, judged) if options.precisions is None else set()
     for file in sorted(left_out):

@@ -1,7 +1,7 @@
 """The other precisions of a bundle's float32 ONNX model, each a file of its own, not yet judged."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -12,11 +12,12 @@ from convert.quantize import Target, quantize
 from irv2 import __version__
 from irv2.bundle import Artifact, Precision, file_sha256, write_atomically
 from irv2.errors import EngineError
+from irv2.runners.choose import INT8_CPU, INT8_TRT
 from irv2.runners.onnx import import_onnxruntime
 
 logger = logging.getLogger(__name__)
 
-INT8_FILES: dict[Target, str] = {"cpu": "model.int8-cpu.onnx", "trt": "model.int8-trt.onnx"}
+_INT8_FILES: dict[Target, str] = {"cpu": INT8_CPU, "trt": INT8_TRT}
 
 
 def write_half(fp32: Artifact, folder: Path, precision: Half) -> Artifact:
@@ -26,17 +27,21 @@ def write_half(fp32: Artifact, folder: Path, precision: Half) -> Artifact:
 
 
 def write_int8(
-    fp32: Artifact, folder: Path, calibration: Calibration, kept: Sequence[str] = ()
+    model: onnx.ModelProto, fp32: Artifact, folder: Path, calibration: Calibration,
+    kept: Mapping[str, list[str]],
 ) -> list[Artifact]:  # fmt: skip
-    """`model.int8-cpu.onnx` and `model.int8-trt.onnx`; nodes named in `kept` stay float32."""
-    model = onnx.load(folder / fp32.file)
-    made_with = _versions() | {"onnxruntime": import_onnxruntime().__version__} | calibration.record
+    """`model.int8-cpu.onnx` and `model.int8-trt.onnx`; `kept` blocks and nodes stay float32."""
+    made_with = {
+        **_versions(), "onnxruntime": import_onnxruntime().__version__, **calibration.record,
+        "float32_blocks": ", ".join(kept) or "none",
+    }  # fmt: skip
+    nodes = [name for names in kept.values() for name in names]
     return [
         _write(
-            quantize(model, calibration.ranges, target, kept), folder / file, "int8", fp32,
+            quantize(model, calibration.ranges, target, nodes), folder / file, "int8", fp32,
             made_with,
         )
-        for target, file in INT8_FILES.items()
+        for target, file in _INT8_FILES.items()
     ]  # fmt: skip
 
 

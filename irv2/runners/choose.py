@@ -13,7 +13,8 @@ _FASTEST: dict[str, tuple[str, ...]] = {
     "onnxruntime-cuda": ("fp16", "bf16", "fp32"),
     "onnxruntime-cpu": ("int8", "fp32", "fp16"),
 }
-FOR_TENSORRT = "int8-trt"  # in the name of a file that ONNX Runtime runs slower than float32
+# Two files are int8: ONNX Runtime runs the first faster than float32, the second slower.
+INT8_CPU, INT8_TRT = "model.int8-cpu.onnx", "model.int8-trt.onnx"
 
 
 def open_best(
@@ -54,6 +55,8 @@ def devices(artifact: Artifact) -> tuple[str, ...]:
     """Where an artefact might run here, the fastest first; opening it tells the truth."""
     if artifact.format != "onnx":
         return ("cuda",)
+    if artifact.file == INT8_CPU:
+        return ("cpu",)
     has_gpu = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
     # That list names CUDA wherever onnxruntime-gpu is installed, with or without a GPU.
     return ("cuda", "cpu") if has_gpu else ("cpu",)
@@ -73,7 +76,7 @@ def _why_not(
         return f"is {runs_on}, asked for {backend}"
     if artifact.precision == "bf16" and runs_on == "onnxruntime-cpu":
         return "ONNX Runtime has no bf16 on a CPU"
-    is_slow = artifact.precision not in _FASTEST[runs_on] or _is_for_tensorrt(artifact)
+    is_slow = artifact.precision not in _FASTEST[runs_on] or (artifact.file == INT8_TRT)
     if is_slow and precision is None:
         return f"is no faster on {runs_on} than float32; taken only if asked for"
     return None
@@ -84,12 +87,8 @@ def _speed_rank(artifact: Artifact, device: str) -> tuple[int, bool, int]:
     order = _FASTEST[backend]
     known = artifact.precision in order
     rank = order.index(artifact.precision) if known else len(order)
-    return list(_FASTEST).index(backend), _is_for_tensorrt(artifact), rank
+    return list(_FASTEST).index(backend), (artifact.file == INT8_TRT), rank
 
 
 def _backend(artifact: Artifact, device: str) -> str:
     return f"onnxruntime-{device}" if artifact.format == "onnx" else artifact.format
-
-
-def _is_for_tensorrt(artifact: Artifact) -> bool:
-    return artifact.format == "onnx" and FOR_TENSORRT in artifact.file
