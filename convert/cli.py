@@ -1,10 +1,11 @@
 """`irv2 export`, `irv2 verify` and `irv2 inspect`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from convert.engine_options import EngineOptions, engine_options
 from irv2.errors import BundleError, ParityError
 from irv2.options import (
     Program,
@@ -63,6 +64,7 @@ bundle_argument = click.argument(
     "--max-batch", type=click.IntRange(1, 1024), default=64, metavar="N",
     help="Images per batch that the artefacts are made for, at most.",
 )  # fmt: skip
+@engine_options
 @bad_images_option
 @json_option
 def export(
@@ -70,6 +72,7 @@ def export(
     calibration: Path | None, calibration_images: int, seed: int, out: Path | None,
     limit: int | None, tolerance_top1: float | None, tolerance_top5: float | None,
     confidence: float, max_batch: int, bad_images: "BadImages", as_json: bool,
+    **engine: Any,  # noqa: ANN401 (the fields of EngineOptions)
 ) -> None:  # fmt: skip
     """Convert CHECKPOINT to ONNX, judge it against the checkpoint, publish the bundle.
 
@@ -77,11 +80,12 @@ def export(
     published, the exit status is 3, and BUNDLE.rejected/parity.md says why.
     """
     from convert.calibrate import CalibrationOptions
-    from convert.export import ExportOptions, rejected_folder
+    from convert.conversion import ExportOptions
     from convert.export import export as run_export
+    from convert.export import rejected_folder
 
     options = ExportOptions(
-        precisions=_names(precision), trt=trt,
+        precisions=_names(precision), trt=trt, engine=EngineOptions(**engine),
         calibration=CalibrationOptions(
             folder=calibration, num_images=calibration_images, seed=seed
         ),

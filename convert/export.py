@@ -9,29 +9,28 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import onnx
 
 from convert.artifacts import open_artifacts, undecided, with_judgements
-from convert.calibrate import CalibrationOptions, calibrate, choose_images
-from convert.engine import Flavour, build_engine, choose_flavour
-from convert.gate import CONFIDENCE, Tolerance, judge, tolerance_for
-from convert.half import Half
+from convert.conversion import (
+    DEFAULTS,
+    ONNX_FILE,
+    Candidate,
+    ExportOptions,
+    convert,
+    training_images_of,
+)
+from convert.gate import judge
 from convert.reference import REFERENCE, Reference
 from convert.report import REPORT, Report, chance_remark, remarks_on
-from convert.sensitivity import blocks_to_keep
-from convert.variants import write_half, write_int8
-from irv2 import __version__
 from irv2.bundle import (
     MANIFEST,
     SCHEMA,
     Artifact,
     Bundle,
     Manifest,
-    Precision,
     Source,
     bundle_id,
     file_sha256,
@@ -39,64 +38,19 @@ from irv2.bundle import (
     write_atomically,
 )
 from irv2.checkpoint import Checkpoint
-from irv2.dataset import BadImages, ImageFolder, open_split
+from irv2.dataset import ImageFolder, open_split
 from irv2.errors import BundleError, EngineError, UsageError
 from irv2.evaluate import classify_folder
 from irv2.model import ARCH
-from irv2.preprocess import Preprocess
 from irv2.runners.base import Runner
-from irv2.runners.choose import INT8_CPU
 from irv2.samples import is_sample, resolve_data
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
-DEFAULT_MAX_BATCH = 64
-ONNX_FILE = "model.onnx"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportOptions:
-    """What is made, and how strictly it is judged."""
-
-    precisions: tuple[str, ...] | None = None  # None: the default list
-    trt: bool = False
-    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
-    max_batch: int = DEFAULT_MAX_BATCH
-    limit: int | None = None
-    bad_images: BadImages = "error"
-    tolerance_top1: float | None = None  # points; None: by precision
-    tolerance_top5: float | None = None
-    confidence: float = CONFIDENCE
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.precisions or () if name not in PRECISIONS]
-        if unknown:
-            raise UsageError(
-                "--precision", f"{unknown[0]} can't be exported", " or ".join(PRECISIONS)
-            )
-
-    @property
-    def wanted(self) -> list[Precision]:
-        """The precisions to make, in one order; float32, which the others are made from, always."""
-        default = ("fp32", "fp16", "int8") if self.trt else ("fp32", "int8")
-        named = self.precisions or default
-        return [name for name in PRECISIONS if name == "fp32" or name in named]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """Model files in a folder of their own, and the checkpoint that they claim to equal."""
-
-    checkpoint: Checkpoint
-    checkpoint_sha256: str
-    folder: Path
-    artifacts: list[Artifact]
-
 
 def export(
     checkpoint_path: Path, data: Path | None, out: Path | None,
-    options: ExportOptions = ExportOptions(),
+    options: ExportOptions = DEFAULTS,
 ) -> Report:  # fmt: skip
     """Convert a checkpoint, judge the result and publish it as the bundle `out`.
 
@@ -110,42 +64,13 @@ def export(
         raise UsageError("--out", str(out), "a folder with a name of its own")
     require_replaceable(out)
     images = open_split(data, "val", checkpoint.classes, options.bad_images).first(options.limit)
-    training_images = _training_images(data, checkpoint.classes, options)
+    training_images = training_images_of(data, checkpoint.classes, options)
     with _folder_beside(out) as folder:
         candidate = convert(
             checkpoint, file_sha256(checkpoint_path), folder, options, training_images,
             sample=is_sample(data),
         )  # fmt: skip
         return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
-
-
-def convert(
-    checkpoint: Checkpoint, checkpoint_sha256: str, folder: Path, options: ExportOptions,
-    training_images: ImageFolder | None = None, *, sample: bool = False,
-) -> Candidate:  # fmt: skip
-    """Write the model files into `folder`, not yet judged; int8 only with `training_images`."""
-    from convert.onnx_export import versions, write_onnx
-
-    logger.info("export: %s", ONNX_FILE)
-    onnx_path = folder / ONNX_FILE
-    write_onnx(checkpoint, checkpoint_sha256, onnx_path)
-    fp32 = Artifact(
-        file=ONNX_FILE, sha256=file_sha256(onnx_path), format="onnx", precision="fp32",
-        max_batch=options.max_batch, built_from=checkpoint_sha256, built_with=versions(),
-        gpu=None, parity=None,
-    )  # fmt: skip
-    artifacts = [fp32, *_halves(fp32, folder, options)]
-    if training_images is not None:
-        points = _tolerance("int8", options, sample).top1_points
-        artifacts += _int8(fp32, folder, checkpoint.preprocess, options, training_images, points)
-    if options.trt:
-        flavour = choose_flavour()
-        models = [artifact for artifact in artifacts if artifact.file != INT8_CPU]
-        artifacts += [_build_engine(model, folder, flavour) for model in models]
-    return Candidate(
-        checkpoint=checkpoint, checkpoint_sha256=checkpoint_sha256, folder=folder,
-        artifacts=artifacts,
-    )  # fmt: skip
 
 
 def judge_and_publish(
@@ -212,58 +137,6 @@ def _forget_rejection(folder: Path) -> None:
         folder.rmdir()
 
 
-def _training_images(
-    data: Path, classes: list[str], options: ExportOptions
-) -> ImageFolder | None:  # fmt: skip
-    """The images that int8 is calibrated with; None where int8 is not made."""
-    if "int8" not in options.wanted:
-        return None
-    where = options.calibration.folder
-    if options.precisions is None and where is None and not (data / "train").is_dir():
-        logger.warning("int8 is left out: no train/ in %s; pass --calibration DIR", data)
-        return None
-    return choose_images(data, classes, options.calibration, options.bad_images)
-
-
-def _halves(fp32: Artifact, folder: Path, options: ExportOptions) -> list[Artifact]:
-    halves: tuple[Half, ...] = ("fp16", "bf16")
-    return [
-        write_half(fp32, folder, precision) for precision in halves if precision in options.wanted
-    ]
-
-
-def _int8(
-    fp32: Artifact, folder: Path, preprocess: Preprocess, options: ExportOptions,
-    training_images: ImageFolder, tolerance_points: float,
-) -> list[Artifact]:  # fmt: skip
-    """Calibrate, look for what 8 bits would spoil, and write both files."""
-    path, bad_images = folder / fp32.file, options.bad_images
-    seed = options.calibration.seed
-    calibration = calibrate(path, training_images, preprocess, seed, bad_images)
-    model = onnx.load(path)
-    kept = blocks_to_keep(model, calibration, preprocess, tolerance_points, bad_images)
-    return write_int8(model, fp32, folder, calibration, kept)
-
-
-def _tolerance(precision: Precision, options: ExportOptions, sample: bool) -> Tolerance:
-    return tolerance_for(
-        precision, is_sample=sample, top1_points=options.tolerance_top1,
-        top5_points=options.tolerance_top5, confidence=options.confidence,
-    )  # fmt: skip
-
-
-def _build_engine(onnx: Artifact, folder: Path, flavour: Flavour) -> Artifact:
-    plan_path = folder / f"model.{onnx.precision}.plan"
-    logger.info("export: %s with %s %s", plan_path.name, flavour.format, flavour.version)
-    build_engine(folder / onnx.file, plan_path, onnx.max_batch, flavour)
-    return Artifact(
-        file=plan_path.name, sha256=file_sha256(plan_path), format=flavour.format,
-        precision=onnx.precision, max_batch=onnx.max_batch, built_from=onnx.sha256,
-        built_with={"irv2": __version__, flavour.format: flavour.version}, gpu=flavour.target,
-        parity=None,
-    )  # fmt: skip
-
-
 def _judge(
     candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, sample: bool
 ) -> tuple[Report, Reference]:  # fmt: skip
@@ -289,7 +162,7 @@ def _judge(
     precisions = {artifact.file: artifact.precision for artifact in candidate.artifacts}
     judged = {}
     for (file, runner), ledger in zip(opened.runners.items(), ledgers[1:], strict=True):
-        tolerance = _tolerance(precisions[file], options, sample)
+        tolerance = options.tolerance(precisions[file], sample=sample)
         judged[file] = judge(reference, ledger.logits, precisions[file], tolerance, runner.backend)
     left_out = undecided(candidate.artifacts, judged) if options.precisions is None else set()
     for file in sorted(left_out):
