@@ -49,6 +49,20 @@ def with_judgements(artifacts: list[Artifact], judged: dict[str, Judgement]) -> 
     ]
 
 
+def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> set[str]:
+    """Files beside float32 that too few images could judge, and the engines made of them."""
+    models = [
+        artifact
+        for artifact in artifacts
+        if artifact.precision != "fp32"
+        and artifact.file in judged
+        and judged[artifact.file].parity.verdict == "too_few_images"
+    ]
+    hashes = {artifact.sha256 for artifact in models}
+    engines = [artifact for artifact in artifacts if artifact.built_from in hashes]
+    return {artifact.file for artifact in models + engines}
+
+
 def _open_fastest(bundle: Bundle, artifact: Artifact) -> Runner:
     *faster, last = devices(artifact)
     for device in faster:

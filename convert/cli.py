@@ -1,10 +1,11 @@
 """`irv2 export`, `irv2 verify` and `irv2 inspect`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from convert.engine_options import EngineOptions, engine_options
 from irv2.errors import BundleError, ParityError
 from irv2.options import (
     Program,
@@ -28,9 +29,20 @@ bundle_argument = click.argument(
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine too.")
 @click.option(
-    "--precision", default="fp32", metavar="LIST", help="Precisions, comma-separated: fp32."
-)
+    "--precision", metavar="LIST",
+    help="Precisions, comma-separated: fp32 (always made), fp16, bf16, int8.  [default: fp32,int8; "
+    "with --trt fp16 too; of these, what too few images can judge is left out]",
+)  # fmt: skip
 @data_option
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), metavar="DIR",
+    help="Images that int8 is calibrated with, at any depth.  [default: train/ of the data]",
+)  # fmt: skip
+@click.option(
+    "--calibration-images", type=click.IntRange(1), default=256, metavar="N",
+    help="How many of them, drawn at random.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of that draw.")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="BUNDLE",
     help="The bundle's folder.  [default: CHECKPOINT with the suffix .bundle]",
@@ -52,23 +64,31 @@ bundle_argument = click.argument(
     "--max-batch", type=click.IntRange(1, 1024), default=64, metavar="N",
     help="Images per batch that the artefacts are made for, at most.",
 )  # fmt: skip
+@engine_options
 @bad_images_option
 @json_option
 def export(
-    checkpoint: Path, trt: bool, precision: str, data: Path | None, out: Path | None,
+    checkpoint: Path, trt: bool, precision: str | None, data: Path | None,
+    calibration: Path | None, calibration_images: int, seed: int, out: Path | None,
     limit: int | None, tolerance_top1: float | None, tolerance_top5: float | None,
     confidence: float, max_batch: int, bad_images: "BadImages", as_json: bool,
+    **engine: Any,  # noqa: ANN401 (the fields of EngineOptions)
 ) -> None:  # fmt: skip
     """Convert CHECKPOINT to ONNX, judge it against the checkpoint, publish the bundle.
 
     The gate classifies every image of DIR/val with both. Where it is not met nothing is
     published, the exit status is 3, and BUNDLE.rejected/parity.md says why.
     """
-    from convert.export import ExportOptions, rejected_folder
+    from convert.calibrate import CalibrationOptions
+    from convert.conversion import ExportOptions
     from convert.export import export as run_export
+    from convert.export import rejected_folder
 
     options = ExportOptions(
-        precisions=tuple(name.strip() for name in precision.split(",")), trt=trt,
+        precisions=_names(precision), trt=trt, engine=EngineOptions(**engine),
+        calibration=CalibrationOptions(
+            folder=calibration, num_images=calibration_images, seed=seed
+        ),
         max_batch=max_batch, limit=limit, bad_images=bad_images, tolerance_top1=tolerance_top1,
         tolerance_top5=tolerance_top5, confidence=confidence,
     )  # fmt: skip
@@ -125,6 +145,10 @@ def inspect(bundle: Path, as_json: bool) -> None:
         click.echo(inspection.to_text())
     for file, problem in inspection.problems.items():
         raise BundleError(file, problem, way_out="export it again")
+
+
+def _names(precision: str | None) -> tuple[str, ...] | None:
+    return None if precision is None else tuple(name.strip() for name in precision.split(","))
 
 
 def _verify_server(

@@ -5,13 +5,16 @@ list of compute capabilities, on any machine. Precision is the ONNX model's: net
 typed, and TF32 is off.
 """
 
+import json
 import logging
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.engine_options import EngineOptions
 from irv2.bundle import Format, write_atomically
 from irv2.errors import EngineError
 from irv2.progress import Progress
@@ -20,8 +23,7 @@ from irv2.runners.tensorrt import create, import_tensorrt, make_logger
 
 logger = logging.getLogger(__name__)
 
-OPT_BATCH = 8  # the batch size that the engine is tuned for
-WORKSPACE_BYTES = 4 * 2**30
+DEFAULTS = EngineOptions()
 # GeForce and RTX professional cards from Ampere on. 7.5 is left out: no float32 products there.
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 
@@ -47,10 +49,11 @@ class Flavour:
         return f"RTX GPU of compute capability {', '.join(RTX_CAPABILITIES)}"
 
 
-def choose_flavour() -> Flavour:
+def choose_flavour(options: EngineOptions = DEFAULTS) -> Flavour:
     """`tensorrt` where it and a GPU are there, else `tensorrt_rtx`.
 
-    Raises EngineError that says what to install where neither can build.
+    Raises EngineError that says what to install where neither can build, UsageError where the
+    one found lacks an option.
     """
     try:
         return Flavour("tensorrt", gpu=find_gpu(), trt=import_tensorrt("tensorrt"))
@@ -64,20 +67,26 @@ def choose_flavour() -> Flavour:
             f"{error.what}: {error.got})", "tensorrt and a GPU, or tensorrt_rtx",
             'pip install "irv2[gpu]" on a machine with a GPU, or "irv2[rtx]" on any',
         ) from error  # fmt: skip
+    options.require_support(flavour.format)
     logger.info("engine: tensorrt_rtx, since tensorrt can't build here (%s)", reason)
     return flavour
 
 
-def build_engine(onnx_path: Path, plan_path: Path, max_batch: int, flavour: Flavour) -> None:
+def build_engine(
+    onnx_path: Path, plan_path: Path, max_batch: int, flavour: Flavour,
+    options: EngineOptions = DEFAULTS,
+) -> None:  # fmt: skip
     """Write the engine for batches of 1 to `max_batch`; raises EngineError with the reason.
 
     Ctrl-C and SIGTERM stop it at the next step. The work is done in a thread, since signals are
     handled in the main one: there they would end up in the library's callbacks, which swallow
     every exception.
     """
+    options.require_support(flavour.format)
+    profiles = options.profiles_up_to(max_batch)
     stop = threading.Event()
     with Progress(f"build {plan_path.name}", 0, "steps") as bar, ThreadPoolExecutor(1) as pool:
-        plan = pool.submit(_build, onnx_path, max_batch, flavour, bar, stop)
+        plan = pool.submit(_build, onnx_path, profiles, flavour, options, bar, stop)
         try:
             content = plan.result()
         finally:
@@ -85,23 +94,48 @@ def build_engine(onnx_path: Path, plan_path: Path, max_batch: int, flavour: Flav
     write_atomically(plan_path, content)
 
 
+def describe_engine(plan_path: Path, flavour: Flavour) -> dict[str, str]:
+    """The inspector's summary for the bundle; empty where there is no GPU to load the plan on."""
+    if flavour.gpu is None:
+        return {}
+    trt, log = flavour.trt, make_logger(flavour.trt)
+    runtime = create(trt.Runtime, log)
+    engine = runtime.deserialize_cuda_engine(plan_path.read_bytes())
+    if engine is None:
+        raise EngineError(plan_path, f"can't be loaded ({log.reason()})")
+    text = engine.create_engine_inspector().get_engine_information(
+        trt.LayerInformationFormat.JSON
+    )  # fmt: skip
+    kinds = Counter(layer["LayerType"] for layer in json.loads(text)["Layers"])
+    return {
+        "layers": ", ".join(f"{num} {kind}" for kind, num in kinds.most_common()),
+        "device_memory_mb": f"{engine.device_memory_size_v2 / 1e6:.0f}",
+    }
+
+
 def _build(
-    onnx_path: Path, max_batch: int, flavour: Flavour, bar: Progress, stop: threading.Event
+    onnx_path: Path, profiles: tuple[tuple[int, int, int], ...], flavour: Flavour,
+    options: EngineOptions, bar: Progress, stop: threading.Event,
 ) -> bytes:  # fmt: skip
     trt, log = flavour.trt, make_logger(flavour.trt)
     builder = create(trt.Builder, log)
     network = _parse(trt, builder, log, onnx_path)
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb * 2**20)
     config.clear_flag(trt.BuilderFlag.TF32)  # products of 10-bit mantissas are not float32
-    _add_profile(builder, config, network, max_batch)
-    if flavour.gpu is None:
+    for profile in profiles:
+        _add_profile(builder, config, network, profile)
+    if flavour.format == "tensorrt_rtx":
         _set_targets(trt, config)
+    else:
+        _set_tensorrt_options(trt, config, options)
     monitor = _make_monitor(trt, bar, stop)  # the config does not keep it alive
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(onnx_path, f"{flavour.format} can't build it ({log.reason()})")
+    if options.timing_cache is not None:
+        write_atomically(options.timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
 
 
@@ -124,15 +158,31 @@ def _parser_error(error: Any) -> str:  # noqa: ANN401
     return node + str(error.desc())
 
 
-def _add_profile(builder: Any, config: Any, network: Any, max_batch: int) -> None:  # noqa: ANN401
+def _add_profile(
+    builder: Any, config: Any, network: Any, profile: tuple[int, int, int]  # noqa: ANN401
+) -> None:  # fmt: skip
     images = network.get_input(0)
     shape = tuple(images.shape)[1:]
-    profile = builder.create_optimization_profile()
-    profile.set_shape(
-        images.name, (1, *shape), (min(OPT_BATCH, max_batch), *shape), (max_batch, *shape)
-    )
-    added = config.add_optimization_profile(profile)
-    assert added == 0, "TensorRT refused 1 <= opt <= max"
+    bounds = builder.create_optimization_profile()
+    bounds.set_shape(images.name, *((num, *shape) for num in profile))
+    if config.add_optimization_profile(bounds) < 0:
+        raise EngineError("TensorRT", f"refuses batches of {profile}", "MIN <= OPT <= MAX")
+
+
+def _set_tensorrt_options(trt: Any, config: Any, options: EngineOptions) -> None:  # noqa: ANN401
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
+    levels = trt.HardwareCompatibilityLevel
+    config.hardware_compatibility_level = {
+        "none": levels.NONE, "ampere+": levels.AMPERE_PLUS,
+        "same-compute-capability": levels.SAME_COMPUTE_CAPABILITY,
+    }[options.hardware_compatibility]  # fmt: skip
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.timing_cache is not None:
+        path = options.timing_cache
+        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        if not config.set_timing_cache(cache, ignore_mismatch=False):
+            raise EngineError(path, "is of another TensorRT or GPU", way_out="pass a new file")
 
 
 def _set_targets(trt: Any, config: Any) -> None:  # noqa: ANN401

@@ -9,24 +9,29 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from convert.artifacts import open_artifacts, with_judgements
-from convert.gate import CONFIDENCE, judge, tolerance_for
+from convert.artifacts import open_artifacts, undecided, with_judgements
+from convert.conversion import (
+    DEFAULTS,
+    ONNX_FILE,
+    Candidate,
+    ExportOptions,
+    convert,
+    training_images_of,
+)
+from convert.gate import judge
 from convert.reference import REFERENCE, Reference
 from convert.report import REPORT, Report, chance_remark, remarks_on
 from convert.self_test import choose_self_test
-from irv2 import __version__
 from irv2.bundle import (
     MANIFEST,
     SCHEMA,
     Artifact,
     Bundle,
     Manifest,
-    Precision,
     Source,
     bundle_id,
     file_sha256,
@@ -34,7 +39,7 @@ from irv2.bundle import (
     write_atomically,
 )
 from irv2.checkpoint import Checkpoint
-from irv2.dataset import BadImages, ImageFolder, open_split
+from irv2.dataset import ImageFolder, open_split
 from irv2.errors import BundleError, EngineError, UsageError
 from irv2.evaluate import classify_folder
 from irv2.runners.base import Runner
@@ -43,45 +48,10 @@ from irv2.selftest import SELF_TEST
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS: tuple[Precision, ...] = ("fp32",)
-DEFAULT_MAX_BATCH = 64
-ONNX_FILE = "model.onnx"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportOptions:
-    """What is made, and how strictly it is judged."""
-
-    precisions: tuple[str, ...] = PRECISIONS
-    trt: bool = False
-    max_batch: int = DEFAULT_MAX_BATCH
-    limit: int | None = None
-    bad_images: BadImages = "error"
-    tolerance_top1: float | None = None  # points; None: by precision
-    tolerance_top5: float | None = None
-    confidence: float = CONFIDENCE
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.precisions if name not in PRECISIONS]
-        if unknown:
-            raise UsageError(
-                "--precision", f"{unknown[0]} can't be exported", " or ".join(PRECISIONS)
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """Model files in a folder of their own, and the checkpoint that they claim to equal."""
-
-    checkpoint: Checkpoint
-    checkpoint_sha256: str
-    folder: Path
-    artifacts: list[Artifact]
-
 
 def export(
     checkpoint_path: Path, data: Path | None, out: Path | None,
-    options: ExportOptions = ExportOptions(),
+    options: ExportOptions = DEFAULTS,
 ) -> Report:  # fmt: skip
     """Convert a checkpoint, judge the result and publish it as the bundle `out`.
 
@@ -95,33 +65,13 @@ def export(
         raise UsageError("--out", str(out), "a folder with a name of its own")
     require_replaceable(out)
     images = open_split(data, "val", checkpoint.classes, options.bad_images).first(options.limit)
+    training_images = training_images_of(data, checkpoint.classes, options)
     with _folder_beside(out) as folder:
-        candidate = convert(checkpoint, file_sha256(checkpoint_path), folder, options)
+        candidate = convert(
+            checkpoint, file_sha256(checkpoint_path), folder, options, training_images,
+            sample=is_sample(data),
+        )  # fmt: skip
         return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
-
-
-def convert(
-    checkpoint: Checkpoint, checkpoint_sha256: str, folder: Path, options: ExportOptions
-) -> Candidate:  # fmt: skip
-    """Write the model files into `folder`, not yet judged."""
-    from convert.onnx_export import versions, write_onnx
-
-    logger.info("export: %s", ONNX_FILE)
-    onnx_path = folder / ONNX_FILE
-    write_onnx(checkpoint, checkpoint_sha256, onnx_path)
-    artifacts = [
-        Artifact(
-            file=ONNX_FILE, sha256=file_sha256(onnx_path), format="onnx", precision="fp32",
-            max_batch=options.max_batch, built_from=checkpoint_sha256, built_with=versions(),
-            gpu=None, parity=None,
-        )
-    ]  # fmt: skip
-    if options.trt:
-        artifacts.append(_build_engine(artifacts[0], folder))
-    return Candidate(
-        checkpoint=checkpoint, checkpoint_sha256=checkpoint_sha256, folder=folder,
-        artifacts=artifacts,
-    )  # fmt: skip
 
 
 def judge_and_publish(
@@ -138,6 +88,10 @@ def judge_and_publish(
         rejected.mkdir(parents=True, exist_ok=True)
         write_atomically(rejected / REPORT, report.to_markdown().encode())
         return report
+    published = {artifact.file for artifact in report.manifest.artifacts}
+    for artifact in candidate.artifacts:
+        if artifact.file not in published:
+            (candidate.folder / artifact.file).unlink()
     report = _complete(candidate.folder, report, reference)
     replace_folder(candidate.folder, out)
     _forget_rejection(rejected_folder(out))
@@ -184,25 +138,11 @@ def _forget_rejection(folder: Path) -> None:
         folder.rmdir()
 
 
-def _build_engine(onnx: Artifact, folder: Path) -> Artifact:
-    from convert.engine import build_engine, choose_flavour
-
-    flavour = choose_flavour()
-    plan_path = folder / f"model.{onnx.precision}.plan"
-    logger.info("export: %s with %s %s", plan_path.name, flavour.format, flavour.version)
-    build_engine(folder / onnx.file, plan_path, onnx.max_batch, flavour)
-    return Artifact(
-        file=plan_path.name, sha256=file_sha256(plan_path), format=flavour.format,
-        precision=onnx.precision, max_batch=onnx.max_batch, built_from=onnx.sha256,
-        built_with={"irv2": __version__, flavour.format: flavour.version}, gpu=flavour.target,
-        parity=None,
-    )  # fmt: skip
-
-
 def _judge(
     candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, sample: bool
 ) -> tuple[Report, Reference]:  # fmt: skip
-    checkpoint, manifest = candidate.checkpoint, _manifest(candidate)
+    checkpoint = candidate.checkpoint
+    manifest = _manifest(candidate, candidate.artifacts)
     with (
         _reference_runner(checkpoint) as torch_runner,
         open_artifacts(Bundle(candidate.folder, manifest)) as opened,
@@ -226,34 +166,41 @@ def _judge(
     precisions = {artifact.file: artifact.precision for artifact in candidate.artifacts}
     judged = {}
     for (file, runner), ledger in zip(opened.runners.items(), ledgers[1:], strict=True):
-        tolerance = tolerance_for(
-            precisions[file], is_sample=sample, top1_points=options.tolerance_top1,
-            top5_points=options.tolerance_top5, confidence=options.confidence,
-        )  # fmt: skip
+        tolerance = options.tolerance(precisions[file], sample=sample)
         judged[file] = judge(reference, ledger.logits, precisions[file], tolerance, runner.backend)
+    left_out = undecided(candidate.artifacts, judged) if options.precisions is None else set()
+    for file in sorted(left_out):
+        logger.warning("%s is left out: %s", file, judged[file].line if file in judged else "")
+    artifacts = [a for a in candidate.artifacts if a.file not in left_out]
     report = Report(
         bundle=out,
-        manifest=msgspec.structs.replace(
-            manifest, artifacts=with_judgements(candidate.artifacts, judged)
-        ),
-        lines={file: judgement.line for file, judgement in judged.items()}
-        | {file: f"not verified here: {reason}" for file, reason in opened.reasons.items()},
+        manifest=_manifest(candidate, with_judgements(artifacts, judged)),
+        lines={
+            artifact.file: judged[artifact.file].line
+            if artifact.file in judged
+            else f"not verified here: {opened.reasons[artifact.file]}"
+            for artifact in artifacts
+        },
         remarks=remarks_on(reference, len(checkpoint.classes), options.confidence),
-        failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
+        failed=[
+            artifact.file
+            for artifact in artifacts
+            if artifact.file in judged and judged[artifact.file].parity.verdict != "passed"
+        ],
     )
     return report, reference
 
 
-def _manifest(candidate: Candidate) -> Manifest:
+def _manifest(candidate: Candidate, artifacts: list[Artifact]) -> Manifest:
     checkpoint = candidate.checkpoint
     preprocess, classes = checkpoint.preprocess.to_json(), checkpoint.classes
     return Manifest(
-        schema=SCHEMA, id=bundle_id(candidate.artifacts, preprocess, classes),
+        schema=SCHEMA, id=bundle_id(artifacts, preprocess, classes),
         source=Source(
             checkpoint_sha256=candidate.checkpoint_sha256, arch=checkpoint.model.arch,
             setting=checkpoint.setting, epoch=checkpoint.epoch,
         ),
-        preprocess=preprocess, classes=classes, artifacts=candidate.artifacts, files={},
+        preprocess=preprocess, classes=classes, artifacts=artifacts, files={},
     )  # fmt: skip
 
 

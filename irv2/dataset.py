@@ -122,6 +122,20 @@ def open_split(
     return ImageFolder(root, names, tuple(files), np.array(labels, np.int64), all_spans)
 
 
+def find_images(root: Path) -> ImageFolder:
+    """Every image file below `root`, at any depth; the labels are -1. Raises DataError."""
+    if not root.is_dir():
+        raise DataError(root, "no such folder", "a folder of images")
+    files = sorted(
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.suffix.lower() in EXTENSIONS and _is_image(path)
+    )
+    if not files:
+        raise DataError(root, "no images in it", "a folder of images")
+    return ImageFolder(root, (), tuple(files), np.full(len(files), -1, np.int64))
+
+
 def _report_bad(root: Path, bad: set[str], bad_images: BadImages) -> None:
     if not bad:
         return

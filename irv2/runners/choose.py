@@ -5,9 +5,16 @@ from irv2.errors import BundleError, EngineError
 from irv2.runners.base import Runner
 from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 
-# Fastest first: on a GPU the engine's precision decides; on a CPU int8 only as its own file.
-_SPEED_ORDER = ("tensorrt", "tensorrt_rtx", "onnx")
-_PRECISION_ORDER = ("int8", "fp16", "bf16", "fp32")
+# Backends, the fastest first; of each the precisions it is worth having, the fastest first.
+# ONNX Runtime has no bf16 on a CPU, and on CUDA it computes quantised models in float32.
+_FASTEST: dict[str, tuple[str, ...]] = {
+    "tensorrt": ("int8", "fp16", "bf16", "fp32"),
+    "tensorrt_rtx": ("int8", "fp16", "bf16", "fp32"),
+    "onnxruntime-cuda": ("fp16", "bf16", "fp32"),
+    "onnxruntime-cpu": ("int8", "fp32", "fp16"),
+}
+# Two files are int8: ONNX Runtime runs the first faster than float32, the second slower.
+INT8_CPU, INT8_TRT = "model.int8-cpu.onnx", "model.int8-trt.onnx"
 
 
 def open_best(
@@ -19,15 +26,15 @@ def open_best(
     the choice. Raises BundleError that says of each artefact why it was not taken.
     """
     reasons = []
-    for artifact in sorted(bundle.manifest.artifacts, key=_speed_rank):
-        for device in devices(artifact):
-            reason = _why_not(artifact, device, precision, backend)
-            if reason is None:
-                try:
-                    return artifact, open_runner(bundle, artifact, device, num_threads)
-                except EngineError as error:
-                    reason = str(error)
-            reasons.append(f"{artifact.file} ({device}): {reason}")
+    pairs = [(a, device) for a in bundle.manifest.artifacts for device in devices(a)]
+    for artifact, device in sorted(pairs, key=lambda pair: _speed_rank(*pair)):
+        reason = _why_not(artifact, device, precision, backend)
+        if reason is None:
+            try:
+                return artifact, open_runner(bundle, artifact, device, num_threads)
+            except EngineError as error:
+                reason = str(error)
+        reasons.append(f"{artifact.file} ({device}): {reason}")
     raise BundleError(
         bundle.path, "nothing in it can be served here: " + ", ".join(reasons),
         "an artefact with a passed parity verdict", "run `irv2 verify` on this machine",
@@ -48,6 +55,8 @@ def devices(artifact: Artifact) -> tuple[str, ...]:
     """Where an artefact might run here, the fastest first; opening it tells the truth."""
     if artifact.format != "onnx":
         return ("cuda",)
+    if artifact.file == INT8_CPU:
+        return ("cpu",)
     has_gpu = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
     # That list names CUDA wherever onnxruntime-gpu is installed, with or without a GPU.
     return ("cuda", "cpu") if has_gpu else ("cpu",)
@@ -56,7 +65,7 @@ def devices(artifact: Artifact) -> tuple[str, ...]:
 def _why_not(
     artifact: Artifact, device: str, precision: str | None, backend: str | None
 ) -> str | None:  # fmt: skip
-    runs_on = f"onnxruntime-{device}" if artifact.format == "onnx" else artifact.format
+    runs_on = _backend(artifact, device)
     if artifact.parity is None:
         return "not verified"
     if artifact.parity.verdict != "passed":
@@ -65,10 +74,21 @@ def _why_not(
         return f"is {artifact.precision}, asked for {precision}"
     if backend and runs_on != backend:
         return f"is {runs_on}, asked for {backend}"
-    if artifact.format == "onnx" and artifact.precision == "bf16" and device == "cpu":
+    if artifact.precision == "bf16" and runs_on == "onnxruntime-cpu":
         return "ONNX Runtime has no bf16 on a CPU"
+    is_slow = artifact.precision not in _FASTEST[runs_on] or (artifact.file == INT8_TRT)
+    if is_slow and precision is None:
+        return f"is no faster on {runs_on} than float32; taken only if asked for"
     return None
 
 
-def _speed_rank(artifact: Artifact) -> tuple[int, int]:
-    return _SPEED_ORDER.index(artifact.format), _PRECISION_ORDER.index(artifact.precision)
+def _speed_rank(artifact: Artifact, device: str) -> tuple[int, bool, int]:
+    backend = _backend(artifact, device)
+    order = _FASTEST[backend]
+    known = artifact.precision in order
+    rank = order.index(artifact.precision) if known else len(order)
+    return list(_FASTEST).index(backend), (artifact.file == INT8_TRT), rank
+
+
+def _backend(artifact: Artifact, device: str) -> str:
+    return f"onnxruntime-{device}" if artifact.format == "onnx" else artifact.format

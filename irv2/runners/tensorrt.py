@@ -32,6 +32,8 @@ class TensorRTRunner(Runner):
         check_gpu(plan_path, artifact, find_gpu())
         self._log = make_logger(trt)  # has to outlive what logs into it
         self._runtime = create(trt.Runtime, self._log)
+        if "version_compatible" in artifact.built_with:  # such a plan brings code of its own
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan_path.read_bytes())
         if self._engine is None:
             raise EngineError(
@@ -48,12 +50,19 @@ class TensorRTRunner(Runner):
         side = self.image_size
         self._images = Buffer((self.max_batch, side, side, 3), np.uint8)
         self._logits = Buffer((self.max_batch, self.num_classes), np.float32)
+        # Largest batch of each profile; the first that holds a batch is taken.
+        self._profiles = [
+            int(self._engine.get_tensor_profile_shape("images", i)[2][0])
+            for i in range(self._engine.num_optimization_profiles)
+        ]
+        self._profile = 0
         self._require(self._context.set_tensor_address("images", self._images.device))
         self._require(self._context.set_tensor_address("logits", self._logits.device))
 
     def run(self, images: UInt8Array) -> FloatArray:
         """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes)."""
         self._images.to_device(images, self._stream)
+        self._take_profile(len(images))
         self._require(self._context.set_input_shape("images", images.shape))
         self._require(self._context.execute_async_v3(self._stream.handle))
         return self._logits.to_host(len(images), self._stream)
@@ -63,6 +72,19 @@ class TensorRTRunner(Runner):
         for resource in (self._images, self._logits, self._stream):
             resource.close()
         del self._context, self._engine, self._runtime
+
+    def _take_profile(self, num_images: int) -> None:
+        """Switch to the profile with the nearest largest batch, which was tuned for such batches.
+
+        The server and the gate never go beyond `max_batch`, which the last of them reaches.
+        """
+        fitting = [limit for limit in self._profiles if limit >= num_images]
+        profile = self._profiles.index(min(fitting))
+        if profile != self._profile:
+            self._require(
+                self._context.set_optimization_profile_async(profile, self._stream.handle)
+            )
+            self._profile = profile
 
     def _require(self, succeeded: bool) -> None:
         if not succeeded:  # TensorRT returns False and logs the reason
@@ -81,28 +103,42 @@ def import_tensorrt(flavour: Format) -> Any:  # noqa: ANN401 (a module)
 
 
 def check_version(plan_path: Path, artifact: Artifact, version: str) -> None:
-    """Raise EngineError where the plan was built with another version of its library."""
+    """Raise EngineError where the plan was built with another version of its library.
+
+    A version-compatible plan runs with later ones too.
+    """
     built_with = artifact.built_with.get(artifact.format, "an unknown version")
-    if built_with != version:
-        raise EngineError(
-            plan_path, f"was built with {artifact.format} {built_with}; here is {version}",
-            way_out=f"install {artifact.format}=={built_with} or {_REBUILD}",
-        )  # fmt: skip
+    is_newer = _numbers(version) > _numbers(built_with)
+    if built_with == version or (is_newer and "version_compatible" in artifact.built_with):
+        return
+    raise EngineError(
+        plan_path, f"was built with {artifact.format} {built_with}; here is {version}",
+        way_out=f"install {artifact.format}=={built_with} or {_REBUILD}",
+    )  # fmt: skip
 
 
 def check_gpu(plan_path: Path, artifact: Artifact, gpu: Gpu) -> None:
     """Raise EngineError where the plan was built for another GPU.
 
-    TensorRT's plans are tuned for one model of GPU, TensorRT-RTX's for compute capabilities.
+    TensorRT's plans are tuned for one model of GPU unless they were built to be compatible with
+    more, TensorRT-RTX's for compute capabilities.
     """
+    built_for = artifact.gpu or ""
+    level = artifact.built_with.get("hardware_compatibility")
     if artifact.format == "tensorrt_rtx":
-        fits = gpu.capability in (artifact.gpu or "").replace(",", "").split()
+        fits = gpu.capability in built_for.replace(",", "").split()
+    elif level == "ampere+":
+        fits = _numbers(gpu.capability) >= [8, 0]
+    elif level == "same-compute-capability":
+        fits = built_for.endswith(f"(compute capability {gpu.capability})")
     else:
-        fits = artifact.gpu == str(gpu)
+        fits = built_for == str(gpu)
     if not fits:
-        raise EngineError(
-            plan_path, f"was built for {artifact.gpu}; here is {gpu}", way_out=_REBUILD
-        )
+        raise EngineError(plan_path, f"was built for {built_for}; here is {gpu}", way_out=_REBUILD)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdecimal()]
 
 
 def make_logger(trt: Any) -> Any:  # noqa: ANN401 (a class of a module that is chosen at run time)

@@ -1,0 +1,208 @@
+"""The range of every activation over training images, from which int8 scales follow.
+
+One pass of the float32 model over the images, in which the graph itself reduces each activation
+to one smallest and one largest value per image: memory does not grow with images or network. What
+it finds is kept in the user's cache, under the hashes of model, preprocessing and images.
+"""
+
+import hashlib
+import io
+import logging
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnx
+import platformdirs
+from onnx import TensorProto, helper, numpy_helper
+
+from irv2.bundle import file_sha256, write_atomically
+from irv2.dataset import BadImages, ImageFolder, find_images, open_split
+from irv2.errors import DataError, EngineError, UsageError
+from irv2.evaluate import load_batches
+from irv2.preprocess import Preprocess
+from irv2.progress import Progress
+from irv2.runners.onnx import import_onnxruntime
+from irv2.types import FloatArray, IntArray
+
+logger = logging.getLogger(__name__)
+
+METHOD = "minmax"
+DEFAULT_IMAGES = 256
+BATCH_SIZE = 2  # every activation of a batch is alive until it is reduced: 0.2 GB per image
+_SMALLEST, _LARGEST = ".smallest", ".largest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """Which images: of `folder`, or of the data's train/ where it is None."""
+
+    folder: Path | None = None
+    num_images: int = DEFAULT_IMAGES
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What one pass over the calibration images found."""
+
+    ranges: dict[str, tuple[float, float]]  # activation -> smallest, largest value
+    labels: IntArray  # (n,); -1 where nobody knows
+    logits: FloatArray  # (n, num_classes): the float32 model's own
+    images: ImageFolder
+    record: dict[str, str]  # how it was made, for the metadata of what is made of it
+
+    def to_bytes(self) -> bytes:
+        """The contents of a file in the cache."""
+        buffer = io.BytesIO()
+        ranges = np.array(list(self.ranges.values()))
+        np.savez_compressed(
+            buffer, allow_pickle=False, names=list(self.ranges), ranges=ranges,
+            labels=self.labels, logits=self.logits,
+        )  # fmt: skip
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, path: Path, images: ImageFolder, record: dict[str, str]) -> Self:
+        """Read `to_bytes` back; raises ValueError, KeyError or BadZipFile on a damaged file."""
+        with np.load(path, allow_pickle=False) as arrays:
+            names, limits = arrays["names"].tolist(), arrays["ranges"].tolist()
+            ranges = {name: (low, high) for name, (low, high) in zip(names, limits, strict=True)}
+            return cls(
+                ranges=ranges, labels=arrays["labels"], logits=arrays["logits"], images=images,
+                record=record,
+            )  # fmt: skip
+
+
+def choose_images(
+    data: Path, classes: list[str], options: CalibrationOptions, bad_images: BadImages = "error"
+) -> ImageFolder:  # fmt: skip
+    """Random images of `data`/train, or, unlabelled and at any depth, of the folder that was named.
+
+    Never of `data`/val, which the gate judges by. Raises UsageError where there is no train/.
+    """
+    folder = options.folder
+    if folder is not None:
+        if folder.resolve().is_relative_to((data / "val").resolve()):
+            raise UsageError("--calibration", f"{folder} is what the gate judges by", "others")
+        images = find_images(folder)
+    elif (data / "train").is_dir():
+        images = open_split(data, "train", classes, bad_images)
+    else:
+        raise UsageError(
+            "int8", f"no folder train/ in {data}", "training images to calibrate with",
+            "pass --calibration DIR, or leave int8 out of --precision",
+        )  # fmt: skip
+    chosen = np.random.default_rng(options.seed).permutation(len(images))[: options.num_images]
+    return images.subset(np.sort(chosen).tolist())
+
+
+def calibrate(
+    model_path: Path, images: ImageFolder, config: Preprocess, seed: int,
+    bad_images: BadImages = "error",
+) -> Calibration:  # fmt: skip
+    """Ranges of the float32 model's activations over `images`, from the cache where they are."""
+    images_sha256 = _content_sha256(images)
+    record = {
+        "calibration_method": METHOD, "calibration_images": str(len(images)),
+        "calibration_seed": str(seed), "calibration_images_sha256": images_sha256,
+    }  # fmt: skip
+    key = "-".join(
+        part[:16] for part in (file_sha256(model_path), config.sha256, images_sha256, METHOD)
+    )
+    cached = Path(platformdirs.user_cache_dir("irv2")) / "calibration" / f"{key}.npz"
+    if cached.is_file():
+        try:
+            calibration = Calibration.load(cached, images, record)
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            logger.warning("%s: unreadable calibration, made anew (%s)", cached, error)
+        else:
+            logger.info("calibrate: ranges over %d images from %s", len(images), cached)
+            return calibration
+    calibration = _observe(model_path, images, config, record, bad_images)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, calibration.to_bytes())
+    except OSError as error:  # a read-only home: the next export calibrates again
+        logger.warning("%s: the calibration can't be kept (%s)", cached, error.strerror)
+    return calibration
+
+
+def observed(graph: onnx.GraphProto) -> list[str]:
+    """Activations whose range matters: the first convolution's input and whatever follows it.
+
+    Not what only a ReLU reads: it is never stored in 8 bits.
+    """
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    first = next(i for i, node in enumerate(graph.node) if node.op_type == "Conv")
+    names = [graph.node[first].input[0]]
+    names += [name for node in list(graph.node)[first:] for name in node.output]
+    return [name for name in names if readers.get(name) != ["Relu"]]
+
+
+def _observe(
+    model_path: Path, images: ImageFolder, config: Preprocess, record: dict[str, str],
+    bad_images: BadImages,
+) -> Calibration:  # fmt: skip
+    model = onnx.load(model_path)
+    names = observed(model.graph)
+    session = _session(_with_observers(model, names))
+    wanted = ["logits", *(name + _SMALLEST for name in names), *(name + _LARGEST for name in names)]
+    logits, smallest, largest, labels = [], [], [], []
+    with Progress("calibrate", len(images), "images") as bar:
+        for batch in load_batches(images, config, BATCH_SIZE, bad_images):
+            answers, *extremes = session.run(wanted, {"images": batch.images})
+            logits.append(answers)
+            labels.append(batch.labels)
+            smallest.append([column.min() for column in extremes[: len(names)]])
+            largest.append([column.max() for column in extremes[len(names) :]])
+            bar.advance(len(batch.files))
+    if not logits:
+        raise DataError(images.root, "no image to calibrate with", "at least one")
+    limits = zip(np.min(smallest, axis=0).tolist(), np.max(largest, axis=0).tolist(), strict=True)
+    return Calibration(
+        ranges=dict(zip(names, limits, strict=True)), labels=np.concatenate(labels),
+        logits=np.concatenate(logits), images=images, record=record,
+    )  # fmt: skip
+
+
+def _with_observers(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """The model with two more outputs (N,) per activation: its extremes image by image."""
+    graph = model.graph
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in [*graph.value_info, *graph.output]
+    }
+    for name in names:
+        axes = numpy_helper.from_array(np.arange(1, ranks[name]), f"{name}.axes")
+        graph.initializer.append(axes)
+        for operator, suffix in (("ReduceMin", _SMALLEST), ("ReduceMax", _LARGEST)):
+            inputs, output = [name, axes.name], name + suffix
+            graph.node.append(helper.make_node(operator, inputs, [output], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N"]))
+    return model
+
+
+def _session(model: onnx.ModelProto) -> Any:  # noqa: ANN401 (onnxruntime has no types)
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise EngineError("calibration", f"ONNX Runtime can't load the model ({error})") from error
+
+
+def _content_sha256(images: ImageFolder) -> str:
+    with ThreadPoolExecutor() as pool:
+        hashes = pool.map(file_sha256, [images.path(i) for i in range(len(images))])
+        rows = [f"{sha} {label}\n" for sha, label in zip(hashes, images.labels, strict=True)]
+    return hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()

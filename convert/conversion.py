@@ -1,0 +1,164 @@
+"""A checkpoint's model files: every precision as ONNX, engines where they are asked for."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from convert.calibrate import CalibrationOptions, calibrate, choose_images
+from convert.engine import Flavour, build_engine, choose_flavour, describe_engine
+from convert.engine_options import EngineOptions
+from convert.gate import CONFIDENCE, Tolerance, tolerance_for
+from convert.half import Half
+from convert.sensitivity import blocks_to_keep
+from convert.variants import write_half, write_int8
+from irv2 import __version__
+from irv2.bundle import Artifact, Precision, file_sha256
+from irv2.checkpoint import Checkpoint
+from irv2.dataset import BadImages, ImageFolder
+from irv2.errors import UsageError
+from irv2.preprocess import Preprocess
+from irv2.runners.choose import INT8_CPU
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+DEFAULT_MAX_BATCH = 64
+ONNX_FILE = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What is made, and how strictly it is judged."""
+
+    precisions: tuple[str, ...] | None = None  # None: the default list
+    trt: bool = False
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    max_batch: int = DEFAULT_MAX_BATCH
+    limit: int | None = None
+    bad_images: BadImages = "error"
+    tolerance_top1: float | None = None  # points; None: by precision
+    tolerance_top5: float | None = None
+    confidence: float = CONFIDENCE
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.precisions or () if name not in PRECISIONS]
+        if unknown:
+            raise UsageError(
+                "--precision", f"{unknown[0]} can't be exported", " or ".join(PRECISIONS)
+            )
+
+        if self.trt:
+            self.engine.profiles_up_to(self.max_batch)
+        elif self.engine != EngineOptions():
+            raise UsageError("options of an engine", "no engine is built", way_out="pass --trt")
+
+    @property
+    def wanted(self) -> list[Precision]:
+        """The precisions to make, in one order; float32, which the others are made from, always."""
+        default = ("fp32", "fp16", "int8") if self.trt else ("fp32", "int8")
+        named = self.precisions or default
+        return [name for name in PRECISIONS if name == "fp32" or name in named]
+
+    def tolerance(self, precision: Precision, *, sample: bool) -> Tolerance:
+        """What the gate accepts of an artefact; `sample` says these are the built-in images."""
+        return tolerance_for(
+            precision, is_sample=sample, top1_points=self.tolerance_top1,
+            top5_points=self.tolerance_top5, confidence=self.confidence,
+        )  # fmt: skip
+
+
+DEFAULTS = ExportOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Model files in a folder of their own, and the checkpoint that they claim to equal."""
+
+    checkpoint: Checkpoint
+    checkpoint_sha256: str
+    folder: Path
+    artifacts: list[Artifact]
+
+
+def convert(
+    checkpoint: Checkpoint, checkpoint_sha256: str, folder: Path, options: ExportOptions,
+    training_images: ImageFolder | None = None, *, sample: bool = False,
+) -> Candidate:  # fmt: skip
+    """Write the model files into `folder`, not yet judged; int8 only with `training_images`."""
+    from convert.onnx_export import versions, write_onnx
+
+    # First, so that an option it lacks is refused before any work is done.
+    flavour = choose_flavour(options.engine) if options.trt else None
+    logger.info("export: %s", ONNX_FILE)
+    onnx_path = folder / ONNX_FILE
+    write_onnx(checkpoint, checkpoint_sha256, onnx_path)
+    fp32 = Artifact(
+        file=ONNX_FILE, sha256=file_sha256(onnx_path), format="onnx", precision="fp32",
+        max_batch=options.max_batch, built_from=checkpoint_sha256, built_with=versions(),
+        gpu=None, parity=None,
+    )  # fmt: skip
+    artifacts = [fp32, *_halves(fp32, folder, options)]
+    if training_images is not None:
+        points = options.tolerance("int8", sample=sample).top1_points
+        artifacts += _int8(fp32, folder, checkpoint.preprocess, options, training_images, points)
+    if flavour is not None:
+        models = [artifact for artifact in artifacts if artifact.file != INT8_CPU]
+        artifacts += [_build_engine(model, folder, flavour, options.engine) for model in models]
+    return Candidate(
+        checkpoint=checkpoint, checkpoint_sha256=checkpoint_sha256, folder=folder,
+        artifacts=artifacts,
+    )  # fmt: skip
+
+
+def training_images_of(
+    data: Path, classes: list[str], options: ExportOptions
+) -> ImageFolder | None:  # fmt: skip
+    """The images that int8 is calibrated with; None where int8 is not made."""
+    if "int8" not in options.wanted:
+        return None
+    where = options.calibration.folder
+    if options.precisions is None and where is None and not (data / "train").is_dir():
+        logger.warning("int8 is left out: no train/ in %s; pass --calibration DIR", data)
+        return None
+    return choose_images(data, classes, options.calibration, options.bad_images)
+
+
+def _halves(fp32: Artifact, folder: Path, options: ExportOptions) -> list[Artifact]:
+    halves: tuple[Half, ...] = ("fp16", "bf16")
+    return [
+        write_half(fp32, folder, precision) for precision in halves if precision in options.wanted
+    ]
+
+
+def _int8(
+    fp32: Artifact, folder: Path, preprocess: Preprocess, options: ExportOptions,
+    training_images: ImageFolder, tolerance_points: float,
+) -> list[Artifact]:  # fmt: skip
+    """Calibrate, look for what 8 bits would spoil, and write both files."""
+    path, bad_images = folder / fp32.file, options.bad_images
+    seed = options.calibration.seed
+    calibration = calibrate(path, training_images, preprocess, seed, bad_images)
+    model = onnx.load(path)
+    kept = blocks_to_keep(model, calibration, preprocess, tolerance_points, bad_images)
+    return write_int8(model, fp32, folder, calibration, kept)
+
+
+def _build_engine(
+    onnx_model: Artifact, folder: Path, flavour: Flavour, options: EngineOptions
+) -> Artifact:  # fmt: skip
+    plan_path = folder / f"model.{onnx_model.precision}.plan"
+    logger.info("export: %s with %s %s", plan_path.name, flavour.format, flavour.version)
+    build_engine(folder / onnx_model.file, plan_path, onnx_model.max_batch, flavour, options)
+    return Artifact(
+        file=plan_path.name, sha256=file_sha256(plan_path), format=flavour.format,
+        precision=onnx_model.precision, max_batch=onnx_model.max_batch,
+        built_from=onnx_model.sha256,
+        built_with={
+            "irv2": __version__, flavour.format: flavour.version, **options.to_record(),
+            **describe_engine(plan_path, flavour),
+        },
+        gpu=flavour.target, parity=None,
+    )  # fmt: skip

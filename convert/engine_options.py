@@ -1,0 +1,122 @@
+"""How a TensorRT engine is built: the options, and what of them which library supports."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from irv2.errors import UsageError
+from irv2.options import F
+
+if TYPE_CHECKING:
+    from irv2.bundle import Format
+
+HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
+Profile = tuple[int, int, int]  # the smallest, the best and the largest batch
+OPT_BATCH = 8  # the batch size that an engine is tuned for, unless a profile says otherwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How an engine is built; what only `tensorrt` supports is refused for `tensorrt_rtx`.
+
+    A profile is (smallest, best, largest) batch; without any there is one, up to the bundle's
+    largest batch.
+    """
+
+    profiles: tuple[Profile, ...] = ()
+    workspace_mb: int = 4096
+    timing_cache: Path | None = None
+    hardware_compatibility: HardwareCompatibility = "none"
+    version_compatible: bool = False
+
+    def profiles_up_to(self, max_batch: int) -> tuple[Profile, ...]:
+        """The profiles; raises UsageError unless together they hold every batch to `max_batch`."""
+        if not self.profiles:
+            return ((1, min(OPT_BATCH, max_batch), max_batch),)
+        reached = 0
+        for smallest, best, largest in sorted(self.profiles):
+            if not 1 <= smallest <= best <= largest:
+                got = f"{smallest}:{best}:{largest}"
+                raise UsageError("--profile", got, "1 <= MIN <= OPT <= MAX")
+            if smallest > reached + 1:
+                raise UsageError("--profile", f"none holds a batch of {reached + 1}", "no gap")
+            reached = max(reached, largest)
+        if reached != max_batch:
+            raise UsageError(
+                "--profile", f"they reach {reached}", f"{max_batch}, the largest batch",
+                f"pass --max-batch {reached} or another profile",
+            )  # fmt: skip
+        return self.profiles
+
+    def require_support(self, flavour: "Format") -> None:
+        """Raise UsageError where `flavour` lacks an option."""
+        lacking = [
+            option
+            for option, is_used in (
+                ("--timing-cache", self.timing_cache is not None),
+                ("--hardware-compatibility", self.hardware_compatibility != "none"),
+                ("--version-compatible", self.version_compatible),
+            )
+            if is_used and flavour == "tensorrt_rtx"
+        ]
+        if lacking:
+            raise UsageError(
+                lacking[0], "tensorrt_rtx does not support it", "tensorrt, on a machine with a GPU",
+                "leave it out here",
+            )  # fmt: skip
+
+    def to_record(self) -> dict[str, str]:
+        """What decides where the engine runs, for the bundle's `built_with`."""
+        return {
+            key: value
+            for key, value in (
+                ("hardware_compatibility", self.hardware_compatibility),
+                ("version_compatible", "yes" if self.version_compatible else "none"),
+            )
+            if value != "none"
+        }
+
+
+def engine_options(command: F) -> F:
+    """The options of an engine, named as the fields of EngineOptions."""
+    for option in (
+        click.option(
+            "--version-compatible", is_flag=True,
+            help="An engine that later versions of tensorrt run too; can be slower.",
+        ),
+        click.option(
+            "--hardware-compatibility",
+            type=click.Choice(["none", "ampere+", "same-compute-capability"]), default="none",
+            help="An engine for more GPUs than this one; slower. Only tensorrt.",
+        ),
+        click.option(
+            "--timing-cache", type=click.Path(path_type=Path), metavar="FILE",
+            help="Keep what was tuned, for the next build on this GPU. Only tensorrt.",
+        ),
+        click.option(
+            "--workspace-mb", type=click.IntRange(1), default=4096, metavar="MB",
+            help="Memory on the GPU that the engine may use beside weights and activations.",
+        ),
+        click.option(
+            "--profile", "profiles", multiple=True, callback=_read_profiles,
+            metavar="MIN:OPT:MAX",
+            help="Batch sizes the engine is tuned for; may be repeated, without gaps from 1 to "
+            "--max-batch.  [default: 1:8:MAX]", show_default=False,
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _read_profiles(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[Profile, ...]:  # fmt: skip
+    profiles = []
+    for value in values:
+        sizes = value.split(":")
+        if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
+            raise click.BadParameter(f"{value}; expected three batch sizes, like 1:8:64")
+        profiles.append((int(sizes[0]), int(sizes[1]), int(sizes[2])))
+    return tuple(profiles)

@@ -1,0 +1,58 @@
+"""A float32 ONNX model in fp16 or bf16: weights converted, one cast in, one cast out.
+
+The normalisation before the first convolution and the logits stay float32. Batch norm was folded
+in float64 before, so that every weight is rounded once.
+"""
+
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from irv2.errors import EngineError
+
+Half = Literal["fp16", "bf16"]
+BF16_OPSET = 22  # the first in which a convolution may be bf16
+_TYPES = {
+    "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
+    "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+}
+
+
+def to_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
+    """A new model. Raises EngineError where a weight is too large for `precision`."""
+    half, dtype = _TYPES[precision]
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    del graph.value_info[:]  # their types would be wrong now
+    nodes = list(graph.node)
+    start = next(i for i, node in enumerate(nodes) if node.op_type == "Conv")
+    [images], [logits] = nodes[start].input[:1], [output.name for output in graph.output]
+    renamed = {images: f"{images}.{precision}", logits: f"{logits}.{precision}"}
+    for node in nodes[start:]:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    into = helper.make_node("Cast", [images], [renamed[images]], to=half)
+    out_of = helper.make_node("Cast", [renamed[logits]], [logits], to=TensorProto.FLOAT)
+    read = {name for node in nodes[start:] for name in node.input}
+    for weight in graph.initializer:
+        if weight.name in read and weight.data_type == TensorProto.FLOAT:
+            weight.CopyFrom(_convert(weight, dtype))
+    del graph.node[:]
+    graph.node.extend([*nodes[:start], into, *nodes[start:], out_of])
+    if precision == "bf16":
+        result.opset_import[0].version = max(BF16_OPSET, result.opset_import[0].version)
+    return result
+
+
+def _convert(weight: onnx.TensorProto, dtype: np.dtype[np.generic]) -> onnx.TensorProto:
+    values = numpy_helper.to_array(weight)
+    with np.errstate(over="ignore"):  # refused below
+        converted = values.astype(dtype)
+    if not np.isfinite(converted.astype(np.float32)).all():
+        largest = float(np.abs(values).max())
+        raise EngineError(weight.name, f"{largest:.3g} is beyond the range of {dtype}", "bf16")
+    return numpy_helper.from_array(converted, weight.name)

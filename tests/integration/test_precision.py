@@ -1,0 +1,308 @@
+"""fp16, bf16 and int8 of a real, small network: made, calibrated, judged, chosen, built."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+from tiny_checkpoint import CLASSES, PREPROCESS, make_checkpoint, write_images
+
+from convert.calibrate import CalibrationOptions, calibrate, choose_images
+from convert.conversion import ExportOptions
+from convert.engine import build_engine, choose_flavour
+from convert.engine_options import EngineOptions
+from convert.export import export
+from convert.half import to_half
+from irv2.bundle import Bundle
+from irv2.checkpoint import Checkpoint
+from irv2.errors import BundleError, EngineError, UsageError
+from irv2.preprocess import preprocess
+from irv2.runners.choose import open_best
+from irv2.runners.onnx import OnnxRunner
+
+ALL = ("fp32", "fp16", "bf16", "int8")
+ONNX_FILES = [
+    "model.onnx", "model.fp16.onnx", "model.bf16.onnx", "model.int8-cpu.onnx",
+    "model.int8-trt.onnx",
+]  # fmt: skip
+# 48 images can't show less than 6.05 points.
+LENIENT = {"tolerance_top1": 7.0, "tolerance_top5": 7.0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_images(tmp_path_factory.mktemp("precision") / "data")
+    other = write_images(tmp_path_factory.mktemp("other"), seed=1)
+    (other / "val").rename(root / "train")
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint_path(data: Path) -> Path:
+    path = data.parent / "best.pt"
+    make_checkpoint(data).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(data: Path, checkpoint_path: Path) -> Bundle:
+    options = ExportOptions(precisions=ALL, **LENIENT, max_batch=16)
+    report = export(checkpoint_path, data, None, options)
+    assert not report.failed, report.to_table()
+    return Bundle.open(report.bundle)
+
+
+def irv2(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "irv2", *map(str, args)], capture_output=True, text=True
+    )
+
+
+def initializers(path: Path) -> dict[str, np.ndarray]:
+    return {w.name: numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
+
+
+def test_every_precision_is_a_file_of_its_own_made_from_float32(bundle):
+    artifacts = bundle.manifest.artifacts
+    assert [artifact.file for artifact in artifacts] == ONNX_FILES
+    fp32, *others = artifacts
+    assert {artifact.built_from for artifact in others} == {fp32.sha256}
+    for artifact in others:
+        model = onnx.load(bundle.path / artifact.file)
+        onnx.checker.check_model(model, full_check=True)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        assert (metadata["precision"], metadata["built_from"]) == (
+            artifact.precision, fp32.sha256
+        )  # fmt: skip
+        assert json.loads(metadata["classes"]) == CLASSES
+        assert metadata["preprocess_sha256"] == PREPROCESS.sha256
+
+
+@pytest.mark.parametrize(
+    ("file", "limit"),
+    # Relative to the largest logit. Each of some twenty layers rounds fp16 to 5e-4 and int8 to
+    # 2e-3 of a tensor's range.
+    [("model.fp16.onnx", 5e-3), ("model.int8-cpu.onnx", 0.2), ("model.int8-trt.onnx", 0.2)],
+)
+def test_logits_stay_close_to_float32(bundle, data, file, limit):
+    paths = sorted(data.glob("val/*/*.png"))[::3]
+    images = np.stack([preprocess(path.read_bytes(), PREPROCESS) for path in paths])
+    expected = OnnxRunner(bundle.path / "model.onnx").run(images)
+    logits = OnnxRunner(bundle.path / file).run(images)
+    assert logits.dtype == np.float32
+    difference = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert 0 < difference < limit
+
+
+@pytest.mark.parametrize(("precision", "type_"), [("fp16", "FLOAT16"), ("bf16", "BFLOAT16")])
+def test_a_half_keeps_only_the_normalisation_in_float32(bundle, precision, type_):
+    model = onnx.load(bundle.path / f"model.{precision}.onnx")
+    half, full = TensorProto.DataType.Value(type_), TensorProto.FLOAT
+    types = {w.name: w.data_type for w in model.graph.initializer}
+    assert {name for name, data_type in types.items() if data_type == full} == {
+        "pixel_mean", "pixel_scale"
+    }  # fmt: skip
+    assert half in types.values()
+    casts = [node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"]
+    assert casts == [full, half, full]  # pixels, normalised pixels, logits
+    assert model.opset_import[0].version == (22 if precision == "bf16" else 20)
+
+
+def test_a_weight_too_large_for_fp16_is_refused_and_fits_bf16(bundle):
+    model = onnx.load(bundle.path / "model.onnx")
+    weight = next(w for w in model.graph.initializer if w.name.endswith("classifier.weight"))
+    weight.CopyFrom(numpy_helper.from_array(np.full(weight.dims, 1e5, np.float32), weight.name))
+    with pytest.raises(EngineError, match=r"classifier\.weight: 1e\+05 is beyond the range"):
+        to_half(model, "fp16")
+    to_half(model, "bf16")
+
+
+def test_int8_for_the_cpu_has_uint8_activations_and_quantised_additions(bundle):
+    path = bundle.path / "model.int8-cpu.onnx"
+    model = onnx.load(path)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Add", "Concat", "MaxPool"):
+            assert {producers[name].op_type for name in node.input} == {"DequantizeLinear"}
+    points = initializers(path)
+    kinds = {str(v.dtype) for name, v in points.items() if name.endswith("zero_point")}
+    assert kinds == {"uint8", "int8", "int32"}  # activations, weights, biases
+
+
+def test_int8_for_tensorrt_is_symmetric_and_leaves_outputs_and_biases_alone(bundle):
+    path = bundle.path / "model.int8-trt.onnx"
+    model, points = onnx.load(path), initializers(path)
+    zero_points = [v for name, v in points.items() if name.endswith("zero_point")]
+    assert {str(point.dtype) for point in zero_points} == {"int8"}
+    assert not any(point.any() for point in zero_points)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        sources = [producers[name].op_type for name in node.input if name in producers]
+        if node.op_type == "Conv":
+            assert sources[:2] == ["DequantizeLinear"] * 2  # images and weight; the bias is float
+        if node.op_type == "Add":  # so that TensorRT fuses the convolution with the addition
+            assert sorted(sources) == ["Conv", "DequantizeLinear"]
+
+
+def test_calibration_is_recorded_and_never_sees_an_evaluation_image(bundle, data):
+    record = bundle.manifest.artifacts[3].built_with
+    assert (record["calibration_method"], record["calibration_images"]) == ("minmax", "48")
+    assert record["float32_blocks"] == "none"
+    images = choose_images(data, CLASSES, CalibrationOptions(num_images=10, seed=1))
+    assert len(images) == 10
+    assert images.root == data / "train"
+    again = choose_images(data, CLASSES, CalibrationOptions(num_images=10, seed=1))
+    other = choose_images(data, CLASSES, CalibrationOptions(num_images=10, seed=2))
+    assert images.files == again.files != other.files
+    with pytest.raises(UsageError, match="is what the gate judges by"):
+        choose_images(data, CLASSES, CalibrationOptions(folder=data / "val" / "red"))
+
+
+def test_calibration_is_made_once_per_model_preprocessing_and_images(bundle, data, caplog):
+    path = bundle.path / "model.onnx"
+    images = choose_images(data, CLASSES, CalibrationOptions(num_images=6))
+    first = calibrate(path, images, PREPROCESS, seed=0)
+    caplog.set_level("INFO")
+    second = calibrate(path, images, PREPROCESS, seed=0)
+    assert "from " in caplog.text
+    assert first.ranges == second.ranges
+    np.testing.assert_array_equal(first.logits, second.logits)
+    caplog.clear()
+    calibrate(path, images, replace(PREPROCESS, resize=90), seed=0)
+    calibrate(path, images.subset([0, 1]), PREPROCESS, seed=0)
+    assert "from " not in caplog.text
+
+
+def test_without_training_images_a_named_int8_is_refused_and_the_default_is_left_out(
+    checkpoint_path, data, tmp_path, caplog
+):
+    shutil.copytree(data / "val", tmp_path / "data" / "val")
+    named = irv2("export", checkpoint_path, "--data", tmp_path / "data", "--out", tmp_path / "b",
+                 "--precision", "fp32,int8")  # fmt: skip
+    assert named.returncode == 2, named.stderr
+    assert "pass --calibration DIR" in named.stderr
+    assert not (tmp_path / "b").exists()
+    report = export(checkpoint_path, tmp_path / "data", tmp_path / "b")
+    assert "int8 is left out: no train/ in" in caplog.text
+    assert [artifact.precision for artifact in report.manifest.artifacts] == ["fp32"]
+
+
+def test_any_folder_of_images_calibrates(checkpoint_path, data, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in data.glob("train/*/0.png"):
+        shutil.copy(path, flat / f"{path.parent.name}.png")
+    options = ExportOptions(
+        precisions=("int8",), **LENIENT, calibration=CalibrationOptions(folder=flat)
+    )
+    report = export(checkpoint_path, data, tmp_path / "b", options)
+    assert not report.failed
+    assert report.manifest.artifacts[1].built_with["calibration_images"] == "6"
+
+
+def test_too_few_images_fail_what_was_named_and_leave_out_what_was_not(
+    checkpoint_path, data, tmp_path, caplog
+):
+    named = export(checkpoint_path, data, tmp_path / "named", ExportOptions(precisions=("int8",)))
+    assert named.failed == ["model.int8-cpu.onnx", "model.int8-trt.onnx"]
+    assert "int8 too few images" in named.failure
+    assert not (tmp_path / "named").exists()
+    default = export(checkpoint_path, data, tmp_path / "default")
+    assert not default.failed
+    assert "model.int8-cpu.onnx is left out: int8 too few images" in caplog.text
+    published = Bundle.open(tmp_path / "default")
+    assert [artifact.file for artifact in published.manifest.artifacts] == ["model.onnx"]
+    assert not list((tmp_path / "default").glob("*int8*"))
+
+
+def test_blocks_that_int8_would_spoil_stay_float32(checkpoint_path, data, tmp_path, caplog):
+    """One channel with a range a thousand times the others' leaves those a single level."""
+    checkpoint = Checkpoint.load(checkpoint_path)
+    weights = {name: value.clone() for name, value in checkpoint.state_dict.items()}
+    weights["stem.0.1.weight"][0] *= 1000
+    weights["stem.0.1.bias"][0] *= 1000
+    weights["stem.1.0.weight"][:, 0] /= 1000  # float32 computes the same as before
+    replace(checkpoint, state_dict=weights).save(tmp_path / "wide.pt")
+    options = ExportOptions(precisions=("int8",), **LENIENT)
+    caplog.set_level("INFO")
+    report = export(tmp_path / "wide.pt", data, None, options)
+    assert not report.failed, report.to_table()
+    kept = report.manifest.artifacts[1].built_with["float32_blocks"].split(", ")
+    assert set(kept) == {"stem.0", "stem.1"}
+    assert "looking for the blocks at fault" in caplog.text
+    assert "x the images/s of all in 8 bits" in caplog.text
+    model = onnx.load(report.bundle / "model.int8-cpu.onnx")
+    read = {name for node in model.graph.node for name in node.input}
+    assert {"model.stem.0.0.weight", "model.stem.1.0.weight"} <= read
+
+
+def test_a_cpu_serves_int8_made_for_it_and_the_others_only_if_asked(bundle):
+    with open_best(bundle)[1] as runner:
+        assert runner.backend == "onnxruntime-cpu"
+    assert open_best(bundle)[0].file == "model.int8-cpu.onnx"
+    assert open_best(bundle, precision="fp32")[0].file == "model.onnx"
+    assert open_best(bundle, precision="fp16")[0].file == "model.fp16.onnx"
+    with pytest.raises(BundleError, match=r"model\.bf16\.onnx \(cpu\): "):
+        open_best(bundle, precision="bf16")
+
+
+needs_rtx = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
+)
+
+
+@needs_rtx
+@pytest.mark.parametrize("file", [file for file in ONNX_FILES if file != "model.int8-cpu.onnx"])
+def test_tensorrt_reads_and_builds_every_precision(bundle, tmp_path, file):
+    options = EngineOptions(profiles=((1, 1, 1), (2, 4, 8)), workspace_mb=256)
+    build_engine(bundle.path / file, tmp_path / "a.plan", 8, choose_flavour(), options)
+    smallest = {"model.int8-trt.onnx": 200_000}.get(file, 300_000)  # the weights are in it
+    assert (tmp_path / "a.plan").stat().st_size > smallest
+
+
+@needs_rtx
+def test_a_graph_with_other_shapes_is_one_line(bundle, tmp_path):
+    model = onnx.load(bundle.path / "model.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 4
+    onnx.save(model, tmp_path / "four.onnx")
+    with pytest.raises(EngineError, match=r"four\.onnx: ") as caught:
+        build_engine(tmp_path / "four.onnx", tmp_path / "a.plan", 8, choose_flavour())
+    assert "\n" not in str(caught.value)
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (EngineOptions(timing_cache=Path("cache")), "--timing-cache"),
+        (EngineOptions(version_compatible=True), "--version-compatible"),
+        (EngineOptions(hardware_compatibility="ampere+"), "--hardware-compatibility"),
+    ],
+)
+def test_what_tensorrt_rtx_lacks_is_refused(options, named):
+    with pytest.raises(UsageError, match=f"{named}: tensorrt_rtx does not support it"):
+        options.require_support("tensorrt_rtx")
+    options.require_support("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("profiles", "problem"),
+    [
+        (((2, 4, 8),), "none holds a batch of 1"),
+        (((1, 1, 1), (3, 4, 8)), "none holds a batch of 2"),
+        (((1, 9, 8),), "1 <= MIN <= OPT <= MAX"),
+        (((1, 1, 4),), "they reach 4; expected 8"),
+    ],
+)
+def test_profiles_hold_every_batch_without_a_gap(profiles, problem):
+    with pytest.raises(UsageError, match=problem):
+        ExportOptions(trt=True, max_batch=8, engine=EngineOptions(profiles=profiles))
+    with pytest.raises(UsageError, match="no engine is built; pass --trt"):
+        ExportOptions(max_batch=8, engine=EngineOptions(profiles=profiles))
