@@ -10,14 +10,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from convert.artifacts import open_artifacts, with_judgements
-from convert.gate import CONFIDENCE, judge, tolerance_for
-from convert.reference import REFERENCE, Reference
-from convert.report import REPORT, Report, chance_remark, remarks_on
+from convert.evidence import evidence_remarks
+from convert.gate import CONFIDENCE, tolerance_for
+from convert.judging import judge_all, ledger_files, write_evidence
+from convert.reference import REFERENCE
+from convert.reference_cache import classify_with_reference
+from convert.report import REPORT, Report, remarks_on
+from convert.torch_blocks import torch_block_outputs
 from irv2 import __version__
 from irv2.bundle import (
     MANIFEST,
@@ -29,15 +34,12 @@ from irv2.bundle import (
     Source,
     bundle_id,
     file_sha256,
-    manifest_json,
     write_atomically,
 )
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.errors import BundleError, EngineError, UsageError
-from irv2.evaluate import classify_folder
 from irv2.model import ARCH
-from irv2.runners.base import Runner
 from irv2.samples import is_sample, resolve_data
 
 logger = logging.getLogger(__name__)
@@ -131,13 +133,13 @@ def judge_and_publish(
 
     Otherwise nothing is published and the report lies in `out`.rejected.
     """
-    report, reference = _judge(candidate, images, out, options, sample)
+    report, evidence = _judge(candidate, images, out, options, sample)
     if report.failed:
         rejected = rejected_folder(out)
         rejected.mkdir(parents=True, exist_ok=True)
         write_atomically(rejected / REPORT, report.to_markdown().encode())
         return report
-    report = _complete(candidate.folder, report, reference)
+    report = write_evidence(candidate.folder, report, evidence)
     replace_folder(candidate.folder, out)
     _forget_rejection(rejected_folder(out))
     return report
@@ -200,33 +202,31 @@ def _build_engine(onnx: Artifact, folder: Path) -> Artifact:
 
 def _judge(
     candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, sample: bool
-) -> tuple[Report, Reference]:  # fmt: skip
+) -> tuple[Report, dict[str, bytes]]:  # fmt: skip
+    """The report, and what is kept beside it: file name -> content."""
     checkpoint, manifest = candidate.checkpoint, _manifest(candidate)
-    with (
-        _reference_runner(checkpoint) as torch_runner,
-        open_artifacts(Bundle(candidate.folder, manifest)) as opened,
-    ):
+    with open_artifacts(Bundle(candidate.folder, manifest)) as opened:
         if ONNX_FILE in opened.reasons:
             # Engines may have to wait for their GPU; a bundle without this one serves nobody.
             raise EngineError(
                 ONNX_FILE, f"can't be judged ({opened.reasons[ONNX_FILE]})", "ONNX Runtime",
                 'pip install "irv2[cpu]"',
             )  # fmt: skip
-        ledgers = classify_folder(
-            [torch_runner, *opened.runners.values()], images, checkpoint.preprocess,
-            bad_images=options.bad_images, title="parity",
+        reference, ledgers = classify_with_reference(
+            checkpoint, candidate.checkpoint_sha256, list(opened.runners.values()), images,
+            options.bad_images,
         )  # fmt: skip
-    reference = Reference.from_ledger(ledgers[0])
-    if weakness := chance_remark(reference, len(checkpoint.classes)):
-        logger.warning("notice: %s", weakness)
-    precisions = {artifact.file: artifact.precision for artifact in candidate.artifacts}
-    judged = {}
-    for (file, runner), ledger in zip(opened.runners.items(), ledgers[1:], strict=True):
-        tolerance = tolerance_for(
-            precisions[file], is_sample=sample, top1_points=options.tolerance_top1,
-            top5_points=options.tolerance_top5, confidence=options.confidence,
+        judged = judge_all(
+            Bundle(candidate.folder, manifest), opened, ledgers, reference, images,
+            reference_blocks=partial(torch_block_outputs, checkpoint),
+            tolerance_of=lambda artifact: tolerance_for(
+                artifact.precision, is_sample=sample, top1_points=options.tolerance_top1,
+                top5_points=options.tolerance_top5, confidence=options.confidence,
+            ),
         )  # fmt: skip
-        judged[file] = judge(reference, ledger.logits, precisions[file], tolerance, runner.backend)
+    remarks = remarks_on(reference, len(checkpoint.classes), options.confidence)
+    remarks += evidence_remarks(reference, checkpoint.classes, images.root.parent)
+    remarks += [found.explanation for found in judged.values() if found.explanation]
     report = Report(
         bundle=out,
         manifest=msgspec.structs.replace(
@@ -234,10 +234,10 @@ def _judge(
         ),
         lines={file: judgement.line for file, judgement in judged.items()}
         | {file: f"not verified here: {reason}" for file, reason in opened.reasons.items()},
-        remarks=remarks_on(reference, len(checkpoint.classes), options.confidence),
+        remarks=remarks,
         failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
     )
-    return report, reference
+    return report, {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
 
 
 def _manifest(candidate: Candidate) -> Manifest:
@@ -251,25 +251,6 @@ def _manifest(candidate: Candidate) -> Manifest:
         ),
         preprocess=preprocess, classes=classes, artifacts=candidate.artifacts, files={},
     )  # fmt: skip
-
-
-def _complete(folder: Path, report: Report, reference: Reference) -> Report:
-    """Write the evidence and bundle.json beside the model files."""
-    write_atomically(folder / REFERENCE, reference.to_bytes())
-    write_atomically(folder / REPORT, report.to_markdown().encode())
-    files = {name: file_sha256(folder / name) for name in (REFERENCE, REPORT)}
-    manifest = msgspec.structs.replace(report.manifest, files=files)
-    write_atomically(folder / MANIFEST, manifest_json(manifest))
-    return Report(
-        bundle=report.bundle, manifest=manifest, lines=report.lines, remarks=report.remarks,
-        failed=[],
-    )  # fmt: skip
-
-
-def _reference_runner(checkpoint: Checkpoint) -> Runner:
-    from irv2.runners.torch import TorchRunner, resolve_device
-
-    return TorchRunner(checkpoint, resolve_device("auto"))
 
 
 @contextmanager

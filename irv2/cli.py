@@ -20,6 +20,7 @@ PROGRAMS = {
     "export": Entry("convert.cli:export", "Convert and verify a checkpoint.", "convert"),
     "verify": Entry("convert.cli:verify", "Judge a bundle again, on this machine.", "convert"),
     "inspect": Entry("convert.cli:inspect", "Show a bundle and check its hashes."),
+    "diff": Entry("convert.cli:diff", "List the images on which two models differ."),
     "serve": Entry("serve.cli:main", "Serve a bundle over gRPC."),
     "classify": Entry("irv2.classify_cli:main", "Classify image files."),
     "bench": Entry("irv2.bench_cli:main", "Measure this machine, as ratios within one run."),

@@ -23,13 +23,17 @@ from irv2.options import (
 @limit_option
 @device_option
 @bad_images_option
+@click.option(
+    "--ledger", "ledger_path", type=click.Path(dir_okay=False, path_type=Path), metavar="NPZ",
+    help="Write every answer there, for `irv2 diff`.",
+)  # fmt: skip
 @json_option
 def main(
     model: Path, data: Path | None, limit: int | None, device: str, bad_images: BadImages,
-    as_json: bool,
+    ledger_path: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure top-1 and top-5 error over DIR/val, each image counted exactly once."""
-    result = evaluate_model(model, data, limit, device, bad_images)
+    result = evaluate_model(model, data, limit, device, bad_images, ledger_path)
     if as_json:
         print_json(result)
     else:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from irv2.bundle import Bundle
+from irv2.answers import Answers
+from irv2.bundle import Bundle, write_atomically
 from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.decode import ImageLimits, read_encoded
 from irv2.errors import DataError, ImageError
@@ -150,13 +151,19 @@ def _collect(
 
 
 def evaluate_model(
-    model: Path, data: Path | None, limit: int | None, device: str, bad_images: BadImages
+    model: Path, data: Path | None, limit: int | None, device: str, bad_images: BadImages,
+    ledger_path: Path | None = None,
 ) -> dict[str, float | str]:  # fmt: skip
-    """Errors of a checkpoint (through torch) or a bundle (as a server here would run it)."""
+    """Errors of a checkpoint (through torch) or a bundle (as a server here would run it).
+
+    Every answer is written to `ledger_path`, if there is one.
+    """
     data = resolve_data(data)
     with _open(model, device) as (runner, config, classes):
         folder = open_split(data, "val", classes, bad_images).first(limit)
         [ledger] = classify_folder([runner], folder, config, bad_images=bad_images)
+    if ledger_path is not None:
+        write_atomically(ledger_path, Answers.from_ledger(ledger).to_bytes())
     return {**ledger.errors(), "backend": runner.backend, "data": str(data)}
 
 
