@@ -71,7 +71,8 @@ def _load(path: Path) -> Ledger | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, since numpy leaves a file that is no archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             files, sha256 = (tuple(arrays[name].tolist()) for name in ("files", "sha256"))
             return Ledger(files, sha256, arrays["labels"], arrays["logits"])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:

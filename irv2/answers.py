@@ -99,7 +99,8 @@ class Answers:
     def load(cls, path: Path) -> Self:
         """Read a ledger file; raises BundleError."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here, since numpy leaves a file that is no archive open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 sha256, labels, top5, top5_logits, margins, largest = (arrays[n] for n in _ARRAYS)
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise BundleError(path, str(error), "answers of a model", "make it again") from error
