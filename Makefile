@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py irv2/_bicubic.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON): too old; expected Python 3.11 or later; make PYTHON=python3.11 setup" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -35,4 +35,4 @@ protos: setup
 		--python_out=. --pyi_out=. --grpc_python_out=. $(shell find protos -name '*.proto')
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info irv2/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,9 +19,10 @@ from convert.artifacts import open_artifacts, with_judgements
 from convert.evidence import evidence_remarks
 from convert.gate import CONFIDENCE, tolerance_for
 from convert.judging import judge_all, ledger_files, write_evidence
-from convert.reference import REFERENCE
+from convert.reference import REFERENCE, Reference
 from convert.reference_cache import classify_with_reference
 from convert.report import REPORT, Report, remarks_on
+from convert.self_test import choose_self_test
 from convert.torch_blocks import torch_block_outputs
 from irv2 import __version__
 from irv2.bundle import (
@@ -39,8 +40,8 @@ from irv2.bundle import (
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.errors import BundleError, EngineError, UsageError
-from irv2.model import ARCH
 from irv2.samples import is_sample, resolve_data
+from irv2.selftest import SELF_TEST
 
 logger = logging.getLogger(__name__)
 
@@ -212,12 +213,13 @@ def _judge(
                 ONNX_FILE, f"can't be judged ({opened.reasons[ONNX_FILE]})", "ONNX Runtime",
                 'pip install "irv2[cpu]"',
             )  # fmt: skip
-        reference, ledgers = classify_with_reference(
+        ledgers = classify_with_reference(
             checkpoint, candidate.checkpoint_sha256, list(opened.runners.values()), images,
             options.bad_images,
         )  # fmt: skip
+        reference = Reference.from_ledger(ledgers[0])
         judged = judge_all(
-            Bundle(candidate.folder, manifest), opened, ledgers, reference, images,
+            Bundle(candidate.folder, manifest), opened, ledgers[1:], reference, images,
             reference_blocks=partial(torch_block_outputs, checkpoint),
             tolerance_of=lambda artifact: tolerance_for(
                 artifact.precision, is_sample=sample, top1_points=options.tolerance_top1,
@@ -237,7 +239,11 @@ def _judge(
         remarks=remarks,
         failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
     )
-    return report, {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
+    evidence = {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
+    self_test = choose_self_test(ledgers, images, checkpoint.preprocess)
+    if self_test:  # without a single answer in common the gate did not pass
+        evidence[SELF_TEST] = self_test.to_bytes()
+    return report, evidence
 
 
 def _manifest(candidate: Candidate) -> Manifest:
@@ -246,8 +252,8 @@ def _manifest(candidate: Candidate) -> Manifest:
     return Manifest(
         schema=SCHEMA, id=bundle_id(candidate.artifacts, preprocess, classes),
         source=Source(
-            checkpoint_sha256=candidate.checkpoint_sha256, arch=ARCH, setting=checkpoint.setting,
-            epoch=checkpoint.epoch,
+            checkpoint_sha256=candidate.checkpoint_sha256, arch=checkpoint.model.arch,
+            setting=checkpoint.setting, epoch=checkpoint.epoch,
         ),
         preprocess=preprocess, classes=classes, artifacts=candidate.artifacts, files={},
     )  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import platformdirs
 import torch
 
-from convert.reference import Reference, hash_files
+from convert.reference import hash_files
 from irv2.bundle import write_atomically
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
@@ -31,8 +31,8 @@ MAX_CACHE_BYTES = 2**30  # 50,000 images of 1000 classes take 200 MB
 def classify_with_reference(
     checkpoint: Checkpoint, checkpoint_sha256: str, runners: list[Runner], images: ImageFolder,
     bad_images: BadImages = "error",
-) -> tuple[Reference, list[Ledger]]:  # fmt: skip
-    """The checkpoint's answers and one ledger per runner, in one pass over the images.
+) -> list[Ledger]:  # fmt: skip
+    """The checkpoint's ledger, then one per runner, in one pass over the images.
 
     `checkpoint_sha256` is the checkpoint's identity in the cache.
     """
@@ -46,14 +46,14 @@ def classify_with_reference(
         )
         if any(ledger.sha256 != known.sha256 for ledger in ledgers):
             raise DataError(images.root, "images changed while they were read")
-        return Reference.from_ledger(known), ledgers
+        return [known, *ledgers]
     with TorchRunner(checkpoint, device) as torch_runner:
-        fresh, *ledgers = classify_folder(
+        ledgers = classify_folder(
             [torch_runner, *runners], images, checkpoint.preprocess, bad_images=bad_images,
             title="parity",
         )  # fmt: skip
-    _store(path, fresh)
-    return Reference.from_ledger(fresh), ledgers
+    _store(path, ledgers[0])
+    return ledgers
 
 
 def _key(checkpoint: Checkpoint, sha256: str, images: ImageFolder, device: str) -> str:

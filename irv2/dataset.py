@@ -19,6 +19,7 @@ import platformdirs
 from irv2.bundle import write_atomically
 from irv2.decode import EXTENSIONS, looks_like_image
 from irv2.errors import DataError
+from irv2.imagenet import folder_names
 from irv2.progress import progress
 from irv2.types import IntArray
 
@@ -72,6 +73,8 @@ def open_split(
 ) -> ImageFolder:  # fmt: skip
     """The images of `data`/`split`. With `classes`, folders beyond them are refused.
 
+    ImageNet's classes are also found in folders named by their synsets.
+
     Raises DataError: no such folder, no classes, an empty class, an unknown class, files that are
     no images (with `bad_images` skip these are named and left out).
     """
@@ -84,7 +87,8 @@ def open_split(
     if not index.files:
         raise DataError(root, "no class folders", LAYOUT)
     names = tuple(classes if classes is not None else sorted(index.files))
-    unknown = sorted(set(index.files) - set(names))
+    folders = folder_names(names, index.files)
+    unknown = sorted(set(index.files) - set(folders))
     if unknown:
         raise DataError(
             root, f"class {unknown[0]} is unknown to the network or to train/",
@@ -94,7 +98,7 @@ def open_split(
     bad = [path for path in index.bad if not _is_image(root / path)]
     _report_bad(root, bad, bad_images)
     files, labels = [], []
-    for label, name in enumerate(names):
+    for label, name in enumerate(folders):
         good = [
             f"{name}/{file}" for file in index.files.get(name, []) if f"{name}/{file}" not in bad
         ]

@@ -6,7 +6,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from irv2.model import InceptionResNetV2
+from irv2.networks import Network, build
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,9 @@ class BlockSummary:
     flop: int
 
 
-def summarize(model: InceptionResNetV2, image_size: int) -> list[BlockSummary]:
+def summarize(model: Network, image_size: int) -> list[BlockSummary]:
     """Rows in forward order for one image, from a forward pass without memory (meta device)."""
-    meta = InceptionResNetV2(model.config).to("meta").eval()
+    meta = build(model.config).to("meta").eval()
     rows: list[BlockSummary] = []
     flop_of: dict[nn.Module, int] = {}
     for module in meta.modules():

@@ -18,7 +18,8 @@ from irv2.runners.choose import open_best
 from irv2.v1 import classifier_pb2_grpc
 from irv2.v1.classifier_pb2 import ClassifyRequest, Image
 from serve.address import Address
-from serve.server import ServeOptions, Server
+from serve.options import ServeOptions
+from serve.server import Server
 
 OPTIONS = ServeOptions(
     listen=Address("127.0.0.1", 0), http=None, insecure=False, precision=None, backend=None,

@@ -23,6 +23,7 @@ NUM_PER_CLASS = 8
 # What an export of float32 alone leaves.
 BUNDLE_FILES = {
     "bundle.json", "model.onnx", "model.onnx.ledger.npz", "parity.md", "reference.npz",
+    "selftest.npz",
 }  # fmt: skip
 PREPROCESS = Preprocess(resize=80, crop=75)
 

@@ -15,7 +15,6 @@ from convert.reference_cache import classify_with_reference
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import open_split
-from irv2.evaluate import Ledger
 from irv2.runners.base import Runner
 from irv2.runners.onnx import OnnxRunner
 
@@ -29,9 +28,8 @@ def judged(exported: Exported, checkpoint: Checkpoint, runner: Runner) -> Judgem
     """One artefact as an export judges it: decisions, then batches of up to 64."""
     images = open_split(exported.data, "val", CLASSES)
     [artifact] = Bundle.open(exported.bundle).manifest.artifacts
-    ledger: Ledger
-    reference: Reference
-    reference, [ledger] = classify_with_reference(checkpoint, "faults", [runner], images)
+    answers, ledger = classify_with_reference(checkpoint, "faults", [runner], images)
+    reference = Reference.from_ledger(answers)
     judgement = judge(reference, ledger.logits, "fp32", tolerance_for("fp32"), runner.backend)
     probes = invariance.load_probes(images.root, ledger, checkpoint.preprocess)
     return invariance.with_invariance(judgement, artifact, invariance.check(runner, probes, 64))

@@ -67,7 +67,7 @@ def test_an_overloaded_server_is_asked_again_when_it_says_so(bundle):
 
 def test_a_server_that_is_starting_is_waited_for(bundle):
     async def scenario():
-        site = Site(bundle, seconds=0.6)
+        site = Site(bundle, seconds=0.1)
         starting = asyncio.create_task(site.server.start())
         await asyncio.sleep(0.1)
         results = await classify(site, [jpeg(0)])
