@@ -33,14 +33,19 @@ from irv2.options import (
 @limit_option
 @device_option
 @bad_images_option
+@click.option(
+    "--ledger", "ledger_path", type=click.Path(dir_okay=False, path_type=Path), metavar="NPZ",
+    help="Write every answer there, for `irv2 diff`.",
+)  # fmt: skip
 @json_option
 def main(
     model: Path, data: Path | None, crops: str, legacy_average: bool, batch_size: int,
-    workers: int | None, limit: int | None, device: str, bad_images: BadImages, as_json: bool,
+    workers: int | None, limit: int | None, device: str, bad_images: BadImages,
+    ledger_path: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure top-1 and top-5 error over DIR/val, each image counted exactly once."""
     reading = Reading(batch_size=batch_size, workers=workers, crops=int(crops))
-    result = evaluate_model(model, data, limit, device, bad_images, reading)
+    result = evaluate_model(model, data, limit, device, bad_images, reading, ledger_path)
     if not legacy_average:
         result = {key: value for key, value in result.items() if not key.startswith("legacy_")}
     if as_json:

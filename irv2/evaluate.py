@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from irv2.bundle import Bundle
+from irv2.answers import Answers
+from irv2.bundle import Bundle, write_atomically
 from irv2.crops import combine, views
 from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.decode import ImageLimits, decode
@@ -234,17 +235,19 @@ def _collect(
 
 def evaluate_model(
     model: Path, data: Path | None, limit: int | None, device: str, bad_images: BadImages,
-    reading: Reading,
+    reading: Reading, ledger_path: Path | None = None,
 ) -> dict[str, float | str]:  # fmt: skip
     """Errors of a checkpoint (through torch) or a bundle (as a server here would run it).
 
     The `legacy_` ones are the original's average (Ledger.legacy_errors); with ten crops its
-    batches held a tenth of the images.
+    batches held a tenth of the images. Every answer is written to `ledger_path`, if there is one.
     """
     data = resolve_data(data)
     with _open(model, device) as (runner, config, classes):
         folder = open_split(data, "val", classes, bad_images).first(limit)
         [ledger] = classify_folder([runner], folder, config, bad_images=bad_images, reading=reading)
+    if ledger_path is not None:
+        write_atomically(ledger_path, Answers.from_ledger(ledger).to_bytes())
     legacy = ledger.legacy_errors(max(1, LEGACY_BATCH_SIZE // reading.crops))
     return {
         **ledger.errors(), **legacy, "crops": reading.crops, "backend": runner.backend,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_bundle import CLASSES, SIDE, write_tiny_bundle
 
-from irv2.bundle import Bundle, bundle_id, file_sha256, read_manifest, write_atomically
+from irv2.bundle import MANIFEST, Bundle, bundle_id, file_sha256, read_manifest, write_atomically
 from irv2.errors import BundleError, ImageReason
 from irv2.preprocess import resize_and_crop
 from irv2.results import top_k_scores
@@ -70,6 +70,20 @@ def test_a_flipped_byte_in_a_model_is_noticed(bundle):
     assert "the file was changed" in refused(bundle)
 
 
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_a_flipped_bit_anywhere_in_the_manifest_is_noticed(bundle, data):
+    whole = (bundle / MANIFEST).read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    content = bytearray(whole)
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        (bundle / MANIFEST).write_bytes(content)
+        refused(bundle)
+    finally:
+        (bundle / MANIFEST).write_bytes(whole)
+
+
 def test_a_missing_model_is_named(bundle):
     (bundle / "model.onnx").unlink()
     assert "model.onnx: is missing" in refused(bundle)
@@ -77,7 +91,9 @@ def test_a_missing_model_is_named(bundle):
 
 def test_evidence_is_checked_too(bundle):
     (bundle / "parity.md").write_text("passed")
-    edit(bundle, lambda m: m["files"].update({"parity.md": file_sha256(bundle / "parity.md")}))
+    manifest = read_manifest(bundle / MANIFEST)
+    files = {"parity.md": file_sha256(bundle / "parity.md")}
+    Bundle(bundle, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))
     Bundle.open(bundle)
     (bundle / "parity.md").write_text("passed!")
     assert "parity.md: sha256" in refused(bundle)
