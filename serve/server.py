@@ -21,6 +21,7 @@ from serve.follow import Follower
 from serve.http import HttpServer
 from serve.limits import channel_options
 from serve.memory import keep_few_arenas, return_freed_memory
+from serve.messages import Readable
 from serve.metrics import Metrics
 from serve.open_inference import SERVICE as OPEN_INFERENCE
 from serve.open_inference import OpenInference
@@ -200,8 +201,9 @@ class Server:
 
     def _grpc_server(self) -> grpc.aio.Server:
         options, tokens = self._options, self._options.token_file
+        guards = [Tokens(tokens, self._metrics.observe_call)] if tokens else []
         server = grpc.aio.server(
-            interceptors=[Tokens(tokens, self._metrics.observe_call)] if tokens else [],
+            interceptors=[*guards, Readable()],
             options=channel_options(options.max_message_bytes, options.connections),
         )
         answering = Answering(self._metrics, options.default_deadline_ms / 1e3)
