@@ -59,7 +59,7 @@ def test_a_whole_bundle_opens_with_its_parts(bundle):
     assert opened.classes == CLASSES
     assert opened.preprocess.crop == SIDE
     assert opened.id == opened.manifest.id
-    assert [problem for _, problem in opened.check()] == ["", ""]
+    assert [problem for _, problem in opened.check()] == ["", "", ""]
 
 
 def test_a_flipped_byte_in_a_model_is_noticed(bundle):
@@ -292,7 +292,8 @@ def test_replacing_the_manifest_keeps_the_bundle_whole(bundle):
     opened.with_manifest(msgspec.structs.replace(opened.manifest, artifacts=[artifact]))
     assert Bundle.open(bundle).manifest.artifacts[0].parity is None
     assert Bundle.open(bundle).id == opened.id
-    assert sorted(path.name for path in bundle.iterdir()) == ["bundle.json", "model.onnx"]
+    files = ["bundle.json", "model.onnx", "selftest.npz"]
+    assert sorted(path.name for path in bundle.iterdir()) == files
 
 
 def test_an_atomic_write_replaces_the_file_by_bytes_or_by_a_function(tmp_path):

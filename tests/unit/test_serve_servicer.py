@@ -153,7 +153,8 @@ def test_overload_is_refused_at_once_with_the_time_to_come_back(bundle):
         assert time.monotonic() - started_at < 0.3
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         retry = detail(status, error_details_pb2.RetryInfo)
-        assert 0.3 < retry.retry_delay.ToMilliseconds() / 1e3 < 1.5
+        # Four times 0.3 s and their decoding, which a busy machine makes slower.
+        assert 0.3 < retry.retry_delay.ToMilliseconds() / 1e3 < 2.5
         for response in await asyncio.gather(*waiting):
             assert response.results[0].scores
 
