@@ -12,7 +12,11 @@ ARG PIP_INDEX_URL=
 ARG CA_FILE=
 WORKDIR /src
 COPY LICENSE ${CA_FILE} /ca/
-COPY pyproject.toml README.md LICENSE ./
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY irv2 irv2
 COPY train train
 COPY convert convert

@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo check test protos clean
+.PHONY: setup demo check test js-client protos clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py irv2/_bicubic.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON): too old; expected Python 3.11 or later; make PYTHON=python3.11 setup" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ check: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# The JavaScript client that a test uses; without it the test is skipped, in CI it fails.
+js-client: setup
+	npm install --no-audit --no-fund --silent --prefix $(VENV)/js @grpc/grpc-js@1 @grpc/proto-loader@0.8
+
 # Generated code is committed, so that users need no compiler; `check` proves it current.
 protos: setup
 	$(BIN)/python -m grpc_tools.protoc -Iprotos \
@@ -35,4 +39,4 @@ protos: setup
 		--python_out=. --pyi_out=. --grpc_python_out=. $(shell find protos -name '*.proto')
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info irv2/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -42,8 +42,8 @@ def open_artifacts(bundle: Bundle) -> Iterator[Opened]:
 def with_judgements(artifacts: list[Artifact], judged: dict[str, Judgement]) -> list[Artifact]:
     """The artefacts with their new evidence; those without any keep what they had."""
     return [
-        msgspec.structs.replace(artifact, parity=judged[artifact.file].parity)
-        if artifact.file in judged
+        msgspec.structs.replace(artifact, parity=found.parity, invariance=found.invariance)
+        if (found := judged.get(artifact.file))
         else artifact
         for artifact in artifacts
     ]

@@ -147,6 +147,38 @@ def inspect(bundle: Path, as_json: bool) -> None:
         raise BundleError(file, problem, way_out="export it again")
 
 
+@click.command(cls=Program)
+@click.argument("a")
+@click.argument("b")
+@data_option
+@click.option(
+    "-o", "sheet_path", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
+    help="Draw the pictures too, with both answers.",
+)  # fmt: skip
+@json_option
+def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bool) -> None:
+    """List the images to which A and B give different best classes.
+
+    A and B are BUNDLE (its model.onnx), BUNDLE:FILE (another artefact), BUNDLE:reference (the
+    checkpoint) or a LEDGER.npz of `irv2 eval --ledger`. DIR/val names the image files.
+    """
+    from convert.diff import diff as run_diff
+    from convert.diff import load_named
+    from irv2.samples import resolve_data
+
+    if sheet_path is not None:
+        data = resolve_data(data)
+    difference = run_diff(load_named(a), load_named(b), data)
+    if sheet_path is not None and difference.rows:
+        from convert.sheet import write_sheet
+
+        write_sheet(difference, sheet_path)
+    if as_json:
+        print_json(difference.to_json())
+    else:
+        click.echo(difference.to_text())
+
+
 def _names(precision: str | None) -> tuple[str, ...] | None:
     return None if precision is None else tuple(name.strip() for name in precision.split(","))
 

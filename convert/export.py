@@ -9,9 +9,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-
-import msgspec
 
 from convert.artifacts import open_artifacts, undecided, with_judgements
 from convert.conversion import (
@@ -22,9 +21,13 @@ from convert.conversion import (
     convert,
     training_images_of,
 )
-from convert.gate import judge
+from convert.evidence import evidence_remarks
+from convert.judging import judge_all, ledger_files, write_evidence
 from convert.reference import REFERENCE, Reference
-from convert.report import REPORT, Report, chance_remark, remarks_on
+from convert.reference_cache import classify_with_reference
+from convert.report import REPORT, Report, remarks_on
+from convert.self_test import choose_self_test
+from convert.torch_blocks import torch_block_outputs
 from irv2.bundle import (
     MANIFEST,
     SCHEMA,
@@ -34,16 +37,13 @@ from irv2.bundle import (
     Source,
     bundle_id,
     file_sha256,
-    manifest_json,
     write_atomically,
 )
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import ImageFolder, open_split
 from irv2.errors import BundleError, EngineError, UsageError
-from irv2.evaluate import classify_folder
-from irv2.model import ARCH
-from irv2.runners.base import Runner
 from irv2.samples import is_sample, resolve_data
+from irv2.selftest import SELF_TEST
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def judge_and_publish(
 
     Otherwise nothing is published and the report lies in `out`.rejected.
     """
-    report, reference = _judge(candidate, images, out, options, sample)
+    report, evidence = _judge(candidate, images, out, options, sample)
     if report.failed:
         rejected = rejected_folder(out)
         rejected.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def judge_and_publish(
     for artifact in candidate.artifacts:
         if artifact.file not in published:
             (candidate.folder / artifact.file).unlink()
-    report = _complete(candidate.folder, report, reference)
+    report = write_evidence(candidate.folder, report, evidence)
     replace_folder(candidate.folder, out)
     _forget_rejection(rejected_folder(out))
     return report
@@ -139,35 +139,34 @@ def _forget_rejection(folder: Path) -> None:
 
 def _judge(
     candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, sample: bool
-) -> tuple[Report, Reference]:  # fmt: skip
-    checkpoint = candidate.checkpoint
-    manifest = _manifest(candidate, candidate.artifacts)
-    with (
-        _reference_runner(checkpoint) as torch_runner,
-        open_artifacts(Bundle(candidate.folder, manifest)) as opened,
-    ):
+) -> tuple[Report, dict[str, bytes]]:  # fmt: skip
+    """The report, and what is kept beside it: file name -> content."""
+    checkpoint, manifest = candidate.checkpoint, _manifest(candidate, candidate.artifacts)
+    with open_artifacts(Bundle(candidate.folder, manifest)) as opened:
         if ONNX_FILE in opened.reasons:
             # Engines may have to wait for their GPU; a bundle without this one serves nobody.
             raise EngineError(
                 ONNX_FILE, f"can't be judged ({opened.reasons[ONNX_FILE]})", "ONNX Runtime",
                 'pip install "irv2[cpu]"',
             )  # fmt: skip
-        ledgers = classify_folder(
-            [torch_runner, *opened.runners.values()], images, checkpoint.preprocess,
-            bad_images=options.bad_images, title="parity",
+        ledgers = classify_with_reference(
+            checkpoint, candidate.checkpoint_sha256, list(opened.runners.values()), images,
+            options.bad_images,
         )  # fmt: skip
-    reference = Reference.from_ledger(ledgers[0])
-    if weakness := chance_remark(reference, len(checkpoint.classes)):
-        logger.warning("notice: %s", weakness)
-    precisions = {artifact.file: artifact.precision for artifact in candidate.artifacts}
-    judged = {}
-    for (file, runner), ledger in zip(opened.runners.items(), ledgers[1:], strict=True):
-        tolerance = options.tolerance(precisions[file], sample=sample)
-        judged[file] = judge(reference, ledger.logits, precisions[file], tolerance, runner.backend)
+        reference = Reference.from_ledger(ledgers[0])
+        judged = judge_all(
+            Bundle(candidate.folder, manifest), opened, ledgers[1:], reference, images,
+            reference_blocks=partial(torch_block_outputs, checkpoint),
+            tolerance_of=lambda artifact: options.tolerance(artifact.precision, sample=sample),
+        )  # fmt: skip
     left_out = undecided(candidate.artifacts, judged) if options.precisions is None else set()
     for file in sorted(left_out):
         logger.warning("%s is left out: %s", file, judged[file].line if file in judged else "")
     artifacts = [a for a in candidate.artifacts if a.file not in left_out]
+    judged = {file: found for file, found in judged.items() if file not in left_out}
+    remarks = remarks_on(reference, len(checkpoint.classes), options.confidence)
+    remarks += evidence_remarks(reference, checkpoint.classes, images.root.parent)
+    remarks += [found.explanation for found in judged.values() if found.explanation]
     report = Report(
         bundle=out,
         manifest=_manifest(candidate, with_judgements(artifacts, judged)),
@@ -177,14 +176,14 @@ def _judge(
             else f"not verified here: {opened.reasons[artifact.file]}"
             for artifact in artifacts
         },
-        remarks=remarks_on(reference, len(checkpoint.classes), options.confidence),
-        failed=[
-            artifact.file
-            for artifact in artifacts
-            if artifact.file in judged and judged[artifact.file].parity.verdict != "passed"
-        ],
+        remarks=remarks,
+        failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
     )
-    return report, reference
+    evidence = {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
+    self_test = choose_self_test(ledgers, images, checkpoint.preprocess)
+    if self_test:  # without a single answer in common the gate did not pass
+        evidence[SELF_TEST] = self_test.to_bytes()
+    return report, evidence
 
 
 def _manifest(candidate: Candidate, artifacts: list[Artifact]) -> Manifest:
@@ -193,30 +192,11 @@ def _manifest(candidate: Candidate, artifacts: list[Artifact]) -> Manifest:
     return Manifest(
         schema=SCHEMA, id=bundle_id(artifacts, preprocess, classes),
         source=Source(
-            checkpoint_sha256=candidate.checkpoint_sha256, arch=ARCH, setting=checkpoint.setting,
-            epoch=checkpoint.epoch,
+            checkpoint_sha256=candidate.checkpoint_sha256, arch=checkpoint.model.arch,
+            setting=checkpoint.setting, epoch=checkpoint.epoch,
         ),
         preprocess=preprocess, classes=classes, artifacts=artifacts, files={},
     )  # fmt: skip
-
-
-def _complete(folder: Path, report: Report, reference: Reference) -> Report:
-    """Write the evidence and bundle.json beside the model files."""
-    write_atomically(folder / REFERENCE, reference.to_bytes())
-    write_atomically(folder / REPORT, report.to_markdown().encode())
-    files = {name: file_sha256(folder / name) for name in (REFERENCE, REPORT)}
-    manifest = msgspec.structs.replace(report.manifest, files=files)
-    write_atomically(folder / MANIFEST, manifest_json(manifest))
-    return Report(
-        bundle=report.bundle, manifest=manifest, lines=report.lines, remarks=report.remarks,
-        failed=[],
-    )  # fmt: skip
-
-
-def _reference_runner(checkpoint: Checkpoint) -> Runner:
-    from irv2.runners.torch import TorchRunner, resolve_device
-
-    return TorchRunner(checkpoint, resolve_device("auto"))
 
 
 @contextmanager

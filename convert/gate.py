@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 
 from convert.reference import Reference
-from irv2.bundle import ErrorChange, Parity, Precision, Verdict
+from irv2.answers import Answers
+from irv2.bundle import ErrorChange, Invariance, Parity, Precision, Verdict
 from irv2.errors import UsageError
 from irv2.results import top_k_indices
 from irv2.types import FloatArray, IntArray
@@ -65,6 +66,9 @@ class Judgement:
 
     parity: Parity
     line: str
+    invariance: Invariance | None = None
+    answers: Answers | None = None
+    explanation: str = ""  # of a failure: where the artefact departs, and what to try
 
 
 def judge(

@@ -25,7 +25,7 @@ from irv2 import __version__
 from irv2.bundle import write_atomically
 from irv2.checkpoint import Checkpoint
 from irv2.errors import EngineError
-from irv2.model import ARCH, ConvBN, Normalized, Residual
+from irv2.model import ConvBN, Normalized, Residual
 
 OPSET = 20
 # torch and onnxscript talk about operators they skip and passes they run, to every user.
@@ -81,6 +81,7 @@ class _FoldedResidual(nn.Module):
     def __init__(self, residual: Residual) -> None:
         super().__init__()
         self.branches, self.project = residual.branches, residual.project
+        self.linear = residual.linear
         convolution = self.project[0]
         assert isinstance(convolution, nn.Conv2d)
         assert convolution.bias is not None
@@ -90,7 +91,8 @@ class _FoldedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        return F.relu(x + self.project(self.branches(x)))
+        total: Tensor = x + self.project(self.branches(x))
+        return total if self.linear else F.relu(total)
 
 
 def _export(network: nn.Module, image_size: int) -> onnx.ModelProto:
@@ -120,7 +122,7 @@ def _strip(model: onnx.ModelProto) -> None:
 def _metadata(checkpoint: Checkpoint, checkpoint_sha256: str) -> dict[str, str]:
     preprocess: dict[str, Any] = checkpoint.preprocess.to_json()
     return {
-        "arch": ARCH,
+        "arch": checkpoint.model.arch,
         "checkpoint_sha256": checkpoint_sha256,
         "classes": json.dumps(checkpoint.classes, ensure_ascii=False),
         "irv2_version": __version__,

@@ -14,6 +14,7 @@ from convert.gate import (
     smallest_passing_n,
     upper_loss_points,
 )
+from convert.invariance import describe
 from convert.reference import Reference
 from irv2.bundle import Artifact, ErrorChange, Manifest
 
@@ -71,7 +72,12 @@ class Report:
 
     def _texts(self) -> list[str]:
         lines = [f"{file}: {line}" for file, line in self.lines.items()]
-        return [*lines, *self.remarks]
+        batches = [
+            f"{artifact.file}: {describe(artifact.invariance)}"
+            for artifact in self.manifest.artifacts
+            if artifact.invariance is not None
+        ]
+        return [*lines, *batches, *self.remarks]
 
 
 def remarks_on(reference: Reference, num_classes: int, confidence: float = CONFIDENCE) -> list[str]:

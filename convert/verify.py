@@ -1,21 +1,27 @@
 """The gate again, on this machine: bundle and images suffice, no checkpoint and no torch."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from convert.artifacts import open_artifacts, with_judgements
-from convert.gate import Judgement, Tolerance, judge, tolerance_for
+from convert.evidence import evidence_remarks
+from convert.gate import Judgement, Tolerance, tolerance_for
+from convert.judging import LEDGER_SUFFIX, judge_all, ledger_files, write_evidence
+from convert.localize import block_outputs
 from convert.reference import REFERENCE, Reference
 from convert.report import REPORT, Report, chance_remark, remarks_on
-from irv2.bundle import MANIFEST, Artifact, Bundle, file_sha256, read_manifest, write_atomically
+from irv2.bundle import MANIFEST, Artifact, Bundle, read_manifest
 from irv2.dataset import BadImages, open_split
 from irv2.errors import BundleError, DataError, EngineError
 from irv2.evaluate import classify_folder
 from irv2.samples import is_sample, resolve_data
 
 logger = logging.getLogger(__name__)
+
+ONNX_FILE = "model.onnx"
 
 
 def verify(path: Path, data: Path | None, bad_images: BadImages = "error") -> Report:
@@ -35,30 +41,33 @@ def verify(path: Path, data: Path | None, bad_images: BadImages = "error") -> Re
         ledgers = classify_folder(
             list(opened.runners.values()), images, bundle.preprocess, title="verify"
         )
-    if any(ledger.sha256 != reference.sha256 for ledger in ledgers):
-        raise DataError(images.root, "images changed while they were read")
+        if any(ledger.sha256 != reference.sha256 for ledger in ledgers):
+            raise DataError(images.root, "images changed while they were read")
+        judged = judge_all(
+            bundle, opened, ledgers, reference, images,
+            tolerance_of=partial(
+                _tolerance, artifacts=bundle.manifest.artifacts, sample=is_sample(data)
+            ),
+            # Without torch the float32 ONNX model stands for the checkpoint.
+            reference_blocks=partial(block_outputs, path / ONNX_FILE),
+        )  # fmt: skip
     if weakness := chance_remark(reference, len(bundle.classes)):
         logger.warning("notice: %s", weakness)
-    artifacts = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
-    judged = {}
-    for (file, runner), ledger in zip(opened.runners.items(), ledgers, strict=True):
-        artifact = artifacts[file]
-        tolerance = _tolerance(artifact, list(artifacts.values()), sample=is_sample(data))
-        judged[file] = judge(
-            reference, ledger.logits, artifact.precision, tolerance, runner.backend
-        )
-    return _record(bundle, reference, judged, opened.reasons)
+    remarks = remarks_on(reference, len(bundle.classes))
+    remarks += evidence_remarks(reference, bundle.classes, data)
+    remarks += [found.explanation for found in judged.values() if found.explanation]
+    return _record(bundle, judged, opened.reasons, remarks)
 
 
 def open_to_verify(path: Path) -> Bundle:
-    """Open a bundle without asking for its report, which is written anew.
+    """Open a bundle without asking for report and ledgers, which are written anew.
 
-    bundle.json and parity.md can't be renamed in one step: a crash in between leaves a report
-    that does not match, and this mends it. Raises BundleError where another hash is wrong.
+    They and bundle.json can't be renamed in one step: a crash in between leaves one that does
+    not match, and this mends it. Raises BundleError where another hash is wrong.
     """
     bundle = Bundle(path, read_manifest(path / MANIFEST))
     for file, problem in bundle.check():
-        if problem and file.name != REPORT:
+        if problem and file.name != REPORT and not file.name.endswith(LEDGER_SUFFIX):
             raise BundleError(file, problem, way_out="export it again")
     return bundle
 
@@ -77,9 +86,9 @@ def _tolerance(artifact: Artifact, artifacts: list[Artifact], sample: bool) -> T
 
 
 def _record(
-    bundle: Bundle, reference: Reference, judged: dict[str, Judgement], reasons: dict[str, str]
+    bundle: Bundle, judged: dict[str, Judgement], reasons: dict[str, str], remarks: list[str]
 ) -> Report:  # fmt: skip
-    """Write parity.md and bundle.json with the new evidence; the models stay as they are."""
+    """Write the new evidence and bundle.json; the models stay as they are."""
     artifacts = with_judgements(bundle.manifest.artifacts, judged)
     manifest = msgspec.structs.replace(bundle.manifest, artifacts=artifacts)
     report = Report(
@@ -90,13 +99,10 @@ def _record(
             else _kept(artifact, reasons[artifact.file])
             for artifact in artifacts
         },
-        remarks=remarks_on(reference, len(bundle.classes)),
+        remarks=remarks,
         failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
     )  # fmt: skip
-    write_atomically(bundle.path / REPORT, report.to_markdown().encode())
-    files = bundle.manifest.files | {REPORT: file_sha256(bundle.path / REPORT)}
-    bundle.with_manifest(msgspec.structs.replace(manifest, files=files))
-    return report
+    return write_evidence(bundle.path, report, ledger_files(judged))
 
 
 def _kept(artifact: Artifact, reason: str) -> str:

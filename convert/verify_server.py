@@ -4,6 +4,7 @@ Catches what the gate can't see from inside: a server that decodes, crops, batch
 differently from the evaluation.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from convert.reference import REFERENCE, Reference
 from irv2.bundle import Bundle
 from irv2.client import Client
-from irv2.dataset import BadImages, open_split
+from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.errors import BundleError
 from irv2.evaluate import classify_folder
 from irv2.progress import progress
@@ -20,6 +21,7 @@ from irv2.runners.choose import open_best
 from irv2.samples import resolve_data
 
 PROBABILITY_TOLERANCE = 1e-5  # float32 softmax over batches of other sizes
+IMAGES_AT_A_TIME = 512  # encoded images held in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +69,7 @@ def verify_server(
                 path, f"{server} serves model {model.id[:12]}", f"{bundle.id[:12]}, this bundle's",
                 "name the bundle that it serves",
             )  # fmt: skip
-        paths = [images.path(i) for i in range(len(images))]
-        answers = client.iter_classify(paths, DEFAULT_TOP_K)
-        served = list(progress(answers, f"ask {server}", len(paths), "images"))
+        served = list(progress(_ask(client, images), f"ask {server}", len(images), "images"))
     artifact, runner = open_best(bundle, model.precision, model.backend)
     with runner:
         [ledger] = classify_folder([runner], images, bundle.preprocess, title="compare")
@@ -85,6 +85,12 @@ def verify_server(
         ),
         differing=[file for file, same in zip(images.files, equal, strict=True) if not same],
     )  # fmt: skip
+
+
+def _ask(client: Client, images: ImageFolder) -> Iterator[Result]:
+    for start in range(0, len(images), IMAGES_AT_A_TIME):
+        indices = range(start, min(start + IMAGES_AT_A_TIME, len(images)))
+        yield from client.iter_classify([images.read(i) for i in indices], DEFAULT_TOP_K)
 
 
 def _is_equal(own: tuple[Score, ...], served: Result) -> bool:

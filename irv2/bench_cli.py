@@ -9,8 +9,8 @@ BENCHMARKS = {
     "loader": Entry("train.bench_loader:main", "Images/s of the training input.", "train"),
     "train": Entry("train.bench_train:main", "Images/s of a training step.", "train"),
     "engine": Entry("convert.bench_engine:main", "Images/s of each precision.", "convert"),
-    "serve": Entry("serve.bench_serve:main", "Requests/s and their cost, closed loop."),
-    "load": Entry("serve.bench_load:main", "Latency and goodput at given rates, open loop."),
+    "serve": Entry("serve.bench_serve:main", "Requests/s and their cost, closed loop.", "cpu"),
+    "load": Entry("serve.bench_load:main", "Latency and goodput at given rates, open loop.", "cpu"),
 }
 
 

@@ -24,6 +24,7 @@ from irv2.types import UInt8Array
 
 SCHEMA = "irv2.bundle/1"
 MANIFEST = "bundle.json"
+_NO_SHA256 = "0" * 64
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Format = Literal["onnx", "tensorrt", "tensorrt_rtx"]
@@ -60,8 +61,24 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     top5: ErrorChange
 
 
+class Invariance(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether answers depend on the batch that an image is in (docs/gate.md).
+
+    Each of `num_images` was asked alone, then repeated to fill a batch and among the others, in
+    batches of every size in `batch_sizes`; `changed` of `num_answers` had another best class.
+    """
+
+    batch_sizes: list[int]
+    num_images: int
+    num_answers: int
+    changed: int
+    first_changed_batch: int | None  # the smallest batch with a changed answer
+    max_probability_diff: float
+    ran_on: str
+
+
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
-    """One model file. `parity` is None until something could run it."""
+    """One model file. `parity` and `invariance` are None until something could run it."""
 
     file: str
     sha256: str
@@ -72,6 +89,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     built_with: dict[str, str]
     gpu: str | None
     parity: Parity | None
+    invariance: Invariance | None = None
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,9 +102,10 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The contents of bundle.json."""
+    """The contents of bundle.json. `sha256` is filled in where it is written."""
 
     schema: str
+    sha256: str = _NO_SHA256  # of bundle.json itself, with these digits as zeros
     id: str
     source: Source
     preprocess: dict[str, Any]
@@ -148,13 +167,18 @@ class Bundle:
                     if found == sha256
                     else (f"sha256 {found[:12]}; expected {sha256[:12]}: the file was changed"),
                 )
+        yield self.path / MANIFEST, self._manifest_problem()
+
+    def _manifest_problem(self) -> str:
+        """Last of all, since what is wrong with a part says more than that something is."""
         computed = bundle_id(self.manifest.artifacts, self.manifest.preprocess, self.classes)
-        yield (
-            self.path / MANIFEST,
-            ""
-            if computed == self.id
-            else (f"id {self.id[:12]}; expected {computed[:12]} for its contents"),
-        )
+        if computed != self.id:
+            return f"id {self.id[:12]}; expected {computed[:12]} for its contents"
+        content, stated = (self.path / MANIFEST).read_bytes(), self.manifest.sha256
+        found = _own_sha256(content.replace(stated.encode(), _NO_SHA256.encode(), 1))
+        if found != stated:
+            return f"sha256 {found[:12]}; expected {stated[:12]}: the file was changed"
+        return ""
 
     def with_manifest(self, manifest: Manifest) -> "Bundle":
         """Replace bundle.json, whole or not at all."""
@@ -228,8 +252,15 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def manifest_json(manifest: Manifest) -> bytes:
-    """bundle.json's bytes, indented for readers."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    """bundle.json's bytes, indented for readers, with their own hash inside."""
+    unsigned = msgspec.structs.replace(manifest, sha256=_NO_SHA256)
+    content = msgspec.json.format(msgspec.json.encode(unsigned), indent=2) + b"\n"
+    # The first zeros are its own: only `schema` comes before.
+    return content.replace(_NO_SHA256.encode(), _own_sha256(content).encode(), 1)
+
+
+def _own_sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def bundle_id(artifacts: list[Artifact], preprocess: dict[str, Any], classes: list[str]) -> str:

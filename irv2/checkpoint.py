@@ -17,7 +17,8 @@ from torch import Tensor
 
 from irv2.bundle import write_atomically
 from irv2.errors import CheckpointError, InputError, Irv2Error
-from irv2.model import ARCH, InceptionResNetV2, ModelConfig
+from irv2.model import NetworkConfig
+from irv2.networks import NETWORKS, Network, build, config_from_json
 from irv2.preprocess import Preprocess
 
 SCHEMA = "irv2.checkpoint/1"
@@ -27,7 +28,7 @@ SCHEMA = "irv2.checkpoint/1"
 class Checkpoint:
     """`training` is what only the trainer reads to go on: optimiser, random state, position."""
 
-    model: ModelConfig
+    model: NetworkConfig
     state_dict: Mapping[str, Tensor]
     classes: list[str]
     preprocess: Preprocess
@@ -42,7 +43,7 @@ class Checkpoint:
         """Write it whole or not at all."""
         content: dict[str, Any] = {
             "schema": SCHEMA,
-            "arch": ARCH,
+            "arch": self.model.arch,
             "model": self.model.to_json(),
             "state_dict": dict(self.state_dict),
             "classes": self.classes,
@@ -75,26 +76,26 @@ class Checkpoint:
                 path, "its contents do not match the hash inside", "an undamaged file",
                 "copy it again or use another checkpoint",
             )  # fmt: skip
-        if content["arch"] != ARCH:
-            raise CheckpointError(path, f"network {content['arch']}", ARCH)
-        del content["schema"], content["arch"]
-        content["model"]["blocks"] = tuple(content["model"]["blocks"])
-        content["model"] = ModelConfig(**content["model"])
+        arch = content.pop("arch")
+        if arch not in NETWORKS:
+            raise CheckpointError(path, f"network {arch}", " or ".join(NETWORKS))
+        del content["schema"]
+        content["model"] = config_from_json(arch, content["model"])
         try:
             content["preprocess"] = Preprocess.from_json(content["preprocess"], path)
         except InputError as error:
             raise CheckpointError(path, error.got, error.expected, error.way_out) from error
         return cls(**content)
 
-    def build_model(self) -> InceptionResNetV2:
+    def build_model(self) -> Network:
         """The network with these weights, in eval mode, on the CPU."""
         with torch.device("meta"):  # no time spent on initial values
-            model = InceptionResNetV2(self.model)
+            model = build(self.model)
         model.load_state_dict(self.state_dict, assign=True)
         return model.eval()
 
 
-def load_model(path: str | Path) -> InceptionResNetV2:
+def load_model(path: str | Path) -> Network:
     """The network of a checkpoint in eval mode: normalised float NCHW in, logits out.
 
     Raises CheckpointError.

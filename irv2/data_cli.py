@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 
 from irv2 import __version__, samples
-from irv2.options import Program, ProgramGroup, json_option, print_json
+from irv2.dataset import BadImages
+from irv2.options import Program, ProgramGroup, bad_images_option, json_option, print_json
+from irv2.shard_writer import write_shards
 
 out_option = click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -37,6 +39,23 @@ def sample(out: Path, as_json: bool) -> None:
 def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
     """Write Fashion-MNIST, 70,000 grey images of 28x28 pixels in 10 classes, as PNG."""
     _report(out, samples.write_fashion_mnist(source, out), as_json)
+
+
+@main.command(cls=Program)
+@click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--shard-mb", type=click.IntRange(1), default=256, metavar="MB",
+    help="A shard is closed when it has so many megabytes.",
+)  # fmt: skip
+@bad_images_option
+@json_option
+def shard(source: Path, out: Path, shard_mb: int, bad_images: BadImages, as_json: bool) -> None:
+    """Write the image folder SOURCE as tar shards (WebDataset's layout) into the new folder OUT.
+
+    OUT is then a data folder like SOURCE: both train the same, image for image.
+    """
+    _report(out, write_shards(source, out, shard_mb * 10**6, bad_images), as_json)
 
 
 def _report(out: Path, num_images: int, as_json: bool) -> None:

@@ -1,7 +1,7 @@
-"""Image folders: `DIR/train/CLASS/*` and `DIR/val/CLASS/*`, indexed once.
+"""Image folders: `DIR/train/CLASS/*` and `DIR/val/CLASS/*`, or shards of them, indexed once.
 
 Classes are the sorted folder names. The index (files per class, and files that are no images by
-their first bytes) is kept in the user's cache and made anew when a class folder changes.
+their first bytes) is kept in the user's cache and made anew when a class folder or shard changes.
 """
 
 import hashlib
@@ -17,15 +17,17 @@ import numpy as np
 import platformdirs
 
 from irv2.bundle import write_atomically
-from irv2.decode import EXTENSIONS, looks_like_image
+from irv2.decode import EXTENSIONS, looks_like_image, read_encoded
 from irv2.errors import DataError
+from irv2.imagenet import folder_names
 from irv2.progress import progress
+from irv2.shards import Span, is_sharded, read_contents, read_span, scan_shards, shard_state
 from irv2.types import IntArray
 
 logger = logging.getLogger(__name__)
 
 BadImages = Literal["error", "skip"]
-LAYOUT = "train/CLASS/* and val/CLASS/*"
+LAYOUT = "train/CLASS/* and val/CLASS/*"  # or the shards of such a folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +36,23 @@ class ImageFolder:
 
     root: Path  # DIR/SPLIT
     classes: tuple[str, ...]
-    files: tuple[str, ...]  # relative to root
+    files: tuple[str, ...]  # relative to root; of an image in a shard SHARD.tar/KEY.jpg
     labels: IntArray  # (len(files),)
+    spans: IntArray | None = None  # (len(files), 2), offset and size in the shard
 
     def __len__(self) -> int:
         return len(self.files)
 
     def path(self, i: int) -> Path:
-        """Where image `i` lies."""
+        """Where image `i` lies, for people; `read` has its bytes."""
         return self.root / self.files[i]
+
+    def read(self, i: int) -> bytes:
+        """The encoded image `i`; raises ImageError where it can't be read."""
+        if self.spans is None:
+            return read_encoded(self.path(i))
+        shard, _, _ = self.files[i].partition("/")
+        return read_span(self.root / shard, Span(*self.spans[i].tolist()))
 
     def first(self, limit: int | None) -> "ImageFolder":
         """Only `limit` images, taken evenly over the classes; all where it is None."""
@@ -56,21 +66,25 @@ class ImageFolder:
     def subset(self, kept: Sequence[int]) -> "ImageFolder":
         """Only the images at these positions."""
         files = tuple(self.files[i] for i in kept)
-        return ImageFolder(self.root, self.classes, files, self.labels[list(kept)])
+        spans = None if self.spans is None else self.spans[list(kept)]
+        return ImageFolder(self.root, self.classes, files, self.labels[list(kept)], spans)
 
 
 class _Index(msgspec.Struct, frozen=True):
     """What a scan of a split found; `state` changes when files come, go or are renamed."""
 
     state: str
-    files: dict[str, list[str]]  # class -> file names
-    bad: list[str]  # relative paths
+    files: dict[str, list[str]]  # class -> files relative to the split
+    bad: list[str]  # of these, those that are no images
+    spans: dict[str, list[Span]] | None  # class -> where its images lie in their shards
 
 
 def open_split(
     data: Path, split: str, classes: Sequence[str] | None = None, bad_images: BadImages = "error"
 ) -> ImageFolder:  # fmt: skip
     """The images of `data`/`split`. With `classes`, folders beyond them are refused.
+
+    ImageNet's classes are also found in folders named by their synsets.
 
     Raises DataError: no such folder, no classes, an empty class, an unknown class, files that are
     no images (with `bad_images` skip these are named and left out).
@@ -84,25 +98,28 @@ def open_split(
     if not index.files:
         raise DataError(root, "no class folders", LAYOUT)
     names = tuple(classes if classes is not None else sorted(index.files))
-    unknown = sorted(set(index.files) - set(names))
+    folders = folder_names(names, index.files)
+    unknown = sorted(set(index.files) - set(folders))
     if unknown:
         raise DataError(
             root, f"class {unknown[0]} is unknown to the network or to train/",
             f"only the {len(names)} classes of training", "remove or rename the folder",
         )  # fmt: skip
     # Looked at again: an image mended in place leaves its folder's time as it was.
-    bad = [path for path in index.bad if not _is_image(root / path)]
+    bad = {path for path in index.bad if not _is_image(root / path)}
     _report_bad(root, bad, bad_images)
-    files, labels = [], []
-    for label, name in enumerate(names):
-        good = [
-            f"{name}/{file}" for file in index.files.get(name, []) if f"{name}/{file}" not in bad
-        ]
+    files, labels, spans = [], [], []
+    for label, name in enumerate(folders):
+        of_class = index.files.get(name, [])
+        good = [k for k, file in enumerate(of_class) if file not in bad]
         if name in index.files and not good:
             raise DataError(root / name, "no images", "at least one", "add images or remove it")
-        files += good
+        files += [of_class[k] for k in good]
         labels += [label] * len(good)
-    return ImageFolder(root, names, tuple(files), np.array(labels, np.int64))
+        if index.spans and good:
+            spans += [index.spans[name][k] for k in good]
+    all_spans = np.array(spans, np.int64) if spans else None
+    return ImageFolder(root, names, tuple(files), np.array(labels, np.int64), all_spans)
 
 
 def find_images(root: Path) -> ImageFolder:
@@ -119,10 +136,10 @@ def find_images(root: Path) -> ImageFolder:
     return ImageFolder(root, (), tuple(files), np.full(len(files), -1, np.int64))
 
 
-def _report_bad(root: Path, bad: list[str], bad_images: BadImages) -> None:
+def _report_bad(root: Path, bad: set[str], bad_images: BadImages) -> None:
     if not bad:
         return
-    named = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+    named = ", ".join(sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
     if bad_images == "error":
         raise DataError(
             root, f"{len(bad)} files are no images: {named}", "image files only",
@@ -132,10 +149,7 @@ def _report_bad(root: Path, bad: list[str], bad_images: BadImages) -> None:
 
 
 def _index(root: Path) -> _Index:
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-    state = hashlib.sha256()
-    for folder in folders:
-        state.update(f"{folder.name}/{folder.stat().st_mtime_ns};".encode())
+    state = shard_state(root) if is_sharded(root) else _folder_state(root)
     cache = _cache_path(root)
     if cache.is_file():
         try:
@@ -143,9 +157,9 @@ def _index(root: Path) -> _Index:
         except msgspec.MsgspecError as error:
             logger.warning("%s: unreadable index, made anew (%s)", cache, error)
         else:
-            if index.state == state.hexdigest():
+            if index.state == state:
                 return index
-    index = _scan(root, folders, state.hexdigest())
+    index = _index_shards(root, state) if is_sharded(root) else _scan(root, state)
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cache, msgspec.json.encode(index))
@@ -154,14 +168,39 @@ def _index(root: Path) -> _Index:
     return index
 
 
-def _scan(root: Path, folders: list[Path], state: str) -> _Index:
+def _folder_state(root: Path) -> str:
+    state = hashlib.sha256()
+    for folder in _class_folders(root):
+        state.update(f"{folder.name}/{folder.stat().st_mtime_ns};".encode())
+    return state.hexdigest()
+
+
+def _class_folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _index_shards(root: Path, state: str) -> _Index:
+    """Shards hold images only: what is none is found when it is decoded."""
+    classes = read_contents(root).classes
+    files: dict[str, list[str]] = {name: [] for name in classes}
+    spans: dict[str, list[Span]] = {name: [] for name in classes}
+    for member in scan_shards(root):
+        files[classes[member.label]].append(member.name)
+        spans[classes[member.label]].append(member.span)
+    present = {name: members for name, members in files.items() if members}
+    return _Index(state, present, [], spans)
+
+
+def _scan(root: Path, state: str) -> _Index:
     files = {
         folder.name: sorted(
-            path.name for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS
+            f"{folder.name}/{path.name}"
+            for path in folder.iterdir()
+            if path.suffix.lower() in EXTENSIONS
         )
-        for folder in folders
+        for folder in _class_folders(root)
     }
-    paths = [f"{name}/{file}" for name, members in files.items() for file in members]
+    paths = [file for members in files.values() for file in members]
     for path in paths:
         if any("\ud800" <= letter <= "\udfff" for letter in path):
             raise DataError(root, f"file name {path!a} is not UTF-8", "UTF-8 names", "rename it")
@@ -173,7 +212,7 @@ def _scan(root: Path, folders: list[Path], state: str) -> _Index:
             )
         )  # fmt: skip
     bad = [path for path, good in zip(paths, is_image, strict=True) if not good]
-    return _Index(state, files, bad)
+    return _Index(state, files, bad, None)
 
 
 def _is_image(path: Path) -> bool:

@@ -17,6 +17,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from irv2.errors import ImageError, ImageReason
+from irv2.jpeg_scans import num_scans
 from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
@@ -40,17 +41,21 @@ _UNSUPPORTED_MAGIC = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """What is decoded at most: bytes of the file, width times height of the image."""
+    """What is decoded at most: bytes of the file, width times height, scans of a JPEG.
+
+    Progressive encoders write about 10 scans, the most elaborate ones fewer than 20.
+    """
 
     max_bytes: int = 16 * 2**20
     max_pixels: int = 64_000_000
+    max_scans: int = 32
 
 
 def decode(encoded: bytes, limits: ImageLimits = ImageLimits()) -> UInt8Array:
     """Decode a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM file to uint8 RGB (H, W, 3).
 
-    Raises ImageError with the reason: EMPTY, TOO_LARGE, TOO_MANY_PIXELS, UNSUPPORTED,
-    NOT_AN_IMAGE or TRUNCATED.
+    Raises ImageError with the reason: EMPTY, TOO_LARGE, TOO_MANY_PIXELS,
+    TOO_MANY_SCANS, UNSUPPORTED, NOT_AN_IMAGE or TRUNCATED.
     """
     if not encoded:
         raise ImageError(ImageReason.EMPTY, "0 bytes", "an image file")
@@ -61,14 +66,6 @@ def decode(encoded: bytes, limits: ImageLimits = ImageLimits()) -> UInt8Array:
     if encoded.startswith(b"\xff\xd8\xff"):
         return _decode_jpeg(encoded, limits)
     return _decode_with_pillow(encoded, limits)
-
-
-def read_image(path: Path, limits: ImageLimits = ImageLimits()) -> UInt8Array:
-    """Decode an image file; an ImageError names it."""
-    try:
-        return decode(read_encoded(path), limits)
-    except ImageError as error:
-        raise error.named(path) from error
 
 
 def read_encoded(path: Path) -> bytes:
@@ -90,6 +87,7 @@ def looks_like_image(head: bytes) -> bool:
 
 
 def _decode_jpeg(encoded: bytes, limits: ImageLimits) -> UInt8Array:
+    _check_scans(encoded, limits)
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
         _check_pixels(width, height, limits)
@@ -140,6 +138,13 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
             f"{width}x{height} pixels",
             f"at most {limits.max_pixels / 1e6:g} million",
         )
+
+
+def _check_scans(encoded: bytes, limits: ImageLimits) -> None:
+    scans = num_scans(encoded)
+    if scans > limits.max_scans:
+        expected = f"at most {limits.max_scans}"
+        raise ImageError(ImageReason.TOO_MANY_SCANS, f"{scans} scans", expected)
 
 
 def _unidentified(encoded: bytes) -> ImageError:

@@ -1,7 +1,8 @@
 """Classify an image folder through one or several runners: exact counts, one row per image.
 
 Used by `irv2 eval`, by the trainer after every epoch and by the parity gate, which judges all
-artefacts in one pass over the images.
+artefacts in one pass over the images. Several processes take a `share` each; `merge` gives what
+one process would have found.
 """
 
 import hashlib
@@ -16,11 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from irv2.bundle import Bundle
+from irv2.answers import Answers
+from irv2.bundle import Bundle, write_atomically
+from irv2.crops import combine, views
 from irv2.dataset import BadImages, ImageFolder, open_split
-from irv2.decode import ImageLimits, read_encoded
+from irv2.decode import ImageLimits, decode
 from irv2.errors import DataError, ImageError
-from irv2.preprocess import Preprocess, preprocess
+from irv2.preprocess import Preprocess
 from irv2.progress import Progress
 from irv2.results import top_k_indices
 from irv2.runners.base import Runner
@@ -30,8 +33,22 @@ from irv2.types import FloatArray, IntArray, UInt8Array
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
+LEGACY_BATCH_SIZE = 64
 # Files on one's own disk are trusted further than what clients send.
 FILE_LIMITS = ImageLimits(max_bytes=2**28, max_pixels=180_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How images reach a runner.
+
+    `batch_size` counts what one forward pass takes; `workers` are decoding threads (None: one per
+    core); `crops` are views per image (irv2.crops). The first two change no count.
+    """
+
+    batch_size: int = BATCH_SIZE
+    workers: int | None = None
+    crops: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,66 +78,133 @@ class Ledger:
             "top5_error": 100 * (n - int(right.any(axis=1).sum())) / n,
         }
 
+    def legacy_errors(self, batch_size: int = LEGACY_BATCH_SIZE) -> dict[str, float]:
+        """The errors as the original averaged them: over batches, the last short one in full.
+
+        Its batches were in random order; these are in the ledger's.
+        """
+        right = self.top5 == self.labels[:, None]
+        starts = range(0, len(self), batch_size)
+        batches = [right[start : start + batch_size] for start in starts]
+        return {
+            "legacy_top1_error": 100 - 100 * float(np.mean([b[:, 0].mean() for b in batches])),
+            "legacy_top5_error": 100 - 100 * float(np.mean([b.any(1).mean() for b in batches])),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Preprocessed images: uint8 (N, S, S, 3), with where they came from."""
+    """Preprocessed images with where they came from."""
 
-    images: UInt8Array
-    labels: IntArray
+    images: UInt8Array  # (N x crops, S, S, 3), the views of an image one after the other
+    labels: IntArray  # (N,)
     files: list[str]
     sha256: list[str]
 
 
 def classify_folder(
     runners: Sequence[Runner], folder: ImageFolder, config: Preprocess, *,
-    bad_images: BadImages = "error", title: str = "evaluate",
+    bad_images: BadImages = "error", title: str = "evaluate", reading: Reading = Reading(),
 ) -> list[Ledger]:  # fmt: skip
     """One ledger per runner, all from one pass over the images.
 
     Raises DataError where no image is left, ImageError for a bad one unless `bad_images` is skip.
     """
-    batch_size = min([BATCH_SIZE, *(runner.max_batch for runner in runners)])
-    logits: list[list[FloatArray]] = [[] for _ in runners]
+    parts = classify_part(
+        runners, folder, config, bad_images=bad_images, title=title, reading=reading
+    )
+    return [merge(folder, [part]) for part in parts]
+
+
+def share(folder: ImageFolder, rank: int, world_size: int) -> ImageFolder:
+    """What process `rank` of `world_size` classifies: every `world_size`-th batch, perhaps none.
+
+    Whole batches, so that each holds the images that one process would have put together and gives
+    the same logits bit for bit.
+    """
+    starts = range(rank * BATCH_SIZE, len(folder), world_size * BATCH_SIZE)
+    end = len(folder)
+    return folder.subset([i for s in starts for i in range(s, min(s + BATCH_SIZE, end))])
+
+
+def merge(folder: ImageFolder, parts: Sequence[Ledger]) -> Ledger:
+    """The ledger of `folder` from those of its shares, in the folder's order.
+
+    Raises DataError where no image was read.
+    """
+    files = [file for part in parts for file in part.files]
+    if not files:
+        raise DataError(folder.root, "no image could be read", "at least one")
+    assert len(set(files)) == len(files), "an image was counted twice"
+    position = {file: i for i, file in enumerate(folder.files)}
+    order = sorted(range(len(files)), key=lambda i: position[files[i]])
+    hashes = [sha256 for part in parts for sha256 in part.sha256]
+    return Ledger(
+        tuple(files[i] for i in order),
+        tuple(hashes[i] for i in order),
+        np.concatenate([part.labels for part in parts])[order],
+        np.concatenate([part.logits for part in parts])[order],
+    )
+
+
+def classify_part(
+    runners: Sequence[Runner], folder: ImageFolder, config: Preprocess, *,
+    bad_images: BadImages = "error", title: str = "evaluate", reading: Reading = Reading(),
+) -> list[Ledger]:  # fmt: skip
+    """`classify_folder` for a `share`, whose ledgers may be empty."""
+    batch_size = min([reading.batch_size, *(runner.max_batch for runner in runners)])
+    logits = [[np.empty((0, runner.num_classes), np.float32)] for runner in runners]
     files: list[str] = []
     sha256: list[str] = []
-    labels: list[IntArray] = []
+    labels = [np.empty(0, np.int64)]
+    batches = load_batches(
+        folder, config, batch_size, bad_images, crops=reading.crops, workers=reading.workers
+    )
     with Progress(title, len(folder), "images") as bar:
-        for batch in load_batches(folder, config, batch_size, bad_images):
+        for batch in batches:
             for runner, rows in zip(runners, logits, strict=True):
-                rows.append(runner.run(batch.images))
+                rows.append(_answers(runner, batch.images, batch_size, reading.crops))
             files += batch.files
             sha256 += batch.sha256
             labels.append(batch.labels)
             bar.advance(len(batch.files))
-    if not files:
-        raise DataError(folder.root, "no image could be read", "at least one")
     all_labels = np.concatenate(labels)
     return [
         Ledger(tuple(files), tuple(sha256), all_labels, np.concatenate(rows)) for rows in logits
     ]
 
 
+def _answers(runner: Runner, images: UInt8Array, batch_size: int, crops: int) -> FloatArray:
+    starts = range(0, len(images), batch_size)
+    logits = [runner.run(images[start : start + batch_size]) for start in starts]
+    return combine(np.concatenate(logits), crops)
+
+
 def load_batches(
-    folder: ImageFolder, config: Preprocess, batch_size: int, bad_images: BadImages = "error"
+    folder: ImageFolder, config: Preprocess, batch_size: int, bad_images: BadImages = "error", *,
+    crops: int = 1, workers: int | None = None,
 ) -> Iterator[Batch]:  # fmt: skip
-    """Decode in threads, ahead of the consumer by two batches."""
+    """Decode in threads, ahead of the consumer by two batches.
+
+    A batch holds up to `batch_size` views, but at least all those of one image.
+    """
 
     def load(i: int) -> tuple[UInt8Array, str]:
-        encoded = read_encoded(folder.path(i))
+        encoded = folder.read(i)
         try:
-            image = preprocess(encoded, config, FILE_LIMITS)
+            images = views(decode(encoded, FILE_LIMITS), config, crops)
         except ImageError as error:
             raise error.named(folder.path(i)) from error
-        return image, hashlib.sha256(encoded).hexdigest()
+        return images, hashlib.sha256(encoded).hexdigest()
 
-    starts = range(0, len(folder), batch_size)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    num_images = max(1, batch_size // crops)
+    starts = range(0, len(folder), num_images)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         ahead: deque[list[tuple[int, Future[tuple[UInt8Array, str]]]]] = deque()
         try:
             for start in [*starts, None, None]:
                 if start is not None:
-                    indices = range(start, min(start + batch_size, len(folder)))
+                    indices = range(start, min(start + num_images, len(folder)))
                     ahead.append([(i, pool.submit(load, i)) for i in indices])
                 if len(ahead) > 2 or start is None:
                     yield from _collect(ahead, folder, bad_images)
@@ -135,29 +219,40 @@ def _collect(
     images, labels, files, hashes = [], [], [], []
     for i, future in ahead.popleft() if ahead else []:
         try:
-            image, sha256 = future.result()
+            views_of_one, sha256 = future.result()
         except ImageError as error:
             if bad_images == "error":
                 raise
             logger.warning("left out: %s", error)
             continue
-        images.append(image)
+        images.append(views_of_one)
         labels.append(folder.labels[i])
         files.append(folder.files[i])
         hashes.append(sha256)
     if images:
-        yield Batch(np.stack(images), np.array(labels, np.int64), files, hashes)
+        yield Batch(np.concatenate(images), np.array(labels, np.int64), files, hashes)
 
 
 def evaluate_model(
-    model: Path, data: Path | None, limit: int | None, device: str, bad_images: BadImages
+    model: Path, data: Path | None, limit: int | None, device: str, bad_images: BadImages,
+    reading: Reading, ledger_path: Path | None = None,
 ) -> dict[str, float | str]:  # fmt: skip
-    """Errors of a checkpoint (through torch) or a bundle (as a server here would run it)."""
+    """Errors of a checkpoint (through torch) or a bundle (as a server here would run it).
+
+    The `legacy_` ones are the original's average (Ledger.legacy_errors); with ten crops its
+    batches held a tenth of the images. Every answer is written to `ledger_path`, if there is one.
+    """
     data = resolve_data(data)
     with _open(model, device) as (runner, config, classes):
         folder = open_split(data, "val", classes, bad_images).first(limit)
-        [ledger] = classify_folder([runner], folder, config, bad_images=bad_images)
-    return {**ledger.errors(), "backend": runner.backend, "data": str(data)}
+        [ledger] = classify_folder([runner], folder, config, bad_images=bad_images, reading=reading)
+    if ledger_path is not None:
+        write_atomically(ledger_path, Answers.from_ledger(ledger).to_bytes())
+    legacy = ledger.legacy_errors(max(1, LEGACY_BATCH_SIZE // reading.crops))
+    return {
+        **ledger.errors(), **legacy, "crops": reading.crops, "backend": runner.backend,
+        "data": str(data),
+    }  # fmt: skip
 
 
 @contextmanager

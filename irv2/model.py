@@ -1,34 +1,33 @@
 """Inception-ResNet-v2 as the original built it: the paper's figures, 31.6 million parameters.
 
 Source: arXiv:1602.07261, Fig. 3 and 16-19, as realised in lim0606's Torch7 model file. This is not
-the TF-slim network of the same name (55.8 million parameters, blocks 10/20/10). Two typing errors
-of the paper are mended as the original's author did: Fig. 17's 1154 channels are 1152, Fig. 18's
-288 / 288 / 320 are 256 / 256 / 256.
+the TF-slim network of the same name (55.8 million parameters, blocks 10/20/10; model_slim.py, which
+shares the layers here). Two typing errors of the paper are mended as the original's author did:
+Fig. 17's 1154 channels are 1152, Fig. 18's 288 / 288 / 320 are 256 / 256 / 256.
 """
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ARCH = "inception_resnet_v2"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
+class NetworkConfig:
     """What shapes a network: the published one, or a narrower and shallower one of the same code.
 
     `blocks` counts the residual blocks A, B, C; `width` scales every channel count, rounded to a
-    multiple of 8.
+    multiple of 8. `arch` is the network's name in checkpoints, ONNX files, bundles and `GetModel`.
     """
 
+    arch: ClassVar[str]
+
+    blocks: tuple[int, int, int]
     num_classes: int = 1000
-    blocks: tuple[int, int, int] = (5, 10, 5)
     width: float = 1.0
-    residual_scale: float = 0.1
     dropout: float = 0.2
 
     def channels(self, published: int) -> int:
@@ -40,21 +39,31 @@ class ModelConfig:
         return {**asdict(self), "blocks": list(self.blocks)}
 
 
-class ConvBN(nn.Sequential):
-    """Convolution without bias, batch norm (eps 1e-5, momentum 0.1) and, unless linear, ReLU.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig(NetworkConfig):
+    """The original's network."""
 
-    `kernel` is a side or (height, width). No padding unless `same`.
+    arch: ClassVar[str] = "inception_resnet_v2"
+
+    blocks: tuple[int, int, int] = (5, 10, 5)
+    residual_scale: float = 0.1
+
+
+class ConvBN(nn.Sequential):
+    """Convolution without bias, batch norm (momentum 0.1) and, unless linear, ReLU.
+
+    `kernel` is a side or (height, width). No padding unless `same`. `eps` is batch norm's.
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int | tuple[int, int], *,
-        stride: int = 1, same: bool = False, linear: bool = False,
+        stride: int = 1, same: bool = False, linear: bool = False, eps: float = 1e-5,
     ) -> None:  # fmt: skip
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = (height // 2, width // 2) if same else 0
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, bias=False),
-            nn.BatchNorm2d(out_channels),
+            nn.BatchNorm2d(out_channels, eps),
         ]
         super().__init__(*layers, *([] if linear else [nn.ReLU(inplace=True)]))
 
@@ -99,21 +108,24 @@ class Stem(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """x + residual_scale * project(branches(x)), then ReLU (section 3.3).
+    """x + residual_scale * project(branches(x)), then ReLU unless linear (section 3.3).
 
-    The last 1x1 convolution is linear: its output is scaled before it joins the identity.
+    `project` is a sequence that starts with the 1x1 convolution back to x's channels, without
+    ReLU: its output is scaled before it joins the identity.
     """
 
-    def __init__(self, branches: list[nn.Module], branch_channels: int, channels: int,
-                 residual_scale: float) -> None:  # fmt: skip
+    def __init__(self, branches: list[nn.Module], project: nn.Sequential, residual_scale: float, *,
+                 linear: bool = False) -> None:  # fmt: skip
         super().__init__()
         self.branches = Concat(*branches)
-        self.project = ConvBN(branch_channels, channels, 1, linear=True)
+        self.project = project
         self.residual_scale = residual_scale
+        self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        return F.relu(x + self.residual_scale * self.project(self.branches(x)))
+        total: Tensor = x + self.residual_scale * self.project(self.branches(x))
+        return total if self.linear else F.relu(total)
 
 
 class InceptionResNetA(Residual):
@@ -130,7 +142,8 @@ class InceptionResNetA(Residual):
                 ConvBN(c48, c64, 3, same=True),
             ),
         ]
-        super().__init__(branches, c32 + c32 + c64, channels, config.residual_scale)
+        project = ConvBN(c32 + c32 + c64, channels, 1, linear=True)
+        super().__init__(branches, project, config.residual_scale)
 
 
 class InceptionResNetB(Residual):
@@ -146,7 +159,8 @@ class InceptionResNetB(Residual):
                 ConvBN(c160, c192, (1, 7), same=True),
             ),
         ]
-        super().__init__(branches, 2 * c192, channels, config.residual_scale)
+        project = ConvBN(2 * c192, channels, 1, linear=True)
+        super().__init__(branches, project, config.residual_scale)
 
 
 class InceptionResNetC(Residual):
@@ -162,7 +176,8 @@ class InceptionResNetC(Residual):
                 ConvBN(c224, c256, (1, 3), same=True),
             ),
         ]
-        super().__init__(branches, c192 + c256, channels, config.residual_scale)
+        project = ConvBN(c192 + c256, channels, 1, linear=True)
+        super().__init__(branches, project, config.residual_scale)
 
 
 class ReductionA(Concat):

@@ -84,28 +84,42 @@ class Preprocess:
 
 
 def preprocess(
-    encoded: bytes, config: Preprocess, limits: ImageLimits = ImageLimits()  # noqa: B008 (frozen)
-) -> UInt8Array:  # fmt: skip
-    """Encoded image -> uint8 RGB (crop, crop, 3). Raises ImageError."""
-    return resize_and_crop(decode(encoded, limits), config)
+    encoded: bytes,
+    config: Preprocess,
+    limits: ImageLimits = ImageLimits(),  # noqa: B008 (frozen)
+    out: UInt8Array | None = None,
+) -> UInt8Array:
+    """Encoded image -> uint8 RGB (crop, crop, 3), see `resize_and_crop`. Raises ImageError."""
+    return resize_and_crop(decode(encoded, limits), config, out)
 
 
-def resize_and_crop(image_hwc: UInt8Array, config: Preprocess) -> UInt8Array:
+def resize_and_crop(
+    image_hwc: UInt8Array, config: Preprocess, out: UInt8Array | None = None
+) -> UInt8Array:
     """uint8 RGB (H, W, 3) of any size -> (crop, crop, 3), C-contiguous.
+
+    Written straight into `out`, such a part of a batch, where it is given.
 
     The longer side is truncated to an integer and offsets are rounded up, as in the original
     (fb.resnet.torch, datasets/transforms.lua: Scale, CenterCrop).
     """
-    height, width = resized_shape(image_hwc.shape[0], image_hwc.shape[1], config.resize)
+    height, width = checked_shape(image_hwc, config.resize)
+    window = center_window(height, width, config.crop)
+    if out is None:
+        out = np.empty((config.crop, config.crop, 3), np.uint8)
+    return RESAMPLERS[config.resampling](image_hwc, height, width, window, out)
+
+
+def checked_shape(image_hwc: UInt8Array, shorter: int) -> tuple[int, int]:
+    """`resized_shape` of uint8 RGB (H, W, 3); raises ImageError where that is too many pixels."""
+    height, width = resized_shape(image_hwc.shape[0], image_hwc.shape[1], shorter)
     if height * width > MAX_RESIZED_PIXELS:
         raise ImageError(
             ImageReason.TOO_MANY_PIXELS,
             f"{image_hwc.shape[1]}x{image_hwc.shape[0]} pixels become {width}x{height}",
             f"at most {MAX_RESIZED_PIXELS / 1e6:g} million after resizing",
         )
-    window = center_window(height, width, config.crop)
-    resized = RESAMPLERS[config.resampling](image_hwc, height, width, window)
-    return np.ascontiguousarray(resized)
+    return height, width
 
 
 def resized_shape(height: int, width: int, shorter: int) -> tuple[int, int]:

@@ -27,7 +27,8 @@ class Progress:
 
     def __init__(self, title: str, total: int, unit: str = "images", done: int = 0) -> None:
         self._title, self._total, self._unit = title, total, unit
-        self._is_terminal = sys.stderr.isatty()
+        # No bar either where the lines would not show: in the other processes of a run.
+        self._is_terminal = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
         self._bar = tqdm(
             desc=title, total=total, initial=done, unit=f" {unit}", leave=False,
             disable=not self._is_terminal, dynamic_ncols=True,

@@ -10,6 +10,8 @@ from irv2.types import FloatArray
 
 DEFAULT_TOP_K = 5
 
+IndexArray = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -33,16 +35,21 @@ def top_k_scores(logits: FloatArray, classes: Sequence[str], top_k: int) -> tupl
 
     Ties go to the lower index, so that every artefact breaks them alike.
     """
-    probabilities = softmax(logits)
     order = top_k_indices(logits[None], top_k or DEFAULT_TOP_K)[0]
-    return tuple(Score(int(i), classes[i], float(probabilities[i])) for i in order)
+    return ranked_scores(softmax(logits), order, classes)
 
 
-def top_k_indices(logits: FloatArray, top_k: int) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
+def ranked_scores(
+    probabilities: FloatArray, order: IndexArray, classes: Sequence[str]
+) -> tuple[Score, ...]:  # fmt: skip
+    """The classes of `order`, best first, with their probabilities (num_classes,)."""
+    ranked = zip(order.tolist(), probabilities[order].tolist(), strict=True)
+    return tuple(Score(index, classes[index], probability) for index, probability in ranked)
+
+
+def top_k_indices(logits: FloatArray, top_k: int) -> IndexArray:
     """Indices of the `top_k` largest of each row of (N, num_classes), best first."""
-    order: np.ndarray[tuple[int, int], np.dtype[np.intp]] = np.argsort(
-        -logits, axis=1, kind="stable"
-    )
+    order: IndexArray = np.argsort(-logits, axis=1, kind="stable")
     return order[:, :top_k]
 
 

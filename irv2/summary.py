@@ -6,7 +6,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from irv2.model import InceptionResNetV2
+from irv2.model import NetworkConfig
+from irv2.networks import Network, build
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +21,9 @@ class BlockSummary:
     flop: int
 
 
-def summarize(model: InceptionResNetV2, image_size: int) -> list[BlockSummary]:
+def summarize(model: Network, image_size: int) -> list[BlockSummary]:
     """Rows in forward order for one image, from a forward pass without memory (meta device)."""
-    meta = InceptionResNetV2(model.config).to("meta").eval()
+    meta = build(model.config).to("meta").eval()
     rows: list[BlockSummary] = []
     flop_of: dict[nn.Module, int] = {}
     for module in meta.modules():
@@ -63,6 +64,32 @@ def summary_table(rows: list[BlockSummary]) -> str:
     headers = ("block", "output", "convolutions", "parameters", "GFLOP")
     align = ("left", "left", "right", "right", "right")
     return tabulate(table, headers, colalign=align, disable_numparse=True)
+
+
+def side_by_side(left: NetworkConfig, right: NetworkConfig, image_size: int) -> str:
+    """Two networks, block by block, for people; `right` has every block of `left`."""
+    with torch.device("meta"):
+        networks = build(left), build(right)
+    rows, others = (_cells(summarize(network, image_size)) for network in networks)
+    table = [(block, *rows.get(block, ("", "", "")), *others[block]) for block in others]
+    columns = ("parameters", "GFLOP")
+    headers = ("", left.arch, *columns, right.arch, *columns)
+    align = ("left", *2 * ("left", "right", "right"))
+    return tabulate(table, headers, colalign=align, disable_numparse=True)
+
+
+def _cells(rows: list[BlockSummary]) -> dict[str, tuple[str, str, str]]:
+    """Block -> (output and how often, parameters, GFLOP), and the totals."""
+    cells = {}
+    for row in rows:
+        block, _, times = row.name.partition(" x")
+        output = " x ".join(map(str, row.shape)) + (f", {times} times" if times else "")
+        cells[block] = (output, f"{row.num_parameters:,}", f"{row.flop / 1e9:.2f}")
+    cells["total"] = (
+        f"{sum(row.num_convolutions for row in rows)} convolutions",
+        f"{sum(row.num_parameters for row in rows):,}", f"{sum(r.flop for r in rows) / 1e9:.2f}",
+    )  # fmt: skip
+    return cells
 
 
 def _flop(layer: nn.Module, output: Tensor) -> int:

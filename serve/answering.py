@@ -36,6 +36,7 @@ class Answering:
 
     async def outcome(self, work: Awaitable[T]) -> "T | status_pb2.Status":
         """What `work` gives, or why it gives nothing."""
+        started_at = asyncio.get_running_loop().time()
         try:
             response = await work
         except asyncio.CancelledError:
@@ -45,6 +46,9 @@ class Answering:
             status = status_from_error(error)
             if status.code == code_pb2.INTERNAL:
                 logger.exception("request_failed")
+            elif status.code == code_pb2.RESOURCE_EXHAUSTED:
+                took_s = asyncio.get_running_loop().time() - started_at
+                self._metrics.observe_refusal(took_s)
             self._metrics.observe_request(code_pb2.Code.Name(status.code).lower())
             return status
         self._metrics.observe_request("ok")

@@ -13,23 +13,43 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from irv2.errors import EngineError, Expired, NotServing, Overloaded
+from irv2.results import IndexArray, softmax, top_k_indices
 from irv2.runners.base import Runner
 from irv2.types import FloatArray, UInt8Array
+from serve.batch_times import BatchTimes
 
 logger = logging.getLogger(__name__)
+
+# Of the time to a request's deadline, what is predicted may fill 1 / MARGIN: a batch takes now and
+# then a tenth longer than the average, and the answer has a way to go (DECISIONS.md).
+MARGIN = 1.2
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The engine's answer for one image: logits (num_classes,) and where the time went."""
+    """The engine's answer for one image, each (num_classes,), and where the time went.
+
+    `order` holds the classes' indices, best first.
+    """
 
     logits: FloatArray
+    probabilities: FloatArray
+    order: IndexArray
     queue_s: float
     inference_s: float
+
+
+class _Ranked(NamedTuple):
+    """A batch's logits, probabilities and order, each (N, num_classes)."""
+
+    logits: FloatArray
+    probabilities: FloatArray
+    order: IndexArray
 
 
 @dataclass(slots=True, eq=False)
@@ -47,38 +67,20 @@ class _Batch:
     started_at: float = 0.0
 
 
-class BatchTimes:
-    """How long a batch of each size takes: an exponential average of what was measured."""
-
-    WEIGHT = 0.2  # of the newest; half forgotten after three batches
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-
-    def learn(self, size: int, seconds: float) -> None:
-        """A batch of `size` images took `seconds`."""
-        before = self._seconds.get(size, seconds)
-        self._seconds[size] = before + self.WEIGHT * (seconds - before)
-
-    def predict(self, size: int) -> float:
-        """Seconds for `size` images: interpolated, in proportion beyond, 0 before any has run."""
-        if not self._seconds:
-            return 0.0
-        sizes = sorted(self._seconds)
-        seconds = float(np.interp(size, sizes, [self._seconds[each] for each in sizes]))
-        return seconds * max(1.0, size / sizes[-1])
-
-
 class Admission:
     """Places for the images of one request; leaving the `with` block frees those not taken."""
 
-    def __init__(self, batcher: "Batcher", num_images: int, deadline: float) -> None:
+    def __init__(
+        self, batcher: "Batcher", num_images: int, deadline: float, prepared: bool
+    ) -> None:  # fmt: skip
         self._batcher, self._num_left, self._deadline = batcher, num_images, deadline
+        self._prepared = prepared
 
     def __enter__(self) -> "Admission":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._to_prepare(-self._num_left)
         self._batcher._leave(self._num_left)
         self._num_left = 0
 
@@ -89,10 +91,15 @@ class Admission:
         """
         assert self._num_left > 0
         self._num_left -= 1
+        self._to_prepare(-1)
         try:
             return await self._batcher._submit(image, self._deadline)
         finally:
             self._batcher._leave(1)
+
+    def _to_prepare(self, change: int) -> None:
+        if not self._prepared:
+            self._batcher._num_preparing += change
 
 
 class Batcher:
@@ -106,15 +113,18 @@ class Batcher:
         max_queue: int,
         max_queue_delay_ms: float = 0.0,
         engine: Executor | None = None,
+        prepare_s: Callable[[int], float] = lambda num_images: 0.0,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         """`max_queue` bounds the images admitted at a time, those being decoded included.
 
         `max_queue_delay_ms` lets an idle engine wait for company. `engine` is where `runner` runs:
-        a thread by default. `on_batch` hears of each batch's size and seconds.
+        a thread by default. `prepare_s` says how long so many images take before they are
+        submitted, all those admitted earlier included. `on_batch` hears of each batch's size and
+        seconds.
         """
         assert 0 < max_batch <= runner.max_batch
-        self._runner, self._on_batch = runner, on_batch
+        self._runner, self._prepare_s, self._on_batch = runner, prepare_s, on_batch
         self._max_batch, self._max_queue = max_batch, max_queue
         self._max_delay_s = max_queue_delay_ms / 1e3
         self._engine = engine or ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -125,6 +135,7 @@ class Batcher:
         self._staged: _Batch | None = None  # prepared while another one runs
         self._company: asyncio.TimerHandle | None = None
         self._num_admitted = 0
+        self._num_preparing = 0  # of those admitted: not submitted yet
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -135,17 +146,27 @@ class Batcher:
         return self._num_admitted
 
     def predicted_wait_s(self, num_images: int = 1) -> float:
-        """How long `num_images` more would take from now, from the queue and measured times."""
-        ahead, wait_s = self._num_admitted, 0.0
-        if self._running:
-            ahead = max(0, ahead - len(self._running.entries))
-            wait_s = max(0.0, self._engine_free_at() - self._loop.time())
-        full, rest = divmod(ahead + num_images, self._max_batch)
-        wait_s += full * self._times.predict(self._max_batch)
-        return wait_s + (self._times.predict(rest) if rest else 0.0)
+        """How long `num_images` more would take from now, from the queue and measured times.
 
-    def admit(self, num_images: int, deadline: float) -> Admission:
+        Preparing and running overlap, so this is an upper limit: at most one of them is the
+        bottleneck, and its time is nearly all of the sum.
+        """
+        ahead, running = self._num_admitted, 0
+        wait_s = self._prepare_s(self._num_preparing + num_images)
+        if self._running:
+            running = len(self._running.entries)
+            ahead = max(0, ahead - running)
+            wait_s += max(0.0, self._engine_free_at() - self._loop.time())
+        full, last = divmod(ahead + num_images - 1, self._max_batch)
+        # Others will join the last batch: all it can hold where a full one waits already, and
+        # else about as many as came while the one that runs was waiting.
+        last = self._max_batch if full else min(self._max_batch, last + 1 + running)
+        return wait_s + full * self._times.predict(self._max_batch) + self._times.predict(last)
+
+    def admit(self, num_images: int, deadline: float, *, prepared: bool = False) -> Admission:
         """Places for `num_images`, all to be answered by `deadline` (the loop's clock).
+
+        `prepared` images need no time before they are submitted.
 
         Raises Overloaded, Expired or NotServing, at once. An idle server always tries: nobody else
         would suffer, and one slow batch (a machine that slept) must not be believed for ever.
@@ -157,9 +178,11 @@ class Batcher:
             raise Expired("deadline", "passed before the request arrived")
         if self._num_admitted:
             self._refuse_overload(num_images, left_s)
+        admission = Admission(self, num_images, deadline, prepared)
         self._num_admitted += num_images
+        admission._to_prepare(num_images)
         self._idle.clear()
-        return Admission(self, num_images, deadline)
+        return admission
 
     async def warm_up(self, sizes: Iterable[int]) -> None:
         """Run blank batches of these sizes, so that their times are known before any request."""
@@ -182,9 +205,9 @@ class Batcher:
         if self._num_admitted + num_images > self._max_queue:
             got = f"{self._num_admitted} images are waiting, at most {self._max_queue} may"
             raise Overloaded("server", got, self._times.predict(self._max_batch))
-        if wait_s > left_s:
+        if wait_s * MARGIN > left_s:
             got = f"{wait_s:.3g} s to the answer, {left_s:.3g} s to the deadline"
-            raise Overloaded("server", got, wait_s - left_s)
+            raise Overloaded("server", got, wait_s * MARGIN - left_s)
 
     async def _submit(self, image: UInt8Array, deadline: float) -> Answer:
         entry = _Entry(image, deadline, self._loop.time(), self._loop.create_future())
@@ -229,17 +252,40 @@ class Batcher:
         self._staged = None
 
     def _form(self, starts_at: float) -> _Batch | None:
-        """The most urgent entries, as many as the first one's deadline allows."""
+        """The next batch, if one should run as soon as it can."""
         self._expire()
         if not self._queue or self._wait_for_company():
             return None
-        size = min(len(self._queue), self._max_batch)
-        left_s = self._queue[0].deadline - starts_at
-        # Where even one image would be late the batch stays full: the others can be in time.
-        size = next((n for n in range(size, 0, -1) if self._times.predict(n) <= left_s), size)
-        entries = self._queue[:size]
-        del self._queue[:size]
-        return _Batch(entries, np.stack([entry.image for entry in entries]))
+        chosen = self._choose(starts_at)
+        self._queue = [entry for entry in self._queue if entry not in chosen]
+        return _Batch(chosen, np.stack([entry.image for entry in chosen]))
+
+    def _choose(self, starts_at: float) -> list[_Entry]:
+        """The most urgent entries, as many as the first one's deadline allows.
+
+        What can't be in time any more yields to what can. A small batch for the first one's sake
+        is a luxury: where the others would then be late, the batch is full, and of those who can
+        wait for its end.
+        """
+        waiting = self._in_time(starts_at + self._times.predict(1))
+        full = min(len(waiting), self._max_batch)
+        left_s = waiting[0].deadline - starts_at
+        size = next((n for n in range(full, 0, -1) if self._times.predict(n) <= left_s), full)
+        if size == full or self._can_wait(waiting[size:], starts_at + self._times.predict(size)):
+            return waiting[:size]
+        return self._in_time(starts_at + self._times.predict(full))[:full]
+
+    def _in_time(self, ends_at: float) -> list[_Entry]:
+        """The entries, most urgent first, for which `ends_at` is early enough; else all."""
+        return [entry for entry in self._queue if ends_at <= entry.deadline] or self._queue
+
+    def _can_wait(self, entries: list[_Entry], starts_at: float) -> bool:
+        """Whether all are in time in full batches from `starts_at` on."""
+        batch_s = self._times.predict(self._max_batch)
+        return all(
+            starts_at + (i // self._max_batch + 1) * batch_s <= entry.deadline
+            for i, entry in enumerate(entries)
+        )
 
     def _expire(self) -> None:
         now = self._loop.time()
@@ -274,14 +320,18 @@ class Batcher:
         future = self._loop.run_in_executor(self._engine, self._run, batch.images)
         future.add_done_callback(self._finish)
 
-    def _run(self, images: UInt8Array) -> FloatArray:
-        """In the engine's thread."""
+    def _run(self, images: UInt8Array) -> _Ranked:
+        """In the engine's thread, sorting included.
+
+        numpy gives the interpreter lock away while it sorts, and while images are decoded the
+        event loop would wait some 50 us for it each time.
+        """
         logits = self._runner.run(images)
         if logits.shape != (len(images), self._runner.num_classes) or not np.isfinite(logits).all():
             raise EngineError("engine", f"gave {logits.shape} logits", "one finite row per image")
-        return logits
+        return _Ranked(logits, softmax(logits), top_k_indices(logits, self._runner.num_classes))
 
-    def _finish(self, future: asyncio.Future[FloatArray]) -> None:
+    def _finish(self, future: asyncio.Future[_Ranked]) -> None:
         batch, self._running = self._running, None
         assert batch
         seconds = self._loop.time() - batch.started_at
@@ -296,7 +346,9 @@ class Batcher:
                 continue
             if failure is None:
                 queue_s = batch.started_at - entry.queued_at
-                entry.answer.set_result(Answer(future.result()[i], queue_s, seconds))
+                logits, probabilities, order = (part[i] for part in future.result())
+                answer = Answer(logits, probabilities, order, queue_s, seconds)
+                entry.answer.set_result(answer)
             else:
                 entry.answer.set_exception(EngineError("engine", "failed on this batch"))
         self._advance()

@@ -13,7 +13,13 @@ from irv2.options import Program, json_option, print_json
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from serve.address import Address
-from serve.server import ServeOptions, Server, serve
+from serve.limits import ConnectionLimits
+from serve.logs import log_as_json
+from serve.options import ServeOptions
+from serve.server import Server, serve
+from serve.tls import tls_files
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(cls=Program)
@@ -32,6 +38,23 @@ from serve.server import ServeOptions, Server, serve
 @click.option(
     "--insecure", is_flag=True, help="Allow addresses beyond this machine, without encryption."
 )
+@click.option(
+    "--tls-cert", type=_FILE, metavar="FILE",
+    help="Certificate chain, PEM; encrypts both ports. Read again when it changes.",
+)  # fmt: skip
+@click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key, PEM.")
+@click.option(
+    "--tls-client-ca", type=_FILE, metavar="FILE",
+    help="Ask gRPC clients for a certificate signed by one of these, PEM.",
+)  # fmt: skip
+@click.option(
+    "--token-file", type=_FILE, metavar="FILE",
+    help="Lines NAME TOKEN: answer only who sends one as a bearer token. Read again when changed.",
+)  # fmt: skip
+@click.option(
+    "--watch", is_flag=True,
+    help="Serve a new bundle when one lies at BUNDLE, as SIGHUP does at once.",
+)  # fmt: skip
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
@@ -107,22 +130,48 @@ from serve.server import ServeOptions, Server, serve
     default=64_000_000,
     help="Limit on width times height of one image.",
 )
+@click.option(
+    "--max-connections", type=click.IntRange(1), default=1000, metavar="N",
+    help="Connections at a time; more are closed at once.",
+)  # fmt: skip
+@click.option(
+    "--max-streams", type=click.IntRange(1), default=1000, metavar="N",
+    help="Open calls of one connection; more wait in the client.",
+)  # fmt: skip
+@click.option(
+    "--max-connection-age-s", type=click.FloatRange(0), default=0.0,
+    help="Ask clients to connect anew after so long, so that new servers get some; 0: never.",
+)  # fmt: skip
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
+              help="How lines on stderr look.")  # fmt: skip
+@click.option("--log-requests", is_flag=True, help="A line per request: id, outcome, times.")
 @json_option
 def main(
     bundle: Path, listen: str, http: str | None, threads: int, workers: int, as_json: bool,
+    tls_cert: Path | None, tls_key: Path | None, tls_client_ca: Path | None, log_format: str,
+    max_connections: int, max_streams: int, max_connection_age_s: float,
     **settings: Any,  # noqa: ANN401 (click checked each)
 ) -> None:  # fmt: skip
     """Serve BUNDLE over gRPC until SIGTERM or Ctrl-C.
 
     Prints one line `ready HOST:PORT ...` on stderr once requests are answered, and with --json the
     same as an object on stdout. SIGTERM: health says NOT_SERVING, requests are answered through
-    the grace period, open ones are finished, exit 0.
+    the grace period, open ones are finished, exit 0. SIGHUP: load what lies at BUNDLE now, try it,
+    and let it take over; where that fails, go on as before.
     """
+    if log_format == "json":
+        log_as_json()
     options = ServeOptions(
         listen=Address.parse(listen, "--listen"),
         http=Address.parse(http, "--http") if http else None,
         num_threads=threads,
         num_decode_threads=workers,
+        tls=tls_files(tls_cert, tls_key, tls_client_ca),
+        connections=ConnectionLimits(
+            max_connections=max_connections,
+            max_streams=max_streams,
+            max_connection_age_s=max_connection_age_s,
+        ),
         **settings,
     )
 

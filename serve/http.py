@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -16,14 +17,17 @@ MAX_HEAD_BYTES = 16 * 1024
 class HttpServer:
     """Serves what `metrics` and `is_ready` say at the moment of asking."""
 
-    def __init__(self, metrics: Callable[[], bytes], is_ready: Callable[[], bool]) -> None:
-        self._metrics, self._is_ready = metrics, is_ready
+    def __init__(
+        self, metrics: Callable[[], bytes], is_ready: Callable[[], bool],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
+        self._metrics, self._is_ready, self._tls = metrics, is_ready, tls
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port, which 0 leaves to the system. Raises OSError."""
         self._server = await asyncio.start_server(
-            self._serve_connection, host, port, limit=MAX_HEAD_BYTES
+            self._serve_connection, host, port, limit=MAX_HEAD_BYTES, ssl=self._tls
         )
         return int(self._server.sockets[0].getsockname()[1])
 

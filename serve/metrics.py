@@ -1,63 +1,133 @@
 """What an operator sees: Prometheus metrics of one server, in a registry of its own."""
 
+from collections import Counter as Tally
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from irv2.v1 import classifier_pb2
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+REFUSAL_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_STAGES = ("queue", "preprocess", "inference", "total")
 
 
 class Metrics:
     """Counters and histograms; `observe_*` is called where something happens."""
 
-    def __init__(self, model: classifier_pb2.Model) -> None:
+    def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        info = Gauge("irv2_model_info", "The served model.", ["model_id", "precision", "backend"],
-                     registry=registry)  # fmt: skip
-        info.labels(model.id, model.precision, model.backend).set(1)
+        self._info = Gauge("irv2_model_info", "The served model.",
+                           ["model_id", "artifact", "precision", "backend"],
+                           registry=registry)  # fmt: skip
         self._queue = Gauge("irv2_queue_images", "Images admitted and not yet answered.",
                             registry=registry)  # fmt: skip
         self._wait = Gauge("irv2_predicted_wait_seconds", "Time to answer one more image.",
                            registry=registry)  # fmt: skip
-        self._batch_images = Histogram("irv2_batch_images", "Images per batch.",
-                                       buckets=_BATCH_SIZES, registry=registry)  # fmt: skip
-        self._batch_seconds = Histogram("irv2_batch_seconds", "Time of a batch in the engine.",
-                                        buckets=_SECONDS, registry=registry)  # fmt: skip
+        self._ready = Gauge("irv2_ready", "1 while new requests are wanted.", registry=registry)
+        self.batch_images = Histogram("irv2_batch_images", "Images per batch.",
+                                      buckets=_BATCH_SIZES, registry=registry)  # fmt: skip
+        self.batch_seconds = Histogram("irv2_batch_seconds", "Time of a batch in the engine.",
+                                       buckets=_SECONDS, registry=registry)  # fmt: skip
         stages = Histogram("irv2_stage_seconds", "Time of a request's slowest image, by stage.",
                            ["stage"], buckets=_SECONDS, registry=registry)  # fmt: skip
-        names = ("queue", "preprocess", "inference", "total")
-        self._stages = {name: stages.labels(name) for name in names}
+        self.stages = {name: stages.labels(name) for name in _STAGES}
+        self.model_images = Counter("irv2_model_images", "Images that a model's engine has run.",
+                                    ["model_id"], registry=registry)  # fmt: skip
         self._requests = Counter("irv2_requests", "Requests by outcome: ok or why not.",
                                  ["outcome"], registry=registry)  # fmt: skip
-        self._image_errors = Counter("irv2_image_errors", "Images refused, by reason.", ["reason"],
-                                     registry=registry)  # fmt: skip
+        self.image_errors = Counter("irv2_image_errors", "Images refused, by reason.", ["reason"],
+                                    registry=registry)  # fmt: skip
+        self._calls = Counter("irv2_calls", "Calls by the name of their token.", ["caller"],
+                              registry=registry)  # fmt: skip
+        self._unauthenticated = Counter("irv2_unauthenticated_calls", "Calls without valid token.",
+                                        registry=registry)  # fmt: skip
+        self._reloads = Counter("irv2_reloads", "New bundles by outcome: ok or failed.",
+                                ["outcome"], registry=registry)  # fmt: skip
+        self._refusal = Histogram("irv2_refusal_seconds", "Time to refuse for overload.",
+                                  buckets=REFUSAL_SECONDS, registry=registry)  # fmt: skip
 
-    def watch_queue(self, num_images: Callable[[], float], wait_s: Callable[[], float]) -> None:
-        """Read queue depth and predicted wait whenever the metrics are asked for."""
+    def watch(
+        self, num_images: Callable[[], float], wait_s: Callable[[], float],
+        is_ready: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """Read queue depth, predicted wait and readiness whenever the metrics are asked for."""
         self._queue.set_function(num_images)
         self._wait.set_function(wait_s)
+        self._ready.set_function(is_ready)
 
-    def observe_batch(self, size: int, seconds: float) -> None:
-        """A batch has run."""
-        self._batch_images.observe(size)
-        self._batch_seconds.observe(seconds)
-
-    def observe_timing(self, timing: classifier_pb2.Timing) -> None:
-        """A request was answered."""
-        for name, stage in self._stages.items():
-            stage.observe(getattr(timing, f"{name}_us") / 1e6)
+    def serving(self, model: classifier_pb2.Model, artifact_file: str) -> None:
+        """This model takes the requests from now on."""
+        self._info.clear()
+        self._info.labels(model.id, artifact_file, model.precision, model.backend).set(1)
 
     def observe_request(self, outcome: str) -> None:
         """A request ended: "ok", "cancelled" or the status code's name."""
         self._requests.labels(outcome).inc()
 
-    def observe_image_error(self, reason: str) -> None:
-        """An image failed alone."""
-        self._image_errors.labels(reason).inc()
+    def observe_call(self, caller: str) -> None:
+        """A call came with a token of this name, or, with "", without one."""
+        if caller:
+            self._calls.labels(caller).inc()
+        else:
+            self._unauthenticated.inc()
+
+    def observe_reload(self, outcome: str) -> None:
+        """A new bundle was taken ("ok") or not ("failed")."""
+        self._reloads.labels(outcome).inc()
+
+    def observe_refusal(self, seconds: float) -> None:
+        """A request was refused because it can't be answered in time."""
+        self._refusal.observe(seconds)
 
     def text(self) -> bytes:
         """The exposition format that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Sums since a model took over, for the Open Inference Protocol; nanoseconds by stage."""
+
+    num_images: int = 0
+    num_failed: int = 0
+    num_requests: int = 0
+    batches: "Tally[int]" = field(default_factory=Tally)  # how many of each size
+    batch_ns: "Tally[int]" = field(default_factory=Tally)  # by size
+    stage_ns: "Tally[str]" = field(default_factory=Tally)
+    last_ms: int = 0  # of the newest batch, since 1970
+
+
+class ModelMetrics:
+    """What one model did: into the server's metrics, and summed for itself."""
+
+    def __init__(self, metrics: Metrics, model_id: str, now_ms: Callable[[], int]) -> None:
+        self._metrics, self._now_ms = metrics, now_ms
+        self._images = metrics.model_images.labels(model_id)
+        self.statistics = Statistics()
+
+    def observe_batch(self, size: int, seconds: float) -> None:
+        """A batch has run."""
+        self._metrics.batch_images.observe(size)
+        self._metrics.batch_seconds.observe(seconds)
+        self._images.inc(size)
+        sums = self.statistics
+        sums.num_images += size
+        sums.batches[size] += 1
+        sums.batch_ns[size] += round(seconds * 1e9)
+        sums.last_ms = self._now_ms()
+
+    def observe_timing(self, timing: classifier_pb2.Timing) -> None:
+        """A request was answered."""
+        self.statistics.num_requests += 1
+        for name, stage in self._metrics.stages.items():
+            microseconds = getattr(timing, f"{name}_us")
+            stage.observe(microseconds / 1e6)
+            self.statistics.stage_ns[name] += microseconds * 1000
+
+    def observe_image_error(self, reason: str) -> None:
+        """An image failed alone."""
+        self._metrics.image_errors.labels(reason).inc()
+        self.statistics.num_failed += 1

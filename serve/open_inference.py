@@ -1,7 +1,8 @@
 """The Open Inference Protocol v2 beside our own: the model `irv2` for clients that exist.
 
 Tensors as in a bundle: `images` UINT8 [N, S, S, 3] RGB, already resized and cropped, in; `logits`
-FP32 [N, classes] out. A request in raw bytes is answered in raw bytes, a typed one typed.
+FP32 [N, classes] out. A request in raw bytes is answered in raw bytes, a typed one typed. Of
+Triton's extensions: configuration, statistics and repository index, which its clients ask for.
 """
 
 from collections.abc import Callable
@@ -14,21 +15,25 @@ from irv2.inference import open_inference_pb2 as oip
 from irv2.inference import open_inference_pb2_grpc
 from irv2.types import FloatArray, UInt8Array
 from serve.answering import Answering, Context
-from serve.pipeline import Pipeline
+from serve.follow import Follower
+from serve.model_facts import model_config, model_statistics
+from serve.served import ServedModel
 
 SERVICE = "inference.GRPCInferenceService"
 MODEL_NAME, MODEL_VERSION = "irv2", "1"
+EXTENSIONS = ("model_configuration", "model_repository", "statistics")
 
 
 class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     """The service; one per server."""
 
     def __init__(
-        self, pipeline: Pipeline, answering: Answering, image_size: int,
+        self, served: Callable[[], ServedModel], answering: Answering, follower: Follower,
         is_ready: Callable[[], bool],
     ) -> None:  # fmt: skip
-        self._pipeline, self._answering, self._is_ready = pipeline, answering, is_ready
-        self._image_shape = (image_size, image_size, 3)
+        """`served` is the model of the moment."""
+        self._served, self._answering, self._is_ready = served, answering, is_ready
+        self._follower = follower
 
     async def ServerLive(  # noqa: N802 (here and below: gRPC's names)
         self, request: oip.ServerLiveRequest, context: object
@@ -53,7 +58,9 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ServerMetadataRequest, context: object
     ) -> oip.ServerMetadataResponse:
         """Name and version."""
-        return oip.ServerMetadataResponse(name="irv2", version=__version__)
+        return oip.ServerMetadataResponse(
+            name="irv2", version=__version__, extensions=EXTENSIONS
+        )  # fmt: skip
 
     async def ModelMetadata(  # noqa: N802
         self, request: oip.ModelMetadataRequest, context: Context
@@ -66,18 +73,60 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> oip.ModelInferResponse:
         """Logits of a batch; refused as a whole where anything about it is wrong."""
         deadline = self._answering.deadline(context)
-        return await self._answering.unary(self._infer(request, deadline), context)
+        num_images = request.inputs[0].shape[0] if request.inputs and request.inputs[0].shape else 0
+        work = self._follower.follow(
+            self._infer(request, deadline), "ModelInfer", request.id, num_images, context
+        )
+        return await self._answering.unary(work, context)
+
+    async def ModelConfig(  # noqa: N802
+        self, request: oip.ModelConfigRequest, context: Context
+    ) -> oip.ModelConfigResponse:
+        """Batching and tensors, as Triton would describe them."""
+        return await self._answering.unary(self._config(request), context)
+
+    async def ModelStatistics(  # noqa: N802
+        self, request: oip.ModelStatisticsRequest, context: Context
+    ) -> oip.ModelStatisticsResponse:
+        """What the model has done since it took over."""
+        return await self._answering.unary(self._statistics(request), context)
+
+    async def RepositoryIndex(  # noqa: N802
+        self, request: oip.RepositoryIndexRequest, context: object
+    ) -> oip.RepositoryIndexResponse:
+        """The one model."""
+        state = "READY" if self._is_ready() else "UNAVAILABLE"
+        if request.ready and state != "READY":
+            return oip.RepositoryIndexResponse()
+        entry = oip.RepositoryIndexResponse.ModelIndex(
+            name=MODEL_NAME, version=MODEL_VERSION, state=state
+        )  # fmt: skip
+        return oip.RepositoryIndexResponse(models=[entry])
+
+    async def _config(self, request: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
+        _check_model("name", request.name, request.version)
+        config = model_config(self._served())
+        config.name = MODEL_NAME
+        return oip.ModelConfigResponse(config=config)
+
+    async def _statistics(
+        self, request: oip.ModelStatisticsRequest
+    ) -> oip.ModelStatisticsResponse:  # fmt: skip
+        _check_model("name", request.name or MODEL_NAME, request.version)
+        statistics = model_statistics(self._served().statistics)
+        statistics.name, statistics.version = MODEL_NAME, MODEL_VERSION
+        return oip.ModelStatisticsResponse(model_stats=[statistics])
 
     async def _metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
         _check_model("name", request.name, request.version)
         tensor = oip.ModelMetadataResponse.TensorMetadata
-        num_classes = len(self._pipeline.model.classes)
+        served = self._served()
         return oip.ModelMetadataResponse(
             name=MODEL_NAME,
             versions=[MODEL_VERSION],
-            platform=self._pipeline.model.backend,
-            inputs=[tensor(name="images", datatype="UINT8", shape=[-1, *self._image_shape])],
-            outputs=[tensor(name="logits", datatype="FP32", shape=[-1, num_classes])],
+            platform=served.model.backend,
+            inputs=[tensor(name="images", datatype="UINT8", shape=[-1, *served.image_shape])],
+            outputs=[tensor(name="logits", datatype="FP32", shape=[-1, len(served.model.classes)])],
         )
 
     async def _infer(
@@ -86,28 +135,31 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         _check_model("model_name", request.model_name, request.model_version)
         if any(output.name != "logits" for output in request.outputs):
             raise InvalidRequest("outputs", "an unknown tensor", "logits")
-        images = self._images(request)
-        logits = await self._pipeline.infer(images, deadline)
+        served = self._served()
+        images = _images(request, served.image_shape, served.pipeline.limits.max_images)
+        logits = await served.pipeline.infer(images, deadline)
         return _response(request, logits)
 
-    def _images(self, request: oip.ModelInferRequest) -> UInt8Array:
-        """The input tensor, uint8 (N, S, S, 3). Raises InvalidRequest."""
-        if [tensor.name for tensor in request.inputs] != ["images"]:
-            got = ", ".join(tensor.name for tensor in request.inputs) or "none"
-            raise InvalidRequest("inputs", got, "the tensor images alone")
-        (tensor,) = request.inputs
-        num_images = tensor.shape[0] if tensor.shape else 0
-        shape = (num_images, *self._image_shape)
-        most = self._pipeline.limits.max_images
-        if tensor.datatype != "UINT8" or tuple(tensor.shape) != shape or not 0 < num_images <= most:
-            got = f"{tensor.datatype} {list(tensor.shape)}"
-            expected = f"UINT8 {['N', *self._image_shape]}, N from 1 to {most}"
-            raise InvalidRequest("inputs[0]", got, expected)
-        elements = _elements(request, tensor)
-        if elements.size != np.prod(shape):
-            got = f"{elements.size} elements"
-            raise InvalidRequest("inputs[0]", got, f"{np.prod(shape)} for its shape")
-        return elements.reshape(shape)
+
+def _images(
+    request: oip.ModelInferRequest, image_shape: tuple[int, int, int], most: int
+) -> UInt8Array:  # fmt: skip
+    """The input tensor, uint8 (N, S, S, 3), N up to `most`. Raises InvalidRequest."""
+    if [tensor.name for tensor in request.inputs] != ["images"]:
+        got = ", ".join(tensor.name for tensor in request.inputs) or "none"
+        raise InvalidRequest("inputs", got, "the tensor images alone")
+    (tensor,) = request.inputs
+    num_images = tensor.shape[0] if tensor.shape else 0
+    shape = (num_images, *image_shape)
+    if tensor.datatype != "UINT8" or tuple(tensor.shape) != shape or not 0 < num_images <= most:
+        got = f"{tensor.datatype} {list(tensor.shape)}"
+        expected = f"UINT8 {['N', *image_shape]}, N from 1 to {most}"
+        raise InvalidRequest("inputs[0]", got, expected)
+    elements = _elements(request, tensor)
+    if elements.size != np.prod(shape):
+        got = f"{elements.size} elements"
+        raise InvalidRequest("inputs[0]", got, f"{np.prod(shape)} for its shape")
+    return elements.reshape(shape)
 
 
 def _elements(

@@ -18,12 +18,12 @@ from irv2.errors import (
     InvalidRequest,
     NotServing,
 )
-from irv2.results import top_k_scores
+from irv2.results import DEFAULT_TOP_K, ranked_scores
 from irv2.types import FloatArray, UInt8Array
 from irv2.v1 import classifier_pb2
 from serve.batcher import Admission, Batcher
 from serve.decoder import Decoder
-from serve.metrics import Metrics
+from serve.metrics import ModelMetrics
 from serve.status import status_from_error
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Pipeline:
         limits: classifier_pb2.Limits,
         decoder: Decoder,
         batcher: Batcher,
-        metrics: Metrics,
+        metrics: ModelMetrics,
     ) -> None:
         self.model, self.limits = model, limits
         self._decoder, self._batcher, self._metrics = decoder, batcher, metrics
@@ -85,10 +85,18 @@ class Pipeline:
 
     async def infer(self, images: UInt8Array, deadline: float) -> FloatArray:
         """Logits (N, num_classes) of prepared images, uint8 (N, S, S, 3), all of them or none."""
+        arrived_at = asyncio.get_running_loop().time()
         self._check(len(images))
         async with _until(deadline):
-            with self._batcher.admit(len(images), deadline) as admission:
+            with self._batcher.admit(len(images), deadline, prepared=True) as admission:
                 answers = await _all(admission.run(image) for image in images)
+        slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
+        timing = classifier_pb2.Timing(
+            queue_us=round(slowest.queue_s * 1e6),
+            inference_us=round(slowest.inference_s * 1e6),
+            total_us=round((asyncio.get_running_loop().time() - arrived_at) * 1e6),
+        )
+        self._metrics.observe_timing(timing)
         return np.stack([answer.logits for answer in answers])
 
     async def warm_up(self, batch_sizes: Iterable[int]) -> None:
@@ -127,7 +135,8 @@ class Pipeline:
             image_hwc, outcome.preprocess_s = await self._decoder.decode(image)
             answer = await admission.run(image_hwc)
             outcome.queue_s, outcome.inference_s = answer.queue_s, answer.inference_s
-            scores = top_k_scores(answer.logits, self._classes, top_k)
+            order = answer.order[: top_k or DEFAULT_TOP_K]
+            scores = ranked_scores(answer.probabilities, order, self._classes)
         except Expired:
             raise  # with the whole request
         except ImageError as error:
@@ -161,7 +170,10 @@ async def _until(deadline: float) -> AsyncIterator[None]:
 
 async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """All results in order, or the first failure, which cancels the rest."""
-    tasks = [asyncio.create_task(work) for work in works]
+    first, *others = works
+    if not others:  # the usual case needs no task of its own
+        return [await first]
+    tasks = [asyncio.create_task(work) for work in (first, *others)]
     try:
         return await asyncio.gather(*tasks)
     finally:

@@ -1,73 +1,40 @@
 """The server put together, from a bundle to the last answer after SIGTERM."""
 
 import asyncio
-import json
 import logging
-import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from irv2.bundle import Artifact, Bundle
-from irv2.decode import ImageLimits
-from irv2.errors import BundleError, UsageError
+from irv2.errors import Irv2Error
 from irv2.inference import open_inference_pb2_grpc
 from irv2.runners.base import Runner
-from irv2.runners.choose import open_best
-from irv2.v1 import classifier_pb2, classifier_pb2_grpc
+from irv2.v1 import classifier_pb2_grpc
 from serve.address import Address
 from serve.answering import Answering
-from serve.batcher import Batcher
-from serve.decoder import Decoder
+from serve.follow import Follower
 from serve.http import HttpServer
+from serve.limits import channel_options
+from serve.memory import keep_few_arenas, return_freed_memory
+from serve.messages import Readable
 from serve.metrics import Metrics
 from serve.open_inference import SERVICE as OPEN_INFERENCE
 from serve.open_inference import OpenInference
-from serve.pipeline import Pipeline
+from serve.options import ServeOptions
+from serve.reload import Reloader
+from serve.served import Opened, ServedModel, open_model
 from serve.servicer import Classifier
+from serve.tls import Tls
+from serve.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
 SERVICE = "irv2.v1.Classifier"
-WARM_UP_SIZES = (1, 2, 4, 8)
-# Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
-CPU_MAX_BATCH = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeOptions:
-    """The options of `irv2-serve`; its help describes them."""
-
-    listen: Address
-    http: Address | None
-    insecure: bool
-    precision: str | None
-    backend: str | None
-    num_threads: int
-    num_decode_threads: int
-    max_batch: int | None
-    max_queue: int
-    max_queue_delay_ms: float
-    default_deadline_ms: int
-    grace_s: float
-    max_message_bytes: int
-    max_images: int
-    max_image_bytes: int
-    max_image_pixels: int
-
-    def __post_init__(self) -> None:
-        for address in filter(None, (self.listen, self.http)):
-            if not address.is_loopback and not self.insecure:
-                raise UsageError(
-                    address, "would take unencrypted requests from other machines",
-                    "an address of this machine alone", "add --insecure if that is wanted",
-                )  # fmt: skip
 
 
 def serve(bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server], None]") -> int:
@@ -75,31 +42,38 @@ def serve(bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server]
 
     `on_ready` is called once requests are answered.
     """
-    bundle = Bundle.open(bundle_path)
-    artifact, runner = open_best(bundle, options.precision, options.backend, options.num_threads)
-    with runner:
-        _check_fits(bundle, artifact, runner)
-        stopped_by = asyncio.run(_serve(bundle, artifact, runner, options, on_ready))
+    keep_few_arenas()
+    stopped_by = asyncio.run(_serve(bundle_path, options, on_ready))
     return 130 if stopped_by == signal.SIGINT else 0
 
 
 async def _serve(
-    bundle: Bundle, artifact: Artifact, runner: Runner, options: ServeOptions,
-    on_ready: "Callable[[Server], None]",
+    bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server], None]"
 ) -> signal.Signals:  # fmt: skip
+    loop = asyncio.get_running_loop()
+    reloader = Reloader(lambda: server.reload(bundle_path))
+    loop.add_signal_handler(signal.SIGHUP, reloader.want)  # first: it would end the process
+    # Nothing else may hold the opened model: it is to go when another takes over.
+    server = Server(*open_model(bundle_path, options), options)
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, signals.put_nowait, each)
-    server = Server(bundle, artifact, runner, options)
+        loop.add_signal_handler(each, signals.put_nowait, each)
+    background = []
     try:
         await server.start()
         on_ready(server)
+        background.append(asyncio.create_task(reloader.run()))
+        if options.watch:
+            background.append(asyncio.create_task(reloader.watch(bundle_path)))
         stopped_by = await signals.get()
         await server.announce_stop()
         if stopped_by == signal.SIGTERM:
             logger.info("stopping grace_s=%g", options.grace_s)
             await _wait_for_signal(signals, options.grace_s)  # a second one ends the grace
     finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
         await server.stop()
     return stopped_by
 
@@ -116,29 +90,22 @@ class Server:
     def __init__(
         self, bundle: Bundle, artifact: Artifact, runner: Runner, options: ServeOptions
     ) -> None:  # fmt: skip
-        self._options, self._runner = options, runner
-        self._max_batch = _max_batch(artifact, runner, options.max_batch)
-        self._model = _model(bundle, artifact, runner, self._max_batch)
-        self._metrics = Metrics(self._model)
-        self._batcher = Batcher(
-            runner, max_batch=self._max_batch, max_queue=options.max_queue,
-            max_queue_delay_ms=options.max_queue_delay_ms, on_batch=self._metrics.observe_batch,
-        )  # fmt: skip
-        self._metrics.watch_queue(
-            lambda: self._batcher.num_admitted, lambda: self._batcher.predicted_wait_s()
-        )
-        image_limits = ImageLimits(
-            max_bytes=options.max_image_bytes, max_pixels=options.max_image_pixels
-        )
-        num_threads = options.num_decode_threads or len(os.sched_getaffinity(0))
-        self._decoder = Decoder(bundle.preprocess, image_limits, num_threads)
-        self._pipeline = Pipeline(
-            self._model, _limits(options), self._decoder, self._batcher, self._metrics
-        )
-        self._health = health.aio.HealthServicer()
-        self._grpc = self._grpc_server()
+        self._options = options
+        self._metrics = Metrics()
+        self._served = ServedModel(Opened(bundle, artifact, runner), options, self._metrics)
         self._is_ready = False
-        self._http = HttpServer(self._metrics.text, lambda: self._is_ready)
+        self._metrics.watch(
+            lambda: self._served.batcher.num_admitted,
+            lambda: self._served.batcher.predicted_wait_s(),
+            lambda: self._is_ready,
+        )
+        self._tls = Tls(options.tls) if options.tls else None
+        self._health = health.aio.HealthServicer()
+        self._stopping = asyncio.Event()
+        self._follower = Follower(log=options.log_requests)
+        self._grpc = self._grpc_server()
+        http_tls = self._tls.http_context() if self._tls else None
+        self._http = HttpServer(self._metrics.text, lambda: self._is_ready, http_tls)
         self._listen, self._http_listen = options.listen, options.http
 
     async def start(self) -> None:
@@ -152,10 +119,31 @@ class Server:
             except OSError as error:
                 raise self._http_listen.why_not() from error
         await self._grpc.start()
-        sizes = {size for size in WARM_UP_SIZES if size < self._max_batch} | {self._max_batch}
-        await self._pipeline.warm_up(sorted(sizes))
-        self._pipeline.is_serving = self._is_ready = True
+        await self._served.start()
+        return_freed_memory()
+        self._metrics.serving(self._served.model, self._served.artifact.file)
+        self._is_ready = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def reload(self, bundle_path: Path) -> None:
+        """Serve what lies there now. Where that fails, one log line, and all stays as it is."""
+        try:
+            new = await self._started(bundle_path)
+        except Exception as error:  # whatever is wrong with it, requests go on being answered
+            foreseen = isinstance(error, Irv2Error)
+            logger.error("reload_failed error=%s", error, exc_info=not foreseen)
+            self._metrics.observe_reload("failed")
+            return
+        # A request is admitted in the same step of the loop in which it takes its model, so the
+        # old one knows all of its requests, and closes when they are answered.
+        old, self._served = self._served, new
+        self._metrics.serving(new.model, new.artifact.file)
+        self._metrics.observe_reload("ok")
+        logger.info("reloaded %s", self._what_is_served)
+        await old.close()
+        logger.info("closed model=%s", old.model.id[:12])
+        del old
+        await asyncio.to_thread(return_freed_memory)
 
     async def announce_stop(self) -> None:
         """Tell load balancers to go elsewhere; requests are still answered."""
@@ -164,46 +152,65 @@ class Server:
 
     async def stop(self) -> None:
         """Take no new request, answer the open ones, close everything."""
+        self._stopping.set()
         await self._grpc.stop(self._options.default_deadline_ms / 1e3)
-        await self._batcher.close()
-        self._decoder.close()
+        await self._served.close()
         await self._http.stop()
+        self._follower.close()
 
     @property
     def description(self) -> dict[str, object]:
         """Where the server listens and what it serves."""
+        model = self._served.model
         return {
             "listen": str(self._listen),
             "http": str(self._http_listen) if self._http_listen else None,
-            "model_id": self._model.id,
-            "precision": self._model.precision,
-            "backend": self._model.backend,
-            "max_batch": self._model.max_batch,
+            "model_id": model.id,
+            "artifact": self._served.artifact.file,
+            "selftest": self._served.self_test,
+            "precision": model.precision,
+            "backend": model.backend,
+            "max_batch": model.max_batch,
         }
 
     @property
     def ready_line(self) -> str:
         """`ready HOST:PORT` and what answers there."""
-        model = self._model
         http = f" http={self._http_listen}" if self._http_listen else ""
+        return f"ready {self._listen} {self._what_is_served}{http}"
+
+    @property
+    def _what_is_served(self) -> str:
+        model = self._served.model
         return (
-            f"ready {self._listen} model={model.id[:12]} precision={model.precision} "
-            f"backend={model.backend} max_batch={model.max_batch}{http}"
+            f"model={model.id[:12]} precision={model.precision} backend={model.backend} "
+            f"artifact={self._served.artifact.file} selftest={self._served.self_test} "
+            f"max_batch={model.max_batch}"
         )
 
+    async def _started(self, bundle_path: Path) -> ServedModel:
+        """A second model beside the one that serves, ready to take over."""
+        opened = await asyncio.to_thread(open_model, bundle_path, self._options)
+        model = ServedModel(opened, self._options, self._metrics)
+        try:
+            await model.start()
+        except BaseException:
+            await model.close()
+            raise
+        return model
+
     def _grpc_server(self) -> grpc.aio.Server:
+        options, tokens = self._options, self._options.token_file
+        guards = [Tokens(tokens, self._metrics.observe_call)] if tokens else []
         server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 0),  # or two servers would share a port, each unknowing
-                ("grpc.max_receive_message_length", self._options.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-            ]
+            interceptors=[*guards, Readable()],
+            options=channel_options(options.max_message_bytes, options.connections),
         )
-        answering = Answering(self._metrics, self._options.default_deadline_ms / 1e3)
-        classifier = Classifier(self._pipeline, answering)
+        answering = Answering(self._metrics, options.default_deadline_ms / 1e3)
+        classifier = Classifier(lambda: self._served, answering, self._follower, self._stopping)
         classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, server)
         open_inference = OpenInference(
-            self._pipeline, answering, self._runner.image_size, lambda: self._is_ready
+            lambda: self._served, answering, self._follower, lambda: self._is_ready
         )
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -212,8 +219,12 @@ class Server:
         return server
 
     def _bind(self) -> None:
+        address = str(self._listen)
         try:
-            port = self._grpc.add_insecure_port(str(self._listen))
+            if self._tls:
+                port = self._grpc.add_secure_port(address, self._tls.grpc_credentials())
+            else:
+                port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise self._listen.why_not() from error
         self._listen = Address(self._listen.host, port)
@@ -221,53 +232,3 @@ class Server:
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for service in ("", SERVICE):
             await self._health.set(service, status)
-
-
-def _check_fits(bundle: Bundle, artifact: Artifact, runner: Runner) -> None:
-    found = (runner.image_size, runner.num_classes)
-    expected = (bundle.preprocess.crop, len(bundle.classes))
-    if found != expected:
-        raise BundleError(
-            bundle.path / artifact.file,
-            f"takes {found[0]} pixels and gives {found[1]} classes",
-            f"{expected[0]} and {expected[1]}, as bundle.json says", "export it again",
-        )  # fmt: skip
-    sha256 = runner.metadata.get("preprocess_sha256", bundle.preprocess.sha256)
-    if sha256 != bundle.preprocess.sha256:
-        raise BundleError(
-            bundle.path / artifact.file, f"was exported for preprocessing {sha256[:12]}",
-            f"{bundle.preprocess.sha256[:12]}, as bundle.json says", "export it again",
-        )  # fmt: skip
-
-
-def _max_batch(artifact: Artifact, runner: Runner, asked_for: int | None) -> int:
-    most = min(artifact.max_batch, runner.max_batch)
-    if asked_for is None:
-        return min(most, CPU_MAX_BATCH) if runner.backend.endswith("-cpu") else most
-    if asked_for > most:
-        raise UsageError("--max-batch", str(asked_for), f"at most {most}, what the gate certified")
-    return asked_for
-
-
-def _model(
-    bundle: Bundle, artifact: Artifact, runner: Runner, max_batch: int
-) -> classifier_pb2.Model:  # fmt: skip
-    return classifier_pb2.Model(
-        id=bundle.id,
-        arch=bundle.manifest.source.arch,
-        classes=bundle.classes,
-        precision=artifact.precision,
-        backend=runner.backend,
-        max_batch=max_batch,
-        preprocess_json=json.dumps(bundle.manifest.preprocess),
-        parity_json=msgspec.json.encode(artifact.parity).decode(),
-    )
-
-
-def _limits(options: ServeOptions) -> classifier_pb2.Limits:
-    return classifier_pb2.Limits(
-        max_message_bytes=options.max_message_bytes,
-        max_images=options.max_images,
-        max_image_bytes=options.max_image_bytes,
-        max_image_pixels=options.max_image_pixels,
-    )

@@ -1,15 +1,17 @@
 """irv2.v1.Classifier over grpc.aio; the work itself is the pipeline's."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 from google.rpc import status_pb2
+from grpc_status import rpc_status
 
-from irv2.errors import InvalidRequest
+from irv2.errors import InvalidRequest, NotServing
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 from serve.answering import Answering
-from serve.pipeline import Pipeline
+from serve.follow import Follower
+from serve.served import ServedModel
 from serve.status import status_from_error
 
 # Requests of one stream that are worked on at a time; more wait in the client (flow control).
@@ -24,15 +26,20 @@ _StreamContext = grpc.aio.ServicerContext[
 class Classifier(classifier_pb2_grpc.ClassifierServicer):
     """The service; one per server."""
 
-    def __init__(self, pipeline: Pipeline, answering: Answering) -> None:
-        self._pipeline, self._answering = pipeline, answering
+    def __init__(
+        self, served: Callable[[], ServedModel], answering: Answering, follower: Follower,
+        stopping: asyncio.Event,
+    ) -> None:  # fmt: skip
+        """`served` is the model of the moment; at `stopping` streams end."""
+        self._served, self._answering, self._follower = served, answering, follower
+        self._stopping = stopping
 
     async def Classify(  # noqa: N802 (gRPC's name)
         self, request: classifier_pb2.ClassifyRequest, context: _Context
     ) -> classifier_pb2.ClassifyResponse:
         """Answer one request; a refused one ends with its status."""
         deadline = self._answering.deadline(context)
-        return await self._answering.unary(self._pipeline.classify(request, deadline), context)
+        return await self._answering.unary(self.classify(request, deadline, context), context)
 
     async def ClassifyStream(  # noqa: N802
         self,
@@ -40,41 +47,71 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
         context: _StreamContext,
     ) -> None:
         """Answer the requests of a stream in any order; a refused one does not end it."""
-        await _Stream(self._pipeline, self._answering, context).answer_all(requests)
+        await _Stream(self, self._answering, context).answer_all(requests, self._stopping)
 
     async def GetModel(  # noqa: N802
         self, request: classifier_pb2.GetModelRequest, context: object
     ) -> classifier_pb2.GetModelResponse:
         """Describe the model and the limits."""
-        model, limits = self._pipeline.model, self._pipeline.limits
-        return classifier_pb2.GetModelResponse(model=model, limits=limits)
+        pipeline = self._served().pipeline
+        return classifier_pb2.GetModelResponse(model=pipeline.model, limits=pipeline.limits)
+
+    async def classify(
+        self, request: classifier_pb2.ClassifyRequest, deadline: float,
+        context: _Context | _StreamContext,
+    ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
+        """Answer with the model of the moment or raise a RequestError."""
+        work = self._served().pipeline.classify(request, deadline)
+        return await self._follower.follow(
+            work, "Classify", request.id, len(request.images), context
+        )
 
 
 class _Stream:
     """One call of ClassifyStream: its open requests and the one writer at a time gRPC allows."""
 
     def __init__(
-        self, pipeline: Pipeline, answering: Answering, context: _StreamContext
+        self, classifier: Classifier, answering: Answering, context: _StreamContext
     ) -> None:  # fmt: skip
-        self._pipeline, self._answering, self._context = pipeline, answering, context
+        self._classifier, self._answering, self._context = classifier, answering, context
         self._open: set[str] = set()
         self._places = asyncio.Semaphore(MAX_OPEN_PER_STREAM)
         self._writing = asyncio.Lock()
 
     async def answer_all(
-        self, messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest]
+        self, messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
+        stopping: asyncio.Event,
     ) -> None:  # fmt: skip
+        """Until the client ends the stream, or the server stops: then what was read is answered
+        and the client is told to send the rest elsewhere.
+        """
         async with asyncio.TaskGroup() as tasks:
-            async for message in messages:
-                request = message.request
-                deadline = self._answering.deadline(self._context, message.timeout_ms)
-                refusal = self._check_id(request.id)
-                if refusal:
-                    await self._write(request.id, status_from_error(refusal))
-                    continue
-                self._open.add(request.id)
-                await self._places.acquire()
-                tasks.create_task(self._answer(request, deadline))
+            reading = tasks.create_task(self._read_all(messages, tasks))
+            stop = asyncio.create_task(stopping.wait())
+            try:
+                await asyncio.wait({reading, stop}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stop.cancel()
+            was_stopped = not reading.done()
+            reading.cancel()
+        if was_stopped:
+            refusal = NotServing("server", "is stopping", way_out="ask another one")
+            await self._context.abort_with_status(rpc_status.to_status(status_from_error(refusal)))
+
+    async def _read_all(
+        self, messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
+        tasks: asyncio.TaskGroup,
+    ) -> None:  # fmt: skip
+        async for message in messages:
+            request = message.request
+            deadline = self._answering.deadline(self._context, message.timeout_ms)
+            refusal = self._check_id(request.id)
+            if refusal:
+                await self._write(request.id, status_from_error(refusal))
+                continue
+            self._open.add(request.id)
+            await self._places.acquire()
+            tasks.create_task(self._answer(request, deadline))
 
     def _check_id(self, request_id: str) -> InvalidRequest | None:
         if not request_id:
@@ -85,7 +122,8 @@ class _Stream:
 
     async def _answer(self, request: classifier_pb2.ClassifyRequest, deadline: float) -> None:
         try:
-            outcome = await self._answering.outcome(self._pipeline.classify(request, deadline))
+            work = self._classifier.classify(request, deadline, self._context)
+            outcome = await self._answering.outcome(work)
             # Closed before it is written: with the answer the client may use the id again.
             self._open.remove(request.id)
             await self._write(request.id, outcome)

@@ -13,12 +13,14 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_status import rpc_status
 
 from irv2.bundle import Bundle
+from irv2.errors import EngineError
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.v1 import classifier_pb2_grpc
 from irv2.v1.classifier_pb2 import ClassifyRequest, Image
 from serve.address import Address
-from serve.server import ServeOptions, Server
+from serve.options import ServeOptions
+from serve.server import Server
 
 OPTIONS = ServeOptions(
     listen=Address("127.0.0.1", 0), http=None, insecure=False, precision=None, backend=None,
@@ -33,6 +35,7 @@ class PacedRunner(Runner):
 
     def __init__(self, inner: Runner, seconds: float) -> None:
         self.inner, self.seconds, self.sizes, self.error = inner, seconds, [], None
+        self.fails_every: int | None = None  # one batch in so many
         self.backend, self.image_size = inner.backend, inner.image_size
         self.num_classes, self.max_batch = inner.num_classes, inner.max_batch
 
@@ -41,6 +44,8 @@ class PacedRunner(Runner):
         time.sleep(self.seconds)
         if self.error:
             raise self.error
+        if self.fails_every and len(self.sizes) % self.fails_every == 0:
+            raise EngineError("engine", "fails on purpose")
         return self.inner.run(images)
 
 

@@ -22,17 +22,21 @@ from irv2.bundle import (
     manifest_json,
 )
 from irv2.preprocess import Preprocess
+from irv2.runners.onnx import OnnxRunner
+from irv2.selftest import SELF_TEST, SelfTest
 
 SIDE = 75
 CLASSES = [f"class {i}" for i in range(10)]
 
 
 def write_tiny_bundle(
-    folder: Path, *, seed: int = 0, max_batch: int = 16, verdict: str | None = "passed"
-) -> Path:
+    folder: Path, *, seed: int = 0, max_batch: int = 16, verdict: str | None = "passed",
+    passes_self_test: bool = True,
+) -> Path:  # fmt: skip
     """Write a bundle with one fp32 ONNX artefact to `folder` and return it.
 
-    `verdict` None leaves the artefact unverified; `seed` gives another model.
+    `verdict` None leaves the artefact unverified; `seed` gives another model; a bundle that does
+    not pass its self-test says that its engine answers wrongly.
     """
     folder.mkdir(parents=True)
     model_path = folder / "model.onnx"
@@ -43,13 +47,25 @@ def write_tiny_bundle(
         max_batch=max_batch, built_from="0" * 64, built_with={"onnx": onnx.__version__}, gpu=None,
         parity=passed_parity(verdict) if verdict else None,
     )  # fmt: skip
+    self_test_path = folder / SELF_TEST
+    self_test_path.write_bytes(_self_test(model_path, off_by=0 if passes_self_test else 1))
     manifest = Manifest(
         schema=SCHEMA, id=bundle_id([artifact], preprocess, CLASSES), preprocess=preprocess,
         source=Source(checkpoint_sha256="0" * 64, arch="tiny", setting="2", epoch=1),
-        classes=CLASSES, artifacts=[artifact], files={},
+        classes=CLASSES, artifacts=[artifact], files={SELF_TEST: file_sha256(self_test_path)},
     )  # fmt: skip
     (folder / MANIFEST).write_bytes(manifest_json(manifest))
     return folder
+
+
+def _self_test(model_path: Path, off_by: int) -> bytes:
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 3, 3), np.uint8)
+    images = images.repeat(SIDE // 3, 1).repeat(SIDE // 3, 2)
+    with OnnxRunner(model_path, num_threads=1) as runner:
+        logits = runner.run(images)
+    top2 = np.sort(logits, axis=1)[:, -2:]
+    top1 = (logits.argmax(axis=1) + off_by) % len(CLASSES)
+    return SelfTest(images, top1, top2[:, 1] - top2[:, 0]).to_bytes()
 
 
 def passed_parity(verdict: str = "passed") -> Parity:

@@ -20,6 +20,11 @@ from irv2.preprocess import Preprocess, preprocess
 CLASSES = ["blue", "cyan", "green", "magenta", "red", "yellow"]
 COLOURS = [(0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 1), (1, 0, 0), (1, 1, 0)]
 NUM_PER_CLASS = 8
+# What an export of float32 alone leaves.
+BUNDLE_FILES = {
+    "bundle.json", "model.onnx", "model.onnx.ledger.npz", "parity.md", "reference.npz",
+    "selftest.npz",
+}  # fmt: skip
 PREPROCESS = Preprocess(resize=80, crop=75)
 
 

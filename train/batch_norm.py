@@ -5,6 +5,8 @@ the first GPU's running statistics. One process reaches the same numbers by norm
 of its batch alone.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -20,6 +22,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     """
 
     num_groups: int
+    is_frozen = False  # see frozen_statistics
 
     @classmethod
     def like(cls, other: nn.BatchNorm2d, num_groups: int) -> Self:
@@ -33,14 +36,28 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        groups = split_groups(len(x), self.num_groups) if self.training else 1
-        first, *others = x.tensor_split(groups)
-        normalized = [super().forward(first)]
+        if not self.training:
+            return super().forward(x)
+        if not len(x):  # a process without images in a short batch: its gradients are zeros
+            return x * self.weight[:, None, None] + self.bias[:, None, None]
+        first, *others = x.tensor_split(split_groups(len(x), self.num_groups))
+        normalized = [self._normalize_first(first)]
         normalized += [
             F.batch_norm(group, None, None, self.weight, self.bias, training=True, eps=self.eps)
             for group in others
         ]
         return torch.cat(normalized) if others else normalized[0]
+
+    def _normalize_first(self, group: Tensor) -> Tensor:
+        if not self.is_frozen:
+            return super().forward(group)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        # Copies take the update: a pass computed again must save the tensors of the first pass.
+        return F.batch_norm(
+            group, self.running_mean.clone(), self.running_var.clone(), self.weight, self.bias,
+            training=True, eps=self.eps,
+        )  # fmt: skip
 
 
 def split_groups(num_images: int, num_groups: int) -> int:
@@ -55,3 +72,23 @@ def group_batch_norm(module: nn.Module, num_groups: int) -> None:
             setattr(module, name, GroupBatchNorm2d.like(child, num_groups))
         else:
             group_batch_norm(child, num_groups)
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Within, training passes through `module` leave its running statistics alone.
+
+    For passes that are no first look at a step's first group: later micro-batches, and activations
+    computed again in the backward pass.
+    """
+    thawed = [
+        norm for norm in module.modules()
+        if isinstance(norm, GroupBatchNorm2d) and not norm.is_frozen
+    ]  # fmt: skip
+    for norm in thawed:
+        norm.is_frozen = True
+    try:
+        yield
+    finally:
+        for norm in thawed:
+            norm.is_frozen = False

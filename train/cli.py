@@ -1,5 +1,7 @@
 """`irv2-train`: train the network and leave a checkpoint."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,21 @@ from irv2.options import (
               "as the paper's, makes the effective rate 5.3 times larger; the only report of such "
               "runs is that they came out wrong.")  # fmt: skip
 @click.option("--weight-decay", type=click.FloatRange(0), help="On every parameter.")
-@click.option("--batch-size", type=click.IntRange(2), metavar="IMAGES", help="Images per step.")
+@click.option("--batch-size", type=click.IntRange(2), metavar="IMAGES",
+              help="Images per step, of all processes together.  [default: 64, or a group per "
+              "process]")  # fmt: skip
+@click.option("--micro-batch", type=click.IntRange(2), metavar="IMAGES",
+              help="Images at a time through the network; gradients add up. Saves memory.  "
+              "[default: all]")  # fmt: skip
 @click.option("--bn-group", type=click.IntRange(2), metavar="IMAGES",
               help="Images that share batch-norm statistics.")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(75), metavar="PIXELS",
               help="Side of the crop; the shorter side is resized to 328/299 of it.")  # fmt: skip
+@click.option("--augmentation", type=click.Choice(["area-crop", "shift"]),
+              help="area-crop: the original's random areas of photographs; shift: whole images "
+              "moved by up to --max-shift, for small ones.  [default: area-crop]")  # fmt: skip
+@click.option("--max-shift", type=click.FloatRange(0, 0.5), metavar="FRACTION",
+              help="Largest shift, of the image's side.  [default: 0]")  # fmt: skip
 @click.option("--width", type=click.FloatRange(0, 4, min_open=True),
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
@@ -49,18 +61,45 @@ from irv2.options import (
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), help="Of initial weights, order and augmentation."
 )
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
+              help="Of the forward and backward pass; weights stay float32. TF32 is off.  "
+              "[default: fp32]")  # fmt: skip
+@click.option("--deterministic", is_flag=True, default=None,
+              help="On a GPU too the same run gives the same bits, more slowly.")  # fmt: skip
+@click.option("--compile", is_flag=True, help="Use torch.compile: minutes at first, for GPUs.")
+@click.option("--checkpoint-activations", is_flag=True,
+              help="Compute activations twice to keep fewer; same results.")  # fmt: skip
+@click.option("--recipe", type=click.Choice(["setting", "modern"]), default="setting",
+              help="modern: momentum 0.9, label smoothing 0.1, warm-up, cosine, and an average of "
+              "the weights in best-ema.pt; not the original's.")  # fmt: skip
+@click.option("--residual-scale", type=click.FloatRange(0, min_open=True),
+              help="Factor of every residual.  [default: 0.1]")  # fmt: skip
+@click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True),
+              help="Share of a label that goes to all classes alike.  [default: 0]")  # fmt: skip
+@click.option("--warmup-steps", type=click.IntRange(0),
+              help="Steps of 64 images until the full rate.  [default: 0]")  # fmt: skip
+@click.option("--ema-decay", type=click.FloatRange(0, 1, max_open=True),
+              help="Of an average of the weights; 0: none.  [default: 0]")  # fmt: skip
+@click.option("--init-from", type=click.Path(path_type=Path, dir_okay=False), metavar="CKPT",
+              help="Begin with the weights of a checkpoint; with other classes all but the last "
+              "layer.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(0), metavar="N",
-              help="Decoding processes.  [default: the cores; 0 for the sample]")  # fmt: skip
+              help="Decoding processes.  [default: this process's share of the cores; 0 for the "
+              "sample]")  # fmt: skip
 @click.option("--save-minutes", type=click.FloatRange(0), default=10.0, metavar="MINUTES",
               help="Time between checkpoints within an epoch.")  # fmt: skip
+@click.option("--chance-steps", type=click.IntRange(0), default=5000, metavar="STEPS",
+              help="Stop where so many steps were no better than guessing; 0: never.")  # fmt: skip
 @device_option
 @limit_option
 @bad_images_option
 @json_option
 def main(
     setting: str, data: Path | None, out: Path | None, resume: bool, show_model: bool,
-    workers: int | None, save_minutes: float, device: str, limit: int | None,
-    bad_images: BadImages, as_json: bool, **overrides: Any,  # noqa: ANN401 (fields of Recipe)
+    micro_batch: int | None, compile: bool, checkpoint_activations: bool, recipe: str,
+    init_from: Path | None, workers: int | None, save_minutes: float, chance_steps: int,
+    device: str, limit: int | None, bad_images: BadImages, as_json: bool,
+    **overrides: Any,  # noqa: ANN401 (fields of Recipe)
 ) -> None:  # fmt: skip
     """Train Inception-ResNet-v2 as the original did.
 
@@ -72,8 +111,10 @@ def main(
 
     request = start.Request(
         setting=setting, data=data, out=out or Path("runs") / f"setting-{setting}", resume=resume,
-        workers=workers, save_minutes=save_minutes, device=device, limit=limit,
-        bad_images=bad_images,
+        init_from=init_from, modern=recipe == "modern", workers=workers,
+        save_minutes=save_minutes, chance_steps=chance_steps, micro_batch=micro_batch,
+        compile=compile, checkpoint_activations=checkpoint_activations, device=device,
+        limit=limit, bad_images=bad_images, command=_command(),
         overrides={name: value for name, value in overrides.items() if value is not None},
     )  # fmt: skip
     if show_model:
@@ -81,6 +122,8 @@ def main(
         print_json(model) if as_json else click.echo(model["table"])
         return
     result = start.train(request)
+    if result is None:  # another process of the run tells
+        return
     if as_json:
         print_json(result)
     else:
@@ -89,3 +132,9 @@ def main(
             f"top-5 error {result['top5_error']:.3f} % (epoch {result['epoch']}, "
             "chosen on these images)"
         )
+
+
+def _command() -> str:
+    """This command line, whichever of its names it was called by."""
+    name_parts = 2 if sys.argv[1:2] == ["train"] else 1  # `irv2 train` or `irv2-train`
+    return shlex.join(["irv2-train", *sys.argv[name_parts:]])

@@ -10,13 +10,16 @@ from irv2.options import Terminated
 
 
 class Interrupt:
-    """Remembers a signal until `check` is called; a second one stops at once.
+    """Remembers a signal until the work asks; a second one stops at once.
 
-    A context manager around the work; afterwards the handlers from before are back.
+    A context manager around the work; afterwards the handlers from before are back. With
+    `is_repeated` a second one says nothing new: torchrun passes on what a terminal has already
+    sent to every process, and kills by itself what takes too long.
     """
 
-    def __init__(self) -> None:
-        self._received: int | None = None
+    def __init__(self, is_repeated: bool = False) -> None:
+        self._is_repeated = is_repeated
+        self._received = 0
         self._at_once = False
 
     def __enter__(self) -> Self:
@@ -31,28 +34,29 @@ class Interrupt:
             signal.signal(number, handler)
 
     @property
-    def received(self) -> bool:
-        """Whether a signal has arrived."""
-        return self._received is not None
+    def received(self) -> int:
+        """The number of the signal that has arrived; 0: none."""
+        return self._received
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Within, nothing is lost by stopping: a signal raises immediately."""
-        self.check()
+        self.stop(self._received)
         self._at_once = True
         try:
             yield
         finally:
             self._at_once = False
 
-    def check(self) -> None:
-        """Raise KeyboardInterrupt or Terminated if a signal has arrived."""
-        if self._received == signal.SIGINT:
+    def stop(self, number: int) -> None:
+        """Raise KeyboardInterrupt for SIGINT, Terminated for SIGTERM; nothing for 0."""
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._received == signal.SIGTERM:
+        if number == signal.SIGTERM:
             raise Terminated
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        again, self._received = self.received, number
-        if again or self._at_once:
-            self.check()
+        is_second = bool(self._received) and not self._is_repeated
+        self._received = number
+        if is_second or self._at_once:
+            self.stop(number)

@@ -7,23 +7,25 @@ epoch, image), so that a run resumes anywhere with the same batches, whatever th
 import logging
 import signal
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from irv2.dataset import BadImages, ImageFolder
-from irv2.decode import read_image
+from irv2.decode import decode
 from irv2.errors import DataError, ImageError
 from irv2.evaluate import FILE_LIMITS
 from irv2.preprocess import resize_and_crop
 from irv2.types import FloatArray, UInt8Array
-from train.augment import color_matrix, random_shift, random_sized_crop
+from train.augment import color_matrix, draw_color, random_shift, random_sized_crop
+from train.batch_norm import split_groups
 from train.settings import Recipe
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -36,35 +38,58 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 (N,)
 
 
-class _Sample(NamedTuple):
-    image: UInt8Array
-    matrix: FloatArray
-    flip: bool
-    label: int
-
-
-class _Epoch(Dataset["_Sample | ImageError"]):
-    """The augmented images of one epoch; an unreadable one is its ImageError."""
+class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
+    """The augmented images of one epoch, a batch at a time, with the errors of unreadable ones."""
 
     def __init__(self, folder: ImageFolder, recipe: Recipe, epoch: int) -> None:
         self._folder, self._recipe, self._epoch = folder, recipe, epoch
 
-    def __getitem__(self, i: int) -> "_Sample | ImageError":
+    def __getitems__(self, indices: list[int]) -> tuple[Batch, list[ImageError]]:
+        batch = _empty_batch(len(indices), self._recipe.image_size)
+        images, matrices, flips, labels = (part.numpy() for part in batch)
+        done, errors = 0, []
+        for i in indices:
+            try:
+                matrices[done], flips[done] = self._augment(i, images[done])
+            except ImageError as error:
+                errors.append(error)
+            else:
+                labels[done] = self._folder.labels[i]
+                done += 1
+        done = done if done > 1 else 0  # batch norm can't normalise a single image
+        return Batch(*(part[:done] for part in batch)), errors
+
+    def _augment(self, i: int, out: UInt8Array) -> tuple[FloatArray, bool]:
+        """Write image `i`, cut and resized, into `out`; returns its colour matrix and flip."""
         recipe = self._recipe
         rng = np.random.default_rng([recipe.seed, self._epoch, i])
+        image = self._decode(i)
+        if recipe.augmentation == "shift":
+            whole = resize_and_crop(image, recipe.preprocess)
+            random_shift(whole, recipe.max_shift, rng, out)
+        else:
+            random_sized_crop(image, recipe.image_size, recipe.resampling, rng, out)
+        matrix = color_matrix(out, draw_color(rng), recipe.preprocess)
+        return matrix, recipe.flip and bool(rng.random() < 0.5)
+
+    def _decode(self, i: int) -> UInt8Array:
         try:
-            image = read_image(self._folder.path(i), FILE_LIMITS)
-            if recipe.augmentation == "shift":
-                image = random_shift(
-                    resize_and_crop(image, recipe.preprocess), recipe.max_shift, rng
-                )
-            else:
-                image = random_sized_crop(image, recipe.image_size, recipe.resampling, rng)
+            return decode(self._folder.read(i), FILE_LIMITS)
         except ImageError as error:
-            return error
-        matrix = color_matrix(image, recipe.preprocess, rng)
-        flip = recipe.flip and bool(rng.random() < 0.5)
-        return _Sample(image, matrix, flip, int(self._folder.labels[i]))
+            raise error.named(self._folder.path(i)) from error
+
+
+def _empty_batch(num: int, size: int) -> Batch:
+    """Memory for a batch; a worker's is shared from the start, so that shipping copies nothing."""
+    batch = Batch(
+        torch.empty(num, size, size, 3, dtype=torch.uint8),
+        torch.empty(num, 3, 4),
+        torch.empty(num, dtype=torch.bool),
+        torch.empty(num, dtype=torch.int64),
+    )
+    if get_worker_info() is not None:
+        batch.images.share_memory_()  # type: ignore[no-untyped-call]
+    return batch
 
 
 def batch_indices(num_images: int, recipe: Recipe, epoch: int) -> list[list[int]]:
@@ -83,21 +108,33 @@ def batch_indices(num_images: int, recipe: Recipe, epoch: int) -> list[list[int]
     return batches
 
 
+def share(batch: list[int], recipe: Recipe, rank: int, world_size: int) -> list[int]:
+    """The part of a global batch that process `rank` of `world_size` trains on.
+
+    Whole batch-norm groups, split as train/batch_norm.py splits them in one process: with a group
+    per process, rank r gets group r. Of a batch with fewer groups the last ranks get nothing.
+    """
+    groups = np.array_split(batch, split_groups(len(batch), recipe.bn_groups))
+    mine = np.array_split(np.arange(len(groups)), world_size)[rank]
+    return [int(i) for group in mine for i in groups[group]]
+
+
 def load_epoch(
     folder: ImageFolder, recipe: Recipe, epoch: int, *, start: int, workers: int,
-    bad_images: BadImages, device: torch.device,
+    bad_images: BadImages, device: torch.device, rank: int = 0, world_size: int = 1,
 ) -> Iterator[tuple[int, Batch]]:  # fmt: skip
-    """The batches of `epoch` from number `start` on, each with its number.
+    """This rank's share of the batches of `epoch` from number `start` on, each with its number.
 
     `workers` processes decode; 0 decodes here. Raises ImageError for an unreadable image unless
-    `bad_images` is skip; a batch with fewer than two images left is passed over.
+    `bad_images` is skip. A share with fewer than two images left is passed over in a lone process;
+    among several it comes as a batch of none, so that all ranks see the same numbers.
     """
-    dataset = _Epoch(folder, recipe, epoch)
+    batches = batch_indices(len(folder), recipe, epoch)[start:]
     loader: Any = DataLoader(
-        dataset,
-        batch_sampler=batch_indices(len(folder), recipe, epoch)[start:],
+        _Epoch(folder, recipe, epoch),
+        batch_sampler=[share(batch, recipe, rank, world_size) for batch in batches],
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_prepare_worker,
         prefetch_factor=4 if workers else None,
@@ -108,23 +145,12 @@ def load_epoch(
             if bad_images == "error":
                 raise error
             logger.warning("left out: %s", error)
-        if batch is not None:
+        if len(batch.labels) or world_size > 1:
             yield number, batch
 
 
-def _collate(samples: "list[_Sample | ImageError]") -> tuple[Batch | None, list[ImageError]]:
-    errors = [sample for sample in samples if isinstance(sample, ImageError)]
-    good = [sample for sample in samples if not isinstance(sample, ImageError)]
-    if len(good) < 2:
-        return None, errors
-    images, matrices, flips, labels = zip(*good, strict=True)
-    batch = Batch(
-        torch.from_numpy(np.stack(images)),
-        torch.from_numpy(np.stack(matrices)),
-        torch.tensor(flips),
-        torch.tensor(labels),
-    )
-    return batch, errors
+def _as_it_is(batch: T) -> T:
+    return batch
 
 
 def _prepare_worker(_worker: int) -> None:

@@ -1,8 +1,8 @@
-"""The training loop: steps, checkpoints, evaluation of the file just written.
+"""The training loop: epochs of steps, checkpoints, evaluation of the file just written.
 
 Source: fb.resnet.torch's train.lua with the fork's learning rate per iteration. Resuming is exact:
-the order of images and their augmentation are functions of the seed, the learning rate of the
-step, and the checkpoint holds the optimiser's momentum, torch's random state and the position.
+the order of images, their augmentation, the learning rate and what dropout drops are functions of
+seed and step; the checkpoint holds the optimiser's momentum and the position.
 """
 
 import dataclasses
@@ -13,22 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
-from irv2.errors import Irv2Error
-from irv2.evaluate import classify_folder
-from irv2.model import InceptionResNetV2, initialize
+from irv2.errors import DataError, Irv2Error
+from irv2.evaluate import Ledger, classify_part, share
+from irv2.model import InceptionResNetV2
 from irv2.progress import Progress
-from irv2.runners.torch import TorchRunner, use_full_float32
-from train.augment import apply_color
-from train.batch_norm import group_batch_norm
+from irv2.runners.torch import TorchRunner
 from train.interrupt import Interrupt
-from train.loader import Batch, batch_indices, load_epoch
+from train.loader import batch_indices, load_epoch
+from train.memory import peak_memory_mib
+from train.processes import Processes
 from train.run import Run
+from train.saver import Saver
 from train.settings import Recipe
+from train.step import Computation, Learner
 
 logger = logging.getLogger(__name__)
 
@@ -37,124 +38,110 @@ SHOW_EVERY_STEPS = 10
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What does not decide the weights: where and how it is computed."""
+    """What does not decide the weights: where, how and how guarded the run is.
 
-    device: str = "cpu"
+    After every `chance_steps` steps that were no better than chance it stops; 0: never.
+    """
+
+    computation: Computation
     workers: int = 0
     save_minutes: float = 10.0
+    chance_steps: int = 5000
     bad_images: BadImages = "error"
 
 
 class DivergenceError(Irv2Error):
-    """The loss is no longer a number."""
+    """The loss is no longer a number, or nothing is learnt."""
 
 
 class Trainer:
     """Trains one run from its start or from a checkpoint to its last epoch."""
 
     def __init__(
-        self, run: Run, recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder,
-        machine: Machine,
+        self, run: Run, recipe: Recipe, data: tuple[ImageFolder, ImageFolder],
+        model: InceptionResNetV2, machine: Machine, processes: Processes,
     ) -> None:  # fmt: skip
-        self._run, self._recipe, self._machine = run, recipe, machine
-        self._train_set, self._val_set = train_set, val_set
-        self._device = torch.device(machine.device)
-        self._interrupt = Interrupt()
-        use_full_float32()
-        torch.manual_seed(recipe.seed)
-        config = recipe.model_config(len(train_set.classes))
-        self._model = InceptionResNetV2(config)
-        initialize(self._model)
-        group_batch_norm(self._model, recipe.bn_groups)
-        self._model.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimizer = torch.optim.SGD(
-            self._model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum,
-            dampening=0, weight_decay=recipe.weight_decay, nesterov=True,
-        )  # fmt: skip
+        self._run, self._recipe, self._machine, self._processes = run, recipe, machine, processes
+        self._train_set, self._val_set = data
+        self._device = torch.device(machine.computation.device)
+        self._learner = Learner(model, recipe, machine.computation, processes)
+        self._interrupt = Interrupt(is_repeated=processes.size > 1)
+        self._saver = Saver()
         self._epoch = 1  # the epoch being trained
         self._batch = 0  # its next batch
         self._step = 0  # optimiser steps so far, over the whole run
-        self._totals = torch.zeros(4, dtype=torch.float64)  # loss, top-1, top-5 wrong, images
+        self._totals = self._zeros()  # of the epoch: loss, top-1, top-5 wrong, images
+        self._guarded = self._zeros()  # the same since chance was last looked at
         self._saved_at = time.monotonic()
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where `checkpoint` was written."""
         state = checkpoint.training
-        self._model.load_state_dict(checkpoint.state_dict)
-        self._optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["cpu_rng"])
-        if "cuda_rng" in state and self._device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self._device)
+        self._learner.load(checkpoint)
         self._epoch, self._batch, self._step = state["epoch"], state["batch"], checkpoint.step
-        self._totals = state["totals"]
-        if any(row["epoch"] == self._epoch for row in self._run.metrics()):
+        self._totals = state["totals"].to(self._device)
+        self._guarded = state["guarded"].to(self._device)
+        finished = self._processes.from_first(self._run.metrics)
+        if any(row["epoch"] == self._epoch for row in finished):
             self._next_epoch()
 
     def train(self) -> None:
         """Train to the last epoch. A signal saves and then raises KeyboardInterrupt or Terminated.
 
-        Raises DivergenceError where the loss is not finite; the last checkpoint stays.
+        Raises DivergenceError where the loss is not finite or nothing is learnt; the last
+        checkpoint stays.
         """
-        with self._interrupt:
+        with self._interrupt, self._saver:
             while self._epoch <= self._recipe.epochs:
                 started, images_before = time.monotonic(), self._totals[3].item()
                 self._train_epoch()
                 seconds = time.monotonic() - started
                 self._save()
+                self._saver.wait()
                 self._finish_epoch(seconds, self._totals[3].item() - images_before)
                 self._next_epoch()
 
+    def _zeros(self) -> Tensor:
+        return torch.zeros(4, dtype=torch.float64, device=self._device)
+
     def _next_epoch(self) -> None:
-        self._epoch, self._batch = self._epoch + 1, 0
-        self._totals = torch.zeros_like(self._totals)
+        self._epoch, self._batch, self._totals = self._epoch + 1, 0, self._zeros()
 
     def _train_epoch(self) -> None:
-        recipe, machine = self._recipe, self._machine
+        recipe, machine, processes = self._recipe, self._machine, self._processes
         num_batches = len(batch_indices(len(self._train_set), recipe, self._epoch))
-        self._model.train()
+        self._learner.model.train()
         batches = load_epoch(
             self._train_set, recipe, self._epoch, start=self._batch, workers=machine.workers,
-            bad_images=machine.bad_images, device=self._device,
+            bad_images=machine.bad_images, device=self._device, rank=processes.rank,
+            world_size=processes.size,
         )  # fmt: skip
         title = f"epoch {self._epoch}/{recipe.epochs}"
         done = min(self._batch * recipe.batch_size, len(self._train_set))
         with Progress(title, len(self._train_set), "images", done) as bar:
             for number, batch in batches:
-                self._step_on(batch)
+                num_images = processes.total(len(batch.labels))
+                if not num_images:  # none of this batch could be read
+                    continue
+                self._step += 1
+                totals = self._learner.step(self._step, batch, num_images)
+                self._totals, self._guarded = self._totals + totals, self._guarded + totals
                 self._batch = number + 1
-                if number % SHOW_EVERY_STEPS == 0 or self._batch == num_batches:
-                    self._show(bar, len(batch.labels))
-                else:
-                    bar.advance(len(batch.labels))
-                self._save_if_due()
+                is_shown = number % SHOW_EVERY_STEPS == 0 or self._batch == num_batches
+                bar.advance(num_images, **(self._shown() if is_shown else {}))
+                self._after_step()
         self._batch = num_batches
 
-    def _step_on(self, batch: Batch) -> None:
-        """One optimiser step over one batch; the loss is the mean over its images."""
-        self._step += 1
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.learning_rate_at(self._step)
-        images, matrices, flips, labels = (
-            part.to(self._device, non_blocking=True) for part in batch
-        )
-        logits: Tensor = self._model(apply_color(images, matrices, flips))
-        loss = F.cross_entropy(logits, labels)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self._totals = self._totals.to(self._device) + _count(logits.detach(), labels, loss)
-
-    def _show(self, bar: Progress, num_images: int) -> None:
-        """Show where the epoch stands; this is where a loss that is no number is noticed."""
+    def _shown(self) -> dict[str, str]:
+        """Where the epoch stands; this is where a loss that is no number is noticed."""
         means = self._means()
         if not math.isfinite(means["train_loss"]):
-            raise self._diverged(f"the loss is {means['train_loss']}")
-        bar.advance(
-            num_images,
-            loss=f"{means['train_loss']:.3f}",
-            top1=f"{means['train_top1_error']:.1f} %",
-            top5=f"{means['train_top5_error']:.1f} %",
-        )
+            raise self._diverged(f"the loss is {means['train_loss']}", "finite numbers")
+        return {
+            "loss": f"{means['train_loss']:.3f}",
+            "top1": f"{means['train_top1_error']:.1f} %",
+            "top5": f"{means['train_top5_error']:.1f} %",
+        }
 
     def _means(self) -> dict[str, float]:
         loss, top1, top5, num_images = self._totals.tolist()
@@ -164,38 +151,58 @@ class Trainer:
             "train_top5_error": 100 * top5 / num_images,
         }
 
-    def _save_if_due(self) -> None:
-        due = time.monotonic() - self._saved_at > 60 * self._machine.save_minutes
-        if due or self._interrupt.received:
+    def _after_step(self) -> None:
+        """Save where it is due or a signal came to any process, and stop for the signal."""
+        if self._step == 1:
+            logger.info("peak memory after step 1: %.0f MiB", peak_memory_mib(self._device))
+        if self._machine.chance_steps and self._step % self._machine.chance_steps == 0:
+            self._check_chance()
+        self._saver.check()
+        is_due = time.monotonic() - self._saved_at > 60 * self._machine.save_minutes
+        save, signal_number = self._processes.largest(int(is_due), self._interrupt.received)
+        if save or signal_number:
             self._save()
-        self._interrupt.check()
+        if signal_number:
+            self._saver.wait()
+            self._interrupt.stop(signal_number)
 
-    def _diverged(self, got: str) -> DivergenceError:
+    def _check_chance(self) -> None:
+        """Whether more images were right than three standard deviations over guessing."""
+        _, wrong, _, num = self._guarded.tolist()
+        self._guarded = self._zeros()
+        chance = 1 / len(self._train_set.classes)
+        most = num * chance + 3 * math.sqrt(num * chance * (1 - chance))
+        if chance < 1 and num - wrong <= most:
+            raise self._diverged(
+                f"top-1 error {100 * wrong / num:.2f} % in the last {self._machine.chance_steps} "
+                "steps, as by guessing", f"below {100 * (1 - most / num):.2f} %",
+            )  # fmt: skip
+
+    def _diverged(self, got: str, expected: str) -> DivergenceError:
         return DivergenceError(
-            f"step {self._step}", got, "finite numbers",
+            f"step {self._step}", got, expected,
             f"try a lower --learning-rate; the last good state, if any, is {self._run.last}",
         )  # fmt: skip
 
     def _save(self) -> None:
         # A bad last step leaves a finite loss behind it: only the weights tell.
-        if not all(bool(parameter.isfinite().all()) for parameter in self._model.parameters()):
-            raise self._diverged("the weights are no longer finite")
-        training: dict[str, Any] = {
-            "optimizer": self._optimizer.state_dict(),
-            "cpu_rng": torch.get_rng_state(),
-            "epoch": self._epoch,
-            "batch": self._batch,
-            "totals": self._totals.cpu(),
-        }
-        if self._device.type == "cuda":
-            training["cuda_rng"] = torch.cuda.get_rng_state(self._device)
-        self._checkpoint(training).save(self._run.last)
+        if not self._learner.is_finite:
+            raise self._diverged("the weights are no longer finite", "finite numbers")
         self._saved_at = time.monotonic()
+        if self._processes.is_first:
+            training: dict[str, Any] = {
+                **self._learner.state(),
+                "epoch": self._epoch,
+                "batch": self._batch,
+                "totals": self._totals,
+                "guarded": self._guarded,
+            }
+            self._saver.save(self._checkpoint(training), self._run.last)
 
     def _checkpoint(self, training: dict[str, Any]) -> Checkpoint:
         return Checkpoint(
-            model=self._model.config,
-            state_dict=self._model.state_dict(),
+            model=self._learner.model.config,
+            state_dict=self._learner.model.state_dict(),
             classes=list(self._train_set.classes),
             preprocess=self._recipe.preprocess,
             setting=self._recipe.setting,
@@ -207,28 +214,46 @@ class Trainer:
 
     def _finish_epoch(self, seconds: float, num_images: float) -> None:
         """Evaluate the file just written and enter its errors."""
-        checkpoint = Checkpoint.load(self._run.last)
-        title = f"epoch {self._epoch}/{self._recipe.epochs} evaluation"
-        runner = TorchRunner(checkpoint, self._machine.device)
-        with self._interrupt.at_once():
-            [ledger] = classify_folder(
-                [runner], self._val_set, checkpoint.preprocess,
-                bad_images=self._machine.bad_images, title=title,
-            )  # fmt: skip
-        errors = ledger.errors()
+        candidates = self._processes.from_first(self._candidates)
         row = {
             "epoch": self._epoch,
             "step": self._step,
             "learning_rate": self._recipe.learning_rate_at(max(self._step, 1)),
             **self._means(),
-            "val_top1_error": errors["top1_error"],
-            "val_top5_error": errors["top5_error"],
-            "num_val_images": errors["n"],
+            **self._evaluate(candidates),
             "images_per_s": num_images / seconds,
         }
-        best = dataclasses.replace(checkpoint, training={}, metrics=row)
-        self._run.finish_epoch(row, best)
+        if self._processes.is_first:
+            self._run.finish_epoch(row, candidates)
         self._log_epoch(row, seconds)
+
+    def _candidates(self) -> dict[str, Checkpoint]:
+        """The networks in the file: the weights, and their average where the recipe has one."""
+        written = Checkpoint.load(self._run.last)
+        raw = dataclasses.replace(written, training={})
+        if "ema" not in written.training:
+            return {"": raw}
+        return {"": raw, "ema_": dataclasses.replace(raw, state_dict=written.training["ema"])}
+
+    def _evaluate(self, candidates: dict[str, Checkpoint]) -> dict[str, float]:
+        """Errors of each in percent, every image counted once, by one of the processes."""
+        mine = share(self._val_set, self._processes.rank, self._processes.size)
+        device = str(self._device)
+        with self._interrupt.at_once():
+            ledgers = classify_part(
+                [TorchRunner(checkpoint, device) for checkpoint in candidates.values()], mine,
+                self._recipe.preprocess, bad_images=self._machine.bad_images,
+                title=f"epoch {self._epoch}/{self._recipe.epochs} evaluation",
+            )  # fmt: skip
+            counts = [self._processes.sum(_wrong(ledger)).tolist() for ledger in ledgers]
+        num = counts[0][0]
+        if not num:
+            raise DataError(self._val_set.root, "no image could be read", "at least one")
+        errors: dict[str, float] = {}
+        for name, (_, top1, top5) in zip(candidates, counts, strict=True):
+            errors[f"{name}val_top1_error"] = 100 * top1 / num
+            errors[f"{name}val_top5_error"] = 100 * top5 / num
+        return {**errors, "num_val_images": num}
 
     def _log_epoch(self, row: dict[str, float], seconds: float) -> None:
         left = tqdm.format_interval(seconds * (self._recipe.epochs - self._epoch))
@@ -241,13 +266,7 @@ class Trainer:
         )  # fmt: skip
 
 
-def _count(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
-    """Summed loss, images wrong in top 1 and in top 5, images."""
-    top5 = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-    num = len(labels)
-    return torch.stack([
-        loss.detach().double() * num,
-        (~top5[:, 0]).sum().double(),
-        (~top5.any(dim=1)).sum().double(),
-        torch.tensor(float(num), dtype=torch.float64, device=logits.device),
-    ])  # fmt: skip
+def _wrong(ledger: Ledger) -> Tensor:
+    """Images, wrong in top 1, wrong in top 5."""
+    right = ledger.top5 == ledger.labels[:, None]
+    return torch.tensor([len(ledger), int((~right[:, 0]).sum()), int((~right.any(axis=1)).sum())])

@@ -1,10 +1,9 @@
-"""`irv2 plot`: training curves of one or several runs, from their folders or metrics.jsonl."""
+"""`irv2 plot`: training curves of runs, of the original's Torch7 logs, and its published one."""
 
 from pathlib import Path
 
 import click
 
-from irv2.errors import DataError
 from irv2.options import Program, json_option, print_json
 
 
@@ -13,16 +12,26 @@ from irv2.options import Program, json_option, print_json
                 type=click.Path(exists=True, path_type=Path))  # fmt: skip
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
               metavar="PNG", help="Picture to write.")  # fmt: skip
+@click.option("--published", is_flag=True,
+              help="Add the validation curve that setting 1 reached on ImageNet, read off its "
+              "published picture to about 0.5 points.")  # fmt: skip
+@click.option("--max-error", type=click.FloatRange(0, 100, min_open=True), default=100.0,
+              metavar="PERCENT", help="Upper end of the error axis.")  # fmt: skip
 @json_option
-def main(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Draw the errors over epochs: training red, validation blue, top-5 dashed."""
-    from train.curves import METRICS, draw_curves, read_metrics
+def main(
+    runs: tuple[Path, ...], out: Path, published: bool, max_error: float, as_json: bool
+) -> None:
+    """Draw errors over epochs from run folders, metrics.jsonl files and Torch7 logs.
 
-    logs = [run / METRICS if run.is_dir() else run for run in runs]
-    curves = [read_metrics(log) for log in logs]
-    for log, rows in zip(logs, curves, strict=True):
-        if not rows:
-            raise DataError(log, "no finished epoch in it", "a run of irv2-train")
-    names = [log.absolute().parent.name if len(runs) > 1 else "" for log in logs]
-    draw_curves(list(zip(names, curves, strict=True)), out)
-    print_json({"out": str(out)}) if as_json else click.echo(str(out))
+    Of one run training is red and validation blue; several have a colour each. Top-5 is dashed.
+    """
+    from train.curves import Curve, draw_curves, read_curve
+
+    curves = [read_curve(run) for run in runs]
+    if len({curve.name for curve in curves}) < len(curves):  # folders of one name: their paths
+        curves = [Curve(str(run), curve.rows) for run, curve in zip(runs, curves, strict=True)]
+    draw_curves(curves, out, published=published, max_error=max_error)
+    if as_json:
+        print_json({"out": str(out), "runs": [curve.name for curve in curves]})
+    else:
+        click.echo(str(out))

@@ -6,9 +6,9 @@ metrics.jsonl, which is written last: a run killed in between evaluates `last.pt
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from irv2.bundle import write_atomically
 from irv2.checkpoint import Checkpoint
 from irv2.errors import DataError, UsageError
 from train.curves import METRICS, draw_curves, read_metrics
+from train.tensorboard import write_scalars
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ class Run:
     def best(self) -> Path:
         """The weights with the lowest top-1 error so far."""
         return self.path / "best.pt"
+
+    @property
+    def best_ema(self) -> Path:
+        """The average of the weights with the lowest top-1 error so far."""
+        return self.path / "best-ema.pt"
 
     def open(self, must_exist: bool) -> Checkpoint | None:
         """Make the folder or find it; the checkpoint to resume from, if there is one.
@@ -67,21 +73,29 @@ class Run:
                     self.path, "another irv2-train is at work in it", "one at a time",
                     "wait for it or pass another --out",
                 ) from error  # fmt: skip
+            for left_over in self.path.glob(".*.tmp"):  # a killed process was writing it
+                left_over.unlink()
             yield
 
     def metrics(self) -> list[dict[str, float]]:
         """One row per finished epoch."""
         return read_metrics(self.path / METRICS)
 
-    def finish_epoch(self, row: dict[str, float], checkpoint: Checkpoint) -> None:
-        """Keep `checkpoint`, whose errors are in `row`, if it is the best; then add the row."""
+    def finish_epoch(self, row: dict[str, float], candidates: Mapping[str, Checkpoint]) -> None:
+        """Keep each candidate that is the best of its kind so far; then add the row.
+
+        `candidates` are the weights ("") and their average ("ema_"); so begin their errors' names.
+        """
         rows = self.metrics()
-        if all(row["val_top1_error"] < other["val_top1_error"] for other in rows):
-            checkpoint.save(self.best)
+        for kind, path in (("", self.best), ("ema_", self.best_ema)):
+            name = f"{kind}val_top1_error"
+            if kind in candidates and all(row[name] < other[name] for other in rows):
+                replace(candidates[kind], metrics=row).save(path)
         rows.append(row)
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         write_atomically(self.path / METRICS, text.encode())
         draw_curves([("", rows)], self.path / "curves.png")
+        write_scalars(self.path, row)
 
     def _check_same(self, config_path: Path) -> None:
         try:

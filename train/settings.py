@@ -14,6 +14,7 @@ from irv2.model import ModelConfig
 from irv2.preprocess import Preprocess
 
 Augmentation = Literal["area-crop", "shift"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 # The schedules of settings are given for this many images per step.
 REFERENCE_BATCH = 64
@@ -25,8 +26,10 @@ REFERENCE_STEPS_PER_EPOCH = 20_019
 class Recipe:
     """Everything that decides the weights, but for the images.
 
-    `decay_steps` are optimiser steps of 64 images. `bn_group` is the number of images that share
-    batch-norm statistics. `max_shift` is a fraction of the image's side.
+    Steps are optimiser steps of 64 images: between two decays, of the linear warm-up from 0, and
+    of the cosine to 0 that replaces the decays where it is set. `bn_group` is the number of images
+    that share batch-norm statistics. `max_shift` is a fraction of the image's side. `init_sha256`
+    is the file whose weights the run began with.
     """
 
     setting: str
@@ -47,6 +50,14 @@ class Recipe:
     max_shift: float = 0.0
     flip: bool = True
     seed: int = 0
+    precision: Precision = "fp32"
+    deterministic: bool = False
+    residual_scale: float = 0.1
+    label_smoothing: float = 0.0
+    warmup_steps: int = 0
+    cosine_steps: int = 0
+    ema_decay: float = 0.0
+    init_sha256: str = ""
 
     def __post_init__(self) -> None:
         if self.image_size < 75:
@@ -57,6 +68,11 @@ class Recipe:
             raise UsageError(
                 "--batch-size", f"{self.batch_size} images", f"a multiple of {self.bn_group}",
                 "change it or --bn-group",
+            )  # fmt: skip
+        if (self.augmentation == "shift") != (self.max_shift > 0):
+            raise UsageError(
+                "--max-shift", f"{self.max_shift:g} with --augmentation {self.augmentation}",
+                "above 0 with shift, 0 with area-crop",
             )  # fmt: skip
 
     @property
@@ -71,7 +87,10 @@ class Recipe:
 
     def model_config(self, num_classes: int) -> ModelConfig:
         """The network to train."""
-        return ModelConfig(num_classes=num_classes, blocks=self.blocks, width=self.width)
+        return ModelConfig(
+            num_classes=num_classes, blocks=self.blocks, width=self.width,
+            residual_scale=self.residual_scale,
+        )  # fmt: skip
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of optimiser step `step`, counted from 1 over the whole run.
@@ -80,9 +99,19 @@ class Recipe:
         rate. With another batch size both follow the images seen: 2 x 64 images per step have
         twice the rate and decay after half as many steps.
         """
-        decays = step * self.batch_size // (REFERENCE_BATCH * self.decay_steps)
         scale = self.batch_size / REFERENCE_BATCH
-        return float(self.learning_rate * scale * self.gamma**decays)
+        rate = float(self.learning_rate * scale)
+        if self.warmup_steps:
+            rate *= min(1.0, step * scale / self.warmup_steps)
+        if self.cosine_steps:
+            done = min(1.0, (step - 1) * scale / self.cosine_steps)
+            return rate * (1 + math.cos(math.pi * done)) / 2
+        decays = step * self.batch_size // (REFERENCE_BATCH * self.decay_steps)
+        return float(rate * self.gamma**decays)
+
+    def ema_decay_at(self, step: int) -> float:
+        """The decay of the weights' average at `step`: young averages forget their start sooner."""
+        return min(self.ema_decay, (1 + step) / (10 + step))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in config.json and checkpoints."""
@@ -135,3 +164,16 @@ def sample_recipe(setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS) ->
         max_shift=1 / 8,  # one pixel of the 8x8 scans
         flip=False,  # a mirrored digit is another sign
     )
+
+
+def modern_recipe(base: Recipe, num_images: int) -> Recipe:
+    """`base` with what later work added; none of it is the original's.
+
+    Label smoothing (arXiv:1512.00567), warm-up (arXiv:1706.02677), cosine (arXiv:1608.03983) and
+    the average of the weights, which the paper too evaluated. Momentum is the usual 0.9.
+    """
+    steps = base.epochs * math.ceil(num_images / REFERENCE_BATCH)
+    return dataclasses.replace(
+        base, momentum=0.9, label_smoothing=0.1, warmup_steps=max(1, steps // 20),
+        cosine_steps=steps, ema_decay=0.9999,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,87 +12,146 @@ from typing import Any
 import torch
 
 from irv2 import __version__
+from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder, open_split
+from irv2.errors import UsageError
 from irv2.model import inception_resnet_v2
 from irv2.options import Terminated
 from irv2.runners.torch import resolve_device
 from irv2.samples import is_sample, resolve_data
 from irv2.summary import summarize, summary_table
+from train.initial import fingerprint, initial_model
 from train.loop import Machine, Trainer
+from train.processes import Processes, joined
 from train.run import Run
-from train.settings import PUBLISHED, SETTINGS, Recipe, sample_recipe
+from train.settings import PUBLISHED, SETTINGS, Recipe, modern_recipe, sample_recipe
+from train.step import Computation
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the user asked for; `overrides` are fields of Recipe given on the command line."""
+    """What the user asked for; `overrides` are fields of Recipe given on the command line.
+
+    `command` is that line, for whoever wants to resume the run.
+    """
 
     setting: str
     out: Path
     data: Path | None = None
     resume: bool = False
+    init_from: Path | None = None
+    modern: bool = False
     workers: int | None = None
     save_minutes: float = 10.0
+    chance_steps: int = 5000
+    micro_batch: int | None = None
+    compile: bool = False
+    checkpoint_activations: bool = False
     device: str = "auto"
     limit: int | None = None
     bad_images: BadImages = "error"
     overrides: dict[str, Any] = field(default_factory=dict)
+    command: str = "irv2-train"
 
 
-def train(request: Request) -> dict[str, Any]:
+def train(request: Request) -> dict[str, Any] | None:
     """Train, or resume, to the last epoch; returns the best epoch's errors and files.
 
-    Raises Irv2Error; on SIGTERM or Ctrl-C the state is saved first.
+    Among several processes only the first has something to return. Raises Irv2Error; on SIGTERM or
+    Ctrl-C the state is saved first.
     """
-    data = resolve_data(request.data)
-    bad_images = request.bad_images
+    with joined(resolve_device(request.device)) as processes, ExitStack() as held:
+        train_set, val_set = data = processes.in_turn(lambda: _open_data(request))
+        on_sample = is_sample(resolve_data(request.data))
+        recipe = resolve_recipe(request, on_sample, len(train_set), processes.size)
+        machine = _machine(request, on_sample, processes)
+        machine.computation.check(recipe, processes)
+        _log_recipe(recipe, train_set, val_set)
+        _log_machine(recipe, machine, processes)
+        run = Run(request.out, _config(recipe, train_set, val_set))
+        checkpoint = processes.from_first(lambda: run.open(must_exist=request.resume))
+        rows = processes.from_first(run.metrics)
+        if rows and rows[-1]["epoch"] == recipe.epochs:
+            logger.info("%s: finished before, nothing to do", run.path)
+        else:
+            processes.from_first(lambda: held.enter_context(run.locked()))
+            model = initial_model(recipe, train_set.classes, request.init_from)
+            trainer = Trainer(run, recipe, data, model, machine, processes)
+            _train(trainer, run, checkpoint, request, processes)
+        return _result(run) if processes.is_first else None
+
+
+def _train(
+    trainer: Trainer, run: Run, checkpoint: Checkpoint | None, request: Request,
+    processes: Processes,
+) -> None:  # fmt: skip
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+        logger.info("resuming %s after step %d", run.last, checkpoint.step)
+    try:
+        trainer.train()
+    except (KeyboardInterrupt, Terminated):
+        if processes.is_first and run.last.is_file():
+            launcher = "the same torchrun around " if processes.size > 1 else ""
+            option = "" if request.resume else " --resume"
+            logger.warning(
+                "saved %s; resume with: %s%s%s", run.last, launcher, request.command, option
+            )
+        raise
+
+
+def _open_data(request: Request) -> tuple[ImageFolder, ImageFolder]:
+    data, bad_images = resolve_data(request.data), request.bad_images
     train_set = open_split(data, "train", bad_images=bad_images).first(request.limit)
     val_set = open_split(data, "val", train_set.classes, bad_images).first(request.limit)
-    recipe = resolve_recipe(request, is_sample(data), len(train_set))
-    _log_recipe(recipe, train_set, val_set)
-    run = Run(request.out, _config(recipe, data, train_set, val_set))
-    checkpoint = run.open(must_exist=request.resume)
-    rows = run.metrics()
-    if rows and rows[-1]["epoch"] == recipe.epochs:
-        logger.info("%s: finished before, nothing to do", run.path)
-    else:
-        workers = request.workers
-        if workers is None:  # the sample's 1437 small files are not worth starting processes for
-            workers = 0 if is_sample(data) else os.cpu_count() or 1
-        machine = Machine(
-            device=resolve_device(request.device), workers=workers,
-            save_minutes=request.save_minutes, bad_images=bad_images,
-        )  # fmt: skip
-        trainer = Trainer(run, recipe, train_set, val_set, machine)
-        if checkpoint is not None:
-            trainer.resume(checkpoint)
-            logger.info("resuming %s after step %d", run.last, checkpoint.step)
-        try:
-            with run.locked():
-                trainer.train()
-        except (KeyboardInterrupt, Terminated):
-            if not run.last.is_file():
-                raise
-            logger.warning(
-                "saved %s; resume with: irv2-train --setting %s --out %s --resume and the other "
-                "options as before", run.last, request.setting, request.out,
-            )  # fmt: skip
-            raise
-    return _result(run)
+    return train_set, val_set
 
 
-def resolve_recipe(request: Request, on_sample: bool, num_images: int) -> Recipe:
-    """The setting, made fit for the sample where that is the data, with the user's overrides."""
+def resolve_recipe(
+    request: Request, on_sample: bool, num_images: int, num_processes: int = 1
+) -> Recipe:  # fmt: skip
+    """The setting, made fit for the sample where that is the data, with the user's overrides.
+
+    More processes than the original's two make the batch larger: each keeps a group.
+    """
     base = SETTINGS[request.setting]
     overrides = dict(request.overrides)
+    epochs = {"epochs": overrides["epochs"]} if "epochs" in overrides else {}
     if on_sample:
-        epochs = {"epochs": overrides["epochs"]} if "epochs" in overrides else {}
         base = sample_recipe(request.setting, num_images, **epochs)
+    if request.modern:
+        unused = overrides.keys() & {"gamma", "decay_steps"}
+        if unused:
+            raise UsageError("--recipe modern", "given with the setting's decays", "a cosine alone",
+                             "leave out --gamma and --decay-steps")  # fmt: skip
+        base = modern_recipe(dataclasses.replace(base, **epochs), num_images)
     if "image_size" in overrides:
         overrides["resize"] = round(base.resize * overrides["image_size"] / base.image_size)
+    group = overrides.get("bn_group", base.bn_group)
+    overrides.setdefault("batch_size", max(base.batch_size, group * num_processes))
+    if request.init_from is not None:
+        overrides["init_sha256"] = fingerprint(request.init_from)
     return dataclasses.replace(base, **overrides)
+
+
+def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine:
+    workers = request.workers
+    if workers is None:  # the sample's 1437 small files are not worth starting processes for
+        cores = os.cpu_count() or 1
+        workers = 0 if on_sample else max(1, cores // processes.local_size)
+    device = resolve_device(request.device)
+    if device == "cuda":
+        device = f"cuda:{processes.local_rank}"
+    return Machine(
+        computation=Computation(
+            device=device, micro_batch=request.micro_batch, compile=request.compile,
+            checkpoint_activations=request.checkpoint_activations,
+        ),
+        workers=workers, save_minutes=request.save_minutes, chance_steps=request.chance_steps,
+        bad_images=request.bad_images,
+    )  # fmt: skip
 
 
 def show_model(request: Request) -> dict[str, Any]:
@@ -111,9 +171,7 @@ def show_model(request: Request) -> dict[str, Any]:
     }
 
 
-def _config(
-    recipe: Recipe, data: Path, train_set: ImageFolder, val_set: ImageFolder
-) -> dict[str, Any]:  # fmt: skip
+def _config(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) -> dict[str, Any]:
     files = hashlib.sha256("\n".join([*train_set.files, "", *val_set.files]).encode())
     return {
         "recipe": recipe.to_json(),
@@ -123,7 +181,7 @@ def _config(
             "num_classes": len(train_set.classes),
             "files_sha256": files.hexdigest(),
         },
-        "data_path": str(data.absolute()),
+        "data_path": str(train_set.root.parent.absolute()),
         "versions": {"irv2": __version__, "torch": torch.__version__},
     }
 
@@ -137,6 +195,14 @@ def _log_recipe(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) ->
     differences = recipe.differences(SETTINGS[recipe.setting])
     if differences:
         logger.info("differs from the setting: %s", ", ".join(differences))
+
+
+def _log_machine(recipe: Recipe, machine: Machine, processes: Processes) -> None:
+    logger.info(
+        "%d process%s of %d images per step, %s, %s; TF32 is off",
+        processes.size, "es" if processes.size > 1 else "", recipe.batch_size // processes.size,
+        machine.computation.device, recipe.precision,
+    )  # fmt: skip
 
 
 def _result(run: Run) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The reference: a checkpoint in torch, float32."""
 
 import torch
+from torch import nn
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import EngineError
-from irv2.model import Normalized
+from irv2.model import InceptionResNetV2, Normalized
 from irv2.runners.base import Runner
 from irv2.types import FloatArray, UInt8Array
 
@@ -31,6 +32,17 @@ class TorchRunner(Runner):
         """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes)."""
         logits: FloatArray = self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()
         return logits
+
+
+class FeatureRunner(TorchRunner):
+    """Answers with the features that the classifier would see, (N, 2048) at full width."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        super().__init__(checkpoint, device)
+        network = self._model.model
+        assert isinstance(network, InceptionResNetV2)
+        self.num_classes = network.classifier.in_features
+        network.set_submodule("classifier", nn.Identity())
 
 
 def use_full_float32() -> None:

@@ -11,9 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -23,42 +20,12 @@ import simplejpeg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
+from serving_process import LOOPBACK, get, serving
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.client import Client
 from irv2.errors import ImageReason, NotServing, UsageError
-
-LOOPBACK = "127.0.0.1:0"
-
-
-class Process:
-    """`irv2 serve` and what its ready line says."""
-
-    def __init__(self, bundle: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "irv2", "serve", str(bundle), "--listen", LOOPBACK]
-        self.popen = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
-        self.ready_line = self.popen.stderr.readline()
-        match = re.match(r"ready (\S+) ", self.ready_line)
-        assert match, self.ready_line + self.popen.stderr.read()
-        self.address = match[1]
-        http = re.search(r"http=(\S+)", self.ready_line)
-        self.http = http and http[1]
-
-    def stop(self, signal_number: int) -> tuple[int, str]:
-        self.popen.send_signal(signal_number)
-        _, stderr = self.popen.communicate(timeout=30)
-        return self.popen.returncode, stderr
-
-
-@contextmanager
-def serving(bundle: Path, *options: str):
-    process = Process(bundle, *options)
-    try:
-        yield process
-    finally:
-        process.popen.kill()
-        process.popen.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +85,8 @@ def assert_same(served, local) -> None:
 
 def test_the_ready_line_names_what_is_served(server, bundle_path):
     model_id = Bundle.open(bundle_path).id
-    assert f"model={model_id[:12]} precision=fp32 backend=onnxruntime-cpu" in server.ready_line
+    what = f"model={model_id[:12]} precision=fp32 backend=onnxruntime-cpu artifact=model.onnx"
+    assert f"{what} selftest=passed max_batch=8" in server.ready_line
 
 
 def test_with_json_the_ready_line_is_an_object_on_stdout(bundle_path):
@@ -259,15 +227,6 @@ def test_health_and_reflection_answer(server):
         (answer,) = reflection.ServerReflectionInfo(iter([asked]))
         names = {service.name for service in answer.list_services_response.service}
         assert {"irv2.v1.Classifier", "grpc.health.v1.Health"} <= names
-
-
-def get(address: str, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 def test_metrics_tell_what_happened(server):

@@ -10,7 +10,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_checkpoint import CLASSES, NUM_PER_CLASS, Exported, make_checkpoint, tree
+from tiny_checkpoint import (
+    BUNDLE_FILES,
+    CLASSES,
+    NUM_PER_CLASS,
+    Exported,
+    make_checkpoint,
+    tree,
+)
 
 from convert.export import Candidate, ExportOptions, convert, judge_and_publish
 from convert.onnx_export import fold, write_onnx
@@ -42,7 +49,7 @@ def random_images(num: int, seed: int = 0) -> np.ndarray:
 
 def test_bundle_is_whole_and_its_artefact_has_passed(exported, checkpoint):
     bundle = Bundle.open(exported.bundle)
-    assert set(tree(exported.bundle)) == {"bundle.json", "model.onnx", "parity.md", "reference.npz"}
+    assert set(tree(exported.bundle)) == BUNDLE_FILES
     [artifact] = bundle.manifest.artifacts
     assert (artifact.file, artifact.format, artifact.precision) == ("model.onnx", "onnx", "fp32")
     assert artifact.max_batch == 16

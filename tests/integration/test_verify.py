@@ -1,5 +1,6 @@
 """The gate again, from the bundle and the images alone."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from PIL import Image
-from tiny_checkpoint import Exported, tree
+from tiny_checkpoint import BUNDLE_FILES, Exported, tree
 
 from convert.onnx_export import write_onnx
 from convert.verify import verify
@@ -52,7 +53,7 @@ def test_program_verifies_without_torch_onnx_or_checkpoint(bundle, exported):
     after = Bundle.open(bundle)  # every hash holds, the new report's too
     assert after.manifest.artifacts[0].parity.verdict == "passed"
     assert (after.id, file_sha256(bundle / "model.onnx")) == (identity, models)
-    assert set(tree(bundle)) == {"bundle.json", "model.onnx", "parity.md", "reference.npz"}
+    assert set(tree(bundle)) == BUNDLE_FILES
 
 
 def test_evidence_is_the_exports_but_for_what_only_it_could_see(bundle, exported):
@@ -116,6 +117,22 @@ def test_a_report_that_a_crash_left_behind_is_written_anew(bundle, exported):
     verify(bundle, exported.data)
     Bundle.open(bundle)
     assert "identical on all 48 images" in (bundle / "parity.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(BUNDLE_FILES))
+def test_a_flipped_byte_in_any_file_is_named_before_anything_is_loaded(bundle, name):
+    whole = (bundle / name).read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        content = bytearray(whole)
+        content[place] ^= 1
+        (bundle / name).write_bytes(content)
+        with pytest.raises(BundleError, match=re.escape(name)):
+            Bundle.open(bundle)
+    result = subprocess.run(
+        [sys.executable, "-m", "irv2", "inspect", str(bundle)], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert name in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "reference.npz"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_bundle import CLASSES, SIDE, write_tiny_bundle
 
-from irv2.bundle import Bundle, bundle_id, file_sha256, read_manifest, write_atomically
+from irv2.bundle import MANIFEST, Bundle, bundle_id, file_sha256, read_manifest, write_atomically
 from irv2.errors import BundleError, ImageReason
 from irv2.preprocess import resize_and_crop
 from irv2.results import top_k_scores
@@ -59,7 +59,7 @@ def test_a_whole_bundle_opens_with_its_parts(bundle):
     assert opened.classes == CLASSES
     assert opened.preprocess.crop == SIDE
     assert opened.id == opened.manifest.id
-    assert [problem for _, problem in opened.check()] == ["", ""]
+    assert [problem for _, problem in opened.check()] == ["", "", ""]
 
 
 def test_a_flipped_byte_in_a_model_is_noticed(bundle):
@@ -70,6 +70,20 @@ def test_a_flipped_byte_in_a_model_is_noticed(bundle):
     assert "the file was changed" in refused(bundle)
 
 
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_a_flipped_bit_anywhere_in_the_manifest_is_noticed(bundle, data):
+    whole = (bundle / MANIFEST).read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    content = bytearray(whole)
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        (bundle / MANIFEST).write_bytes(content)
+        refused(bundle)
+    finally:
+        (bundle / MANIFEST).write_bytes(whole)
+
+
 def test_a_missing_model_is_named(bundle):
     (bundle / "model.onnx").unlink()
     assert "model.onnx: is missing" in refused(bundle)
@@ -77,7 +91,9 @@ def test_a_missing_model_is_named(bundle):
 
 def test_evidence_is_checked_too(bundle):
     (bundle / "parity.md").write_text("passed")
-    edit(bundle, lambda m: m["files"].update({"parity.md": file_sha256(bundle / "parity.md")}))
+    manifest = read_manifest(bundle / MANIFEST)
+    files = {"parity.md": file_sha256(bundle / "parity.md")}
+    Bundle(bundle, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))
     Bundle.open(bundle)
     (bundle / "parity.md").write_text("passed!")
     assert "parity.md: sha256" in refused(bundle)
@@ -276,7 +292,8 @@ def test_replacing_the_manifest_keeps_the_bundle_whole(bundle):
     opened.with_manifest(msgspec.structs.replace(opened.manifest, artifacts=[artifact]))
     assert Bundle.open(bundle).manifest.artifacts[0].parity is None
     assert Bundle.open(bundle).id == opened.id
-    assert sorted(path.name for path in bundle.iterdir()) == ["bundle.json", "model.onnx"]
+    files = ["bundle.json", "model.onnx", "selftest.npz"]
+    assert sorted(path.name for path in bundle.iterdir()) == files
 
 
 def test_an_atomic_write_replaces_the_file_by_bytes_or_by_a_function(tmp_path):

@@ -49,6 +49,36 @@ def test_an_image_too_large_for_any_message_fails_alone(bundle):
     scenario_with(bundle, scenario, max_message_bytes=150_000)
 
 
+def test_many_images_keep_the_engine_full(bundle):
+    async def scenario(site):
+        images = [jpeg(number % 8) for number in range(400)]
+        results = await classify(site, images)
+        assert [bool(result.scores) for result in results] == [True] * 400
+        # Decoding a burst's first images, and its end, may leave a few batches half empty.
+        assert len(site.runner.sizes) <= 1.15 * 400 / 4
+
+    scenario_with(bundle, scenario, seconds=0.01)
+
+
+def test_the_first_results_are_there_before_the_last_images_were_read(bundle):
+    async def scenario(site):
+        read = []
+
+        def images():
+            for number in range(400):
+                read.append(number)
+                yield jpeg(0)
+
+        def ask():
+            with Client(site.server.ready_line.split()[1]) as client:
+                assert next(client.iter_classify(images())).scores
+
+        await asyncio.to_thread(ask)
+        assert len(read) < 200
+
+    scenario_with(bundle, scenario)
+
+
 def test_no_images_are_no_results(bundle):
     async def scenario(site):
         assert await classify(site, []) == []
@@ -67,7 +97,7 @@ def test_an_overloaded_server_is_asked_again_when_it_says_so(bundle):
 
 def test_a_server_that_is_starting_is_waited_for(bundle):
     async def scenario():
-        site = Site(bundle, seconds=0.6)
+        site = Site(bundle, seconds=0.1)
         starting = asyncio.create_task(site.server.start())
         await asyncio.sleep(0.1)
         results = await classify(site, [jpeg(0)])

@@ -14,10 +14,20 @@ from PIL import Image
 
 from irv2.dataset import ImageFolder, open_split
 from irv2.errors import DataError, ImageError, ImageReason
-from irv2.evaluate import Ledger, classify_folder, load_batches
+from irv2.evaluate import (
+    BATCH_SIZE,
+    Ledger,
+    Reading,
+    classify_folder,
+    classify_part,
+    load_batches,
+    merge,
+    share,
+)
 from irv2.preprocess import Preprocess
 from irv2.results import softmax, top_k_indices, top_k_scores
 from irv2.runners.base import Runner
+from irv2.shard_writer import write_shards
 
 CONFIG = Preprocess(resize=8, crop=8)
 NUM_CLASSES = 7
@@ -115,6 +125,14 @@ def test_counts_do_not_depend_on_the_order(folder):
     assert ledger.files == files
 
 
+def test_shards_are_evaluated_as_their_folder(data, folder, tmp_path):
+    write_shards(data, tmp_path / "shards", 2_000)
+    [expected] = classify_folder([PixelRunner(5)], folder, CONFIG)
+    [found] = classify_folder([PixelRunner(5)], open_split(tmp_path / "shards", "val"), CONFIG)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    assert (found.sha256, found.errors()) == (expected.sha256, expected.errors())
+
+
 def test_a_bad_image_stops_the_evaluation_and_is_named(data, folder):
     (data / "val/class3/1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     with pytest.raises(ImageError, match=r"class3/1\.png: ") as caught:
@@ -173,6 +191,68 @@ def test_ties_go_to_the_lower_index():
 def test_with_fewer_than_five_classes_top5_is_all_of_them():
     assert ledger_of([[0.0, 1.0, 2.0]], [0]).errors()["top5_error"] == 0.0
     assert ledger_of([[0.0, 1.0, 2.0]], [0]).top5.tolist() == [[2, 1, 0]]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 16])
+def test_counts_do_not_depend_on_the_workers(folder, workers):
+    [expected] = classify_folder([PixelRunner(64)], folder, CONFIG)
+    reading = Reading(workers=workers, batch_size=3)
+    [ledger] = classify_folder([PixelRunner(64)], folder, CONFIG, reading=reading)
+    assert (ledger.files, ledger.sha256) == (expected.files, expected.sha256)
+    np.testing.assert_array_equal(ledger.logits, expected.logits)
+
+
+def wide(folder: ImageFolder, num: int) -> ImageFolder:
+    """A folder of `num` images under names of their own, as far as its index goes."""
+    files = tuple(f"{i}" for i in range(num))
+    return ImageFolder(folder.root, folder.classes, files, np.arange(num) % NUM_CLASSES)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("num", [1, BATCH_SIZE, BATCH_SIZE + 1, 50, 1000])
+def test_shares_hold_every_image_once_in_whole_batches(folder, num, world_size):
+    whole = wide(folder, num)
+    parts = [share(whole, rank, world_size) for rank in range(world_size)]
+    assert sorted(file for part in parts for file in part.files) == sorted(whole.files)
+    batches = [
+        part.files[start : start + BATCH_SIZE]
+        for part in parts
+        for start in range(0, len(part), BATCH_SIZE)
+    ]
+    alone = [whole.files[s : s + BATCH_SIZE] for s in range(0, num, BATCH_SIZE)]
+    assert sorted(batches) == sorted(alone)
+    assert max(map(len, parts)) - min(map(len, parts)) <= BATCH_SIZE
+
+
+def test_merged_parts_are_the_whole_in_its_order(data, folder):
+    (data / "val/class3/1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    [expected] = classify_folder([PixelRunner(5)], folder, CONFIG, bad_images="skip")
+    parts = [
+        classify_part([PixelRunner(5)], folder.subset(kept), CONFIG, bad_images="skip")[0]
+        for kept in (range(20, 28), [], range(5, 20), range(5))
+    ]
+    merged = merge(folder, parts)
+    assert (merged.files, merged.sha256) == (expected.files, expected.sha256)
+    np.testing.assert_array_equal(merged.labels, expected.labels)
+    np.testing.assert_array_equal(merged.logits, expected.logits)
+
+
+def test_an_image_in_two_parts_is_never_counted_twice(folder):
+    [part] = classify_part([PixelRunner(5)], folder.subset(range(3)), CONFIG)
+    with pytest.raises(AssertionError, match="counted twice"):
+        merge(folder, [part, part])
+
+
+def test_the_original_average_gives_a_short_last_batch_full_weight():
+    # Three wrong of 64, then one wrong of two.
+    labels = [1] * 3 + [0] * 61 + [1, 0]
+    ledger = ledger_of([[1.0] + [0.0] * 5] * 66, labels)
+    assert ledger.errors()["top1_error"] == 400 / 66
+    assert ledger.legacy_errors() == pytest.approx(
+        {"legacy_top1_error": (100 * 3 / 64 + 50) / 2, "legacy_top5_error": 0}, abs=1e-9
+    )
+    # Without a short batch both are the same.
+    assert ledger.legacy_errors(batch_size=33)["legacy_top1_error"] == pytest.approx(400 / 66)
 
 
 def test_a_third_is_not_rounded():

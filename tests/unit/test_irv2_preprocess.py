@@ -230,6 +230,18 @@ def test_any_size_becomes_the_square_of_the_full_resize_cropped(name, size):
     np.testing.assert_array_equal(found, whole[top : top + 299, left : left + 299])
 
 
+@pytest.mark.parametrize("name", RESAMPLERS)
+@pytest.mark.parametrize("size", [(31, 31), (40, 57), (500, 375)])
+def test_pixels_are_written_straight_into_a_batch(name, size):
+    config = Preprocess(resize=31, crop=31, resampling=name)  # (31, 31): the window is the whole
+    image = pixels(*size)
+    batch = np.zeros((3, 31, 31, 3), np.uint8)
+    found = resize_and_crop(image, config, out=batch[1])
+    assert found.base is batch
+    np.testing.assert_array_equal(batch[1], resize_and_crop(image, config))
+    assert not batch[[0, 2]].any()
+
+
 def test_a_sliver_that_would_fill_the_memory_is_refused():
     with pytest.raises(ImageError, match="1x3000 pixels become 328x984000") as caught:
         resize_and_crop(pixels(3000, 1), Preprocess())

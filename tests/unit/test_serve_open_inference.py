@@ -1,9 +1,12 @@
 """The Open Inference Protocol, by plain stubs and by the client that people have."""
 
 import asyncio
-import importlib.util
+import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -18,6 +21,7 @@ from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.results import top_k_scores
 from irv2.runners.choose import open_best
 
+PROTO = Path(__file__).parents[2] / "protos" / "irv2" / "inference" / "open_inference.proto"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
 
 
@@ -128,18 +132,29 @@ import numpy as np
 import tritonclient.grpc as triton
 with triton.InferenceServerClient(sys.argv[1]) as client:
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("irv2")
+    assert "statistics" in client.get_server_metadata().extensions
     assert client.get_model_metadata("irv2").inputs[0].datatype == "UINT8"
     images = np.load(sys.argv[2])
     given = triton.InferInput("images", images.shape, "UINT8")
     given.set_data_from_numpy(images)
     answer = client.infer("irv2", [given], outputs=[triton.InferRequestedOutput("logits")])
     np.save(sys.argv[3], answer.as_numpy("logits"))
+    config = client.get_model_config("irv2").config
+    assert (config.input[0].name, config.input[0].data_type) == ("images", 2)  # TYPE_UINT8
+    assert list(config.input[0].dims) == list(images.shape[1:])
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+    (model,) = client.get_model_repository_index().models
+    assert (model.name, model.state) == ("irv2", "READY")
+    (statistics,) = client.get_inference_statistics("irv2").model_stats
+    assert statistics.inference_count == 6 + 1  # and the photograph of the warm-up
+    batches = [(each.batch_size, each.compute_infer.count) for each in statistics.batch_stats]
+    assert sum(size * count for size, count in batches) == statistics.inference_count
+    assert sum(count for _, count in batches) == statistics.execution_count
+    assert statistics.inference_stats.success.count == 1
+    assert statistics.inference_stats.compute_infer.ns > 0
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tritonclient") is None, reason="tritonclient is not installed"
-)
 def test_tritonclient_works_unchanged(bundle, logits, tmp_path):
     async def scenario(site):
         given, found = tmp_path / "images.npy", tmp_path / "logits.npy"
@@ -149,5 +164,76 @@ def test_tritonclient_works_unchanged(bundle, logits, tmp_path):
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
         np.testing.assert_allclose(np.load(found), logits, atol=1e-5)
         assert len(top_k_scores(np.load(found)[0], bundle.classes, 5)) == 5
+
+    scenario_with(bundle, scenario)
+
+
+def test_every_field_has_the_number_and_type_that_triton_gives_it():
+    program = """
+import json
+from tritonclient.grpc import model_config_pb2, service_pb2
+print(json.dumps({
+    kind.name: {field.name: [field.number, field.type] for field in kind.fields}
+    for module in (service_pb2, model_config_pb2)
+    for kind in module.DESCRIPTOR.message_types_by_name.values()
+}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
+    )
+    theirs = json.loads(done.stdout)
+    for kind in oip.DESCRIPTOR.message_types_by_name.values():
+        ours = {field.name: [field.number, field.type] for field in kind.fields}
+        assert ours.items() <= theirs[kind.name].items(), kind.name
+
+
+# The packages are npm's; `make js-client` installs them beside Python's.
+NODE = {**os.environ, "NODE_PATH": str(Path(sys.prefix) / "js" / "node_modules")}
+NODE_PROGRAM = """
+const grpc = require("@grpc/grpc-js"), loader = require("@grpc/proto-loader");
+const [address, proto] = process.argv.slice(1);
+const { inference } = grpc.loadPackageDefinition(loader.loadSync(proto, { keepCase: true }));
+const client = new inference.GRPCInferenceService(address, grpc.credentials.createInsecure());
+const images = Buffer.alloc(2 * 75 * 75 * 3, 100);
+client.ModelInfer({
+  model_name: "irv2",
+  inputs: [{ name: "images", datatype: "UINT8", shape: [2, 75, 75, 3] }],
+  raw_input_contents: [images],
+}, (error, answer) => {
+  if (error) { console.error(error); process.exit(1); }
+  const logits = new Float32Array(Uint8Array.from(answer.raw_output_contents[0]).buffer);
+  console.log(JSON.stringify([...logits]));
+  client.close();
+});
+"""
+
+
+def node_is_missing() -> str:
+    """Why the test can't run; in CI it has to."""
+    if os.environ.get("CI"):
+        return ""
+    if not shutil.which("node"):
+        return "node is not installed"
+    packages = "require('@grpc/grpc-js'), require('@grpc/proto-loader')"
+    done = subprocess.run(["node", "-e", packages], capture_output=True, env=NODE)
+    return (
+        "@grpc/grpc-js and @grpc/proto-loader are missing: make js-client"
+        if done.returncode
+        else ""
+    )
+
+
+@pytest.mark.skipif(bool(node_is_missing()), reason=node_is_missing())
+def test_a_client_of_grpc_js_works_unchanged(bundle):
+    async def scenario(site):
+        command = ["node", "-e", NODE_PROGRAM, site.server.ready_line.split()[1], str(PROTO)]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=60, env=NODE
+        )
+        assert done.returncode == 0, done.stderr
+        found = np.reshape(json.loads(done.stdout), (2, 10))
+        with open_best(bundle)[1] as runner:
+            expected = runner.run(np.full((2, SIDE, SIDE, 3), 100, np.uint8))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
     scenario_with(bundle, scenario)

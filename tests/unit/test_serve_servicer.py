@@ -153,7 +153,8 @@ def test_overload_is_refused_at_once_with_the_time_to_come_back(bundle):
         assert time.monotonic() - started_at < 0.3
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         retry = detail(status, error_details_pb2.RetryInfo)
-        assert 0.3 < retry.retry_delay.ToMilliseconds() / 1e3 < 1.5
+        # Four times 0.3 s and their decoding, which a busy machine makes slower.
+        assert 0.3 < retry.retry_delay.ToMilliseconds() / 1e3 < 2.5
         for response in await asyncio.gather(*waiting):
             assert response.results[0].scores
 
@@ -257,3 +258,25 @@ def test_a_stream_whose_client_vanishes_leaves_no_work_and_no_complaint(bundle, 
 
     scenario_with(bundle, scenario, seconds=0.1)
     assert not caplog.records
+
+
+def test_an_engine_that_fails_one_batch_in_ten_costs_those_images_alone(bundle, caplog):
+    async def scenario(site):
+        site.runner.fails_every = 10
+        asked = [site.stub.Classify(request(number % 8)) for number in range(120)]
+        responses = await asyncio.gather(*asked)
+        expected = [indices(result) for result in bundle.classify(list(map(jpeg, range(8))))]
+        num_failed = 0
+        for number, response in enumerate(responses):
+            (result,) = response.results
+            if result.HasField("error"):
+                num_failed += 1
+                assert detail(result.error, error_details_pb2.ErrorInfo).reason == "INTERNAL"
+                assert "purpose" not in str(result.error), "clients learn nothing of our insides"
+            else:
+                assert indices(result) == expected[number % 8]
+        failed_batches = site.runner.sizes[9::10]
+        assert num_failed == sum(failed_batches) > 0
+        assert caplog.text.count("batch_failed") == len(failed_batches)
+
+    scenario_with(bundle, scenario, seconds=0.001)

@@ -1,9 +1,23 @@
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare, kstest, norm, uniform
 
 from irv2.preprocess import Preprocess, resize_and_crop
-from train.augment import apply_color, color_matrix, random_shift, random_sized_crop
+from train.augment import (
+    ColorDraw,
+    apply_color,
+    color_matrix,
+    color_on_cpu,
+    color_on_device,
+    draw_color,
+    draw_crop,
+    random_shift,
+    random_sized_crop,
+)
 
 CONFIG = Preprocess()
 
@@ -12,36 +26,69 @@ def picture(height: int = 60, width: int = 80, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def step_by_step(image_hwc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def step_by_step(image_hwc: np.ndarray, draw: ColorDraw) -> np.ndarray:
     """The original's chain on floats, one operation after the other, nothing clamped."""
     x = image_hwc / 255.0
-    for kind in rng.permutation(["brightness", "contrast", "saturation"]):
-        alpha = 1 + rng.uniform(-0.4, 0.4)
+    for kind, alpha in zip(draw.order, draw.alphas, strict=True):
         grey = 0.299 * x[..., 0] + 0.587 * x[..., 1] + 0.114 * x[..., 2]
-        if kind == "brightness":
-            other = np.zeros_like(x)
-        elif kind == "contrast":
-            other = np.full_like(x, grey.mean())
-        else:
-            other = np.repeat(grey[..., None], 3, axis=2)
+        other = [np.zeros_like(x), np.full_like(x, grey.mean()), np.dstack([grey] * 3)][kind]
         x = alpha * x + (1 - alpha) * other
-    alpha = rng.normal(0, 0.1, 3)
     values = [0.2175, 0.0188, 0.0045]
     vectors = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
     for channel in range(3):
-        x[..., channel] += sum(vectors[channel][k] * alpha[k] * values[k] for k in range(3))
+        x[..., channel] += sum(vectors[channel][k] * draw.lighting[k] * values[k] for k in range(3))
     return (x - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_one_matrix_is_the_whole_colour_chain_in_any_order(seed):
-    image = picture(seed=seed)
-    matrix = color_matrix(image, CONFIG, np.random.default_rng(seed))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("alphas", [(1.0, 1.0, 1.0), (0.6, 1.4, 0.75), (1.4, 0.6, 1.1)])
+def test_one_matrix_is_the_whole_colour_chain_in_any_order(order, alphas):
+    draw = ColorDraw(order, alphas, (0.13, -0.2, 0.05))
+    image = picture(seed=sum(order[:2]))
+    matrix = color_matrix(image, draw, CONFIG)
     pixels = torch.from_numpy(image)[None]
     colored = apply_color(pixels, torch.from_numpy(matrix)[None], torch.tensor([False]))
-    expected = step_by_step(image, np.random.default_rng(seed)).transpose(2, 0, 1)
+    expected = step_by_step(image, draw).transpose(2, 0, 1)
     # float32 of values up to about 5 against float64
     np.testing.assert_allclose(colored[0].numpy(), expected, atol=5e-6)
+
+
+def test_cpu_and_device_colour_alike():
+    images = torch.from_numpy(np.stack([picture(30, 30, seed) for seed in range(4)]))
+    rng = np.random.default_rng(0)
+    matrices = [color_matrix(image.numpy(), draw_color(rng), CONFIG) for image in images]
+    batch = images, torch.from_numpy(np.stack(matrices)), torch.tensor([True, False, True, False])
+    # Two orders of summing three products and a constant in float32
+    torch.testing.assert_close(color_on_cpu(*batch), color_on_device(*batch), atol=2e-6, rtol=0)
+
+
+def test_the_matrix_of_a_fixed_draw_is_the_golden_one():
+    # Worked by hand: contrast 0.5 keeps half of each pixel and adds half of the mean grey
+    # m = (0.299 x 51 + 0.587 x 102 + 0.114 x 204) / 255 = 0.3858; brightness doubles;
+    # saturation 1 changes nothing. So y = x + m, in units of 255.
+    image = np.full((4, 6, 3), (51, 102, 204), np.uint8)
+    draw = ColorDraw((1, 0, 2), (0.5, 2.0, 1.0), (0.0, 0.0, 0.0))
+    plain = Preprocess(mean=(0, 0, 0), std=(1, 1, 1))
+    constant = np.full((3, 1), 0.3858)
+    golden = np.hstack([np.eye(3) / 255, constant])
+    np.testing.assert_allclose(color_matrix(image, draw, plain), golden, rtol=1e-6, atol=1e-9)
+    # Lighting alone: the first component, weight 1, moves each channel by 0.2175 x its eigenvector.
+    lit = color_matrix(image, ColorDraw((0, 1, 2), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0)), plain)
+    np.testing.assert_allclose(
+        lit[:, 3], [-0.5675 * 0.2175, -0.5808 * 0.2175, -0.5836 * 0.2175], rtol=1e-6
+    )
+
+
+def test_jitter_and_lighting_are_drawn_as_the_original_draws_them():
+    rng = np.random.default_rng(0)
+    draws = [draw_color(rng) for _ in range(6000)]
+    orders = Counter(draw.order for draw in draws)
+    assert chisquare(list(orders.values())).pvalue > 0.001  # six orders, equally often
+    assert len(orders) == 6
+    alphas = np.array([draw.alphas for draw in draws]).ravel()
+    assert kstest(alphas, uniform(0.6, 0.8).cdf).pvalue > 0.001
+    lighting = np.array([draw.lighting for draw in draws]).ravel()
+    assert kstest(lighting, norm(0, 0.1).cdf).pvalue > 0.001
 
 
 def test_flips_mirror_only_the_images_that_ask_for_it():
@@ -54,26 +101,62 @@ def test_flips_mirror_only_the_images_that_ask_for_it():
     torch.testing.assert_close(result[1], expected[1].flip(-1))
 
 
-def test_crops_cover_8_to_100_percent_of_the_area_and_aspects_from_3_4_to_4_3():
-    # A picture whose red is its column and whose green is its row: the crop tells where it was.
-    side = 240
-    rows, columns = np.mgrid[0:side, 0:side].astype(np.uint8)
-    image = np.dstack([columns, rows, rows])
-    areas, aspects = [], []
-    for seed in range(2000):
-        crop = random_sized_crop(image, 75, "torch7-bicubic", np.random.default_rng(seed))
-        assert crop.shape == (75, 75, 3)
-        width = int(crop[0, -1, 0]) - int(crop[0, 0, 0]) + 1  # corners are aligned
-        height = int(crop[-1, 0, 1]) - int(crop[0, 0, 1]) + 1
-        areas.append(width * height / side**2)
-        aspects.append(width / height)
-    assert 0.075 < min(areas) < 0.1
-    assert 0.9 < max(areas) <= 1.0
-    assert 0.74 < min(aspects) < 0.78
-    assert 1.29 < max(aspects) < 1.36
-    # uniform area but for the few large crops that did not fit: mean near 0.54, a bit below
-    assert 0.48 < np.mean(areas) < 0.55
-    assert abs(np.mean(np.log(aspects))) < 0.02  # swapped with probability 1/2, so symmetric
+class Script:
+    """A generator whose uniform numbers are written down; lower and upper limits apply to them."""
+
+    def __init__(self, *fractions: float) -> None:
+        self._fractions = iter(fractions)
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * next(self._fractions)
+
+    def random(self) -> float:
+        return next(self._fractions)
+
+    def integers(self, low: int, high: int, endpoint: bool) -> int:
+        assert endpoint
+        return low + int(next(self._fractions) * (high - low + 1))
+
+
+@pytest.mark.parametrize(
+    ("fractions", "box"),
+    [
+        # area 0.54 x 375 x 500 = 101250, aspect 25/24: 324.76 x 311.77, in the middle of the rest
+        ((0.5, 0.5, 0.9, 0.5, 0.5), (32, 88, 312, 325)),
+        ((0.5, 0.5, 0.1, 0.5, 0.5), (25, 94, 325, 312)),  # swapped
+        # area 0.08 = 15000, aspect 3/4: 106.07 x 141.42, at the two ends
+        ((0.0, 0.0, 0.9, 0.0, 0.0), (0, 0, 141, 106)),
+        ((0.0, 0.0, 0.9, 0.999, 0.999), (234, 394, 141, 106)),
+        # the whole area never fits in this picture: the second try counts
+        ((1.0, 0.5, 0.9, 0.5, 0.5, 0.9, 0.5, 0.5), (32, 88, 312, 325)),
+        ((1.0, 0.5, 0.9) * 10, None),
+    ],
+)
+def test_the_crop_of_fixed_numbers_is_the_golden_one(fractions, box):
+    assert draw_crop(375, 500, Script(*fractions)) == box
+
+
+def test_crops_have_uniform_areas_and_aspects_swapped_half_of_the_time():
+    # On a large square all but the largest crops fit at the first try.
+    rng = np.random.default_rng(0)
+    side = 4000  # rounding to whole pixels is far below what the test can see
+    crops = [draw_crop(side, side, rng) for _ in range(20_000)]
+    areas = np.array([crop.height * crop.width / side**2 for crop in crops])
+    assert areas.min() >= 0.0799
+    assert areas.max() <= 1.0
+    # An area under 3/4 always fits; so far all areas are equally likely.
+    small = areas < 0.75
+    assert kstest(areas[small], uniform(0.08, 0.67).cdf).pvalue > 0.001
+    aspects = np.array([crop.width / crop.height for crop in crops])[small]
+
+    def cdf(aspect: np.ndarray) -> np.ndarray:
+        """Of a number uniform in 3/4..4/3 and its reciprocal, each half of the time."""
+        straight = uniform(3 / 4, 4 / 3 - 3 / 4)
+        return (straight.cdf(aspect) + 1 - straight.cdf(1 / aspect)) / 2
+
+    assert kstest(aspects, cdf).pvalue > 0.001
+    centres = np.array([crop.top / max(side - crop.height, 1) for crop in crops])
+    assert kstest(centres[small], uniform(0, 1).cdf).pvalue > 0.001
 
 
 def test_a_picture_too_narrow_for_any_crop_gets_its_centre():

@@ -8,7 +8,9 @@ from PIL import Image
 
 from irv2.dataset import ImageFolder, open_split
 from irv2.errors import ImageError
-from train.loader import Batch, batch_indices, load_epoch
+from irv2.shard_writer import write_shards
+from train.batch_norm import split_groups
+from train.loader import Batch, batch_indices, load_epoch, share
 from train.settings import SETTINGS, Recipe
 
 RECIPE = dataclasses.replace(
@@ -29,12 +31,12 @@ def folder(tmp_path: Path) -> ImageFolder:
 
 def load(
     folder: ImageFolder, epoch: int = 1, start: int = 0, workers: int = 0, recipe: Recipe = RECIPE,
-    bad_images: str = "error",
+    bad_images: str = "error", rank: int = 0, world_size: int = 1,
 ) -> list[tuple[int, Batch]]:  # fmt: skip
     return list(
         load_epoch(
             folder, recipe, epoch, start=start, workers=workers, bad_images=bad_images,
-            device=torch.device("cpu"),
+            device=torch.device("cpu"), rank=rank, world_size=world_size,
         )
     )  # fmt: skip
 
@@ -73,6 +75,51 @@ def test_a_last_batch_of_one_image_is_skipped_with_a_notice(caplog):
     batches = batch_indices(17, RECIPE, 1)
     assert [len(batch) for batch in batches] == [8, 8]
     assert "one image and is skipped" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_folder_and_shards_give_the_same_epoch(folder, tmp_path, workers):
+    write_shards(tmp_path, tmp_path / "shards", 20_000)
+    sharded = open_split(tmp_path / "shards", "train")
+    assert_same(load(sharded, workers=workers), load(folder))
+    assert_same(load(sharded, workers=workers, start=2), load(folder)[2:])
+
+
+def test_the_shares_of_two_ranks_are_the_batch_norm_groups_of_one_process(folder):
+    whole = load(folder)
+    ranks = [load(folder, rank=rank, world_size=2) for rank in range(2)]
+    for (number, batch), *shares in zip(whole, *ranks, strict=True):
+        for rank, (share_number, mine) in enumerate(shares):
+            assert share_number == number
+            for part, of_all in zip(mine, batch, strict=True):
+                assert torch.equal(part, of_all.tensor_split(2)[rank])
+
+
+@pytest.mark.parametrize("num_images", [*range(2, 17), 63, 64])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_shares_are_contiguous_whole_groups_and_local_groups_have_the_global_sizes(
+    num_images, world_size
+):
+    recipe = dataclasses.replace(RECIPE, batch_size=64, bn_group=8)
+    shares = [
+        share(list(range(num_images)), recipe, rank, world_size) for rank in range(world_size)
+    ]
+    assert [i for mine in shares for i in mine] == list(range(num_images))
+    local_groups = [
+        len(group)
+        for mine in shares
+        if mine
+        for group in torch.tensor(mine).tensor_split(split_groups(len(mine), 8 // world_size))
+    ]
+    groups = torch.arange(num_images).tensor_split(split_groups(num_images, 8))
+    assert local_groups == [len(group) for group in groups]
+
+
+def test_a_rank_left_without_images_still_sees_every_batch(folder):
+    recipe = dataclasses.replace(RECIPE, batch_size=18, bn_group=9)  # 18 and 2: the 2 are one group
+    first, second = (load(folder, recipe=recipe, rank=rank, world_size=2) for rank in range(2))
+    assert [len(batch.labels) for _, batch in first] == [9, 2]
+    assert [len(batch.labels) for _, batch in second] == [9, 0]
 
 
 def test_loading_leaves_torchs_random_state_alone(folder):

@@ -4,22 +4,18 @@ import numpy as np
 import pytest
 
 from irv2.errors import UsageError
-from train.settings import SETTINGS, sample_recipe
+from train.settings import SETTINGS, modern_recipe, sample_recipe
 
 
 @pytest.mark.parametrize(
     ("setting", "gamma", "decay_steps"),
     [("1", 0.96, 12_800), ("2", 0.96, 25_600), ("paper", 0.94, 80_076)],
 )
-def test_learning_rate_is_the_originals_around_every_decay_of_two_million_steps(
-    setting, gamma, decay_steps
-):
-    recipe = SETTINGS[setting]
-    edges = np.arange(decay_steps, 2_000_000, decay_steps)
-    steps = np.unique(np.concatenate([[1, 2], edges - 1, edges, edges + 1]))
+def test_learning_rate_is_the_originals_at_each_of_two_million_steps(setting, gamma, decay_steps):
+    steps = np.arange(1, 2_000_001)
     expected = 0.045 * gamma ** np.floor(steps / decay_steps)
-    actual = [recipe.learning_rate_at(int(step)) for step in steps]
-    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    actual = np.fromiter(map(SETTINGS[setting].learning_rate_at, steps.tolist()), np.float64)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)  # powers round differently
 
 
 def test_step_12800_of_setting_1_already_has_the_lower_rate():
@@ -61,3 +57,39 @@ def test_sample_recipe_says_all_that_differs_from_the_setting():
 def test_a_batch_that_does_not_split_into_groups_is_refused():
     with pytest.raises(UsageError, match="multiple of 32"):
         dataclasses.replace(SETTINGS["2"], batch_size=48)
+
+
+def test_the_modern_recipe_warms_up_then_follows_a_cosine_to_nothing():
+    recipe = modern_recipe(dataclasses.replace(SETTINGS["2"], epochs=10), 6400)
+    assert (recipe.warmup_steps, recipe.cosine_steps) == (50, 1000)
+    assert recipe.learning_rate_at(1) == pytest.approx(0.045 / 50)
+    assert recipe.learning_rate_at(501) == pytest.approx(0.045 / 2)
+    rates = [recipe.learning_rate_at(step) for step in range(50, 1001)]
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < 1e-6
+
+
+def test_the_modern_recipe_too_follows_the_images_seen():
+    one = modern_recipe(dataclasses.replace(SETTINGS["2"], epochs=10), 6400)
+    four = dataclasses.replace(one, batch_size=256)
+    warmed_up, begun = (four.learning_rate_at(10), one.learning_rate_at(40))
+    assert warmed_up == pytest.approx(4 * begun, rel=0.01)  # the cosine is of the images before
+    assert four.learning_rate_at(126) == pytest.approx(4 * one.learning_rate_at(501))
+
+
+def test_the_average_of_the_weights_forgets_its_start_sooner():
+    recipe = modern_recipe(SETTINGS["2"], 6400)
+    assert recipe.ema_decay_at(1) == pytest.approx(2 / 11)
+    assert recipe.ema_decay_at(10**6) == 0.9999
+
+
+def test_settings_have_nothing_modern():
+    for recipe in SETTINGS.values():
+        assert (recipe.label_smoothing, recipe.warmup_steps, recipe.cosine_steps) == (0, 0, 0)
+        assert (recipe.ema_decay, recipe.residual_scale, recipe.precision) == (0, 0.1, "fp32")
+
+
+@pytest.mark.parametrize("fields", [{"augmentation": "shift"}, {"max_shift": 0.1}])
+def test_a_shift_without_its_reach_or_a_reach_without_shifts_is_refused(fields):
+    with pytest.raises(UsageError, match=r"--max-shift: .*above 0 with shift"):
+        dataclasses.replace(SETTINGS["2"], **fields)

@@ -1,0 +1,160 @@
+"""On which images two models differ: from their ledgers, without running either.
+
+A model is named as BUNDLE (its float32 ONNX model), BUNDLE:FILE (another artefact),
+BUNDLE:reference (the checkpoint) or LEDGER.npz (what `irv2 eval --ledger` wrote).
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from convert.judging import LEDGER_SUFFIX
+from convert.reference import REFERENCE, hash_files
+from irv2.answers import Answers
+from irv2.bundle import Bundle
+from irv2.dataset import open_split
+from irv2.errors import BundleError, DataError
+
+_DEFAULT_ARTIFACT = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """A model's answers, how it was named, and its classes where they are known."""
+
+    name: str
+    answers: Answers
+    classes: list[str]
+
+    def label(self, index: int) -> str:
+        """The name of a class, or its index where a ledger alone is at hand."""
+        return self.classes[index] if self.classes else str(index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """An image with two answers. `file` is None where it was not looked for or not found."""
+
+    sha256: str
+    file: Path | None
+    label: str
+    a: str
+    b: str
+    margin_a: float  # logits: best minus second best
+    margin_b: float
+    change: str  # lost, gained, or both wrong
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"file": self.file and str(self.file)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Two models over the `n` images that both have answered."""
+
+    a: str
+    b: str
+    n: int
+    num_only_a: int  # images that the other has not answered
+    num_only_b: int
+    rows: list[Row]  # surest of A's answers first
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for --json."""
+        return {
+            "a": self.a, "b": self.b, "n": self.n, "num_different": len(self.rows),
+            "num_only_a": self.num_only_a, "num_only_b": self.num_only_b,
+            "images": [row.to_json() for row in self.rows],
+        }  # fmt: skip
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        counts = {name: sum(row.change == name for row in self.rows) for name in _CHANGES}
+        lines = [
+            f"A: {self.a}", f"B: {self.b}",
+            f"{len(self.rows)} of {self.n} images have another best class: "
+            + ", ".join(f"{num} {name}" for name, num in counts.items()),
+        ]  # fmt: skip
+        if self.num_only_a or self.num_only_b:
+            lines.append(f"not compared: {self.num_only_a} only in A, {self.num_only_b} only in B")
+        if self.rows:
+            table = [
+                (r.file or r.sha256[:12], r.label, r.a, r.b, r.change, f"{r.margin_a:.3f}",
+                 f"{r.margin_b:.3f}")
+                for r in self.rows
+            ]  # fmt: skip
+            headers = ("image", "label", "A", "B", "change", "margin A", "margin B")
+            lines += ["", tabulate(table, headers, disable_numparse=True)]
+        return "\n".join(lines)
+
+
+_CHANGES = ("lost", "gained", "both wrong")
+
+
+def load_named(name: str) -> Named:
+    """Read the answers that `name` stands for; raises BundleError."""
+    if name.endswith(".npz"):
+        return Named(name=name, answers=Answers.load(Path(name)), classes=[])
+    path, artifact = Path(name), _DEFAULT_ARTIFACT
+    if not path.is_dir() and ":" in name:
+        folder, artifact = name.rsplit(":", 1)
+        path = Path(folder)
+    bundle = Bundle.open(path)
+    file = REFERENCE if artifact == "reference" else artifact + LEDGER_SUFFIX
+    if file not in bundle.manifest.files:
+        known = [a.removesuffix(LEDGER_SUFFIX) for a in bundle.manifest.files if LEDGER_SUFFIX in a]
+        raise BundleError(
+            path, f"no answers of {artifact} in it", " or ".join([*known, "reference"]),
+            "run `irv2 verify` where it can be run",
+        )  # fmt: skip
+    return Named(
+        name=f"{path}:{artifact}", answers=Answers.load(path / file), classes=bundle.classes
+    )
+
+
+def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
+    """Compare two models' best classes; image files are looked for in `data`/val.
+
+    Raises DataError where they have no image in common, or name their classes differently.
+    """
+    if a.classes and b.classes and a.classes != b.classes:
+        raise DataError(f"{a.name} and {b.name}", "they have other classes", "the same ones")
+    row_of_b = {key: row for row, key in enumerate(b.answers.keys)}
+    common = [(i, row_of_b[key]) for i, key in enumerate(a.answers.keys) if key in row_of_b]
+    if not common:
+        raise DataError(f"{a.name} and {b.name}", "no image in common", "answers on the same data")
+    different = [
+        (i, j) for i, j in common if a.answers.top5[i, 0] != b.answers.top5[j, 0]
+    ]  # fmt: skip
+    different.sort(key=lambda pair: -float(a.answers.margins[pair[0]]))
+    files = find_files({a.answers.sha256[i] for i, _ in different}, data)
+    namer = a if a.classes else b
+    return Difference(
+        a=a.name, b=b.name, n=len(common), num_only_a=len(a.answers) - len(common),
+        num_only_b=len(b.answers) - len(common),
+        rows=[_row(namer, a.answers, b.answers, i, j, files) for i, j in different],
+    )  # fmt: skip
+
+
+def find_files(wanted: set[str], data: Path | None) -> dict[str, Path]:
+    """Where files of these hashes lie in `data`/val: hash -> path."""
+    if data is None or not wanted:
+        return {}
+    folder = open_split(data, "val", bad_images="skip")
+    hashes = enumerate(hash_files(folder))
+    return {sha256: folder.path(i) for i, sha256 in hashes if sha256 in wanted}
+
+
+def _row(
+    namer: Named, a: Answers, b: Answers, i: int, j: int, files: dict[str, Path]
+) -> Row:  # fmt: skip
+    label, best_a, best_b = int(a.labels[i]), int(a.top5[i, 0]), int(b.top5[j, 0])
+    change = "lost" if best_a == label else "gained" if best_b == label else "both wrong"
+    return Row(
+        sha256=a.sha256[i], file=files.get(a.sha256[i]), label=namer.label(label),
+        a=namer.label(best_a), b=namer.label(best_b), margin_a=float(a.margins[i]),
+        margin_b=float(b.margins[j]), change=change,
+    )  # fmt: skip

@@ -1,0 +1,33 @@
+"""`irv2 graph`: a picture of the network, read from its ONNX file."""
+
+from pathlib import Path
+
+import click
+
+from irv2.bundle import Bundle
+from irv2.errors import UsageError
+from irv2.options import Program, json_option, print_json
+
+SUFFIXES = (".png", ".svg")
+
+
+@click.command(cls=Program)
+@click.argument("model", type=click.Path(exists=True, path_type=Path), metavar="BUNDLE|ONNX")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
+              metavar="PNG|SVG", help="Picture to write.")  # fmt: skip
+@json_option
+def main(model: Path, out: Path, as_json: bool) -> None:
+    """Draw the blocks, layers and shapes of a bundle's model.onnx or of an ONNX file."""
+    from convert.graph import read_blocks
+    from convert.graph_picture import draw_graph
+
+    if out.suffix not in SUFFIXES:
+        raise UsageError("--out", str(out), f"a name that ends in {' or '.join(SUFFIXES)}")
+    path = Bundle.open(model).path / "model.onnx" if model.is_dir() else model
+    blocks = read_blocks(path)
+    draw_graph(blocks, path.absolute().relative_to(model.absolute().parent).as_posix(), out)
+    if as_json:
+        found = [{"title": b.title, "count": b.count, "shape": list(b.shape)} for b in blocks]
+        print_json({"out": str(out), "blocks": found})
+    else:
+        click.echo(str(out))

@@ -1,0 +1,1 @@
+"""Published weights become checkpoints: recognised by content, matched tensor by tensor."""

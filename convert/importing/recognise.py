@@ -1,0 +1,108 @@
+"""What a file of published weights is, by its content, and the reader that knows it."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from convert.importing.keras import CONFIG, WEIGHTS, read_archive, read_hdf5
+from convert.importing.original import read_original
+from convert.importing.slim import read_slim
+from convert.importing.source import Source
+from irv2.checkpoint import SCHEMA
+from irv2.errors import CheckpointError
+
+HDF5 = b"\x89HDF\r\n\x1a\n"
+PICKLE = b"\x80"
+TORCH7 = (b"\x03\x00\x00\x00", b"\x04\x00\x00\x00")  # a table, an object
+TORCH7_TEXT = (b"3\n", b"4\n")
+EXPECTED = "weights as .t7, .pth, .safetensors, .h5 or .keras"
+STATE_DICT = "a state_dict: tensors by name"
+
+
+def read_source(path: Path) -> Source:
+    """Recognise and read a file; raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(path, "is a folder" if path.is_dir() else "no such file", EXPECTED)
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(HDF5):
+        return read_hdf5(path)
+    if start.startswith(b"PK"):
+        return _read_zip(path)
+    if start.startswith(PICKLE):
+        return read_slim(_torch_tensors(path, mmap=False), path)
+    if start.startswith(TORCH7):
+        return read_original(path)
+    if start.startswith(TORCH7_TEXT):
+        raise CheckpointError(
+            path, "a Torch7 file in text format", "the binary one",
+            "save it again with torch.save(FILE, model)",
+        )  # fmt: skip
+    if start[8:9] == b"{":  # after the length of its header
+        return read_slim(_safetensors(path), path)
+    size = path.stat().st_size
+    raise CheckpointError(path, f"an unknown format ({size} bytes)", EXPECTED)
+
+
+def _read_zip(path: Path) -> Source:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        raise CheckpointError(
+            path, f"half a file, or a damaged one ({error})", EXPECTED, "copy it again"
+        ) from error
+    if {CONFIG, WEIGHTS} <= set(members):
+        return read_archive(path)
+    return read_slim(_torch_tensors(path, mmap=True), path)
+
+
+def _torch_tensors(path: Path, *, mmap: bool) -> dict[str, Tensor]:
+    """The tensors of a torch file, also from under `state_dict`; nothing in it is executed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            path, f"holds Python objects or code, which are not loaded{_global(error)}", STATE_DICT,
+            "save it again where it is trusted: torch.save(model.state_dict(), FILE)",
+        ) from error  # fmt: skip
+    except Exception as error:  # on damaged files torch raises anything, even AssertionError
+        raise CheckpointError(path, f"damaged ({error})", STATE_DICT, "copy it again") from error
+    if isinstance(content, Mapping) and content.get("schema") == SCHEMA:
+        raise CheckpointError(path, "is a checkpoint of irv2 already", way_out="use it as it is")
+    return named_tensors(content, path)
+
+
+def named_tensors(content: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401 (any file's)
+    """A state_dict, or the one in a training state; raises CheckpointError."""
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]  # as training scripts of timm write it
+    if not isinstance(content, Mapping):
+        raise CheckpointError(path, f"holds a {type(content).__name__}", STATE_DICT)
+    foreign = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise CheckpointError(path, f"{foreign[0]} is no tensor", STATE_DICT)
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _global(error: pickle.UnpicklingError) -> str:
+    """` (os.system)`: the first name that torch refused, where its message tells."""
+    words = str(error).partition("GLOBAL ")[2].split()
+    return f" ({words[0]})" if words else ""
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, json.JSONDecodeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            path, f"damaged safetensors file ({error})", EXPECTED, "copy it again"
+        ) from error

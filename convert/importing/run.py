@@ -1,0 +1,134 @@
+"""From a file of published weights to a checkpoint like the trainer's."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from convert.importing.recognise import read_source
+from convert.importing.source import state_dict_of
+from irv2.bundle import file_sha256
+from irv2.checkpoint import Checkpoint
+from irv2.errors import CheckpointError, InputError, UsageError
+from irv2.imagenet import BACKGROUND, class_names
+
+WITH_BACKGROUND = 1001  # ImageNet's classes behind a background class, as TF-slim trained
+SETTING = "imported"  # in place of a training setting, in checkpoint and bundle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportResult:
+    """What was recognised and written."""
+
+    source: Path
+    out: Path
+    kind: str
+    checkpoint: Checkpoint
+    num_matched: int
+    background_dropped: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for --json."""
+        return {
+            "out": str(self.out), "source": str(self.source), "kind": self.kind,
+            "arch": self.checkpoint.model.arch, "num_matched": self.num_matched,
+            "num_parameters": self.num_parameters,
+            "num_classes": self.checkpoint.model.num_classes,
+            "background_dropped": self.background_dropped,
+            "preprocess": self.checkpoint.preprocess.to_json(),
+        }  # fmt: skip
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained values, without batch norm's statistics."""
+        return sum(
+            tensor.numel()
+            for name, tensor in self.checkpoint.state_dict.items()
+            if name.endswith((".weight", ".bias"))
+        )
+
+    def to_text(self) -> str:
+        """A few lines for people."""
+        config, preprocess = self.checkpoint.model, self.checkpoint.preprocess
+        dropped = "; the background class was dropped" if self.background_dropped else ""
+        mean, std = (
+            " ".join(f"{value:g}" for value in values)
+            for values in (preprocess.mean, preprocess.std)
+        )
+        return "\n".join([
+            f"{self.source}: {self.kind}, network {config.arch}",
+            f"  matched  {self.num_matched} tensors, none missing, none left over; "
+            f"{self.num_parameters:,} parameters",
+            f"  classes  {config.num_classes}{dropped}",
+            f"  images   shorter side {preprocess.resize}, centre {preprocess.crop}, "
+            f"{preprocess.resampling}, mean {mean}, std {std}",
+            f"written {self.out}",
+        ])  # fmt: skip
+
+
+def import_weights(
+    path: Path, out: Path, *, classes_path: Path | None = None, arch: str = "auto",
+    keep_background: bool = False,
+) -> ImportResult:  # fmt: skip
+    """Recognise the weights in `path`, match them tensor by tensor and write the checkpoint `out`.
+
+    Raises CheckpointError where they are not those of a network we know, InputError for a class
+    file that does not fit.
+    """
+    source = read_source(path)
+    config = source.config
+    if arch not in ("auto", config.arch):
+        raise CheckpointError(
+            path, f"holds weights of {config.arch}", arch,
+            "two networks bear this name and their weights do not fit each other; "
+            "leave out --arch",
+        )  # fmt: skip
+    has_background = config.num_classes == WITH_BACKGROUND
+    if keep_background and not has_background:
+        raise UsageError(
+            "--keep-background", f"{path} has {config.num_classes} classes", str(WITH_BACKGROUND)
+        )
+    dropped = has_background and not keep_background
+    num_classes = config.num_classes - dropped
+    classes = classes_of(num_classes, classes_path, path)
+    state = state_dict_of(source, path)
+    if dropped:
+        for name in ("classifier.weight", "classifier.bias"):
+            state[name] = state[name][1:].clone()
+    checkpoint = Checkpoint(
+        model=replace(config, num_classes=num_classes), state_dict=state, classes=classes,
+        preprocess=source.preprocess, setting=SETTING, epoch=0, step=0,
+        recipe={"imported": {"file": path.name, "sha256": file_sha256(path), "kind": source.kind}},
+    )  # fmt: skip
+    checkpoint.save(out)
+    return ImportResult(
+        source=path, out=out, kind=source.kind, checkpoint=checkpoint,
+        num_matched=len(source.names), background_dropped=dropped,
+    )  # fmt: skip
+
+
+def classes_of(num_classes: int, classes_path: Path | None, path: Path) -> list[str]:
+    """A name for each class: from a file, or ImageNet's; raises InputError."""
+    if classes_path is not None:
+        return _read_classes(classes_path, num_classes)
+    names = class_names()
+    if num_classes == len(names):
+        return names
+    if num_classes == WITH_BACKGROUND:
+        return [BACKGROUND, *names]
+    raise InputError(
+        path, f"{num_classes} classes, whose names it does not hold",
+        f"ImageNet's {len(names)}", f"pass --classes FILE, {num_classes} lines",
+    )  # fmt: skip
+
+
+def _read_classes(path: Path, num_classes: int) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise InputError(path, "is no text in UTF-8", "a class name per line") from error
+    if len(names) != num_classes or len(set(names)) != len(names) or "" in names:
+        raise InputError(
+            path, f"{len(names)} lines, {len(set(names) - {''})} different names",
+            f"{num_classes} different ones, a class per line",
+        )  # fmt: skip
+    return names

@@ -1,0 +1,69 @@
+"""TF-slim's weights under the names that timm and Cadene gave them (`.pth`, `.safetensors`).
+
+Both name the layers alike; timm's last one is `classif`, Cadene's `last_linear`.
+"""
+
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from convert.importing.source import SLIM_PREPROCESS, Source, expected_state, is_counter
+from irv2.errors import CheckpointError
+from irv2.model_slim import SlimConfig
+
+FIRST_TENSOR = "conv2d_1a.conv.weight"
+# Our names to the published ones, applied in this order.
+RULES = [
+    (r"^stem\.0\.", "conv2d_1a."),
+    (r"^stem\.1\.", "conv2d_2a."),
+    (r"^stem\.2\.", "conv2d_2b."),
+    (r"^stem\.4\.", "conv2d_3b."),
+    (r"^stem\.5\.", "conv2d_4a."),
+    (r"^stem\.7\.", "mixed_5b."),
+    (r"^blocks_a\.", "repeat."),
+    (r"^reduction_a\.", "mixed_6a."),
+    (r"^blocks_b\.", "repeat_1."),
+    (r"^reduction_b\.", "mixed_7a."),
+    (r"^blocks_c\.9\.", "block8."),
+    (r"^blocks_c\.", "repeat_2."),
+    (r"^head\.", "conv2d_7b."),
+    (r"\b(?:branches\.)+(\d)\.", r"branch\1."),
+    (r"\.project\.0\.", ".conv2d."),
+    (r"\.0\.weight$", ".conv.weight"),
+    (r"\.1\.(\w+)$", r".bn.\1"),
+]
+
+
+def read_slim(tensors: dict[str, Tensor], path: Path) -> Source:
+    """timm's or Cadene's tensors; raises CheckpointError where they are another network's."""
+    prefix = "module." if f"module.{FIRST_TENSOR}" in tensors else ""  # DataParallel's
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if FIRST_TENSOR not in tensors:
+        some = ", ".join(list(tensors)[:3]) or "none"
+        raise CheckpointError(
+            path, f"tensors of another network ({some}, ...)",
+            f"Inception-ResNet-v2 as timm or Cadene name it ({FIRST_TENSOR}, ...)",
+        )  # fmt: skip
+    kind, last = "Cadene weights", "last_linear"
+    if f"{last}.weight" not in tensors:
+        kind, last = "timm weights", "classif"
+    classifier = tensors.get(f"{last}.weight")
+    config = SlimConfig(
+        num_classes=1000 if classifier is None or not classifier.ndim else len(classifier)
+    )
+    names = {
+        name: published_name(name).replace("classifier.", f"{last}.")
+        for name in expected_state(config)
+        if not is_counter(name)
+    }
+    return Source(
+        kind=kind, config=config, preprocess=SLIM_PREPROCESS, tensors=tensors, names=names
+    )
+
+
+def published_name(name: str) -> str:
+    """timm's and Cadene's name of one of our tensors (but for the classifier's)."""
+    for pattern, replacement in RULES:
+        name = re.sub(pattern, replacement, name)
+    return name

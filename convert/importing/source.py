@@ -1,0 +1,121 @@
+"""What a reader found in a file, and the matching of it with one of our networks.
+
+Every reader (original.py, slim.py, keras.py) gives a `Source`; nothing else knows file formats.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from irv2.errors import CheckpointError
+from irv2.model import NetworkConfig
+from irv2.networks import build
+from irv2.preprocess import Preprocess
+
+logger = logging.getLogger(__name__)
+
+# TF-slim's evaluation: 299 / 0.8975 = 333, pixels scaled to -1..1.
+SLIM_PREPROCESS = Preprocess(
+    resize=333, crop=299, resampling="pillow-bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
+NUM_LISTED = 6  # tensors that an error line names of each kind; --debug lists all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Weights as a file holds them, and the network they were made for.
+
+    `tensors` are under their published names, in torch's layout; `names` leads from each name in
+    our network's state_dict to one of them. What is in `ones` no file of this kind holds.
+    """
+
+    kind: str
+    config: NetworkConfig
+    preprocess: Preprocess
+    tensors: dict[str, Tensor]
+    names: dict[str, str]
+    ones: frozenset[str] = frozenset()
+
+
+def state_dict_of(source: Source, path: Path) -> dict[str, Tensor]:
+    """Our network's state_dict, float32; empties `source.tensors` on the way to save memory.
+
+    Raises CheckpointError, about `path`, with the list where anything is missing, left over, of
+    another shape or not finite.
+    """
+    expected = expected_state(source.config)
+    problems = _problems(source, expected)
+    if any(problems.values()):
+        raise _mismatch(source, problems, path)
+    state: dict[str, Tensor] = {}
+    for name, target in expected.items():
+        if name in source.names:
+            state[name] = _owned(source.tensors.pop(source.names[name]))
+            if not state[name].isfinite().all():
+                raise CheckpointError(
+                    path, f"{source.names[name]} holds values that are not finite",
+                    "trained weights", "use an undamaged file",
+                )  # fmt: skip
+        else:  # torch's counter of batches is of no use where momentum is fixed
+            fill = 1 if name in source.ones else 0
+            state[name] = torch.full(target.shape, fill, dtype=target.dtype)
+    return state
+
+
+def expected_state(config: NetworkConfig) -> dict[str, Tensor]:
+    """Names, shapes and types of a network's tensors, without memory."""
+    with torch.device("meta"):
+        return dict(build(config).state_dict())
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor only counts batches: older files of the same weights lack it."""
+    return name.endswith("num_batches_tracked")
+
+
+def _problems(source: Source, expected: dict[str, Tensor]) -> dict[str, list[str]]:
+    wanted = {name for name in expected if not is_counter(name)} - source.ones
+    missing, other_shape = [], []
+    for name in sorted(wanted):
+        published = source.names.get(name, f"{name} (our name)")
+        tensor = source.tensors.get(published)
+        if tensor is None:
+            missing.append(published)
+        elif tensor.shape != expected[name].shape or not tensor.is_floating_point():
+            shapes = f"{_shape(tensor)} instead of {_shape(expected[name])}"
+            other_shape.append(f"{published} {shapes}")
+    known = set(source.names.values())
+    left_over = sorted(
+        name for name in source.tensors if name not in known and not is_counter(name)
+    )
+    return {"missing": missing, "left over": left_over, "of another shape": other_shape}
+
+
+def _mismatch(source: Source, problems: dict[str, list[str]], path: Path) -> CheckpointError:
+    for kind, entries in problems.items():
+        for entry in entries:
+            logger.debug("%s: %s", kind, entry)
+    parts = []
+    for kind, entries in problems.items():
+        if entries:
+            more = "" if len(entries) <= NUM_LISTED else f" and {len(entries) - NUM_LISTED} more"
+            parts.append(f"{len(entries)} {kind}: {', '.join(entries[:NUM_LISTED])}{more}")
+    return CheckpointError(
+        path, f"{source.kind}, but of its tensors are {'; '.join(parts)}",
+        f"exactly those of {source.config.arch}", "--debug lists all",
+    )  # fmt: skip
+
+
+def _shape(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f"{tensor.dtype} "
+    return kind + ("x".join(map(str, tensor.shape)) or "scalar")
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """Float32, contiguous, in a storage of its own: torch.save writes storages whole."""
+    tensor = tensor.detach().float().contiguous()
+    own = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if own else tensor.clone()

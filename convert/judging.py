@@ -1,0 +1,69 @@
+"""One pass over the evaluation images, and everything the gate finds out about each artefact."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from convert import invariance
+from convert.artifacts import Opened
+from convert.gate import Judgement, Tolerance, judge
+from convert.localize import BlockOutputs, explain
+from convert.reference import Reference
+from convert.report import REPORT, Report
+from irv2.answers import Answers
+from irv2.bundle import MANIFEST, Artifact, Bundle, manifest_json, write_atomically
+from irv2.dataset import ImageFolder
+from irv2.evaluate import Ledger
+from irv2.types import UInt8Array
+
+LEDGER_SUFFIX = ".ledger.npz"
+
+
+def judge_all(
+    bundle: Bundle, opened: Opened, ledgers: list[Ledger], reference: Reference,
+    images: ImageFolder, *, tolerance_of: Callable[[Artifact], Tolerance],
+    reference_blocks: Callable[[UInt8Array], BlockOutputs],
+) -> dict[str, Judgement]:  # fmt: skip
+    """Decisions, batch invariance and ledger of every opened artefact, by file name.
+
+    `ledgers` are those of `opened.runners`, in that order. `reference_blocks` is asked only where
+    something fails.
+    """
+    artifacts = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
+    probes = invariance.load_probes(images.root, ledgers[0], bundle.preprocess)
+    judged = {}
+    for (file, runner), ledger in zip(opened.runners.items(), ledgers, strict=True):
+        artifact = artifacts[file]
+        tolerance = tolerance_of(artifact)
+        judgement = judge(reference, ledger.logits, artifact.precision, tolerance, runner.backend)
+        found = invariance.check(runner, probes, artifact.max_batch)
+        judgement = invariance.with_invariance(judgement, artifact, found)
+        judgement = dataclasses.replace(judgement, answers=Answers.from_ledger(ledger))
+        if judgement.parity.verdict == "failed":
+            explanation = explain(bundle, artifact, probes, reference_blocks)
+            judgement = dataclasses.replace(judgement, explanation=explanation)
+        judged[file] = judgement
+    return judged
+
+
+def ledger_files(judged: dict[str, Judgement]) -> dict[str, bytes]:
+    """The ledger of every artefact that was run: file name -> content."""
+    return {
+        file + LEDGER_SUFFIX: judgement.answers.to_bytes()
+        for file, judgement in judged.items()
+        if judgement.answers is not None
+    }
+
+
+def write_evidence(folder: Path, report: Report, contents: dict[str, bytes]) -> Report:
+    """Write `contents`, parity.md and, last, bundle.json with their hashes."""
+    contents = {**contents, REPORT: report.to_markdown().encode()}
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    manifest = msgspec.structs.replace(report.manifest, files=report.manifest.files | hashes)
+    write_atomically(folder / MANIFEST, manifest_json(manifest))
+    return dataclasses.replace(report, manifest=manifest)

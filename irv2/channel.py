@@ -1,0 +1,89 @@
+"""The connection to one server, or to several that take turns: round robin, TLS, a token."""
+
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import grpc
+
+from irv2.errors import NotServing, UsageError
+
+SERVICE = "irv2.v1.Classifier"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Whom the client trusts and who it is; PEM files.
+
+    `ca` None trusts what gRPC trusts (public authorities). `server_name` is the name that the
+    certificate has to carry; None takes the host of the (first) address.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            raise UsageError("TLS", "a certificate without its key, or a key alone", "both or none")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Raises UsageError where a file can't be read."""
+        try:
+            ca, key, certificate = (
+                path.read_bytes() if path else None
+                for path in (self.ca, self.key, self.certificate)
+            )
+        except OSError as error:
+            raise UsageError(error.filename, error.strerror or "can't be read", "PEM") from error
+        return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
+    """A channel to HOST:PORT, or to several; connects when first used. Raises UsageError."""
+    options = [
+        ("grpc.lb_policy_name", "round_robin"),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.enable_retries", 0),  # ours know RetryInfo
+        ("grpc.enable_http_proxy", 0),  # an address is where the server is
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    ]
+    if len(addresses) > 1:
+        # A server that is about to stop says so; then the others get its share. A lone one is
+        # asked all the same: it answers through its grace period.
+        config = {
+            "loadBalancingConfig": [{"round_robin": {}}],
+            "healthCheckConfig": {"serviceName": SERVICE},
+        }
+        options.append(("grpc.service_config", json.dumps(config)))
+    target = _target(list(addresses))
+    if tls is None:
+        return grpc.insecure_channel(target, options)
+    if tls.server_name or len(addresses) > 1:  # of a list gRPC knows no name to check
+        name = tls.server_name or addresses[0].rpartition(":")[0]
+        options.append(("grpc.ssl_target_name_override", name))
+    return grpc.secure_channel(target, tls.credentials(), options)
+
+
+def _target(names: list[str]) -> str:
+    """gRPC's name for the addresses; a list has to be resolved here, it takes no host names."""
+    if not names or not all(name.rpartition(":")[2].isdecimal() for name in names):
+        raise UsageError("address", repr(", ".join(names)), "HOST:PORT")
+    if len(names) == 1:
+        return names[0]
+    return "ipv4:" + ",".join(chain.from_iterable(map(_resolve, names)))
+
+
+def _resolve(name: str) -> list[str]:
+    host, _, port = name.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise NotServing(name, f"unknown host ({error.strerror})") from error
+    return [f"{address[4][0]}:{port}" for address in found]

@@ -1,0 +1,58 @@
+"""A few images with known answers, kept in the bundle, on which a server tries its engine.
+
+`selftest.npz` is written by the export and read before a model takes requests: an engine that
+loads but computes nonsense (a driver, a damaged memory) is found before any client meets it.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from irv2.errors import BundleError, EngineError
+from irv2.runners.base import Runner
+from irv2.types import FloatArray, IntArray, UInt8Array
+
+SELF_TEST = "selftest.npz"
+NUM_IMAGES = 4  # about a megabyte of noise-like pixels at 299; of different classes if possible
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """Preprocessed images, the checkpoint's best class of each, and by how much it was best."""
+
+    images: UInt8Array  # (n, S, S, 3) RGB
+    top1: IntArray  # (n,)
+    margins: FloatArray  # (n,): best logit minus second best
+
+    def run(self, runner: Runner, batch_sizes: Iterable[int]) -> None:
+        """Classify them in batches of each size. Raises EngineError where an answer is wrong."""
+        for size in batch_sizes:
+            rows = np.arange(size) % len(self.images)
+            found = runner.run(self.images[rows]).argmax(axis=1)
+            wrong = int((found != self.top1[rows]).sum())
+            if wrong:
+                raise EngineError(
+                    f"self-test with {runner.backend}",
+                    f"{wrong} of {size} known images in a batch of {size} got another class",
+                    "the checkpoint's", "run `irv2 verify` on this machine",
+                )  # fmt: skip
+
+    def to_bytes(self) -> bytes:
+        """The contents of selftest.npz."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, images=self.images, top1=self.top1, margins=self.margins)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read selftest.npz; raises BundleError."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(arrays["images"], arrays["top1"], arrays["margins"])
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise BundleError(path, str(error), "images and answers", "export it again") from error

@@ -1,0 +1,128 @@
+"""Between Python and the messages: images out, results and refusals in."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from irv2.errors import (
+    Expired,
+    ImageError,
+    ImageReason,
+    InvalidRequest,
+    MessageTooLarge,
+    NotServing,
+    Overloaded,
+    RequestError,
+)
+from irv2.results import Result, Score
+from irv2.types import UInt8Array
+from irv2.v1 import classifier_pb2
+
+ImageSource = str | Path | bytes | UInt8Array
+
+IMAGES_PER_REQUEST = 32  # more gain nothing and make a retry dearer
+MESSAGE_OVERHEAD_BYTES = 64 * 1024  # framing of the images, id, top_k
+_CODES = grpc.StatusCode
+
+
+def refusal_from(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcError lacks its methods)
+    """The one place where the server's status codes become our errors."""
+    code, text = error.code(), error.details()
+    if code is _CODES.UNAVAILABLE:
+        way_out = "start one with `irv2-serve BUNDLE --listen HOST:PORT`, or wait for it"
+        reason = text.rpartition(": ")[2]  # gRPC tells the whole story, the cause is last
+        return NotServing(name, f"no server answers ({reason})", way_out=way_out)
+    if code is _CODES.DEADLINE_EXCEEDED:
+        return Expired(name, "no answer in the time allowed")
+    if code is _CODES.RESOURCE_EXHAUSTED:
+        pause_s = retry_after_s(error)
+        return MessageTooLarge(name, text) if pause_s is None else Overloaded(name, text, pause_s)
+    if code is _CODES.UNAUTHENTICATED:
+        return RequestError(name, f"takes no request without a token ({text})", way_out="pass one")
+    if code is _CODES.INVALID_ARGUMENT:
+        return InvalidRequest(name, text)
+    if code is _CODES.UNIMPLEMENTED:
+        return RequestError(name, "serves no irv2.v1.Classifier", "an irv2 server")
+    return RequestError(name, f"{code.name} {text}")
+
+
+def split_into_requests(
+    images: Iterable[ImageSource], limits: classifier_pb2.Limits
+) -> Iterator[list[ImageSource]]:  # fmt: skip
+    """Images in order, so many together as the server's limits allow."""
+    most_images = min(limits.max_images, IMAGES_PER_REQUEST)
+    most_bytes = limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES
+    request: list[ImageSource] = []
+    num_bytes = 0
+    for image in images:
+        size = _num_bytes(image)
+        if request and (len(request) == most_images or num_bytes + size > most_bytes):
+            yield request
+            request, num_bytes = [], 0
+        request.append(image)
+        num_bytes += size
+    if request:
+        yield request
+
+
+def _num_bytes(image: ImageSource) -> int:
+    if isinstance(image, bytes):
+        return len(image)
+    if isinstance(image, str | Path):
+        return Path(image).stat().st_size if Path(image).is_file() else 0
+    return image.nbytes
+
+
+def wire_image(image: ImageSource, max_bytes: int) -> classifier_pb2.Image:
+    """Raises ImageError for what can't be read or sent."""
+    if _num_bytes(image) > max_bytes:
+        got, expected = f"{_num_bytes(image)} bytes", f"at most {max_bytes} in a message"
+        raise ImageError(ImageReason.TOO_LARGE, got, expected, what=_name(image))
+    if isinstance(image, bytes):
+        return classifier_pb2.Image(encoded=image)
+    if isinstance(image, str | Path):
+        try:
+            return classifier_pb2.Image(encoded=Path(image).read_bytes())
+        except OSError as error:
+            got = error.strerror or "can't be read"
+            raise ImageError(ImageReason.UNREADABLE, got, "an image file", what=image) from error
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {image.shape}"
+        raise ImageError(ImageReason.BAD_PIXELS, found, "uint8 RGB (H, W, 3)")
+    height, width, _ = image.shape
+    pixels = classifier_pb2.Pixels(rgb=image.tobytes(), height=height, width=width)
+    return classifier_pb2.Image(pixels=pixels)
+
+
+def _name(image: ImageSource) -> str | Path:
+    return image if isinstance(image, str | Path) else "image"
+
+
+def result_from(result: classifier_pb2.Result, image: ImageSource) -> Result:
+    if not result.HasField("error"):
+        return Result(tuple(Score(s.index, s.label, s.probability) for s in result.scores))
+    info = _detail(result.error, error_details_pb2.ErrorInfo())
+    # A newer server may know reasons that this client does not: the text still says it.
+    known = info is not None and info.reason in ImageReason.__members__
+    reason = ImageReason(info.reason) if known else ImageReason.UNSUPPORTED
+    text = result.error.message.removeprefix("image: ")
+    return Result(error=ImageError(reason, text, what=_name(image)))
+
+
+def retry_after_s(error: Any) -> float | None:  # noqa: ANN401 (RpcError lacks its methods)
+    retry = _detail(rpc_status.from_call(error), error_details_pb2.RetryInfo())
+    return None if retry is None else retry.retry_delay.ToNanoseconds() / 1e9
+
+
+def _detail(status: status_pb2.Status | None, kind: Any) -> Any:  # noqa: ANN401 (a message)
+    """Of a status's details the one like `kind`, or None."""
+    for detail in status.details if status else ():
+        if detail.Is(kind.DESCRIPTOR):
+            detail.Unpack(kind)
+            return kind
+    return None

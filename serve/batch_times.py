@@ -1,0 +1,33 @@
+"""How long batches take: what the batcher predicts with."""
+
+from bisect import bisect_left
+
+
+class BatchTimes:
+    """How long a batch of each size takes: an exponential average of what was measured."""
+
+    WEIGHT = 0.2  # of the newest; half forgotten after three batches
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+        self._sizes: list[int] = []
+
+    def learn(self, size: int, seconds: float) -> None:
+        """A batch of `size` images took `seconds`."""
+        before = self._seconds.get(size, seconds)
+        self._seconds[size] = before + self.WEIGHT * (seconds - before)
+        self._sizes = sorted(self._seconds)
+
+    def predict(self, size: int) -> float:
+        """Seconds for `size` images: interpolated, in proportion beyond, 0 before any has run."""
+        if not self._sizes:
+            return 0.0
+        above = bisect_left(self._sizes, size)
+        if above == len(self._sizes):
+            return self._seconds[self._sizes[-1]] * size / self._sizes[-1]
+        upper = self._sizes[above]
+        lower = self._sizes[max(above - 1, 0)]
+        if size <= lower or size == upper:
+            return self._seconds[upper]
+        part = (size - lower) / (upper - lower)
+        return self._seconds[lower] + part * (self._seconds[upper] - self._seconds[lower])

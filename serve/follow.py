@@ -1,0 +1,108 @@
+"""Following single requests: a log line each with --log-requests, an OpenTelemetry span each.
+
+Traces are sent when the standard variables ask for it (OTEL_EXPORTER_OTLP_ENDPOINT, or the one for
+traces alone); they set the endpoint, headers, sampling and service name too. Neither a line nor a
+span holds anything of an image.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import grpc
+from google.rpc import code_pb2
+
+from irv2.errors import EngineError
+from serve.status import status_from_error
+from serve.tokens import CALLER
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_STAGES = ("queue_us", "preprocess_us", "inference_us")
+
+
+class Follower:
+    """Wraps the work on a request; does nothing where nobody wants to know."""
+
+    def __init__(self, *, log: bool) -> None:
+        """Raises EngineError where traces are asked for and the packages are missing."""
+        self._log = log
+        wants_traces = any(os.environ.get(name) for name in _ENDPOINTS)
+        self._tracing = Tracing() if wants_traces else None
+
+    async def follow(
+        self, work: Awaitable[T], method: str, request_id: str, num_images: int,
+        context: "grpc.aio.ServicerContext[Any, Any]",
+    ) -> T:  # fmt: skip
+        """What `work` gives or raises, and a record of it."""
+        if not (self._log or self._tracing):
+            return await work
+        span = self._tracing.span(method, context) if self._tracing else None
+        started_at = time.monotonic()
+        outcome, timing = "cancelled", None
+        try:
+            response = await work
+            outcome, timing = "ok", getattr(response, "timing", None)
+        except Exception as error:
+            outcome = code_pb2.Code.Name(status_from_error(error).code).lower()
+            raise
+        finally:
+            facts = {
+                "method": method, "id": request_id, "caller": CALLER.get(),
+                "num_images": num_images, "outcome": outcome,
+                "total_us": round((time.monotonic() - started_at) * 1e6),
+            }  # fmt: skip
+            facts |= {stage: getattr(timing, stage) for stage in _STAGES} if timing else {}
+            self._record(facts, span)
+        return response
+
+    def _record(self, facts: dict[str, Any], span: Any) -> None:  # noqa: ANN401 (an optional package's)
+        if span:
+            span.set_attributes({f"irv2.{name}": value for name, value in facts.items()})
+            span.end()
+        if self._log:
+            line = " ".join(f"{name}={value}" for name, value in facts.items())
+            logger.info("request %s", line, extra={"facts": facts})
+
+    def close(self) -> None:
+        """Send what was not sent yet."""
+        if self._tracing:
+            self._tracing.close()
+
+
+class Tracing:
+    """Spans of kind SERVER, continuing the caller's trace (W3C traceparent)."""
+
+    def __init__(self) -> None:
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ModuleNotFoundError as error:
+            raise EngineError(
+                "OTEL_EXPORTER_OTLP_ENDPOINT", "asks for traces, OpenTelemetry is missing",
+                way_out='pip install "irv2[otel]"',
+            ) from error  # fmt: skip
+
+        name = os.environ.get("OTEL_SERVICE_NAME", "irv2")
+        self._provider = TracerProvider(resource=Resource.create({"service.name": name}))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("irv2")
+
+    def span(self, name: str, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:  # noqa: ANN401 (an optional package's)
+        """A span that has begun; its parent is the caller's, if it sent one."""
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        headers = dict(context.invocation_metadata() or ())
+        parent = TraceContextTextMapPropagator().extract(headers)
+        return self._tracer.start_span(name, parent, SpanKind.SERVER)
+
+    def close(self) -> None:
+        """Send the rest; what the collector does not take in time is lost."""
+        self._provider.shutdown()

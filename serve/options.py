@@ -1,0 +1,54 @@
+"""The options of one server, checked against each other."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from irv2.errors import UsageError
+from irv2.v1 import classifier_pb2
+from serve.address import Address
+from serve.limits import ConnectionLimits
+from serve.tls import TlsFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The options of `irv2-serve`; its help describes them."""
+
+    listen: Address
+    http: Address | None
+    insecure: bool
+    precision: str | None
+    backend: str | None
+    num_threads: int
+    num_decode_threads: int
+    max_batch: int | None
+    max_queue: int
+    max_queue_delay_ms: float
+    default_deadline_ms: int
+    grace_s: float
+    max_message_bytes: int
+    max_images: int
+    max_image_bytes: int
+    max_image_pixels: int
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    tls: TlsFiles | None = None
+    token_file: Path | None = None
+    watch: bool = False
+    log_requests: bool = False
+
+    def __post_init__(self) -> None:
+        for address in filter(None, (self.listen, self.http)):
+            if not (address.is_loopback or self.tls or self.insecure):
+                raise UsageError(
+                    address, "would take unencrypted requests from other machines",
+                    "an address of this machine alone, or --tls-cert and --tls-key",
+                    "add --insecure if that is wanted",
+                )  # fmt: skip
+
+    @property
+    def limits(self) -> classifier_pb2.Limits:
+        """What GetModel tells clients."""
+        return classifier_pb2.Limits(
+            max_message_bytes=self.max_message_bytes, max_images=self.max_images,
+            max_image_bytes=self.max_image_bytes, max_image_pixels=self.max_image_pixels,
+        )  # fmt: skip

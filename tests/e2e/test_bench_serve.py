@@ -1,0 +1,55 @@
+"""The server's benchmarks measure real processes, and would notice a wrong answer."""
+
+import json
+import subprocess
+import sys
+
+from irv2.v1.classifier_pb2 import ClassifyResponse, Result, Score
+from serve.bench_clients import Call, GrpcTarget, num_wrong
+
+
+def bench(*arguments: str) -> dict:
+    command = [sys.executable, "-m", "irv2", "bench", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_bench_serve_compares_the_server_with_the_bare_loop_and_a_naive_server():
+    result = bench("serve", "--seconds", "0.2", "--settle-s", "0.1", "--rounds", "1",
+                   "--resampling", "opencv-cubic")  # fmt: skip
+    assert {"irv2 1", "irv2 4", "irv2 16", "naive 1", "naive 16"} <= result["cases"].keys()
+    for case in result["cases"].values():
+        assert case["num_wrong"] == 0
+        assert case["num_answers"] > 0
+        assert 0 < case["p50_ms"] <= case["p99_ms"]
+    assert result["bundle"]["distinct_answers"] > 32, "or a swapped answer could look right"
+    assert result["bare_loop_images_per_s"] > 0
+    assert result["ratios"]["irv2 16 / bare loop"]["ratio"] > 0
+    assert result["processes"]["irv2"]["rss_mb"] > 10
+
+
+def test_a_wrong_or_missing_class_counts_as_wrong():
+    answers = [Result(scores=[Score(index=3)]), Result(scores=[Score(index=4)]), Result()]
+    calls = [
+        Call(0, 0.0, 0.0, 1.0, "ok", ClassifyResponse(results=[answer]).SerializeToString())
+        for answer in answers
+    ]
+    refused = Call(0, 0.0, 0.0, 1.0, "RESOURCE_EXHAUSTED")
+    assert num_wrong([*calls, refused], GrpcTarget.top1, expected=[3]) == 2
+
+
+def test_bench_load_offers_too_much_and_counts_what_became_of_every_request():
+    result = bench(
+        "load", "--seconds", "1.5", "--factor", "0.3", "--factor", "4", "--deadline-ms", "300",
+        "--resampling", "opencv-cubic",
+    )  # fmt: skip
+    within, beyond = result["loads"]
+    for load in (within, beyond):
+        ends = ("num_answered", "num_refused", "num_expired", "num_failed")
+        assert sum(load[end] for end in ends) == load["num_sent"]
+        assert (load["num_failed"], load["num_wrong"]) == (0, 0)
+        assert load["rss_mb"]["max"] > 10
+    assert within["answer_ms"]["p99"] > within["answer_ms"]["p50"] > 0
+    assert beyond["num_refused"] > 0
+    assert beyond["refusal_p99_ms_in_server"] > 0

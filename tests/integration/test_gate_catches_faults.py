@@ -1,0 +1,92 @@
+"""The gate against faults that exports have had: a short version of tests/long/seeded_faults.py."""
+
+from pathlib import Path
+
+import faults
+import numpy as np
+import onnx
+import pytest
+from tiny_checkpoint import CLASSES, Exported
+
+from convert import invariance
+from convert.gate import Judgement, judge, tolerance_for
+from convert.reference import Reference
+from convert.reference_cache import classify_with_reference
+from irv2.bundle import Bundle
+from irv2.checkpoint import Checkpoint
+from irv2.dataset import open_split
+from irv2.runners.base import Runner
+from irv2.runners.onnx import OnnxRunner
+
+
+@pytest.fixture(scope="module")
+def checkpoint(exported: Exported) -> Checkpoint:
+    return Checkpoint.load(exported.checkpoint_path)
+
+
+def judged(exported: Exported, checkpoint: Checkpoint, runner: Runner) -> Judgement:
+    """One artefact as an export judges it: decisions, then batches of up to 64."""
+    images = open_split(exported.data, "val", CLASSES)
+    [artifact] = Bundle.open(exported.bundle).manifest.artifacts
+    answers, ledger = classify_with_reference(checkpoint, "faults", [runner], images)
+    reference = Reference.from_ledger(answers)
+    judgement = judge(reference, ledger.logits, "fp32", tolerance_for("fp32"), runner.backend)
+    probes = invariance.load_probes(images.root, ledger, checkpoint.preprocess)
+    return invariance.with_invariance(judgement, artifact, invariance.check(runner, probes, 64))
+
+
+def spoiled(exported: Exported, fault: faults.Fault, path: Path) -> OnnxRunner:
+    model = onnx.load(exported.bundle / "model.onnx")
+    fault(model)
+    onnx.save(model, path)
+    return OnnxRunner(path)
+
+
+def test_an_honest_export_passes(exported, checkpoint):
+    with OnnxRunner(exported.bundle / "model.onnx") as runner:
+        assert judged(exported, checkpoint, runner).parity.basis == "identical"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.no_mean,
+        faults.bgr,
+        faults.classes_swapped,
+        faults.classes_shifted,
+        faults.block_perturbed("blocks_b.0", 2),
+        faults.int8_weights(1 / 8),
+    ],
+    ids=["no mean", "BGR", "swapped", "shifted", "a block perturbed", "absurd scales"],
+)
+def test_a_gross_fault_fails_on_48_images(exported, checkpoint, tmp_path, fault):
+    with spoiled(exported, fault, tmp_path / "m.onnx") as runner:
+        assert judged(exported, checkpoint, runner).parity.verdict == "failed"
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.mean_off_by(1), faults.block_perturbed("blocks_b.0", 0.1)]
+)
+def test_a_slight_fault_is_never_taken_for_identical(exported, checkpoint, tmp_path, fault):
+    with spoiled(exported, fault, tmp_path / "m.onnx") as runner:
+        assert judged(exported, checkpoint, runner).parity.verdict != "passed"
+
+
+@pytest.mark.parametrize("size", [1, 32])
+def test_an_engine_that_is_wrong_in_larger_batches_fails(exported, checkpoint, size):
+    """Above 32 the evaluation itself never goes: only the batches that are tried show it."""
+    with OnnxRunner(exported.bundle / "model.onnx") as honest:
+        found = judged(exported, checkpoint, faults.WrongAbove(honest, size))
+    assert found.parity.verdict == "failed"
+    assert found.invariance is not None
+    assert found.invariance.first_changed_batch == 2 * size
+
+
+def test_stale_weights_fail(exported, checkpoint, tmp_path):
+    older = onnx.load(exported.bundle / "model.onnx")
+    rng = np.random.default_rng(0)
+    for name in faults.names_of_weights(older):
+        with faults.weight(older, name) as value:
+            value *= 1 + 0.3 * rng.standard_normal(value.shape, np.float32)
+    with spoiled(exported, faults.stale(older), tmp_path / "m.onnx") as runner:
+        assert judged(exported, checkpoint, runner).parity.verdict != "passed"

@@ -1,0 +1,170 @@
+"""Several processes under torchrun: the same numbers as one, and the same safety."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from irv2.checkpoint import Checkpoint
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+]  # fmt: skip
+SMALL = [
+    "--setting", "2", "--width", "0.1", "--blocks", "1", "1", "1", "--image-size", "75",
+    "--batch-size", "8", "--bn-group", "4", "--workers", "0", "--device", "cpu",
+]  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # equal bits need a fixed number of threads
+
+
+def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True,
+        env={**ENVIRONMENT, **more}, cwd=ROOT,
+    )  # fmt: skip
+
+
+def states_after(out: Path, how: str) -> dict[str, dict[str, torch.Tensor]]:
+    """By dtype, the network after some steps of 2 x 4 images (tests/step_worker.py)."""
+    launcher = TORCHRUN if how == "processes" else [sys.executable]
+    micro_batch = 4 if how == "micro-batches" else 0
+    done = run(*launcher, ROOT / "tests/step_worker.py", out, micro_batch, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    states: dict[str, dict[str, torch.Tensor]] = torch.load(out, weights_only=True)
+    return states
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_groups_micro_batches_and_processes_give_the_same_network(tmp_path):
+    groups, micro_batches, processes = (
+        states_after(tmp_path / f"{how}.pt", how)
+        for how in ("groups", "micro-batches", "processes")
+    )
+    # Groups add up in another order: of 16 digits over 9 remain after five steps, of 7 about 5
+    # after one.
+    for dtype, tolerance in (("float64", 1e-9), ("float32", 1e-5)):
+        assert largest_difference(micro_batches[dtype], processes[dtype]) == 0
+        assert largest_difference(groups[dtype], processes[dtype]) < tolerance
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that differ in brightness: 35 training and 10 validation images."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, nums in (("train", (18, 17)), ("val", (5, 5))):
+        for label, low, num in (("dark", 0, nums[0]), ("light", 128, nums[1])):
+            (root / split / label).mkdir(parents=True)
+            for i in range(num):
+                pixels = rng.integers(low, low + 128, (80, 90, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
+    return root
+
+
+def train(data: Path, out: Path, *more: object) -> list[str]:
+    """The program and its arguments, for after a launcher."""
+    return [str(part) for part in
+            ("-m", "irv2", "train", *SMALL, "--data", data, "--out", out, *more)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, micro-batches of a group: what two processes must equal."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    done = run(sys.executable, *train(data, out, "--micro-batch", 4, "--epochs", 2))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    """Weights bit for bit, metrics but for times."""
+    mine, theirs = Checkpoint.load(out / "last.pt"), Checkpoint.load(other / "last.pt")
+    assert largest_difference(dict(mine.state_dict), dict(theirs.state_dict)) == 0
+    rows = [
+        [{**json.loads(line), "images_per_s": 0} for line in path.read_text().splitlines()]
+        for path in (out / "metrics.jsonl", other / "metrics.jsonl")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_a_stopped_run_of_two_processes_resumes_and_equals_micro_batches_of_one(
+    data, alone, tmp_path
+):
+    out = tmp_path / "two"
+    command = [*TORCHRUN, *train(data, out, "--epochs", 2)]
+    process = subprocess.Popen(
+        [*command, "--save-minutes", "0"], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env=ENVIRONMENT, cwd=ROOT,
+    )  # fmt: skip
+    wait_for(out / "last.pt", process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert stderr.count("resume with: the same torchrun around irv2-train") == 1, stderr
+    assert "error: stopped by SIGTERM" in stderr
+    done = run(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["best"] == str(out / "best.pt")
+    assert done.stderr.count("epoch 2/2  lr") == 1
+    assert_same_run(out, alone)
+
+
+def test_losing_one_process_ends_the_other_with_one_line_and_torchrun_starts_both_again(
+    data, alone, tmp_path
+):
+    out = tmp_path / "lost"
+    # gloo's first connections after a restart are sometimes refused; torchrun then tries again.
+    command = [*TORCHRUN, "--max-restarts", "10", *train(data, out, "--epochs", 2)]
+    process = subprocess.Popen(
+        [*command, "--save-minutes", "0"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        cwd=ROOT, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(out / "last.pt", process)
+    os.kill(process_of_rank(1, process.pid), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert "resuming" in stderr
+    assert_same_run(out, alone)
+
+
+def test_an_error_is_told_once(data, tmp_path):
+    done = run(*TORCHRUN, *train(data, tmp_path / "none", "--resume"))
+    assert done.returncode == 1  # torchrun's own, for any failure
+    assert done.stderr.count("error: --resume: no ") == 1
+    assert "exitcode  : 2" in done.stderr
+
+
+def test_a_batch_that_does_not_split_over_the_processes_is_refused(data, tmp_path):
+    done = run(*TORCHRUN, *train(data, tmp_path / "odd", "--batch-size", 12))
+    assert "12 images on 2 processes; expected a multiple of 8" in done.stderr
+    assert not (tmp_path / "odd").exists()
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "ended before its first checkpoint"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def process_of_rank(rank: int, launcher: int) -> int:
+    """The process id of a rank among torchrun's children."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    [found] = [
+        int(child) for child in children
+        if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{child}/environ").read_bytes()
+    ]  # fmt: skip
+    return found

@@ -1,0 +1,86 @@
+"""Swap a server's model again and again under load: no failed request, no memory kept.
+
+    python tests/long/reload_under_load.py [BUNDLE] [--swaps 20]
+
+Without BUNDLE a tiny one is made. Prints one line per swap; exit status 1 where a request failed or
+the memory of the second half of the swaps lies more than 10 MB above that of the first half.
+Memory is the proportional set size, one second after the end of each old model.
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from serving_process import serving
+from serving_site import jpeg
+from tiny_bundle import write_tiny_bundle
+
+from irv2.client import Client
+
+NUM_CLIENTS = 3
+MAX_GROWTH_MB = 10.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", nargs="?", type=Path)
+    parser.add_argument("--swaps", type=int, default=20)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = arguments.bundle or write_tiny_bundle(Path(folder) / "tiny.bundle")
+        return swap_under_load(bundle, arguments.swaps)
+
+
+def swap_under_load(bundle: Path, num_swaps: int) -> int:
+    leave, answered, failures = threading.Event(), [], []
+
+    def keep_asking(number: int) -> None:
+        with Client(process.address) as client:
+            while not leave.is_set():
+                try:
+                    (result,) = client.classify([jpeg(number)], timeout_s=30)
+                    (answered if result.scores else failures).append(result)
+                except Exception as error:
+                    failures.append(error)
+
+    with serving(bundle) as process:
+        threads = [threading.Thread(target=keep_asking, args=(n,)) for n in range(NUM_CLIENTS)]
+        for thread in threads:
+            thread.start()
+        time.sleep(2)
+        memory_mb = [pss_mb(process.popen.pid)]
+        print(f"start: {memory_mb[0]:.1f} MB")
+        for number in range(1, num_swaps + 1):
+            os.kill(process.popen.pid, signal.SIGHUP)
+            for beginning in ("reloaded ", "closed "):
+                line = process.popen.stderr.readline()
+                assert line.startswith(beginning), line
+            time.sleep(1)  # the memory goes back
+            memory_mb.append(pss_mb(process.popen.pid))
+            print(f"swap {number}: {memory_mb[-1]:.1f} MB, {len(answered)} answered", flush=True)
+        leave.set()
+        for thread in threads:
+            thread.join()
+    half = len(memory_mb) // 2
+    early, late = statistics.median(memory_mb[1:half]), statistics.median(memory_mb[half:])
+    print(f"{len(answered)} answered, {len(failures)} failed; memory {early:.1f} -> {late:.1f} MB")
+    print(*failures[:3], sep="\n")
+    return int(bool(failures) or late - early > MAX_GROWTH_MB)
+
+
+def pss_mb(pid: int) -> float:
+    """Resident memory of a process, shared pages by their share."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) / 1024 for line in rollup.splitlines() if "Pss:" in line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""What weakens images as evidence is said: training images among them, classes without any."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert.evidence import coverage_remark, evidence_remarks, leakage_remark
+from convert.reference import Reference, hash_files
+from irv2.dataset import open_split
+from irv2.evaluate import Ledger
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Train and val of two classes, three different images each."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    return tmp_path
+
+
+def reference_on(data: Path) -> Reference:
+    folder = open_split(data, "val")
+    logits = np.eye(2, dtype=np.float32)[folder.labels]
+    hashes = tuple(hash_files(folder))
+    return Reference.from_ledger(Ledger(folder.files, hashes, folder.labels, logits))
+
+
+def test_images_of_the_training_are_counted_whatever_their_names_and_classes(data):
+    assert leakage_remark(reference_on(data), data) == ""
+    shutil.copy(data / "train/a/0.png", data / "val/a/new.png")
+    shutil.copy(data / "train/a/1.png", data / "val/b/other.png")
+    remark = leakage_remark(reference_on(data), data)
+    assert remark.startswith("2 of 8 evaluation images are in train/ too, byte by byte")
+
+
+def test_a_training_file_that_changes_is_looked_at_again(data):
+    shutil.copy(data / "val/a/0.png", data / "train/b/leak.png")
+    assert leakage_remark(reference_on(data), data).startswith("1 of 6")
+    Image.new("RGB", (9, 9)).save(data / "train/b/leak.png")
+    assert leakage_remark(reference_on(data), data) == ""
+
+
+def test_a_folder_without_training_images_says_nothing(data):
+    shutil.rmtree(data / "train")
+    assert leakage_remark(reference_on(data), data) == ""
+
+
+def test_classes_without_an_evaluation_image_are_named(data):
+    reference = reference_on(data)
+    assert coverage_remark(reference, ["a", "b"]) == ""
+    assert coverage_remark(reference, ["a", "b", "c"]) == (
+        "1 of 3 classes have no evaluation image (c): nothing is known of them."
+    )
+
+
+def test_what_weakens_the_evidence_is_logged_too(data, caplog):
+    [remark] = evidence_remarks(reference_on(data), ["a", "b", "c"], data)
+    assert f"notice: {remark}" in caplog.messages

@@ -1,0 +1,101 @@
+"""The files in deploy/ are about this server: its options, its paths, its metrics."""
+
+import configparser
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from serving_site import request, scenario_with
+from tiny_bundle import write_tiny_bundle
+
+from irv2.bundle import Bundle
+from serve.cli import main
+from serve.http import HttpServer
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+@pytest.fixture
+def metrics(tmp_path) -> set[str]:
+    """The names in /metrics of a server that has seen a request."""
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "tiny.bundle"))
+    found = set()
+
+    async def scenario(site):
+        await site.stub.Classify(request(0))
+        text = site.server._metrics.text().decode()
+        found.update(re.findall(r"^([a-z][\w]*)", text, re.MULTILINE))
+        found.update(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
+
+    scenario_with(bundle, scenario)
+    return found
+
+
+def test_the_dashboard_uses_metrics_that_exist_and_all_of_them(metrics):
+    board = json.loads((DEPLOY / "grafana.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    used = set(re.findall(r"\birv2_\w+", " ".join(expressions)))
+    assert used <= metrics
+    families = {re.sub(r"_(bucket|sum|count|created|total)$", "", name) for name in metrics}
+    shown = {re.sub(r"_(bucket|sum|count|created|total)$", "", name) for name in used}
+    assert families == shown, "an operator sees every metric"
+    assert all(panel["datasource"]["uid"] == "${datasource}" for panel in board["panels"])
+
+
+def parse(arguments: list[str], files: Path) -> click.Context:
+    """As the command line would; files that the machine would have are made here."""
+    local = []
+    for argument in arguments:
+        option, equals, path = argument.rpartition("=")
+        if path.startswith("/"):
+            path = str(files / path.strip("/").replace("/", "-"))
+            Path(path).touch()
+        local.append(option + equals + path)
+    return main.make_context("irv2-serve", local)
+
+
+def test_the_unit_starts_the_server_with_options_it_has(tmp_path):
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str
+    unit.read(DEPLOY / "irv2-serve.service")
+    program, *arguments = shlex.split(unit["Service"]["ExecStart"])
+    assert program.endswith("/irv2-serve")
+    options = parse(arguments, tmp_path).params
+    assert options["watch"]
+    needed_s = options["grace_s"] + options["default_deadline_ms"] / 1e3
+    assert float(unit["Service"]["TimeoutStopSec"]) > needed_s
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
+def test_systemd_finds_no_fault_with_the_unit(tmp_path):
+    text = (DEPLOY / "irv2-serve.service").read_text().replace("/opt/irv2/bin/", "/bin/")
+    unit = tmp_path / "irv2-serve.service"
+    unit.write_text(text.replace("/bin/irv2-serve", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert "irv2-serve.service" not in done.stderr, done.stderr
+
+
+def test_the_pods_start_the_server_and_leave_it_time_to_stop(tmp_path):
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+    deployment = next(each for each in documents if each["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    options = parse(container["args"], tmp_path).params
+    needed_s = options["grace_s"] + options["default_deadline_ms"] / 1e3
+    assert pod["terminationGracePeriodSeconds"] > needed_s
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert options["listen"].endswith(f":{ports['grpc']}")
+    assert options["http"].endswith(f":{ports['http']}")
+    http = HttpServer(lambda: b"", lambda: True)
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = container[probe]["httpGet"]
+        assert http._answer("GET", asked["path"])[0] == 200
+        assert asked["scheme"] == "HTTPS", "with a certificate, both ports are encrypted"
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}

@@ -1,0 +1,89 @@
+"""What one client may cost, over real connections."""
+
+import asyncio
+
+import grpc
+import pytest
+from serving_site import jpeg, request, scenario_with
+from tiny_bundle import write_tiny_bundle
+
+from irv2.bundle import Bundle
+from irv2.v1.classifier_pb2 import ClassifyRequest, Image
+from irv2.v1.classifier_pb2_grpc import ClassifierStub
+from serve.limits import ConnectionLimits
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Bundle:
+    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("limits") / "tiny.bundle"))
+
+
+async def connection(site) -> grpc.aio.Channel:
+    """One of its own: channels in a process share connections unless told not to."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.insecure_channel(site.server.ready_line.split()[1], options)
+
+
+def test_a_connection_too_many_is_closed_and_the_others_are_answered(bundle):
+    async def scenario(site):
+        assert (await site.stub.Classify(request(0))).results[0].scores
+        async with await connection(site) as second, await connection(site) as third:
+            assert (await ClassifierStub(second).Classify(request(0))).results[0].scores
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await ClassifierStub(third).Classify(request(0), timeout=2)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert (await site.stub.Classify(request(0))).results[0].scores
+
+    scenario_with(bundle, scenario, connections=ConnectionLimits(max_connections=2))
+
+
+def test_calls_over_the_limit_of_a_connection_wait_in_the_client(bundle):
+    async def scenario(site):
+        async def ask(number):
+            return (await site.stub.Classify(request(number), timeout=10)).results[0].scores
+
+        assert all(await asyncio.gather(*map(ask, range(8))))
+        # More at a time would have been batched together: the engine takes four.
+        assert max(site.runner.sizes) <= 2
+
+    scenario_with(bundle, scenario, seconds=0.05, connections=ConnectionLimits(max_streams=2))
+
+
+def test_a_connection_of_a_certain_age_is_closed_and_the_next_call_opens_another(bundle):
+    async def scenario(site):
+        assert (await site.stub.Classify(request(0))).results[0].scores
+        ready = grpc.ChannelConnectivity.READY
+        assert site.channel.get_state() is ready
+        await asyncio.wait_for(site.channel.wait_for_state_change(ready), 10)
+        assert (await site.stub.Classify(request(0))).results[0].scores
+
+    limits = ConnectionLimits(max_connection_age_s=0.3)
+    scenario_with(bundle, scenario, connections=limits)
+
+
+def test_a_client_that_pings_without_end_loses_its_connection(bundle):
+    async def scenario(site):
+        pinging = [
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.keepalive_time_ms", 10),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+        address = site.server.ready_line.split()[1]
+        async with grpc.aio.insecure_channel(address, pinging) as channel:
+            stream = ClassifierStub(channel).ClassifyStream()
+            assert await asyncio.wait_for(stream.code(), 10) is grpc.StatusCode.UNAVAILABLE
+            assert "ping" in (await stream.details()).lower()
+        assert (await site.stub.Classify(request(0))).results[0].scores
+
+    scenario_with(bundle, scenario)
+
+
+def test_a_message_over_the_limit_is_refused_and_never_to_be_retried(bundle):
+    async def scenario(site):
+        large = ClassifyRequest(images=[Image(encoded=jpeg(0) + bytes(1_000_000))])
+        code, status = await site.refusal(large)
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert status is None, "no RetryInfo"
+
+    scenario_with(bundle, scenario)

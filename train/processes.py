@@ -1,0 +1,121 @@
+"""The processes of one run: those that torchrun started, or this one alone.
+
+Every process holds the whole network and trains on its share of each batch. The first one alone
+writes files and log lines. What all must agree on (image counts, a signal, an error) goes through
+small tensors on the CPU; DistributedDataParallel sums the gradients.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from irv2.errors import Irv2Error
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processes:
+    """This process among those of the run; `local` counts those of this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` summed over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def total(self, number: int) -> int:
+        """The sum of everyone's `number`."""
+        return int(self.sum(torch.tensor(number)).item())
+
+    def largest(self, *numbers: int) -> list[int]:
+        """Of each number the largest that a process has."""
+        if self.size == 1:
+            return list(numbers)
+        values = torch.tensor(numbers)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return [int(value) for value in values.tolist()]
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the first process; an Irv2Error there ends all, told once."""
+        if self.size == 1:
+            return work()
+        outcome: list[T | Irv2Error | None] = [None]
+        if self.is_first:
+            try:
+                outcome = [work()]
+            except Irv2Error as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        [result] = outcome
+        if isinstance(result, Irv2Error):
+            raise result if self.is_first else SystemExit(result.exit_code)
+        return result  # type: ignore[return-value]
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """`work` in the first process and, once it is done there, in the others."""
+        mine: list[T] = []
+        self.from_first(lambda: mine.append(work()))
+        return mine[0] if mine else work()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started with this one (its environment says so), if any.
+
+    Raises Irv2Error where one of them is lost: torchrun then ends, or restarts, all.
+    """
+    processes = _from_environment()
+    if processes.size == 1:
+        yield processes
+        return
+    if not processes.is_first:
+        logging.getLogger().setLevel(logging.WARNING)
+    if device == "cuda":
+        torch.cuda.set_device(processes.local_rank)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        yield processes
+        dist.destroy_process_group()
+    except (RuntimeError, dist.DistError) as error:
+        if not _means_lost_peer(error):
+            raise
+        raise Irv2Error(
+            f"process {processes.rank} of {processes.size}", "lost the others", "all of them alive",
+            "see what ended first; torchrun --max-restarts N starts all again from the last save",
+        ) from error  # fmt: skip
+
+
+def _from_environment() -> Processes:
+    names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK",
+             "local_size": "LOCAL_WORLD_SIZE"}  # fmt: skip
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    missing = [name for name in names.values() if name not in os.environ]
+    if missing:
+        raise Irv2Error("WORLD_SIZE", f"set without {', '.join(missing)}", "all of them, as "
+                        "torchrun sets them", "start with torchrun")  # fmt: skip
+    return Processes(**{key: int(os.environ[name]) for key, name in names.items()})
+
+
+def _means_lost_peer(error: Exception) -> bool:
+    # gloo raises plain RuntimeErrors, told apart by its file names in their text.
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

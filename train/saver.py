@@ -1,0 +1,58 @@
+"""Checkpoints written while training goes on.
+
+Training pauses only for a copy of the state in memory; a thread hashes and writes it. The file
+appears by rename (Checkpoint.save), so the last good one stays until the next is complete.
+"""
+
+import copy
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from irv2.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes one checkpoint at a time in the background; a context manager that ends its thread."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "saver")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+
+    def save(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Start writing `checkpoint`. Raises what went wrong with the one before."""
+        started = time.monotonic()
+        self.wait()
+        mine = copy.deepcopy(checkpoint)
+        paused_s = time.monotonic() - started
+        self._writing = self._pool.submit(_write, mine, path, paused_s)
+
+    def check(self) -> None:
+        """Raise what went wrong with a write that has ended, without waiting for one."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the file is complete; raises what went wrong."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
+def _write(checkpoint: Checkpoint, path: Path, paused_s: float) -> None:
+    started = time.monotonic()
+    checkpoint.save(path)
+    logger.info(
+        "saved %s after step %d: training paused %.3f s, written in %.3f s",
+        path, checkpoint.step, paused_s, time.monotonic() - started,
+    )  # fmt: skip
