@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from convert.fold_pixels import fold_pixels
+
 Target = Literal["cpu", "trt"]
 
 
@@ -24,8 +26,12 @@ def quantize(
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    if target == "cpu":
+        result, pixels = fold_pixels(model)
+        ranges = {pixels: (0.0, 255.0), **ranges}
+    else:
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
     limits = {
         name: (np.float32(low), np.float32(high))
         for name, (low, high) in _with_relu_inputs(model.graph, ranges).items()

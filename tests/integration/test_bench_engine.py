@@ -1,0 +1,42 @@
+"""`irv2 bench engine` on a small bundle: it runs, and what it says hangs together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from convert.bench_engine import ORT_PEAK, TORCH_PEAK, flop_per_image
+
+
+def test_bench_engine_compares_a_bundles_files_with_the_machines_limit(exported, tmp_path):
+    command = [sys.executable, "-m", "irv2", "bench", "engine", str(exported.bundle), "--rounds",
+               "2", "--seconds", "0.01", "--batch-size", "2", "--json"]  # fmt: skip
+    # A cache of its own: another benchmark on this machine holds the user's lock.
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    rates = result["images_per_s"]
+    assert set(rates) == {"model.onnx", ORT_PEAK, TORCH_PEAK}
+    assert min(rates.values()) > 0
+    [(name, ratio)] = result["ratios"].items()
+    assert name in (f"model.onnx / {ORT_PEAK}", f"model.onnx / {TORCH_PEAK}")
+    assert ratio["lower_95"] <= ratio["ratio"] <= ratio["upper_95"]
+    assert result["export"] is None
+
+
+def test_operations_are_counted_as_published(tmp_path: Path):
+    """A 3x3 convolution of 3 to 8 channels on 10x10: 100 places, 216 weights, twice."""
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    make = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node, onnx.helper.make_node("Relu", ["y"], ["z"])], "one",
+        [make("x", 1, ["N", 3, 10, 10])], [make("z", 1, ["N", 8, 10, 10])],
+        [onnx.helper.make_tensor("w", 1, (8, 3, 3, 3), [0.0] * 216)],
+        value_info=[make("y", 1, ["N", 8, 10, 10])],
+    )  # fmt: skip
+    assert flop_per_image(onnx.helper.make_model(graph)) == pytest.approx(2 * 216 * 100)
