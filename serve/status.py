@@ -16,6 +16,9 @@ from irv2.errors import (
 )
 
 DOMAIN = "irv2"
+# Characters. Statuses travel in headers, in gRPC at most 16 kB: there a character takes up to 12
+# bytes, and once more up to 11 in the details.
+MAX_MESSAGE = 300
 NOT_SERVING_RETRY_S = 0.5  # a server starts in seconds; behind others, the next one answers
 
 CODE_BY_ERROR: tuple[tuple[type[Irv2Error], int], ...] = (
@@ -32,7 +35,7 @@ def status_from_error(error: Exception) -> status_pb2.Status:
     """Code, message and details for a client; anything unforeseen is INTERNAL and says no more."""
     codes = (code for kind, code in CODE_BY_ERROR if isinstance(error, kind))
     code = next(codes, code_pb2.INTERNAL)
-    message = "internal error" if code == code_pb2.INTERNAL else str(error)
+    message = "internal error" if code == code_pb2.INTERNAL else _shortened(str(error))
     return status_pb2.Status(code=code, message=message, details=_details(error, code))
 
 
@@ -41,7 +44,7 @@ def _details(error: Exception, code: int) -> list[any_pb2.Any]:
         return [_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
     if isinstance(error, InvalidRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=str(error.what), description=str(error)
+            field=str(error.what), description=_shortened(str(error))
         )
         return [_packed(error_details_pb2.BadRequest(field_violations=[violation]))]
     if isinstance(error, Overloaded | NotServing):
@@ -52,6 +55,11 @@ def _details(error: Exception, code: int) -> list[any_pb2.Any]:
     if code == code_pb2.INTERNAL:
         return [_packed(error_details_pb2.ErrorInfo(reason=ImageReason.INTERNAL, domain=DOMAIN))]
     return []
+
+
+def _shortened(message: str) -> str:
+    """Of what a client sent, a message may quote a lot; longer ones would lose their own code."""
+    return message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 4] + " ..."
 
 
 def _packed(detail: Message) -> any_pb2.Any:

@@ -30,6 +30,7 @@ from irv2.v1 import classifier_pb2_grpc
 from irv2.v1.classifier_pb2 import ClassifyStreamRequest
 
 NUM_INPUTS = 800  # of 100,000 in tests/long/fuzz_server.py
+LONG_NAME = 34301  # an answer that quoted it did not fit into a header
 
 
 @pytest.fixture
@@ -59,9 +60,11 @@ def wait_until_nothing_is_queued(process) -> None:
 
 
 def test_malformed_messages_and_images_get_the_right_code_each(server):
-    report = asyncio.run(fuzz(server.address, Inputs(0, SIDE), range(NUM_INPUTS)))
+    inputs = Inputs(0, SIDE)
+    report = asyncio.run(fuzz(server.address, inputs, range(NUM_INPUTS)))
     assert report.wrong == []
     assert report.num_inputs == NUM_INPUTS
+    assert asyncio.run(fuzz(server.address, inputs, range(LONG_NAME, LONG_NAME + 1))).wrong == []
     seen = {"INVALID_ARGUMENT", "TRUNCATED", "NOT_AN_IMAGE", "TOO_MANY_PIXELS", "scores"}
     assert seen <= report.outcomes.keys(), "the corpus no longer reaches what it is for"
     assert_it_answers(server)

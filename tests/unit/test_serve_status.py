@@ -4,7 +4,8 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 
 from irv2 import errors
-from serve.status import CODE_BY_ERROR, status_from_error
+from irv2.errors import InvalidRequest
+from serve.status import CODE_BY_ERROR, MAX_MESSAGE, status_from_error
 
 
 def subclasses(kind: type) -> list[type]:
@@ -55,3 +56,11 @@ def test_the_unforeseen_says_nothing_about_our_insides(error):
     status = status_from_error(error)
     assert status.code == code_pb2.INTERNAL
     assert "secret" not in str(status)
+
+
+def test_a_long_message_is_cut_so_that_it_fits_into_headers():
+    status = status_from_error(InvalidRequest("model_name", "\U0001f600" * 20_000, "irv2"))
+    assert status.code == code_pb2.INVALID_ARGUMENT
+    assert len(status.message) <= MAX_MESSAGE
+    assert status.message.endswith(" ...")
+    assert 12 * len(status.message) + 4 / 3 * status.ByteSize() < 16_384
