@@ -92,7 +92,7 @@ def joined(device: str) -> Iterator[Processes]:
     if device == "cuda":
         torch.cuda.set_device(processes.local_rank)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        _connect("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", processes)
         yield processes
         dist.destroy_process_group()
     except (RuntimeError, dist.DistError) as error:
@@ -102,6 +102,16 @@ def joined(device: str) -> Iterator[Processes]:
             f"process {processes.rank} of {processes.size}", "lost the others", "all of them alive",
             "see what ended first; torchrun --max-restarts N starts all again from the last save",
         ) from error  # fmt: skip
+
+
+def _connect(backend: str, processes: Processes) -> None:
+    store, rank, size = next(dist.rendezvous("env://"))
+    if processes.local_size == size:
+        # torchrun keeps its store over restarts, with the addresses of the processes that ended:
+        # new ones would wait for those. On several machines the counts of restarts may differ;
+        # there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps (docs/training.md).
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def _from_environment() -> Processes:

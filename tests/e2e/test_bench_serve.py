@@ -41,7 +41,7 @@ def test_a_wrong_or_missing_class_counts_as_wrong():
 
 def test_bench_load_offers_too_much_and_counts_what_became_of_every_request():
     result = bench(
-        "load", "--seconds", "1.5", "--factor", "0.3", "--factor", "4", "--deadline-ms", "300",
+        "load", "--seconds", "1", "--factor", "0.3", "--factor", "8", "--deadline-ms", "300",
         "--resampling", "opencv-cubic",
     )  # fmt: skip
     within, beyond = result["loads"]
@@ -51,5 +51,5 @@ def test_bench_load_offers_too_much_and_counts_what_became_of_every_request():
         assert (load["num_failed"], load["num_wrong"]) == (0, 0)
         assert load["rss_mb"]["max"] > 10
     assert within["answer_ms"]["p99"] > within["answer_ms"]["p50"] > 0
-    assert beyond["num_refused"] > 0
-    assert beyond["refusal_p99_ms_in_server"] > 0
+    assert beyond["num_refused"] + beyond["num_expired"] > 0
+    assert (beyond["refusal_p99_ms_in_server"] is None) == (beyond["num_refused"] == 0)

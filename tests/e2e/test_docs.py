@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def test_commands_of_a_document_run(document, project, environment, tmp_path):
         try:
             status = process.wait(timeout=240)
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # nothing was left in the background
+                os.killpg(process.pid, signal.SIGTERM)
     assert status == 0, log.read_text()
 
 

@@ -125,8 +125,7 @@ def test_losing_one_process_ends_the_other_with_one_line_and_torchrun_starts_bot
     data, alone, tmp_path
 ):
     out = tmp_path / "lost"
-    # gloo's first connections after a restart are sometimes refused; torchrun then tries again.
-    command = [*TORCHRUN, "--max-restarts", "10", *train(data, out, "--epochs", 2)]
+    command = [*TORCHRUN, "--max-restarts", "1", *train(data, out, "--epochs", 2)]
     process = subprocess.Popen(
         [*command, "--save-minutes", "0"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
         cwd=ROOT, stdout=subprocess.DEVNULL,
@@ -144,12 +143,6 @@ def test_an_error_is_told_once(data, tmp_path):
     assert done.returncode == 1  # torchrun's own, for any failure
     assert done.stderr.count("error: --resume: no ") == 1
     assert "exitcode  : 2" in done.stderr
-
-
-def test_a_batch_that_does_not_split_over_the_processes_is_refused(data, tmp_path):
-    done = run(*TORCHRUN, *train(data, tmp_path / "odd", "--batch-size", 12))
-    assert "12 images on 2 processes; expected a multiple of 8" in done.stderr
-    assert not (tmp_path / "odd").exists()
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
