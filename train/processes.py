@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from irv2.errors import Irv2Error
 
@@ -105,12 +107,12 @@ def joined(device: str) -> Iterator[Processes]:
 
 
 def _connect(backend: str, processes: Processes) -> None:
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     if processes.local_size == size:
         # torchrun keeps its store over restarts, with the addresses of the processes that ended:
         # new ones would wait for those. On several machines the counts of restarts may differ;
         # there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps (docs/training.md).
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 

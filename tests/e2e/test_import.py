@@ -38,7 +38,7 @@ from convert.importing.source import SLIM_PREPROCESS, Source, state_dict_of
 from irv2.checkpoint import Checkpoint
 from irv2.client import Client
 from irv2.errors import CheckpointError, InputError, UsageError
-from irv2.evaluate import evaluate_model
+from irv2.evaluate import Reading, evaluate_model
 from irv2.imagenet import class_names
 from irv2.networks import build
 from irv2.preprocess import Preprocess
@@ -451,7 +451,7 @@ def test_an_imported_checkpoint_is_evaluated_exported_and_served(
         coarse = rng.integers(0, 256, (8, 10, 3)).repeat(45, 0).repeat(45, 1).astype(np.uint8)
         Image.fromarray(coarse).save(tmp_path / "val" / synset / "0.png")
     bundle = tmp_path / "out.bundle"
-    assert evaluate_model(checkpoint_path, tmp_path, None, "cpu", "error")["n"] == 3
+    assert evaluate_model(checkpoint_path, tmp_path, None, "cpu", "error", Reading())["n"] == 3
     assert not export(checkpoint_path, tmp_path, bundle).failed
     process = subprocess.Popen(
         ["irv2-serve", bundle, "--listen", "127.0.0.1:0", "--grace-s", "0", "--max-batch", "1"],
