@@ -12,8 +12,8 @@ from onnx import numpy_helper
 def fold_pixels(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """A model whose first convolution reads pixels of 0..255, and that input's name.
 
-    Wants Sub, Mul and a convolution with a bias in a row, as every export here has them. One that
-    pads with zeros, which would no longer be the mean colour, is left as it is.
+    Wants Sub, Mul and a convolution in a row, as every export here has them. One that pads with
+    zeros, which would no longer be the mean colour, is left as it is.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -26,14 +26,20 @@ def fold_pixels(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     if any(map(any, pads)):
         return result, convolution.input[0]
     weights = {weight.name: weight for weight in graph.initializer}
-    weight, bias = (weights[name] for name in convolution.input[1:])
+    weight = weights[convolution.input[1]]
     mean = numpy_helper.to_array(weights[subtract.input[1]]).astype(np.float64)  # (1, 3, 1, 1)
     scale = numpy_helper.to_array(weights[multiply.input[1]]).astype(np.float64)
     scaled = numpy_helper.to_array(weight) * scale
-    shifted = numpy_helper.to_array(bias) - (scaled * mean).sum(axis=(1, 2, 3))
+    shift = -(scaled * mean).sum(axis=(1, 2, 3))
+    # An export leaves out a bias that is zero everywhere, as it is before any training.
+    if len(convolution.input) == 3:
+        old_bias = weights[convolution.input[2]]
+        shift += numpy_helper.to_array(old_bias)
+        graph.initializer.remove(old_bias)
+    bias = numpy_helper.from_array(shift.astype(np.float32), f"{weight.name}.pixel_bias")
+    graph.initializer.append(bias)
     weight.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), weight.name))
-    bias.CopyFrom(numpy_helper.from_array(shifted.astype(np.float32), bias.name))
-    convolution.input[0] = subtract.input[0]
+    convolution.input[:] = [subtract.input[0], weight.name, bias.name]
     for node in (subtract, multiply):
         graph.node.remove(node)
         graph.initializer.remove(weights[node.input[1]])
