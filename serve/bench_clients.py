@@ -7,7 +7,6 @@ times whatever the server does, and latency counts from the time a request was m
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -206,8 +205,3 @@ def num_wrong(calls: Sequence[Call], top1: Callable[[bytes], int], expected: Seq
     return sum(
         call.outcome == "ok" and top1(call.reply) != expected[call.picture] for call in calls
     )
-
-
-def outcomes(calls: Sequence[Call]) -> Counter[str]:
-    """How many requests ended how."""
-    return Counter(call.outcome for call in calls)

@@ -46,7 +46,7 @@ def test_bench_load_offers_too_much_and_counts_what_became_of_every_request():
     )  # fmt: skip
     within, beyond = result["loads"]
     for load in (within, beyond):
-        ends = ("num_answered", "num_refused", "num_expired", "num_failed")
+        ends = ("num_answered", "num_refused", "num_expired", "num_shed", "num_failed")
         assert sum(load[end] for end in ends) == load["num_sent"]
         assert (load["num_failed"], load["num_wrong"]) == (0, 0)
         assert load["rss_mb"]["max"] > 10
