@@ -9,7 +9,6 @@ import hashlib
 import io
 import logging
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +18,7 @@ import onnx
 import platformdirs
 from onnx import TensorProto, helper, numpy_helper
 
+from convert.reference import hash_files
 from irv2.bundle import file_sha256, write_atomically
 from irv2.dataset import BadImages, ImageFolder, find_images, open_split
 from irv2.errors import DataError, EngineError, UsageError
@@ -202,7 +202,7 @@ def _session(model: onnx.ModelProto) -> Any:  # noqa: ANN401 (onnxruntime has no
 
 
 def _content_sha256(images: ImageFolder) -> str:
-    with ThreadPoolExecutor() as pool:
-        hashes = pool.map(file_sha256, [images.path(i) for i in range(len(images))])
-        rows = [f"{sha} {label}\n" for sha, label in zip(hashes, images.labels, strict=True)]
+    rows = [
+        f"{sha} {label}\n" for sha, label in zip(hash_files(images), images.labels, strict=True)
+    ]
     return hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()

@@ -5,7 +5,6 @@ tried here, up to its largest: every image alone, repeated to fill a batch, and 
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -33,13 +32,13 @@ def batch_sizes(max_batch: int) -> list[int]:
     return sorted({*powers, max_batch})
 
 
-def load_probes(root: Path, ledger: Ledger, config: Preprocess) -> UInt8Array:
-    """A few of the images that were just classified, of as many classes as can be.
+def load_probes(images: ImageFolder, ledger: Ledger, config: Preprocess) -> UInt8Array:
+    """A few of those `images` that `ledger` holds, of as many classes as can be.
 
-    Gives uint8 (P, S, S, 3). `root` is the folder of `ledger.files`.
+    Gives uint8 (P, S, S, 3).
     """
-    few = ImageFolder(root, (), ledger.files, ledger.labels).first(NUM_IMAGES)
-    return np.stack([prepare(few.path(i), config) for i in range(len(few))])
+    few = images.named(ledger.files).first(NUM_IMAGES)
+    return np.stack([prepare(few.read(i), config) for i in range(len(few))])
 
 
 def check(runner: Runner, probes: UInt8Array, max_batch: int) -> Invariance:

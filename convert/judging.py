@@ -33,7 +33,7 @@ def judge_all(
     something fails.
     """
     artifacts = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
-    probes = invariance.load_probes(images.root, ledgers[0], bundle.preprocess)
+    probes = invariance.load_probes(images, ledgers[0], bundle.preprocess)
     judged = {}
     for (file, runner), ledger in zip(opened.runners.items(), ledgers, strict=True):
         artifact = artifacts[file]

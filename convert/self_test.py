@@ -32,5 +32,6 @@ def choose_self_test(
     chosen = clearest[np.argsort(is_repeated, kind="stable")][:NUM_IMAGES]
     if not len(chosen):
         return None
-    pixels = [prepare(images.root / ledgers[0].files[row], config) for row in chosen]
+    shown = images.named([ledgers[0].files[row] for row in chosen])
+    pixels = [prepare(shown.read(i), config) for i in range(len(shown))]
     return SelfTest(np.stack(pixels), top1[chosen], margins[chosen])

@@ -63,6 +63,11 @@ class ImageFolder:
         order = np.lexsort((self.labels, np.arange(len(self)) - starts))
         return self.subset(np.sort(order[:limit]).tolist())
 
+    def named(self, files: Sequence[str]) -> "ImageFolder":
+        """Only the images of these names, in this order."""
+        position = {file: i for i, file in enumerate(self.files)}
+        return self.subset([position[file] for file in files])
+
     def subset(self, kept: Sequence[int]) -> "ImageFolder":
         """Only the images at these positions."""
         files = tuple(self.files[i] for i in kept)

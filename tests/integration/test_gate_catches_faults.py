@@ -31,7 +31,7 @@ def judged(exported: Exported, checkpoint: Checkpoint, runner: Runner) -> Judgem
     answers, ledger = classify_with_reference(checkpoint, "faults", [runner], images)
     reference = Reference.from_ledger(answers)
     judgement = judge(reference, ledger.logits, "fp32", tolerance_for("fp32"), runner.backend)
-    probes = invariance.load_probes(images.root, ledger, checkpoint.preprocess)
+    probes = invariance.load_probes(images, ledger, checkpoint.preprocess)
     return invariance.with_invariance(judgement, artifact, invariance.check(runner, probes, 64))
 
 

@@ -26,6 +26,7 @@ from irv2.errors import BundleError, EngineError, UsageError
 from irv2.preprocess import preprocess
 from irv2.runners.choose import open_best
 from irv2.runners.onnx import OnnxRunner
+from irv2.shard_writer import write_shards
 
 ALL = ("fp32", "fp16", "bf16", "int8")
 ONNX_FILES = [
@@ -67,6 +68,16 @@ def irv2(*args: object) -> subprocess.CompletedProcess[str]:
 
 def initializers(path: Path) -> dict[str, np.ndarray]:
     return {w.name: numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
+
+
+def test_shards_give_the_files_and_answers_of_their_folder(data, checkpoint_path, bundle, tmp_path):
+    write_shards(data, tmp_path / "shards", 100_000)
+    options = ExportOptions(precisions=("fp32", "int8"), **LENIENT, max_batch=16)
+    report = export(checkpoint_path, tmp_path / "shards", tmp_path / "sharded.bundle", options)
+    of_folder = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
+    for artifact in Bundle.open(report.bundle).manifest.artifacts:
+        other = of_folder[artifact.file]
+        assert (artifact.sha256, artifact.parity) == (other.sha256, other.parity)
 
 
 def test_every_precision_is_a_file_of_its_own_made_from_float32(bundle):

@@ -116,7 +116,7 @@ def test_probes_are_of_as_many_classes_as_can_be(tmp_path):
             Image.new("RGB", (75, 75), colour).save(tmp_path / "val" / name / f"{i}.png")
     images = open_split(tmp_path, "val")
     ledger = Ledger(images.files, ("",) * 20, images.labels, np.zeros((20, 4), np.float32))
-    probes = load_probes(images.root, ledger, Preprocess(resize=75, crop=75))
+    probes = load_probes(images, ledger, Preprocess(resize=75, crop=75))
     assert probes.shape == (8, 75, 75, 3)
     assert sorted(probes[:, 0, 0, 0].tolist()) == [0, 0, 40, 40, 80, 80, 120, 120]
 
