@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from same_run import assert_same_run
 
 from irv2.checkpoint import Checkpoint, load_model
 
@@ -59,20 +60,6 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["best"] == str(out / "best.pt")
     return out
-
-
-def assert_same_run(out: Path, whole: Path) -> None:
-    """Weights bit for bit, metrics but for times."""
-    for name in ("last.pt", "best.pt"):
-        mine, theirs = Checkpoint.load(out / name), Checkpoint.load(whole / name)
-        assert mine.step == theirs.step
-        for key, value in theirs.state_dict.items():
-            assert torch.equal(mine.state_dict[key], value), key
-    rows = [
-        [{**json.loads(line), "images_per_s": 0} for line in path.read_text().splitlines()]
-        for path in (out / "metrics.jsonl", whole / "metrics.jsonl")
-    ]
-    assert rows[0] == rows[1]
 
 
 def test_a_run_leaves_everything_the_contract_names(finished):

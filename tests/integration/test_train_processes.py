@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from irv2.checkpoint import Checkpoint
+from same_run import assert_same_run
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [
@@ -87,17 +86,6 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(sys.executable, *train(data, out, "--micro-batch", 4, "--epochs", 2))
     assert done.returncode == 0, done.stderr
     return out
-
-
-def assert_same_run(out: Path, other: Path) -> None:
-    """Weights bit for bit, metrics but for times."""
-    mine, theirs = Checkpoint.load(out / "last.pt"), Checkpoint.load(other / "last.pt")
-    assert largest_difference(dict(mine.state_dict), dict(theirs.state_dict)) == 0
-    rows = [
-        [{**json.loads(line), "images_per_s": 0} for line in path.read_text().splitlines()]
-        for path in (out / "metrics.jsonl", other / "metrics.jsonl")
-    ]
-    assert rows[0] == rows[1]
 
 
 def test_a_stopped_run_of_two_processes_resumes_and_equals_micro_batches_of_one(
