@@ -19,7 +19,7 @@ from irv2.bundle import Format, write_atomically
 from irv2.errors import EngineError
 from irv2.progress import Progress
 from irv2.runners.cuda import Gpu, find_gpu
-from irv2.runners.tensorrt import create, import_tensorrt, make_logger
+from irv2.runners.tensorrt import create, import_tensorrt, shared_logger
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def describe_engine(plan_path: Path, flavour: Flavour) -> dict[str, str]:
     """The inspector's summary for the bundle; empty where there is no GPU to load the plan on."""
     if flavour.gpu is None:
         return {}
-    trt, log = flavour.trt, make_logger(flavour.trt)
+    trt, log = flavour.trt, shared_logger(flavour.trt)
     runtime = create(trt.Runtime, log)
     engine = runtime.deserialize_cuda_engine(plan_path.read_bytes())
     if engine is None:
@@ -117,9 +117,11 @@ def _build(
     onnx_path: Path, profiles: tuple[tuple[int, int, int], ...], flavour: Flavour,
     options: EngineOptions, bar: Progress, stop: threading.Event,
 ) -> bytes:  # fmt: skip
-    trt, log = flavour.trt, make_logger(flavour.trt)
+    trt, log = flavour.trt, shared_logger(flavour.trt)
     builder = create(trt.Builder, log)
-    network = _parse(trt, builder, log, onnx_path)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)  # owns the weights: it must outlive the build
+    _parse(parser, network, log, onnx_path)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb * 2**20)
     config.clear_flag(trt.BuilderFlag.TF32)  # products of 10-bit mantissas are not float32
@@ -139,9 +141,7 @@ def _build(
     return bytes(plan)
 
 
-def _parse(trt: Any, builder: Any, log: Any, onnx_path: Path) -> Any:  # noqa: ANN401
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
+def _parse(parser: Any, network: Any, log: Any, onnx_path: Path) -> None:  # noqa: ANN401
     parsed = parser.parse_from_file(str(onnx_path))
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     # Some damaged files count as parsed and leave an empty network.
@@ -150,7 +150,6 @@ def _parse(trt: Any, builder: Any, log: Any, onnx_path: Path) -> Any:  # noqa: A
         raise EngineError(
             onnx_path, f"TensorRT can't read it ({reasons})", "a whole ONNX model of this project"
         )
-    return network
 
 
 def _parser_error(error: Any) -> str:  # noqa: ANN401

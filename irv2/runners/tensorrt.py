@@ -7,6 +7,7 @@ before the plan is loaded, since the library's own refusal says less.
 import importlib
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class TensorRTRunner(Runner):
         trt = import_tensorrt(artifact.format)
         check_version(plan_path, artifact, trt.__version__)
         check_gpu(plan_path, artifact, find_gpu())
-        self._log = make_logger(trt)  # has to outlive what logs into it
+        self._log = shared_logger(trt)
         self._runtime = create(trt.Runtime, self._log)
         if "version_compatible" in artifact.built_with:  # such a plan brings code of its own
             self._runtime.engine_host_code_allowed = True
@@ -141,8 +142,13 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdecimal()]
 
 
-def make_logger(trt: Any) -> Any:  # noqa: ANN401 (a class of a module that is chosen at run time)
-    """A logger that keeps what went wrong: the calls themselves only return None or False."""
+@cache
+def shared_logger(trt: Any) -> Any:  # noqa: ANN401 (a class of a module that is chosen at run time)
+    """The logger that keeps what went wrong: the calls themselves only return None or False.
+
+    One for the process: the library keeps the first it is given for as long as anything it made is
+    alive, and calls it for all others too.
+    """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -153,10 +159,14 @@ def make_logger(trt: Any) -> Any:  # noqa: ANN401 (a class of a module that is c
             if severity <= trt.ILogger.ERROR:
                 self._lines.append(message)
 
+        def forget(self) -> None:
+            """Something new begins, which earlier errors say nothing about."""
+            self._lines.clear()
+
         def reason(self) -> str:
             """The first error since the last call, which the later ones follow from."""
             line = self._lines[0] if self._lines else "it gives no reason"
-            self._lines.clear()
+            self.forget()
             return line
 
     return Logger()
@@ -164,6 +174,7 @@ def make_logger(trt: Any) -> Any:  # noqa: ANN401 (a class of a module that is c
 
 def create(factory: Callable[[Any], Any], logger: Any) -> Any:  # noqa: ANN401
     """A Builder or Runtime; raises EngineError where the library can't start."""
+    logger.forget()
     try:
         return factory(logger)
     except TypeError as error:  # what pybind11 makes of a null pointer
