@@ -9,9 +9,10 @@ import json
 import logging
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from convert.engine_options import EngineOptions
@@ -86,9 +87,12 @@ def build_engine(
     profiles = options.profiles_up_to(max_batch)
     stop = threading.Event()
     with Progress(f"build {plan_path.name}", 0, "steps") as bar, ThreadPoolExecutor(1) as pool:
+        # Ctrl-C in Future.result can leave its lock taken, and the thread waiting for it for ever.
+        finished: SimpleQueue[Future[bytes]] = SimpleQueue()
         plan = pool.submit(_build, onnx_path, profiles, flavour, options, bar, stop)
+        plan.add_done_callback(finished.put)
         try:
-            content = plan.result()
+            content = finished.get().result()
         finally:
             stop.set()
     write_atomically(plan_path, content)
