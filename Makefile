@@ -25,8 +25,9 @@ check: setup
 	$(MAKE) --no-print-directory protos
 	git diff --exit-code --stat -- irv2/v1 irv2/inference
 
+# CI runs the slow ones too, as `CI=true make test` does anywhere.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(CI),,-m "not slow")
 
 # The JavaScript client that a test uses; without it the test is skipped, in CI it fails.
 js-client: setup

@@ -56,7 +56,7 @@ def test_full_network_trains_exports_passes_the_gate_serves_and_classifies(
     assert (checkpoint.preprocess.resize, checkpoint.preprocess.crop) == (328, 299)
     assert checkpoint.step == 1
     report = run("irv2-export", out / "best.pt", "--data", photographs, "--precision", "fp32",
-                 "--json")  # fmt: skip
+                 "--max-batch", "4", "--json")  # fmt: skip
     [artifact] = report["artifacts"]
     assert (artifact["parity"]["verdict"], artifact["parity"]["n"]) == ("passed", 8)
     process = subprocess.Popen(

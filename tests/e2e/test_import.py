@@ -30,7 +30,7 @@ from slim_network import (
 )
 from torch7_writer import Object, Storage, Tensor, save, sequence
 
-from convert.export import export
+from convert.export import ExportOptions, export
 from convert.importing.recognise import named_tensors, read_source
 from convert.importing.run import classes_of, import_weights
 from convert.importing.slim import read_slim
@@ -164,6 +164,7 @@ def test_timm_weights_give_the_references_logits_from_either_file(timm, images):
     assert_same(imported(timm.path.with_suffix(".safetensors"))[1], state)
 
 
+@pytest.mark.slow
 def test_keras_weights_give_the_references_logits_from_each_kind_of_file(keras, images):
     source, state = imported(keras.path)
     assert source.kind == "Keras weights"
@@ -452,7 +453,8 @@ def test_an_imported_checkpoint_is_evaluated_exported_and_served(
         Image.fromarray(coarse).save(tmp_path / "val" / synset / "0.png")
     bundle = tmp_path / "out.bundle"
     assert evaluate_model(checkpoint_path, tmp_path, None, "cpu", "error", Reading())["n"] == 3
-    assert not export(checkpoint_path, tmp_path, bundle).failed
+    options = ExportOptions(precisions=("fp32",), max_batch=4)
+    assert not export(checkpoint_path, tmp_path, bundle, options).failed
     process = subprocess.Popen(
         ["irv2-serve", bundle, "--listen", "127.0.0.1:0", "--grace-s", "0", "--max-batch", "1"],
         env=environment, stderr=subprocess.PIPE, text=True,

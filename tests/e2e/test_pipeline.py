@@ -16,8 +16,6 @@ from irv2.evaluate import classify_folder
 from irv2.results import top_k_scores
 from irv2.runners.torch import TorchRunner
 
-pytestmark = pytest.mark.slow
-
 
 def run_json(environment: dict[str, str], *command: str) -> dict:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -26,7 +26,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python.parent
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(installed, tmp_path):
     absent = subprocess.run([installed / "python", "-c", "import torch"], capture_output=True)
@@ -54,7 +53,6 @@ def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(ins
     assert process.returncode == 0
 
 
-@pytest.mark.slow
 def test_a_program_whose_extra_is_missing_names_it(installed, tmp_path):
     result = subprocess.run(
         [installed / "irv2-train", "--setting", "2"], cwd=tmp_path, capture_output=True, text=True
