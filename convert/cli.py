@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convert.engine_options import EngineOptions, engine_options
-from irv2.errors import BundleError, ParityError
+from irv2.errors import BundleError, ParityError, UsageError
 from irv2.options import (
     Program,
     bad_images_option,
@@ -110,22 +110,30 @@ def export(
     "--server", metavar="HOST:PORT",
     help="Ask this running server instead, with image files; only prints.",
 )  # fmt: skip
+@click.option(
+    "--rebuild", is_flag=True,
+    help="First make its engines anew, for this machine; a bundle that fails stays as it was.",
+)  # fmt: skip
 @bad_images_option
 @json_option
 def verify(
-    bundle: Path, data: Path | None, server: str | None, bad_images: "BadImages", as_json: bool
+    bundle: Path, data: Path | None, server: str | None, rebuild: bool, bad_images: "BadImages",
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Judge BUNDLE again, on this machine, and write the result into it.
 
     DIR holds the images of the export. Neither the checkpoint nor torch is needed. With --server
     every answer of that server has to be the bundle's own, else the exit status is 3.
     """
+    if server and rebuild:
+        raise UsageError("verify", "--server and --rebuild", "one of them")
     if server:
         _verify_server(bundle, server, data, bad_images, as_json)
         return
+    from convert.rebuild import rebuild as run_rebuild
     from convert.verify import verify as run_verify
 
-    report = run_verify(bundle, data, bad_images)
+    report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
     _print(report, as_json)
     if report.failed:
         raise ParityError(report.bundle, report.failure, way_out="it is not served")

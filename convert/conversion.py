@@ -7,13 +7,12 @@ from pathlib import Path
 import onnx
 
 from convert.calibrate import CalibrationOptions, calibrate, choose_images
-from convert.engine import Flavour, build_engine, choose_flavour, describe_engine
+from convert.engine import choose_flavour, engine_artifact
 from convert.engine_options import EngineOptions
 from convert.gate import CONFIDENCE, Tolerance, tolerance_for
 from convert.half import Half
 from convert.sensitivity import blocks_to_keep
 from convert.variants import write_half, write_int8
-from irv2 import __version__
 from irv2.bundle import Artifact, Precision, file_sha256
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
@@ -106,7 +105,7 @@ def convert(
         artifacts += _int8(fp32, folder, checkpoint.preprocess, options, training_images, points)
     if flavour is not None:
         models = [artifact for artifact in artifacts if artifact.file != INT8_CPU]
-        artifacts += [_build_engine(model, folder, flavour, options.engine) for model in models]
+        artifacts += [engine_artifact(model, folder, flavour, options.engine) for model in models]
     return Candidate(
         checkpoint=checkpoint, checkpoint_sha256=checkpoint_sha256, folder=folder,
         artifacts=artifacts,
@@ -144,21 +143,3 @@ def _int8(
     model = onnx.load(path)
     kept = blocks_to_keep(model, calibration, preprocess, tolerance_points, bad_images)
     return write_int8(model, fp32, folder, calibration, kept)
-
-
-def _build_engine(
-    onnx_model: Artifact, folder: Path, flavour: Flavour, options: EngineOptions
-) -> Artifact:  # fmt: skip
-    plan_path = folder / f"model.{onnx_model.precision}.plan"
-    logger.info("export: %s with %s %s", plan_path.name, flavour.format, flavour.version)
-    build_engine(folder / onnx_model.file, plan_path, onnx_model.max_batch, flavour, options)
-    return Artifact(
-        file=plan_path.name, sha256=file_sha256(plan_path), format=flavour.format,
-        precision=onnx_model.precision, max_batch=onnx_model.max_batch,
-        built_from=onnx_model.sha256,
-        built_with={
-            "irv2": __version__, flavour.format: flavour.version, **options.to_record(),
-            **describe_engine(plan_path, flavour),
-        },
-        gpu=flavour.target, parity=None,
-    )  # fmt: skip

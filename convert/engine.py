@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from convert.engine_options import EngineOptions
-from irv2.bundle import Format, write_atomically
+from irv2 import __version__
+from irv2.bundle import Artifact, Format, file_sha256, write_atomically
 from irv2.errors import EngineError
 from irv2.progress import Progress
 from irv2.runners.cuda import Gpu, find_gpu
@@ -96,6 +97,25 @@ def build_engine(
         finally:
             stop.set()
     write_atomically(plan_path, content)
+
+
+def engine_artifact(
+    onnx_model: Artifact, folder: Path, flavour: Flavour, options: EngineOptions
+) -> Artifact:  # fmt: skip
+    """The engine of `onnx_model`, built beside it in `folder`, not yet judged."""
+    plan_path = folder / f"model.{onnx_model.precision}.plan"
+    logger.info("export: %s with %s %s", plan_path.name, flavour.format, flavour.version)
+    build_engine(folder / onnx_model.file, plan_path, onnx_model.max_batch, flavour, options)
+    return Artifact(
+        file=plan_path.name, sha256=file_sha256(plan_path), format=flavour.format,
+        precision=onnx_model.precision, max_batch=onnx_model.max_batch,
+        built_from=onnx_model.sha256,
+        built_with={
+            "irv2": __version__, flavour.format: flavour.version, **options.to_record(),
+            **describe_engine(plan_path, flavour),
+        },
+        gpu=flavour.target, parity=None,
+    )  # fmt: skip
 
 
 def describe_engine(plan_path: Path, flavour: Flavour) -> dict[str, str]:

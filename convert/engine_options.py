@@ -1,8 +1,9 @@
 """How a TensorRT engine is built: the options, and what of them which library supports."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 import click
 
@@ -77,6 +78,16 @@ class EngineOptions:
             )
             if value != "none"
         }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, str]) -> Self:
+        """The options that `to_record` named; the others as by default."""
+        return cls(
+            hardware_compatibility=cast(
+                HardwareCompatibility, record.get("hardware_compatibility", "none")
+            ),
+            version_compatible="version_compatible" in record,
+        )
 
 
 def engine_options(command: F) -> F:

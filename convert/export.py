@@ -5,10 +5,6 @@ one pass over the evaluation images; only when all of them passed the folder is 
 """
 
 import logging
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +18,7 @@ from convert.conversion import (
     training_images_of,
 )
 from convert.evidence import evidence_remarks
+from convert.folders import folder_beside, replace_folder
 from convert.judging import judge_all, ledger_files, write_evidence
 from convert.reference import REFERENCE, Reference
 from convert.reference_cache import classify_with_reference
@@ -65,7 +62,7 @@ def export(
     require_replaceable(out)
     images = open_split(data, "val", checkpoint.classes, options.bad_images).first(options.limit)
     training_images = training_images_of(data, checkpoint.classes, options)
-    with _folder_beside(out) as folder:
+    with folder_beside(out) as folder:
         candidate = convert(
             checkpoint, file_sha256(checkpoint_path), folder, options, training_images,
             sample=is_sample(data),
@@ -110,24 +107,6 @@ def require_replaceable(out: Path) -> None:
             out, "is there and is no bundle", "a new place, or a bundle to replace",
             "pass another --out",
         )  # fmt: skip
-
-
-def replace_folder(new: Path, place: Path) -> None:
-    """Rename `new` to `place`; what was there steps aside first and is then removed.
-
-    Folders can't be exchanged in one portable step: after a crash between the two renames both
-    are whole, the old one under its name aside.
-    """
-    aside = place.with_name(f".{place.name}.{os.getpid()}.old")
-    try:
-        if place.exists():
-            place.rename(aside)
-        new.rename(place)
-    except BaseException:  # a signal too: the old bundle comes back
-        if aside.exists() and not place.exists():
-            aside.rename(place)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _forget_rejection(folder: Path) -> None:
@@ -197,17 +176,3 @@ def _manifest(candidate: Candidate, artifacts: list[Artifact]) -> Manifest:
         ),
         preprocess=preprocess, classes=classes, artifacts=artifacts, files={},
     )  # fmt: skip
-
-
-@contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
-    """A new folder on the same file system, gone afterwards unless it was renamed."""
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise BundleError(out, f"can't be written ({error})", way_out="pass --out") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from irv2.runners.cuda import Buffer, Gpu, Stream, find_gpu
 from irv2.types import FloatArray, UInt8Array
 
 EXTRAS: dict[str, str] = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
-_REBUILD = "export again with --trt on this machine"
+_REBUILD = "irv2 verify --rebuild makes it anew for this machine"
 
 
 class TensorRTRunner(Runner):

@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -14,8 +16,16 @@ import pytest
 from tiny_checkpoint import Exported, tree
 
 from convert.engine import RTX_CAPABILITIES, Flavour, build_engine, choose_flavour
+from convert.rebuild import rebuild
 from convert.report import REPORT
-from irv2.bundle import Artifact, Bundle
+from irv2.bundle import (
+    MANIFEST,
+    Artifact,
+    Bundle,
+    bundle_id,
+    manifest_json,
+    read_manifest,
+)
 from irv2.errors import BundleError, EngineError
 from irv2.runners.choose import open_best, open_runner
 from irv2.runners.cuda import Gpu, find_gpu
@@ -109,6 +119,45 @@ def test_verify_keeps_what_it_cannot_run_and_says_why(with_plan, exported):
     assert plan["line"].startswith("not verified here: CUDA: no usable GPU")
     assert plan_of(Bundle.open(path)).parity is None
     assert models.items() <= tree(path).items()
+
+
+@needs_rtx
+@needs_no_gpu
+def test_rebuild_makes_a_strange_engine_anew_and_judges_the_bundle(with_plan, exported, tmp_path):
+    path = tmp_path / "old.bundle"
+    shutil.copytree(with_plan[0], path)
+    strange, ledger = b"of another library", b"its answers"
+    (path / "model.fp32.plan").write_bytes(strange)
+    (path / "model.fp32.plan.ledger.npz").write_bytes(ledger)
+    manifest = read_manifest(path / MANIFEST)
+    onnx, plan = manifest.artifacts
+    plan = msgspec.structs.replace(
+        plan, sha256=sha256(strange).hexdigest(), built_with={"tensorrt_rtx": "0.9"},
+        parity=onnx.parity,
+    )  # fmt: skip
+    manifest = msgspec.structs.replace(
+        manifest, artifacts=[onnx, plan],
+        id=bundle_id([onnx, plan], manifest.preprocess, manifest.classes),
+        files=manifest.files | {"model.fp32.plan.ledger.npz": sha256(ledger).hexdigest()},
+    )  # fmt: skip
+    (path / MANIFEST).write_bytes(manifest_json(manifest))
+    assert not rebuild(path, exported.data).failed
+    bundle = Bundle.open(path)
+    assert [problem for _, problem in bundle.check() if problem] == []
+    plan = plan_of(bundle)
+    assert (path / plan.file).stat().st_size > 1_000_000
+    assert plan.built_with["tensorrt_rtx"] != "0.9"
+    assert plan.parity is None, "evidence of the old engine says nothing about the new one"
+    assert not (path / "model.fp32.plan.ledger.npz").exists()
+    assert bundle.manifest.artifacts[0].sha256 == onnx.sha256
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.bundle"]
+
+
+def test_rebuild_of_a_bundle_without_engines_says_so_and_changes_nothing(exported):
+    before = tree(exported.bundle)
+    with pytest.raises(BundleError, match="holds no engine; expected one to build anew; irv2-exp"):
+        rebuild(exported.bundle, exported.data)
+    assert tree(exported.bundle) == before
 
 
 @needs_rtx

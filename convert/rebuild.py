@@ -1,0 +1,53 @@
+"""`irv2 verify --rebuild`: a bundle's engines made anew for this machine, from its own ONNX models.
+
+An engine fits one version of its library and one kind of GPU. The models it was made of are in the
+bundle, so neither checkpoint nor torch is needed.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from convert.engine import choose_flavour, engine_artifact
+from convert.engine_options import EngineOptions
+from convert.folders import folder_beside, replace_folder
+from convert.judging import LEDGER_SUFFIX
+from convert.report import Report
+from convert.verify import open_to_verify, verify
+from irv2.bundle import MANIFEST, Artifact, bundle_id, manifest_json
+from irv2.dataset import BadImages
+from irv2.errors import BundleError
+
+
+def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> Report:
+    """Build every engine of the bundle again, judge all, and replace the bundle if it passed.
+
+    Work is done on a copy: where the gate is not met the bundle stays as it was. Raises
+    BundleError where it holds no engine, EngineError where none can be built here.
+    """
+    old = open_to_verify(path).manifest
+    engines = [artifact for artifact in old.artifacts if artifact.format != "onnx"]
+    if not engines:
+        raise BundleError(path, "holds no engine", "one to build anew", "irv2-export --trt")
+    gone = {name for engine in engines for name in (engine.file, engine.file + LEDGER_SUFFIX)}
+    with folder_beside(path) as folder:
+        shutil.copytree(path, folder, dirs_exist_ok=True, ignore=lambda *_: gone)
+        models = {model.sha256: model for model in old.artifacts if model.format == "onnx"}
+        built = [_built_again(engine, models[engine.built_from], folder) for engine in engines]
+        artifacts = [*models.values(), *built]
+        manifest = msgspec.structs.replace(
+            old, artifacts=artifacts, id=bundle_id(artifacts, old.preprocess, old.classes),
+            files={name: sha256 for name, sha256 in old.files.items() if name not in gone},
+        )  # fmt: skip
+        (folder / MANIFEST).write_bytes(manifest_json(manifest))
+        report = verify(folder, data, bad_images)
+        if not report.failed:
+            replace_folder(folder, path)
+    return dataclasses.replace(report, bundle=path)
+
+
+def _built_again(engine: Artifact, model: Artifact, folder: Path) -> Artifact:
+    options = EngineOptions.from_record(engine.built_with)
+    return engine_artifact(model, folder, choose_flavour(options), options)
