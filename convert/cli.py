@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convert.engine_options import EngineOptions, engine_options
+from irv2.connection import connect, connection_options
 from irv2.errors import BundleError, ParityError, UsageError
 from irv2.options import (
     Program,
@@ -18,6 +19,7 @@ from irv2.options import (
 
 if TYPE_CHECKING:
     from convert.report import Report
+    from irv2.client import Client
     from irv2.dataset import BadImages
 
 bundle_argument = click.argument(
@@ -114,11 +116,12 @@ def export(
     "--rebuild", is_flag=True,
     help="First make its engines anew, for this machine; a bundle that fails stays as it was.",
 )  # fmt: skip
+@connection_options
 @bad_images_option
 @json_option
 def verify(
     bundle: Path, data: Path | None, server: str | None, rebuild: bool, bad_images: "BadImages",
-    as_json: bool,
+    as_json: bool, **connection: Any,  # noqa: ANN401 (click checked each)
 ) -> None:  # fmt: skip
     """Judge BUNDLE again, on this machine, and write the result into it.
 
@@ -128,7 +131,8 @@ def verify(
     if server and rebuild:
         raise UsageError("verify", "--server and --rebuild", "one of them")
     if server:
-        _verify_server(bundle, server, data, bad_images, as_json)
+        with connect(server, **connection) as client:
+            _verify_server(bundle, client, data, bad_images, as_json)
         return
     from convert.rebuild import rebuild as run_rebuild
     from convert.verify import verify as run_verify
@@ -192,15 +196,15 @@ def _names(precision: str | None) -> tuple[str, ...] | None:
 
 
 def _verify_server(
-    bundle: Path, server: str, data: Path | None, bad_images: "BadImages", as_json: bool
+    bundle: Path, client: "Client", data: Path | None, bad_images: "BadImages", as_json: bool
 ) -> None:  # fmt: skip
     from convert.verify_server import verify_server
 
-    report = verify_server(bundle, server, data, bad_images)
+    report = verify_server(bundle, client, data, bad_images)
     print_json(report.to_json()) if as_json else click.echo(report.to_text())
     if report.differing:
         got = f"{len(report.differing)} of {report.n} answers are not the bundle's own"
-        raise ParityError(server, got, "the same decisions", "see the list above")
+        raise ParityError(report.server, got, "the same decisions", "see the list above")
 
 
 def _print(report: "Report", as_json: bool) -> None:

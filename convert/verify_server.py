@@ -26,7 +26,10 @@ IMAGES_AT_A_TIME = 512  # encoded images held in memory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedReport:
-    """How many of `n` served answers are the bundle's own, and the checkpoint's top 1."""
+    """For how many of `n` images both answers are the bundle's own, and the checkpoint's top 1.
+
+    Each is asked about alone and among many.
+    """
 
     server: str
     model_id: str
@@ -52,9 +55,9 @@ class ServedReport:
 
 
 def verify_server(
-    path: Path, server: str, data: Path | None, bad_images: BadImages = "error"
+    path: Path, client: Client, data: Path | None, bad_images: BadImages = "error"
 ) -> ServedReport:  # fmt: skip
-    """Ask `server` (HOST:PORT) about every image of the bundle's evidence.
+    """Ask a server about every image of the bundle's evidence: one by one, and many at once.
 
     The same artefact answers here, without a server, for comparison. Raises BundleError where
     the server has another model, and an Irv2Error where it or the artefact can't be run.
@@ -62,35 +65,50 @@ def verify_server(
     bundle = Bundle.open(path)
     split = open_split(resolve_data(data), "val", bundle.classes, bad_images)
     images, reference = Reference.load(path / REFERENCE).find_images(split)
-    with Client(server) as client:
-        model = client.model()
-        if model.id != bundle.id:
-            raise BundleError(
-                path, f"{server} serves model {model.id[:12]}", f"{bundle.id[:12]}, this bundle's",
-                "name the bundle that it serves",
-            )  # fmt: skip
-        served = list(progress(_ask(client, images), f"ask {server}", len(images), "images"))
+    model = client.model()
+    if model.id != bundle.id:
+        raise BundleError(
+            path, f"{client.name} serves model {model.id[:12]}", f"{bundle.id[:12]}, this bundle's",
+            "name the bundle that it serves",
+        )  # fmt: skip
+    title = f"ask {client.name}"
+    alone = list(progress(_ask_alone(client, images), title, len(images), "images"))
+    together = list(progress(_ask_together(client, images), title, len(images), "images"))
     artifact, runner = open_best(bundle, model.precision, model.backend)
     with runner:
         [ledger] = classify_folder([runner], images, bundle.preprocess, title="compare")
     own = [top_k_scores(row, bundle.classes, DEFAULT_TOP_K) for row in ledger.logits]
-    equal = [_is_equal(mine, theirs) for mine, theirs in zip(own, served, strict=True)]
-    best = reference.top5[:, 0]
+    equal = [
+        all(_is_equal(mine, result) for result in results)
+        for mine, *results in zip(own, alone, together, strict=True)
+    ]
     return ServedReport(
-        server=server, model_id=model.id, artefact=artifact.file, n=len(served),
+        server=client.name, model_id=model.id, artefact=artifact.file, n=len(equal),
         num_equal=sum(equal),
         num_checkpoint_top1=sum(
-            bool(result.scores) and result.scores[0].index == label
-            for result, label in zip(served, best.tolist(), strict=True)
+            all(_has_best(result, label) for result in results)
+            for label, *results in zip(
+                reference.top5[:, 0].tolist(), alone, together, strict=True
+            )
         ),
         differing=[file for file, same in zip(images.files, equal, strict=True) if not same],
     )  # fmt: skip
 
 
-def _ask(client: Client, images: ImageFolder) -> Iterator[Result]:
+def _ask_alone(client: Client, images: ImageFolder) -> Iterator[Result]:
+    for i in range(len(images)):
+        yield from client.classify([images.read(i)], DEFAULT_TOP_K)
+
+
+def _ask_together(client: Client, images: ImageFolder) -> Iterator[Result]:
+    """As many requests of many images under way as keep the server full."""
     for start in range(0, len(images), IMAGES_AT_A_TIME):
         indices = range(start, min(start + IMAGES_AT_A_TIME, len(images)))
         yield from client.iter_classify([images.read(i) for i in indices], DEFAULT_TOP_K)
+
+
+def _has_best(result: Result, label: int) -> bool:
+    return bool(result.scores) and result.scores[0].index == label
 
 
 def _is_equal(own: tuple[Score, ...], served: Result) -> bool:

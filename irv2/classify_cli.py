@@ -1,6 +1,5 @@
 """`irv2-classify`: classify files, through a server or with a bundle on this machine."""
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tabulate import tabulate
 
+from irv2.connection import connect, connection_options
 from irv2.errors import InputError, UsageError
 from irv2.options import Program, json_option, print_json
 from irv2.progress import progress
@@ -17,10 +17,6 @@ from irv2.results import DEFAULT_TOP_K, Result
 if TYPE_CHECKING:
     from irv2.client import Client
 
-# Before gRPC is imported: its C core would add lines of its own to our one-line errors.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 BATCH = 8  # files that a bundle classifies between two steps of the progress
 
 
@@ -30,15 +26,7 @@ BATCH = 8  # files that a bundle classifies between two steps of the progress
     type=click.Path(exists=True, path_type=Path),
 )  # fmt: skip
 @click.option("--server", metavar="HOST:PORT[,...]", help="Ask this server, or these in turn.")
-@click.option("--tls", is_flag=True, help="Encrypt, and trust the public authorities.")
-@click.option("--tls-ca", type=_FILE, metavar="FILE",
-              help="Encrypt, and trust servers whose certificate these signed, PEM.")  # fmt: skip
-@click.option("--tls-cert", type=_FILE, metavar="FILE",
-              help="A certificate of one's own, for servers that ask for it, PEM.")  # fmt: skip
-@click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key, PEM.")
-@click.option("--tls-server-name", metavar="NAME",
-              help="Name in the server's certificate.  [default: the first host]")  # fmt: skip
-@click.option("--token-file", type=_FILE, metavar="FILE", help="File that holds a token alone.")
+@connection_options
 @click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR",
               help="Classify here, with the artefact that a server would choose.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(1), default=DEFAULT_TOP_K, metavar="N",
@@ -48,7 +36,7 @@ BATCH = 8  # files that a bundle classifies between two steps of the progress
 @json_option
 def main(
     images: tuple[Path, ...], server: str | None, bundle: Path | None, top_k: int,
-    timeout_s: float | None, as_json: bool, token_file: Path | None, **tls: Any,  # noqa: ANN401 (click checked each)
+    timeout_s: float | None, as_json: bool, **connection: Any,  # noqa: ANN401 (click checked each)
 ) -> None:  # fmt: skip
     """Classify image files; of a folder, every image file below it.
 
@@ -56,7 +44,7 @@ def main(
     """
     files = [file for path in images for file in image_files(path)]
     if server and not bundle:
-        client = _client(server, token_file, **tls)
+        client = connect(server, **connection)
         model_id, results = _by_server(client, files, top_k, timeout_s)
     elif bundle and not server:
         model_id, results = _by_bundle(bundle, files, top_k)
@@ -103,22 +91,6 @@ def table(files: list[Path], results: list[Result]) -> str:
             scores = [f"{score.label} {100 * score.probability:.2f} %" for score in result.scores]
             rows.append((str(file), ", ".join(scores)))
     return tabulate(rows, ("file", "classes"), disable_numparse=True)
-
-
-def _client(
-    addresses: str, token_file: Path | None, *, tls: bool, tls_ca: Path | None,
-    tls_cert: Path | None, tls_key: Path | None, tls_server_name: str | None,
-) -> "Client":  # fmt: skip
-    from irv2.client import Client, Tls
-
-    encrypted = tls or tls_ca or tls_cert or tls_key or tls_server_name
-    return Client(
-        addresses.split(","),
-        tls=Tls(ca=tls_ca, certificate=tls_cert, key=tls_key, server_name=tls_server_name)
-        if encrypted
-        else None,
-        token=token_file.read_text().strip() if token_file else None,
-    )
 
 
 def _by_server(

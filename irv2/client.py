@@ -51,7 +51,7 @@ class Client:
         `tls` None speaks without encryption. `token` is sent with every request.
         """
         names = [addresses] if isinstance(addresses, str) else list(addresses)
-        self._name = ", ".join(names)
+        self.name = ", ".join(names)  # for messages
         self._window = REQUESTS_PER_SERVER * len(names)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = open_channel(names, tls)
@@ -136,11 +136,11 @@ class Client:
         while True:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise Expired(self._name, "no answer in the time allowed")
+                raise Expired(self.name, "no answer in the time allowed")
             try:
                 return method(request, timeout=left_s, metadata=self._metadata)
             except grpc.RpcError as error:
-                refusal, pause_s = refusal_from(error, self._name), retry_after_s(error)
+                refusal, pause_s = refusal_from(error, self.name), retry_after_s(error)
             if pause_s is None and isinstance(refusal, NotServing):
                 pause_s = next(pauses_s, None)
             if pause_s is None or time.monotonic() + pause_s >= deadline:

@@ -1,5 +1,6 @@
 """The gate again, from the bundle and the images alone."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from PIL import Image
+from serving_process import serving
 from tiny_checkpoint import BUNDLE_FILES, Exported, tree
 
 from convert.onnx_export import write_onnx
@@ -142,3 +144,21 @@ def test_a_changed_byte_elsewhere_is_named_and_nothing_is_run(bundle, exported, 
     (bundle / name).write_bytes(content)
     with pytest.raises(BundleError, match=f"{name}: sha256 .*the file was changed"):
         verify(bundle, exported.data)
+
+
+def test_a_server_that_asks_for_a_token_is_verified_with_one(bundle, exported, tmp_path):
+    tokens, token = tmp_path / "tokens", tmp_path / "token"
+    tokens.write_text("verifier 0123456789abcdef\n")
+    token.write_text("0123456789abcdef\n")
+    with serving(bundle, "--token-file", str(tokens)) as server:
+        command = [sys.executable, "-m", "irv2", "verify", str(bundle), "--data",
+                   str(exported.data), "--server", server.address]  # fmt: skip
+        refused = subprocess.run(command, capture_output=True, text=True)
+        asked = subprocess.run(
+            [*command, "--token-file", str(token), "--json"], capture_output=True, text=True
+        )
+    assert refused.returncode == 1
+    assert "takes no request without a token" in refused.stderr
+    assert asked.returncode == 0, asked.stderr
+    report = json.loads(asked.stdout)
+    assert report["n"] == report["num_equal"] == report["num_checkpoint_top1"] == 48
