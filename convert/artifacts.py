@@ -35,7 +35,7 @@ def open_artifacts(bundle: Bundle) -> Iterator[Opened]:
                 opened.runners[artifact.file] = runner
             except EngineError as error:
                 opened.reasons[artifact.file] = f"{error.what}: {error.got}"
-                logger.warning("not run here: %s", error)
+                logger.warning("%s is not run here: %s", artifact.file, error)
         yield opened
 
 
