@@ -51,7 +51,7 @@ async def _serve(
     bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server], None]"
 ) -> signal.Signals:  # fmt: skip
     loop = asyncio.get_running_loop()
-    reloader = Reloader(lambda: server.reload(bundle_path))
+    reloader = Reloader(bundle_path, lambda: server.reload(bundle_path))
     loop.add_signal_handler(signal.SIGHUP, reloader.want)  # first: it would end the process
     # Nothing else may hold the opened model: it is to go when another takes over.
     server = Server(*open_model(bundle_path, options), options)
@@ -64,7 +64,7 @@ async def _serve(
         on_ready(server)
         background.append(asyncio.create_task(reloader.run()))
         if options.watch:
-            background.append(asyncio.create_task(reloader.watch(bundle_path)))
+            background.append(asyncio.create_task(reloader.watch()))
         stopped_by = await signals.get()
         await server.announce_stop()
         if stopped_by == signal.SIGTERM:
