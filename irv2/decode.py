@@ -5,7 +5,6 @@ EXIF orientation is ignored, as the original did; transparency lies on white; of
 animation the first frame counts.
 """
 
-import io
 import logging
 import struct
 import warnings
@@ -18,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from irv2.errors import ImageError, ImageReason
 from irv2.jpeg_scans import num_scans
+from irv2.pillow_cost import JpegFile, PiecewiseFile, refuse_slow
 from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
@@ -102,11 +102,12 @@ def _decode_jpeg(encoded: bytes, limits: ImageLimits) -> UInt8Array:
 
 
 def _decode_with_pillow(encoded: bytes, limits: ImageLimits) -> UInt8Array:
+    refuse_slow(encoded)
     if encoded.startswith(b"\x89PNG") and len(encoded) >= 24:  # Pillow first looks for the data
         width, height = struct.unpack(">II", encoded[16:24])
         _check_pixels(width, height, limits)
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        with _opened(encoded) as image:
             _check_pixels(*image.size, limits)
             return _rgb(image)
     except UnidentifiedImageError as error:
@@ -117,6 +118,14 @@ def _decode_with_pillow(encoded: bytes, limits: ImageLimits) -> UInt8Array:
     except Exception as error:
         reason, expected = ImageReason.TRUNCATED, "a whole image file"
         raise ImageError(reason, str(error) or "ends early", expected) from error
+
+
+def _opened(encoded: bytes) -> Image.Image:
+    """Its header is read; pixels are later."""
+    file = PiecewiseFile(encoded)
+    if encoded.startswith(b"\xff\xd8\xff"):
+        return JpegFile(file)
+    return Image.open(file, formats=FORMATS)
 
 
 def _rgb(image: Image.Image) -> UInt8Array:
@@ -141,10 +150,9 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
 
 
 def _check_scans(encoded: bytes, limits: ImageLimits) -> None:
-    scans = num_scans(encoded)
-    if scans > limits.max_scans:
-        expected = f"at most {limits.max_scans}"
-        raise ImageError(ImageReason.TOO_MANY_SCANS, f"{scans} scans", expected)
+    if num_scans(encoded, limits.max_scans) > limits.max_scans:
+        got, expected = f"more than {limits.max_scans} scans", f"at most {limits.max_scans}"
+        raise ImageError(ImageReason.TOO_MANY_SCANS, got, expected)
 
 
 def _unidentified(encoded: bytes) -> ImageError:

@@ -112,11 +112,11 @@ class InvalidRequest(RequestError):
 
 
 class Overloaded(RequestError):
-    """More work than can be done in time."""
+    """More work than can be done in time; `reason` is for a server's metrics."""
 
-    def __init__(self, what: object, got: str, retry_after_s: float) -> None:
+    def __init__(self, what: object, got: str, retry_after_s: float, reason: str = "") -> None:
         super().__init__(what, got, way_out=f"retry in {retry_after_s:.3g} s")
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.reason = retry_after_s, reason
 
 
 class MessageTooLarge(RequestError):
@@ -124,7 +124,11 @@ class MessageTooLarge(RequestError):
 
 
 class Expired(RequestError):
-    """The deadline passed before there was an answer."""
+    """The deadline passed before there was an answer; `where` is for a server's metrics."""
+
+    def __init__(self, what: object, got: str, where: str = "") -> None:
+        super().__init__(what, got)
+        self.where = where
 
 
 class NotServing(RequestError):

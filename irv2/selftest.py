@@ -32,15 +32,25 @@ class SelfTest:
     def run(self, runner: Runner, batch_sizes: Iterable[int]) -> None:
         """Classify them in batches of each size. Raises EngineError where an answer is wrong."""
         for size in batch_sizes:
-            rows = np.arange(size) % len(self.images)
-            found = runner.run(self.images[rows]).argmax(axis=1)
-            wrong = int((found != self.top1[rows]).sum())
-            if wrong:
-                raise EngineError(
-                    f"self-test with {runner.backend}",
-                    f"{wrong} of {size} known images in a batch of {size} got another class",
-                    "the checkpoint's", "run `irv2 verify` on this machine",
-                )  # fmt: skip
+            self.check(runner.run(self.batch(size)), runner.backend)
+
+    def batch(self, size: int) -> UInt8Array:
+        """A batch of them, (size, S, S, 3)."""
+        return self.images[self._rows(size)]
+
+    def check(self, logits: FloatArray, backend: str) -> None:
+        """Raise EngineError where an answer to `batch`, (size, num_classes), is wrong."""
+        size = len(logits)
+        wrong = int((logits.argmax(axis=1) != self.top1[self._rows(size)]).sum())
+        if wrong:
+            raise EngineError(
+                f"self-test with {backend}",
+                f"{wrong} of {size} known images in a batch of {size} got another class",
+                "the checkpoint's", "run `irv2 verify` on this machine",
+            )  # fmt: skip
+
+    def _rows(self, size: int) -> IntArray:
+        return np.arange(size) % len(self.images)
 
     def to_bytes(self) -> bytes:
         """The contents of selftest.npz."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import grpc
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
+from irv2.errors import EngineError, Expired, Overloaded
 from serve.metrics import Metrics
 from serve.status import status_from_error
 
@@ -23,8 +25,14 @@ class Answering:
 
     def __init__(self, metrics: Metrics, default_deadline_s: float) -> None:
         self._metrics, self._default_deadline_s = metrics, default_deadline_s
+        self._open: dict[Awaitable[Any], float] = {}  # what is being answered, and its deadline
 
-    def deadline(self, context: Context, timeout_ms: int = 0) -> float:
+    def time_to_answer_s(self) -> float:
+        """Until the last of the open requests is answered or has expired."""
+        now = asyncio.get_running_loop().time()
+        return max(0.0, max(self._open.values(), default=now) - now)
+
+    def deadline(self, context: Context, timeout_ms: float = 0) -> float:
         """The earlier of the call's deadline and `timeout_ms` from now, on the loop's clock.
 
         Where there is neither (0 is none), the server's own.
@@ -34,9 +42,12 @@ class Answering:
         limits_s += [] if call_left_s is None else [call_left_s]
         return asyncio.get_running_loop().time() + min(limits_s, default=self._default_deadline_s)
 
-    async def outcome(self, work: Awaitable[T]) -> "T | status_pb2.Status":
-        """What `work` gives, or why it gives nothing."""
+    async def outcome(
+        self, work: Awaitable[T], deadline: float = -math.inf
+    ) -> "T | status_pb2.Status":  # fmt: skip
+        """What `work` gives, or why it gives nothing; it ends by `deadline`."""
         started_at = asyncio.get_running_loop().time()
+        self._open[work] = deadline
         try:
             response = await work
         except asyncio.CancelledError:
@@ -44,19 +55,26 @@ class Answering:
             raise
         except Exception as error:
             status = status_from_error(error)
-            if status.code == code_pb2.INTERNAL:
-                logger.exception("request_failed")
-            elif status.code == code_pb2.RESOURCE_EXHAUSTED:
+            if isinstance(error, Overloaded):
                 took_s = asyncio.get_running_loop().time() - started_at
-                self._metrics.observe_refusal(took_s)
+                self._metrics.observe_refusal(took_s, error.reason)
+            elif isinstance(error, Expired):
+                self._metrics.observe_expiry(error.where)
+            # Of an engine's failure the batcher has told, once for all requests of the batch.
+            elif status.code == code_pb2.INTERNAL and not isinstance(error, EngineError):
+                logger.exception("request_failed")
             self._metrics.observe_request(code_pb2.Code.Name(status.code).lower())
             return status
+        finally:
+            del self._open[work]
         self._metrics.observe_request("ok")
         return response
 
-    async def unary(self, work: Awaitable[T], context: Context) -> T:
+    async def unary(
+        self, work: Awaitable[T], context: Context, deadline: float = -math.inf
+    ) -> T:  # fmt: skip
         """What `work` gives; a refusal ends the call with its status."""
-        outcome = await self.outcome(work)
+        outcome = await self.outcome(work, deadline)
         if isinstance(outcome, status_pb2.Status):
             await context.abort_with_status(rpc_status.to_status(outcome))
             raise AssertionError("abort raises")

@@ -8,7 +8,7 @@ is the only one, so that a test can replace both.
 
 import asyncio
 import logging
-from bisect import insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,6 +58,7 @@ class _Entry:
     deadline: float
     queued_at: float
     answer: asyncio.Future[Answer]
+    has_started: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -73,14 +74,16 @@ class Admission:
     def __init__(
         self, batcher: "Batcher", num_images: int, deadline: float, prepared: bool
     ) -> None:  # fmt: skip
-        self._batcher, self._num_left, self._deadline = batcher, num_images, deadline
+        self._batcher, self._num_left, self.deadline = batcher, num_images, deadline
         self._prepared = prepared
+        self.was_running = False  # when it was given up: one of its images, in the engine
 
     def __enter__(self) -> "Admission":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._to_prepare(-self._num_left)
+        self._batcher._run_no_more(self.deadline, self._num_left)
         self._batcher._leave(self._num_left)
         self._num_left = 0
 
@@ -92,9 +95,14 @@ class Admission:
         assert self._num_left > 0
         self._num_left -= 1
         self._to_prepare(-1)
+        entry = self._batcher._enqueue(image, self.deadline)
         try:
-            return await self._batcher._submit(image, self._deadline)
+            return await entry.answer
+        except asyncio.CancelledError:
+            self.was_running |= entry.has_started
+            raise
         finally:
+            self._batcher._drop(entry)
             self._batcher._leave(1)
 
     def _to_prepare(self, change: int) -> None:
@@ -115,16 +123,18 @@ class Batcher:
         engine: Executor | None = None,
         prepare_s: Callable[[int], float] = lambda num_images: 0.0,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         """`max_queue` bounds the images admitted at a time, those being decoded included.
 
         `max_queue_delay_ms` lets an idle engine wait for company. `engine` is where `runner` runs:
         a thread by default. `prepare_s` says how long so many images take before they are
         submitted, all those admitted earlier included. `on_batch` hears of each batch's size and
-        seconds.
+        seconds, `on_failure` of each that failed.
         """
         assert 0 < max_batch <= runner.max_batch
-        self._runner, self._prepare_s, self._on_batch = runner, prepare_s, on_batch
+        self._runner, self._prepare_s = runner, prepare_s
+        self._on_batch, self._on_failure = on_batch, on_failure
         self._max_batch, self._max_queue = max_batch, max_queue
         self._max_delay_s = max_queue_delay_ms / 1e3
         self._engine = engine or ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -136,6 +146,7 @@ class Batcher:
         self._company: asyncio.TimerHandle | None = None
         self._num_admitted = 0
         self._num_preparing = 0  # of those admitted: not submitted yet
+        self._deadlines: list[float] = []  # of those admitted: not started yet; sorted
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -146,27 +157,15 @@ class Batcher:
         return self._num_admitted
 
     def predicted_wait_s(self, num_images: int = 1) -> float:
-        """How long `num_images` more would take from now, from the queue and measured times.
-
-        Preparing and running overlap, so this is an upper limit: at most one of them is the
-        bottleneck, and its time is nearly all of the sum.
-        """
-        ahead, running = self._num_admitted, 0
-        wait_s = self._prepare_s(self._num_preparing + num_images)
-        if self._running:
-            running = len(self._running.entries)
-            ahead = max(0, ahead - running)
-            wait_s += max(0.0, self._engine_free_at() - self._loop.time())
-        full, last = divmod(ahead + num_images - 1, self._max_batch)
-        # Others will join the last batch: all it can hold where a full one waits already, and
-        # else about as many as came while the one that runs was waiting.
-        last = self._max_batch if full else min(self._max_batch, last + 1 + running)
-        return wait_s + full * self._times.predict(self._max_batch) + self._times.predict(last)
+        """How long `num_images` more would take from now, from the queue and measured times."""
+        total = len(self._deadlines) + num_images
+        return self._free_s(num_images) + self._run_s(total - 1, total)
 
     def admit(self, num_images: int, deadline: float, *, prepared: bool = False) -> Admission:
         """Places for `num_images`, all to be answered by `deadline` (the loop's clock).
 
-        `prepared` images need no time before they are submitted.
+        `prepared` images need no time before they are submitted. What is due later runs later, so
+        only those due before count, and those due later must still be in time.
 
         Raises Overloaded, Expired or NotServing, at once. An idle server always tries: nobody else
         would suffer, and one slow batch (a machine that slept) must not be believed for ever.
@@ -175,11 +174,13 @@ class Batcher:
             raise NotServing("server", "is stopping", way_out="ask another one")
         left_s = deadline - self._loop.time()
         if left_s <= 0:
-            raise Expired("deadline", "passed before the request arrived")
+            raise Expired("deadline", "passed before the request arrived", "arrival")
         if self._num_admitted:
-            self._refuse_overload(num_images, left_s)
+            self._refuse_overload(num_images, deadline)
         admission = Admission(self, num_images, deadline, prepared)
         self._num_admitted += num_images
+        at = bisect_right(self._deadlines, deadline)
+        self._deadlines[at:at] = [deadline] * num_images
         admission._to_prepare(num_images)
         self._idle.clear()
         return admission
@@ -188,38 +189,85 @@ class Batcher:
         """Run blank batches of these sizes, so that their times are known before any request."""
         side = self._runner.image_size
         for size in sizes:
-            images = np.zeros((size, side, side, 3), np.uint8)
-            started_at = self._loop.time()
-            await self._loop.run_in_executor(self._engine, self._run, images)
-            self._times.learn(size, self._loop.time() - started_at)
+            await self.run_apart(np.zeros((size, side, side, 3), np.uint8))
+
+    async def run_apart(self, images: UInt8Array) -> FloatArray:
+        """Logits of a batch that belongs to no request; its time is learned if nothing else runs.
+
+        Raises what the engine raises.
+        """
+        is_alone, started_at = self._running is None, self._loop.time()
+        ranked = await self._loop.run_in_executor(self._engine, self._run, images)
+        if is_alone:
+            self._times.learn(len(images), self._loop.time() - started_at)
+        return ranked.logits
 
     async def close(self) -> None:
         """Admit nothing more, answer everything admitted, free the engine's thread."""
         self._closing = True
         self._advance()
         await self._idle.wait()
-        self._engine.shutdown()
+        # Its thread may still warm up or test a model that is given up; the loop must not wait.
+        await asyncio.to_thread(self._engine.shutdown)
 
-    def _refuse_overload(self, num_images: int, left_s: float) -> None:
-        wait_s = self.predicted_wait_s(num_images)
+    def _refuse_overload(self, num_images: int, deadline: float) -> None:
         if self._num_admitted + num_images > self._max_queue:
             got = f"{self._num_admitted} images are waiting, at most {self._max_queue} may"
-            raise Overloaded("server", got, self._times.predict(self._max_batch))
-        if wait_s * MARGIN > left_s:
-            got = f"{wait_s:.3g} s to the answer, {left_s:.3g} s to the deadline"
-            raise Overloaded("server", got, wait_s * MARGIN - left_s)
+            raise Overloaded(
+                "server", got, self._times.predict(self._max_batch), reason="queue_full"
+            )  # fmt: skip
+        now, size = self._loop.time(), self._max_batch
+        total = len(self._deadlines) + num_images
+        place = bisect_right(self._deadlines, deadline) + num_images  # of the first one behind
+        free_s = self._free_s(num_images)
+        _refuse_late(free_s + self._run_s(place - 1, total), deadline - now)
+        # Of those behind, the first of each batch: the others are due later, and done with it.
+        while place < total:
+            behind = self._deadlines[place - num_images]
+            _refuse_late(free_s + self._run_s(place, total), behind - now)
+            place += size - place % size
 
-    async def _submit(self, image: UInt8Array, deadline: float) -> Answer:
+    def _free_s(self, num_images: int) -> float:
+        """Until the engine is free, and all to be prepared are, with `num_images` more.
+
+        Preparing and running overlap, so this is an upper limit: at most one of them is the
+        bottleneck, and its time is nearly all of the sum.
+        """
+        wait_s = self._prepare_s(self._num_preparing + num_images)
+        if self._running:
+            wait_s += max(0.0, self._engine_free_at() - self._loop.time())
+        return wait_s
+
+    def _run_s(self, place: int, total: int) -> float:
+        """From a free engine to the answer of the image in that place, from 0, of `total`.
+
+        A first batch is as large as it is likely to become: those waiting, and about as many as
+        came while the one that runs was waiting. All others are full.
+        """
+        if place >= self._max_batch:
+            return (place // self._max_batch + 1) * self._times.predict(self._max_batch)
+        joining = len(self._running.entries) if self._running else 0
+        return self._times.predict(min(self._max_batch, total + joining))
+
+    def _enqueue(self, image: UInt8Array, deadline: float) -> _Entry:
         entry = _Entry(image, deadline, self._loop.time(), self._loop.create_future())
         if self._staged and deadline < self._staged.entries[-1].deadline:
             self._unstage()  # it is more urgent than some of them
         insort(self._queue, entry, key=attrgetter("deadline"))
         self._advance()
-        try:
-            return await entry.answer
-        finally:
-            if entry in self._queue:  # cancelled; its memory must not wait for the engine
+        return entry
+
+    def _drop(self, entry: _Entry) -> None:
+        """Nobody waits for it any more."""
+        if not entry.has_started:  # cancelled or expired; its memory must not wait for the engine
+            self._run_no_more(entry.deadline, 1)
+            if entry in self._queue:
                 self._queue.remove(entry)
+
+    def _run_no_more(self, deadline: float, num_images: int) -> None:
+        """So many images of this deadline are no longer ahead of others."""
+        at = bisect_left(self._deadlines, deadline)
+        del self._deadlines[at : at + num_images]
 
     def _leave(self, num_images: int) -> None:
         self._num_admitted -= num_images
@@ -292,7 +340,7 @@ class Batcher:
         while self._queue and self._queue[0].deadline <= now:
             entry = self._queue.pop(0)
             if not entry.answer.done():
-                entry.answer.set_exception(Expired("deadline", "passed in the queue"))
+                entry.answer.set_exception(Expired("deadline", "passed in the queue", "queue"))
 
     def _wait_for_company(self) -> bool:
         """Whether an idle engine should wait for a fuller batch; then a timer will advance."""
@@ -317,6 +365,10 @@ class Batcher:
     def _start(self, batch: _Batch) -> None:
         batch.started_at = self._loop.time()
         self._running = batch
+        for entry in batch.entries:
+            if not entry.answer.done():
+                entry.has_started = True
+                self._run_no_more(entry.deadline, 1)
         future = self._loop.run_in_executor(self._engine, self._run, batch.images)
         future.add_done_callback(self._finish)
 
@@ -341,6 +393,7 @@ class Batcher:
             self._on_batch(len(batch.entries), seconds)
         else:
             logger.error("batch_failed size=%d", len(batch.entries), exc_info=failure)
+            self._on_failure()
         for i, entry in enumerate(batch.entries):
             if entry.answer.done():  # cancelled while it ran
                 continue
@@ -353,3 +406,10 @@ class Batcher:
                 entry.answer.set_exception(EngineError("engine", "failed on this batch"))
         self._advance()
         self._note_idle()
+
+
+def _refuse_late(wait_s: float, left_s: float) -> None:
+    """Raise Overloaded where `left_s` to a deadline are not enough."""
+    if wait_s * MARGIN > left_s:
+        got = f"{wait_s:.3g} s to the answer, {left_s:.3g} s to the deadline"
+        raise Overloaded("server", got, wait_s * MARGIN - left_s, reason="deadline")

@@ -107,6 +107,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="How long SIGTERM leaves load balancers to notice.",
 )
 @click.option(
+    "--stop-timeout-s", type=click.FloatRange(0), default=60.0,
+    help="How long open requests may take after that; they end at their own deadlines.",
+)  # fmt: skip
+@click.option(
     "--max-message-bytes",
     type=click.IntRange(1, 2**31 - 1),
     default=64 * 2**20,
@@ -136,7 +140,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )  # fmt: skip
 @click.option(
     "--max-streams", type=click.IntRange(1), default=1000, metavar="N",
-    help="Open calls of one connection; more wait in the client.",
+    help="Open calls of one connection; more wait in the client, or fail there (UNAVAILABLE).",
 )  # fmt: skip
 @click.option(
     "--max-connection-age-s", type=click.FloatRange(0), default=0.0,
@@ -156,8 +160,8 @@ def main(
 
     Prints one line `ready HOST:PORT ...` on stderr once requests are answered, and with --json the
     same as an object on stdout. SIGTERM: health says NOT_SERVING, requests are answered through
-    the grace period, open ones are finished, exit 0. SIGHUP: load what lies at BUNDLE now, try it,
-    and let it take over; where that fails, go on as before.
+    the grace period, open ones are finished by their deadlines, exit 0. SIGHUP: load what lies at
+    BUNDLE now, try it, and let it take over; where that fails, go on as before.
     """
     if log_format == "json":
         log_as_json()

@@ -18,6 +18,9 @@ class Decoder:
     """Decodes, resizes and crops; the libraries that do the work release the interpreter lock."""
 
     WEIGHT = 0.1  # of the newest image in the average time
+    # So many times the average is all that one image counts for: a single slow one must not make
+    # the next requests look hopeless, while 20 of them are believed.
+    MAX_FACTOR = 4.0
 
     def __init__(self, config: Preprocess, limits: ImageLimits, num_threads: int) -> None:
         self._config, self._limits = config, limits
@@ -30,10 +33,7 @@ class Decoder:
 
         Cancelled while it waits for a thread, an image is never decoded.
         """
-        loop = asyncio.get_running_loop()
-        image_hwc, seconds = await loop.run_in_executor(self._pool, self._timed, image)
-        self._image_s += self.WEIGHT * (seconds - self._image_s)
-        return image_hwc, seconds
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, image)
 
     def predict(self, num_images: int) -> float:
         """Seconds that `num_images` take from now on, by the average of the last ones."""
@@ -45,7 +45,18 @@ class Decoder:
 
     def _timed(self, image: classifier_pb2.Image) -> tuple[UInt8Array, float]:
         started_at = time.monotonic()
-        return input_from_image(image, self._config, self._limits), time.monotonic() - started_at
+        try:
+            image_hwc = input_from_image(image, self._config, self._limits)
+        finally:  # an image that fails, or that nobody waits for any more, takes its time too
+            seconds = time.monotonic() - started_at
+            self._learn(seconds)
+        return image_hwc, seconds
+
+    def _learn(self, seconds: float) -> None:
+        """In a thread of the pool; where two do it at once, one sample is lost: no harm."""
+        average = self._image_s or seconds
+        counted = min(seconds, self.MAX_FACTOR * average)
+        self._image_s = average + self.WEIGHT * (counted - average)
 
 
 def input_from_image(

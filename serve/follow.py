@@ -5,8 +5,12 @@ traces alone); they set the endpoint, headers, sampling and service name too. Ne
 span holds anything of an image.
 """
 
+import asyncio
+import json
 import logging
 import os
+import re
+import threading
 import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
@@ -23,6 +27,9 @@ T = TypeVar("T")
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _STAGES = ("queue_us", "preprocess_us", "inference_us")
+MAX_ID_CHARACTERS = 128  # of what a client chose, in a record
+CLOSE_TIMEOUT_S = 3.0  # for the last spans, however dead their collector is
+_PLAIN = re.compile(r"[\w./:@+-]*", re.ASCII)
 
 
 class Follower:
@@ -52,7 +59,7 @@ class Follower:
             raise
         finally:
             facts = {
-                "method": method, "id": request_id, "caller": CALLER.get(),
+                "method": method, "id": request_id[:MAX_ID_CHARACTERS], "caller": CALLER.get(),
                 "num_images": num_images, "outcome": outcome,
                 "total_us": round((time.monotonic() - started_at) * 1e6),
             }  # fmt: skip
@@ -65,13 +72,24 @@ class Follower:
             span.set_attributes({f"irv2.{name}": value for name, value in facts.items()})
             span.end()
         if self._log:
-            line = " ".join(f"{name}={value}" for name, value in facts.items())
+            line = " ".join(f"{name}={_escaped(value)}" for name, value in facts.items())
             logger.info("request %s", line, extra={"facts": facts})
 
-    def close(self) -> None:
-        """Send what was not sent yet."""
+    async def close(self) -> None:
+        """Send what was not sent yet, or give up after CLOSE_TIMEOUT_S."""
         if self._tracing:
-            self._tracing.close()
+            # A daemon, since the library would wait for half a minute, here and at the exit.
+            closing = threading.Thread(target=self._tracing.close, daemon=True)
+            closing.start()
+            await asyncio.to_thread(closing.join, CLOSE_TIMEOUT_S)
+            if closing.is_alive():
+                logger.warning("traces_lost timeout_s=%g", CLOSE_TIMEOUT_S)
+
+
+def _escaped(value: object) -> str:
+    """On a line of `name=value`, nothing that a client chose looks like another field or line."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
 class Tracing:
@@ -90,7 +108,8 @@ class Tracing:
             ) from error  # fmt: skip
 
         name = os.environ.get("OTEL_SERVICE_NAME", "irv2")
-        self._provider = TracerProvider(resource=Resource.create({"service.name": name}))
+        resource = Resource.create({"service.name": name})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("irv2")
 

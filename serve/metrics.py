@@ -12,6 +12,8 @@ _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 REFUSAL_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGES = ("queue", "preprocess", "inference", "total")
+_REFUSED = ("queue_full", "deadline")  # reasons of irv2.errors.Overloaded
+_EXPIRED = ("arrival", "queue", "engine")  # places of irv2.errors.Expired; decoding is "queue"
 
 
 class Metrics:
@@ -48,6 +50,12 @@ class Metrics:
                                 ["outcome"], registry=registry)  # fmt: skip
         self._refusal = Histogram("irv2_refusal_seconds", "Time to refuse for overload.",
                                   buckets=REFUSAL_SECONDS, registry=registry)  # fmt: skip
+        refused = Counter("irv2_refused", "Requests refused for overload, by reason.", ["reason"],
+                          registry=registry)  # fmt: skip
+        self._refused = {reason: refused.labels(reason) for reason in _REFUSED}
+        expired = Counter("irv2_expired", "Requests that expired, by where they were.", ["where"],
+                          registry=registry)  # fmt: skip
+        self._expired = {where: expired.labels(where) for where in _EXPIRED}
 
     def watch(
         self, num_images: Callable[[], float], wait_s: Callable[[], float],
@@ -78,9 +86,14 @@ class Metrics:
         """A new bundle was taken ("ok") or not ("failed")."""
         self._reloads.labels(outcome).inc()
 
-    def observe_refusal(self, seconds: float) -> None:
-        """A request was refused because it can't be answered in time."""
+    def observe_refusal(self, seconds: float, reason: str) -> None:
+        """A request was refused because it can't be answered in time, or the queue is full."""
         self._refusal.observe(seconds)
+        self._refused[reason].inc()
+
+    def observe_expiry(self, where: str) -> None:
+        """A request's deadline passed on "arrival", in the "queue" or in the "engine"."""
+        self._expired[where].inc()
 
     def text(self) -> bytes:
         """The exposition format that Prometheus scrapes."""
@@ -92,8 +105,9 @@ class Statistics:
     """Sums since a model took over, for the Open Inference Protocol; nanoseconds by stage."""
 
     num_images: int = 0
-    num_failed: int = 0
-    num_requests: int = 0
+    num_requests: int = 0  # answered
+    num_failures: int = 0  # requests that were refused, expired, failed or were given up
+    failure_ns: int = 0  # from arrival to that
     batches: "Tally[int]" = field(default_factory=Tally)  # how many of each size
     batch_ns: "Tally[int]" = field(default_factory=Tally)  # by size
     stage_ns: "Tally[str]" = field(default_factory=Tally)
@@ -130,4 +144,8 @@ class ModelMetrics:
     def observe_image_error(self, reason: str) -> None:
         """An image failed alone."""
         self._metrics.image_errors.labels(reason).inc()
-        self.statistics.num_failed += 1
+
+    def observe_failure(self, seconds: float) -> None:
+        """A request got no answer, `seconds` after it came."""
+        self.statistics.num_failures += 1
+        self.statistics.failure_ns += round(seconds * 1e9)

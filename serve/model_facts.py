@@ -41,6 +41,8 @@ def model_statistics(sums: Statistics) -> oip.ModelStatistics:
         last_inference=sums.last_ms,
         inference_count=sums.num_images,
         execution_count=sums.batches.total(),
-        inference_stats=oip.InferStatistics(fail=duration(count=sums.num_failed), **by_stage),
+        inference_stats=oip.InferStatistics(
+            fail=duration(count=sums.num_failures, ns=sums.failure_ns), **by_stage
+        ),
         batch_stats=by_size,
     )

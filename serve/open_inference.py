@@ -5,7 +5,8 @@ FP32 [N, classes] out. A request in raw bytes is answered in raw bytes, a typed 
 Triton's extensions: configuration, statistics and repository index, which its clients ask for.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -22,6 +23,13 @@ from serve.served import ServedModel
 SERVICE = "inference.GRPCInferenceService"
 MODEL_NAME, MODEL_VERSION = "irv2", "1"
 EXTENSIONS = ("model_configuration", "model_repository", "statistics")
+# Of the parameters that Triton knows, those that are kept (timeout) or that don't change the
+# answer: priorities beside deadlines, sequences for a model without memory, HTTP's raw tensors.
+HARMLESS = frozenset({
+    "timeout", "priority", "sequence_id", "sequence_start", "sequence_end", "binary_data",
+    "binary_data_output", "binary_data_size",
+})  # fmt: skip
+TYPED_AT_A_TIME = 16_384  # elements that are converted without giving the interpreter lock away
 
 
 class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -72,12 +80,12 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ModelInferRequest, context: Context
     ) -> oip.ModelInferResponse:
         """Logits of a batch; refused as a whole where anything about it is wrong."""
-        deadline = self._answering.deadline(context)
+        deadline = self._answering.deadline(context, _timeout_ms(request))
         num_images = request.inputs[0].shape[0] if request.inputs and request.inputs[0].shape else 0
         work = self._follower.follow(
             self._infer(request, deadline), "ModelInfer", request.id, num_images, context
         )
-        return await self._answering.unary(work, context)
+        return await self._answering.unary(work, context, deadline)
 
     async def ModelConfig(  # noqa: N802
         self, request: oip.ModelConfigRequest, context: Context
@@ -133,15 +141,16 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ModelInferRequest, deadline: float
     ) -> oip.ModelInferResponse:  # fmt: skip
         _check_model("model_name", request.model_name, request.model_version)
+        _check_parameters(request)
         if any(output.name != "logits" for output in request.outputs):
             raise InvalidRequest("outputs", "an unknown tensor", "logits")
         served = self._served()
-        images = _images(request, served.image_shape, served.pipeline.limits.max_images)
-        logits = await served.pipeline.infer(images, deadline)
+        images = await _images(request, served.image_shape, served.pipeline.limits.max_images)
+        logits = await served.pipeline.infer(images, deadline, request.id)
         return _response(request, logits)
 
 
-def _images(
+async def _images(
     request: oip.ModelInferRequest, image_shape: tuple[int, int, int], most: int
 ) -> UInt8Array:  # fmt: skip
     """The input tensor, uint8 (N, S, S, 3), N up to `most`. Raises InvalidRequest."""
@@ -156,24 +165,32 @@ def _images(
         expected = f"UINT8 {['N', *image_shape]}, N from 1 to {most}"
         raise InvalidRequest("inputs[0]", got, expected)
     elements = _elements(request, tensor)
-    if elements.size != np.prod(shape):
-        got = f"{elements.size} elements"
+    if len(elements) != np.prod(shape):
+        got = f"{len(elements)} elements"
         raise InvalidRequest("inputs[0]", got, f"{np.prod(shape)} for its shape")
-    return elements.reshape(shape)
+    packed = elements if isinstance(elements, bytes) else await asyncio.to_thread(_packed, elements)
+    images: UInt8Array = np.frombuffer(packed, np.uint8)
+    return images.reshape(shape)
 
 
 def _elements(
     request: oip.ModelInferRequest, tensor: oip.ModelInferRequest.InferInputTensor
-) -> UInt8Array:  # fmt: skip
-    if request.raw_input_contents:
-        if len(request.raw_input_contents) != 1 or tensor.HasField("contents"):
-            got = f"{len(request.raw_input_contents)} of them"
-            raise InvalidRequest("raw_input_contents", got, "one per input, or typed contents")
-        return np.frombuffer(request.raw_input_contents[0], np.uint8)
-    typed = np.array(tensor.contents.uint_contents, np.uint32)
-    if (typed > 255).any():
-        raise InvalidRequest("inputs[0].contents", f"{typed.max()}", "0 to 255")
-    return typed.astype(np.uint8)
+) -> bytes | Sequence[int]:  # fmt: skip
+    if not request.raw_input_contents:
+        return tensor.contents.uint_contents
+    if len(request.raw_input_contents) != 1 or tensor.HasField("contents"):
+        got = f"{len(request.raw_input_contents)} of them"
+        raise InvalidRequest("raw_input_contents", got, "one per input, or typed contents")
+    return request.raw_input_contents[0]
+
+
+def _packed(elements: Sequence[int]) -> bytes:
+    """Not at once: the interpreter lock would be held for a second."""
+    starts = range(0, len(elements), TYPED_AT_A_TIME)
+    try:
+        return b"".join(bytes(elements[at : at + TYPED_AT_A_TIME]) for at in starts)
+    except ValueError as error:
+        raise InvalidRequest("inputs[0].contents", "an element above 255", "uint8") from error
 
 
 def _response(request: oip.ModelInferRequest, logits: FloatArray) -> oip.ModelInferResponse:
@@ -189,6 +206,28 @@ def _response(request: oip.ModelInferRequest, logits: FloatArray) -> oip.ModelIn
         output.contents.fp32_contents.extend(logits.ravel().tolist())
     response.outputs.append(output)
     return response
+
+
+def _timeout_ms(request: oip.ModelInferRequest) -> float:
+    """Triton's own parameter, there in microseconds; 0 for none."""
+    if "timeout" not in request.parameters:
+        return 0.0
+    return max(0, request.parameters["timeout"].int64_param) / 1e3
+
+
+def _check_parameters(request: oip.ModelInferRequest) -> None:
+    """Raise InvalidRequest where one asks for what the answer would not be."""
+    asked: list[tuple[str, Iterable[str]]] = [("parameters", request.parameters)]
+    asked += [(f"inputs[{i}].parameters", each.parameters) for i, each in enumerate(request.inputs)]
+    asked += [
+        (f"outputs[{i}].parameters", each.parameters) for i, each in enumerate(request.outputs)
+    ]
+    for field, names in asked:
+        for name in names:
+            if name not in HARMLESS:
+                raise InvalidRequest(
+                    f"{field}[{name!r}]", "not supported", way_out="leave it out"
+                )  # fmt: skip
 
 
 def _is_ours(name: str, version: str) -> bool:

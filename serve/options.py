@@ -26,6 +26,7 @@ class ServeOptions:
     max_queue_delay_ms: float
     default_deadline_ms: int
     grace_s: float
+    stop_timeout_s: float
     max_message_bytes: int
     max_images: int
     max_image_bytes: int
@@ -37,6 +38,11 @@ class ServeOptions:
     log_requests: bool = False
 
     def __post_init__(self) -> None:
+        if self.max_queue < self.max_images:
+            raise UsageError(
+                "--max-queue", str(self.max_queue), f"at least --max-images, {self.max_images}",
+                "or lower that: larger requests would be refused for ever",
+            )  # fmt: skip
         for address in filter(None, (self.listen, self.http)):
             if not (address.is_loopback or self.tls or self.insecure):
                 raise UsageError(

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WARM_UP_TIMEOUT_S = 60.0
+MAX_ID_BYTES = 256
 
 
 @dataclass(slots=True)
@@ -67,9 +68,9 @@ class Pipeline:
     ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
         """Answer by `deadline` or raise a RequestError; images that fail do so alone."""
         arrived_at = asyncio.get_running_loop().time()
-        self._check(len(request.images))
-        async with _until(deadline):
-            outcomes = await self._classify_images(request, deadline)
+        self._check(request.id, len(request.images))
+        async with self._admitted(len(request.images), deadline) as admission:
+            outcomes = await self._classify_images(request, admission)
         slowest = max(outcomes, key=lambda outcome: outcome.total_s)
         timing = classifier_pb2.Timing(
             queue_us=round(slowest.queue_s * 1e6),
@@ -83,13 +84,12 @@ class Pipeline:
             results=results, id=request.id, model_id=self.model.id, timing=timing
         )
 
-    async def infer(self, images: UInt8Array, deadline: float) -> FloatArray:
+    async def infer(self, images: UInt8Array, deadline: float, request_id: str = "") -> FloatArray:
         """Logits (N, num_classes) of prepared images, uint8 (N, S, S, 3), all of them or none."""
         arrived_at = asyncio.get_running_loop().time()
-        self._check(len(images))
-        async with _until(deadline):
-            with self._batcher.admit(len(images), deadline, prepared=True) as admission:
-                answers = await _all(admission.run(image) for image in images)
+        self._check(request_id, len(images))
+        async with self._admitted(len(images), deadline, prepared=True) as admission:
+            answers = await _all(admission.run(image) for image in images)
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
         timing = classifier_pb2.Timing(
             queue_us=round(slowest.queue_s * 1e6),
@@ -99,33 +99,55 @@ class Pipeline:
         self._metrics.observe_timing(timing)
         return np.stack([answer.logits for answer in answers])
 
-    async def warm_up(self, batch_sizes: Iterable[int]) -> None:
-        """Go the whole way once, so that no request pays for the first time of anything.
+    async def warm_up(self, num_images: int) -> None:
+        """Go the whole way with a request of photographs, so that no other pays for a first time.
 
-        Raises EngineError where the answer to a blank photograph is an error.
+        Raises EngineError where an answer is an error.
         """
-        await self._batcher.warm_up(batch_sizes)
-        blank = simplejpeg.encode_jpeg(np.zeros((375, 500, 3), np.uint8))
-        request = classifier_pb2.ClassifyRequest(images=[classifier_pb2.Image(encoded=blank)])
+        photograph = classifier_pb2.Image(encoded=_photograph())
+        request = classifier_pb2.ClassifyRequest(images=[photograph] * num_images)
         deadline = asyncio.get_running_loop().time() + WARM_UP_TIMEOUT_S
-        (outcome,) = await self._classify_images(request, deadline)
-        if outcome.result.HasField("error"):
-            raise EngineError("warm-up", outcome.result.error.message, "an answer")
+        async with self._admitted(num_images, deadline) as admission:
+            outcomes = await self._classify_images(request, admission)
+        for outcome in outcomes:
+            if outcome.result.HasField("error"):
+                raise EngineError("warm-up", outcome.result.error.message, "an answer")
 
-    def _check(self, num_images: int) -> None:
+    def _check(self, request_id: str, num_images: int) -> None:
         if not self.is_serving:
             raise NotServing("server", "is starting", way_out="ask again in a few seconds")
+        num_bytes = len(request_id.encode())
+        if num_bytes > MAX_ID_BYTES:
+            raise InvalidRequest("id", f"{num_bytes} bytes", f"at most {MAX_ID_BYTES}")
         most = self.limits.max_images
         if not 0 < num_images <= most:
             raise InvalidRequest("images", f"{num_images} of them", f"1 to {most}")
 
+    @asynccontextmanager
+    async def _admitted(
+        self, num_images: int, deadline: float, *, prepared: bool = False
+    ) -> AsyncIterator[Admission]:  # fmt: skip
+        """Places for the block, which is cancelled at `deadline`; raises Expired then."""
+        now = asyncio.get_running_loop().time
+        arrived_at = now()
+        try:
+            with self._batcher.admit(num_images, deadline, prepared=prepared) as admission:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        yield admission
+                except TimeoutError as error:
+                    where = "engine" if admission.was_running else "queue"
+                    raise Expired("deadline", "passed before the answer", where) from error
+        except BaseException:
+            self._metrics.observe_failure(now() - arrived_at)
+            raise
+
     async def _classify_images(
-        self, request: classifier_pb2.ClassifyRequest, deadline: float
+        self, request: classifier_pb2.ClassifyRequest, admission: Admission
     ) -> list[_Outcome]:  # fmt: skip
-        with self._batcher.admit(len(request.images), deadline) as admission:
-            return await _all(
-                self._classify_image(image, request.top_k, admission) for image in request.images
-            )
+        return await _all(
+            self._classify_image(image, request.top_k, admission) for image in request.images
+        )
 
     async def _classify_image(
         self, image: classifier_pb2.Image, top_k: int, admission: Admission
@@ -158,14 +180,12 @@ class Pipeline:
         self._metrics.observe_image_error(reason)
 
 
-@asynccontextmanager
-async def _until(deadline: float) -> AsyncIterator[None]:
-    """Cancel the block at `deadline` and raise Expired."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            yield
-    except TimeoutError as error:
-        raise Expired("deadline", "passed before the answer") from error
+def _photograph() -> bytes:
+    """A JPEG of 500 x 375 and 50 kB, which takes as long to decode as one from a camera."""
+    blocks = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
+    image = np.ascontiguousarray(blocks.repeat(25, 0).repeat(25, 1))
+    encoded: bytes = simplejpeg.encode_jpeg(image)
+    return encoded
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +24,16 @@ from serve.metrics import Metrics, ModelMetrics, Statistics
 from serve.options import ServeOptions
 from serve.pipeline import Pipeline
 
-WARM_UP_SIZES = (1, 2, 4, 8)
+logger = logging.getLogger(__name__)
+
+WARM_UP_SIZES = (1, 2, 4, 8)  # of an artefact whose certified sizes are not known
 # Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
 CPU_MAX_BATCH = 8
+# So many batches failed one after another, and the engine is tried on the self-test's images.
+SUSPECT_AFTER = 3
+RETRY_S = 1.0  # between tries of an engine that is broken
+
+OnHealth = Callable[[], Awaitable[None]]
 
 
 class Opened(NamedTuple):
@@ -41,16 +50,36 @@ def open_model(path: Path, options: ServeOptions) -> Opened:
     artifact, runner = open_best(bundle, options.precision, options.backend, options.num_threads)
     try:
         _check_fits(bundle, artifact, runner)
-    except BundleError:
+    except BaseException:
         runner.close()
         raise
     return Opened(bundle, artifact, runner)
 
 
+async def start_model(
+    opened: Opened, options: ServeOptions, metrics: Metrics, on_health: OnHealth
+) -> "ServedModel":  # fmt: skip
+    """A model at work; where that fails, its engine is freed. Raises EngineError or BundleError."""
+    try:
+        model = ServedModel(opened, options, metrics, on_health)
+    except BaseException:
+        await asyncio.to_thread(opened.runner.close)
+        raise
+    try:
+        await model.start()
+    except BaseException:
+        await model.close()
+        raise
+    return model
+
+
 class ServedModel:
     """Answers requests once `start` has returned. Belongs to one event loop."""
 
-    def __init__(self, opened: Opened, options: ServeOptions, metrics: Metrics) -> None:
+    def __init__(
+        self, opened: Opened, options: ServeOptions, metrics: Metrics, on_health: OnHealth
+    ) -> None:
+        """`on_health` is called when `is_healthy` has changed."""
         bundle, self.artifact, self._runner = opened
         max_batch = _max_batch(self.artifact, self._runner, options.max_batch)
         self.model = _description(opened, max_batch)
@@ -64,13 +93,16 @@ class ServedModel:
         self.batcher = Batcher(
             self._runner, max_batch=max_batch, max_queue=options.max_queue,
             max_queue_delay_ms=options.max_queue_delay_ms, prepare_s=self._decoder.predict,
-            on_batch=self._metrics.observe_batch,
+            on_batch=self._note_batch, on_failure=self._note_failure,
         )  # fmt: skip
         self.pipeline = Pipeline(
             self.model, options.limits, self._decoder, self.batcher, self._metrics
         )
         self._self_test = _self_test(bundle)
         self.self_test = "none"  # or "passed"
+        self.is_healthy, self._on_health = True, on_health
+        self._num_failed = 0  # batches in a row
+        self._trial: asyncio.Task[None] | None = None
 
     @property
     def statistics(self) -> Statistics:
@@ -78,21 +110,67 @@ class ServedModel:
         return self._metrics.statistics
 
     async def start(self) -> None:
-        """Self-test, then the whole way at every batch size. Raises EngineError or BundleError."""
-        most = self.model.max_batch
-        if self._self_test:
-            await asyncio.to_thread(self._self_test.run, self._runner, sorted({1, most}))
-            self._self_test = None  # its images are not needed again
-            self.self_test = "passed"
-        sizes = {size for size in WARM_UP_SIZES if size < most} | {most}
-        await self.pipeline.warm_up(sorted(sizes))
+        """Self-test and the whole way, at every certified batch size. Raises EngineError."""
+        sizes = _warm_up_sizes(self.artifact, self.model.max_batch)
+        for size in sizes:
+            await self._try_engine(size)
+        for size in sizes:
+            await self.pipeline.warm_up(size)
+        self.self_test = "passed" if self._self_test else "none"
         self.pipeline.is_serving = True
 
     async def close(self) -> None:
         """Answer what was admitted, then free the engine."""
+        if self._trial:
+            self._trial.cancel()
         await self.batcher.close()
-        self._decoder.close()
-        self._runner.close()
+        # Either may take its time, which the requests to another model must not wait for.
+        await asyncio.to_thread(self._decoder.close)
+        await asyncio.to_thread(self._runner.close)
+
+    async def _try_engine(self, size: int) -> None:
+        """The self-test in one batch, or a blank one without it. Raises EngineError."""
+        if self._self_test:
+            logits = await self.batcher.run_apart(self._self_test.batch(size))
+            self._self_test.check(logits, self._runner.backend)
+        else:
+            await self.batcher.warm_up([size])
+
+    def _note_batch(self, size: int, seconds: float) -> None:
+        self._num_failed = 0
+        if self.pipeline.is_serving:
+            self._metrics.observe_batch(size, seconds)
+
+    def _note_failure(self) -> None:
+        self._num_failed += 1
+        if self._num_failed >= SUSPECT_AFTER and (self._trial is None or self._trial.done()):
+            self._num_failed = 0
+            self._trial = asyncio.create_task(self._try_until_it_passes())
+
+    async def _try_until_it_passes(self) -> None:
+        while (error := await self._failure()) is not None:
+            if self.is_healthy:
+                logger.error("engine_broken error=%s", error)
+                self.is_healthy = False
+                await self._on_health()
+            await asyncio.sleep(RETRY_S)
+        if not self.is_healthy:
+            logger.info("engine_recovered")
+            self.is_healthy = True
+            await self._on_health()
+
+    async def _failure(self) -> Exception | None:
+        try:
+            await self._try_engine(1)
+        except Exception as error:  # whatever an engine's library raises
+            return error
+        return None
+
+
+def _warm_up_sizes(artifact: Artifact, most: int) -> list[int]:
+    """The certified batch sizes up to `most`, 1 and `most` among them."""
+    certified = artifact.invariance.batch_sizes if artifact.invariance else WARM_UP_SIZES
+    return sorted({1, most, *(size for size in certified if size < most)})
 
 
 def _self_test(bundle: Bundle) -> SelfTest | None:

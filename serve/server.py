@@ -27,7 +27,7 @@ from serve.open_inference import SERVICE as OPEN_INFERENCE
 from serve.open_inference import OpenInference
 from serve.options import ServeOptions
 from serve.reload import Reloader
-from serve.served import Opened, ServedModel, open_model
+from serve.served import Opened, ServedModel, open_model, start_model
 from serve.servicer import Classifier
 from serve.tls import Tls
 from serve.tokens import Tokens
@@ -35,6 +35,7 @@ from serve.tokens import Tokens
 logger = logging.getLogger(__name__)
 
 SERVICE = "irv2.v1.Classifier"
+LAST_ANSWER_S = 0.5  # its way to the client, beyond its deadline
 
 
 def serve(bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server], None]") -> int:
@@ -51,7 +52,7 @@ async def _serve(
     bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server], None]"
 ) -> signal.Signals:  # fmt: skip
     loop = asyncio.get_running_loop()
-    reloader = Reloader(lambda: server.reload(bundle_path))
+    reloader = Reloader(bundle_path, lambda: server.reload(bundle_path))
     loop.add_signal_handler(signal.SIGHUP, reloader.want)  # first: it would end the process
     # Nothing else may hold the opened model: it is to go when another takes over.
     server = Server(*open_model(bundle_path, options), options)
@@ -64,7 +65,7 @@ async def _serve(
         on_ready(server)
         background.append(asyncio.create_task(reloader.run()))
         if options.watch:
-            background.append(asyncio.create_task(reloader.watch(bundle_path)))
+            background.append(asyncio.create_task(reloader.watch()))
         stopped_by = await signals.get()
         await server.announce_stop()
         if stopped_by == signal.SIGTERM:
@@ -92,25 +93,27 @@ class Server:
     ) -> None:  # fmt: skip
         self._options = options
         self._metrics = Metrics()
-        self._served = ServedModel(Opened(bundle, artifact, runner), options, self._metrics)
-        self._is_ready = False
+        opened = Opened(bundle, artifact, runner)
+        self._served = ServedModel(opened, options, self._metrics, self._tell_health)
+        self._wants_requests = False
         self._metrics.watch(
             lambda: self._served.batcher.num_admitted,
             lambda: self._served.batcher.predicted_wait_s(),
-            lambda: self._is_ready,
+            lambda: self.is_ready,
         )
         self._tls = Tls(options.tls) if options.tls else None
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
         self._follower = Follower(log=options.log_requests)
+        self._answering = Answering(self._metrics, options.default_deadline_ms / 1e3)
         self._grpc = self._grpc_server()
         http_tls = self._tls.http_context() if self._tls else None
-        self._http = HttpServer(self._metrics.text, lambda: self._is_ready, http_tls)
+        self._http = HttpServer(self._metrics.text, lambda: self.is_ready, http_tls)
         self._listen, self._http_listen = options.listen, options.http
 
     async def start(self) -> None:
         """Open the ports, warm up, be ready. Raises Irv2Error where a port can't be had."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._tell_health()
         self._bind()
         if self._http_listen:
             host, port = self._http_listen.host, self._http_listen.port
@@ -122,8 +125,8 @@ class Server:
         await self._served.start()
         return_freed_memory()
         self._metrics.serving(self._served.model, self._served.artifact.file)
-        self._is_ready = True
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._wants_requests = True
+        await self._tell_health()
 
     async def reload(self, bundle_path: Path) -> None:
         """Serve what lies there now. Where that fails, one log line, and all stays as it is."""
@@ -139,6 +142,7 @@ class Server:
         old, self._served = self._served, new
         self._metrics.serving(new.model, new.artifact.file)
         self._metrics.observe_reload("ok")
+        await self._tell_health()
         logger.info("reloaded %s", self._what_is_served)
         await old.close()
         logger.info("closed model=%s", old.model.id[:12])
@@ -147,16 +151,25 @@ class Server:
 
     async def announce_stop(self) -> None:
         """Tell load balancers to go elsewhere; requests are still answered."""
-        self._is_ready = False
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._wants_requests = False
+        await self._tell_health()
 
     async def stop(self) -> None:
-        """Take no new request, answer the open ones, close everything."""
+        """Take no new request, answer the open ones, close everything.
+
+        Calls without an end (who watches health) are cut off after the last answer.
+        """
         self._stopping.set()
-        await self._grpc.stop(self._options.default_deadline_ms / 1e3)
+        last_answer_s = self._answering.time_to_answer_s() + LAST_ANSWER_S
+        await self._grpc.stop(min(last_answer_s, self._options.stop_timeout_s))
         await self._served.close()
         await self._http.stop()
-        self._follower.close()
+        await self._follower.close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are wanted: warm, with an engine that answers, no stop announced."""
+        return self._wants_requests and self._served.is_healthy
 
     @property
     def description(self) -> dict[str, object]:
@@ -191,13 +204,7 @@ class Server:
     async def _started(self, bundle_path: Path) -> ServedModel:
         """A second model beside the one that serves, ready to take over."""
         opened = await asyncio.to_thread(open_model, bundle_path, self._options)
-        model = ServedModel(opened, self._options, self._metrics)
-        try:
-            await model.start()
-        except BaseException:
-            await model.close()
-            raise
-        return model
+        return await start_model(opened, self._options, self._metrics, self._tell_health)
 
     def _grpc_server(self) -> grpc.aio.Server:
         options, tokens = self._options, self._options.token_file
@@ -206,11 +213,13 @@ class Server:
             interceptors=[*guards, Readable()],
             options=channel_options(options.max_message_bytes, options.connections),
         )
-        answering = Answering(self._metrics, options.default_deadline_ms / 1e3)
-        classifier = Classifier(lambda: self._served, answering, self._follower, self._stopping)
+        classifier = Classifier(
+            lambda: self._served, self._answering, self._follower, self._stopping,
+            max_stream_images=options.max_queue // 4,
+        )  # fmt: skip
         classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, server)
         open_inference = OpenInference(
-            lambda: self._served, answering, self._follower, lambda: self._is_ready
+            lambda: self._served, self._answering, self._follower, lambda: self.is_ready
         )
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -229,6 +238,7 @@ class Server:
             raise self._listen.why_not() from error
         self._listen = Address(self._listen.host, port)
 
-    async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+    async def _tell_health(self) -> None:
+        answer = health_pb2.HealthCheckResponse
         for service in ("", SERVICE):
-            await self._health.set(service, status)
+            await self._health.set(service, answer.SERVING if self.is_ready else answer.NOT_SERVING)

@@ -14,9 +14,6 @@ from serve.follow import Follower
 from serve.served import ServedModel
 from serve.status import status_from_error
 
-# Requests of one stream that are worked on at a time; more wait in the client (flow control).
-MAX_OPEN_PER_STREAM = 32
-
 _Context = grpc.aio.ServicerContext[classifier_pb2.ClassifyRequest, classifier_pb2.ClassifyResponse]
 _StreamContext = grpc.aio.ServicerContext[
     classifier_pb2.ClassifyStreamRequest, classifier_pb2.ClassifyStreamResponse
@@ -28,18 +25,23 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
 
     def __init__(
         self, served: Callable[[], ServedModel], answering: Answering, follower: Follower,
-        stopping: asyncio.Event,
+        stopping: asyncio.Event, max_stream_images: int,
     ) -> None:  # fmt: skip
-        """`served` is the model of the moment; at `stopping` streams end."""
+        """`served` is the model of the moment; at `stopping` streams end.
+
+        Of one stream, images up to `max_stream_images` are worked on at a time, and always one
+        request; more wait in the client (flow control), so that a stream alone is never refused.
+        """
         self._served, self._answering, self._follower = served, answering, follower
-        self._stopping = stopping
+        self._stopping, self._max_stream_images = stopping, max_stream_images
 
     async def Classify(  # noqa: N802 (gRPC's name)
         self, request: classifier_pb2.ClassifyRequest, context: _Context
     ) -> classifier_pb2.ClassifyResponse:
         """Answer one request; a refused one ends with its status."""
         deadline = self._answering.deadline(context)
-        return await self._answering.unary(self.classify(request, deadline, context), context)
+        work = self.classify(request, deadline, context)
+        return await self._answering.unary(work, context, deadline)
 
     async def ClassifyStream(  # noqa: N802
         self,
@@ -47,7 +49,8 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
         context: _StreamContext,
     ) -> None:
         """Answer the requests of a stream in any order; a refused one does not end it."""
-        await _Stream(self, self._answering, context).answer_all(requests, self._stopping)
+        stream = _Stream(self, self._answering, context, self._max_stream_images)
+        await stream.answer_all(requests, self._stopping)
 
     async def GetModel(  # noqa: N802
         self, request: classifier_pb2.GetModelRequest, context: object
@@ -71,11 +74,13 @@ class _Stream:
     """One call of ClassifyStream: its open requests and the one writer at a time gRPC allows."""
 
     def __init__(
-        self, classifier: Classifier, answering: Answering, context: _StreamContext
+        self, classifier: Classifier, answering: Answering, context: _StreamContext,
+        max_images: int,
     ) -> None:  # fmt: skip
         self._classifier, self._answering, self._context = classifier, answering, context
+        self._max_images, self._num_images = max_images, 0
         self._open: set[str] = set()
-        self._places = asyncio.Semaphore(MAX_OPEN_PER_STREAM)
+        self._answered = asyncio.Event()  # since the reader looked
         self._writing = asyncio.Lock()
 
     async def answer_all(
@@ -110,8 +115,12 @@ class _Stream:
                 await self._write(request.id, status_from_error(refusal))
                 continue
             self._open.add(request.id)
-            await self._places.acquire()
-            tasks.create_task(self._answer(request, deadline))
+            num_images = max(1, len(request.images))  # an empty one is work too
+            while self._num_images and self._num_images + num_images > self._max_images:
+                self._answered.clear()
+                await self._answered.wait()
+            self._num_images += num_images
+            tasks.create_task(self._answer(request, deadline, num_images))
 
     def _check_id(self, request_id: str) -> InvalidRequest | None:
         if not request_id:
@@ -120,15 +129,18 @@ class _Stream:
             return InvalidRequest("request.id", f"{request_id!r} is still open", "another id")
         return None
 
-    async def _answer(self, request: classifier_pb2.ClassifyRequest, deadline: float) -> None:
+    async def _answer(
+        self, request: classifier_pb2.ClassifyRequest, deadline: float, num_images: int
+    ) -> None:  # fmt: skip
         try:
             work = self._classifier.classify(request, deadline, self._context)
-            outcome = await self._answering.outcome(work)
+            outcome = await self._answering.outcome(work, deadline)
             # Closed before it is written: with the answer the client may use the id again.
             self._open.remove(request.id)
             await self._write(request.id, outcome)
         finally:
-            self._places.release()
+            self._num_images -= num_images
+            self._answered.set()
 
     async def _write(
         self, request_id: str, outcome: classifier_pb2.ClassifyResponse | status_pb2.Status

@@ -25,8 +25,8 @@ from serve.server import Server
 OPTIONS = ServeOptions(
     listen=Address("127.0.0.1", 0), http=None, insecure=False, precision=None, backend=None,
     num_threads=1, num_decode_threads=2, max_batch=4, max_queue=256, max_queue_delay_ms=0.0,
-    default_deadline_ms=10_000, grace_s=0.0, max_message_bytes=1_000_000, max_images=20,
-    max_image_bytes=100_000, max_image_pixels=1_000_000,
+    default_deadline_ms=10_000, grace_s=0.0, stop_timeout_s=60.0, max_message_bytes=1_000_000,
+    max_images=20, max_image_bytes=100_000, max_image_pixels=1_000_000,
 )  # fmt: skip
 
 
@@ -35,18 +35,24 @@ class PacedRunner(Runner):
 
     def __init__(self, inner: Runner, seconds: float) -> None:
         self.inner, self.seconds, self.sizes, self.error = inner, seconds, [], None
+        self.fails_on = lambda images: True  # where there is an `error`
         self.fails_every: int | None = None  # one batch in so many
+        self.is_closed, self.close_s = False, 0.0
         self.backend, self.image_size = inner.backend, inner.image_size
         self.num_classes, self.max_batch = inner.num_classes, inner.max_batch
 
     def run(self, images):
         self.sizes.append(len(images))
         time.sleep(self.seconds)
-        if self.error:
+        if self.error and self.fails_on(images):
             raise self.error
         if self.fails_every and len(self.sizes) % self.fails_every == 0:
             raise EngineError("engine", "fails on purpose")
         return self.inner.run(images)
+
+    def close(self):
+        time.sleep(self.close_s)
+        self.is_closed = True
 
 
 class Site:
@@ -103,6 +109,24 @@ def scenario_with(bundle: Bundle, scenario, seconds: float = 0.0, **options) -> 
             await scenario(running)
 
     asyncio.run(run())
+
+
+@asynccontextmanager
+async def loop_watched():
+    """A function that tells the longest time for which the event loop did nothing else."""
+    gaps = [0.0]
+
+    async def watch():
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.005)
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    watching = asyncio.create_task(watch())
+    yield lambda: max(gaps)
+    watching.cancel()
 
 
 def jpeg(number: int) -> bytes:

@@ -14,6 +14,7 @@ from irv2.bundle import (
     SCHEMA,
     Artifact,
     ErrorChange,
+    Invariance,
     Manifest,
     Parity,
     Source,
@@ -31,12 +32,12 @@ CLASSES = [f"class {i}" for i in range(10)]
 
 def write_tiny_bundle(
     folder: Path, *, seed: int = 0, max_batch: int = 16, verdict: str | None = "passed",
-    passes_self_test: bool = True,
+    passes_self_test: bool = True, batch_sizes: list[int] | None = None,
 ) -> Path:  # fmt: skip
     """Write a bundle with one fp32 ONNX artefact to `folder` and return it.
 
     `verdict` None leaves the artefact unverified; `seed` gives another model; a bundle that does
-    not pass its self-test says that its engine answers wrongly.
+    not pass its self-test says that its engine answers wrongly; `batch_sizes` are certified.
     """
     folder.mkdir(parents=True)
     model_path = folder / "model.onnx"
@@ -46,6 +47,7 @@ def write_tiny_bundle(
         file=model_path.name, sha256=file_sha256(model_path), format="onnx", precision="fp32",
         max_batch=max_batch, built_from="0" * 64, built_with={"onnx": onnx.__version__}, gpu=None,
         parity=passed_parity(verdict) if verdict else None,
+        invariance=_invariant(batch_sizes) if batch_sizes else None,
     )  # fmt: skip
     self_test_path = folder / SELF_TEST
     self_test_path.write_bytes(_self_test(model_path, off_by=0 if passes_self_test else 1))
@@ -77,6 +79,13 @@ def passed_parity(verdict: str = "passed") -> Parity:
     return Parity(
         verdict=verdict, basis="identical", n=1000, data_sha256="0" * 64, confidence=0.95,
         agreement=100.0, max_abs_logit_diff=0.0, ran_on="test", top1=same, top5=same,
+    )  # fmt: skip
+
+
+def _invariant(batch_sizes: list[int]) -> Invariance:
+    return Invariance(
+        batch_sizes=batch_sizes, num_images=1, num_answers=len(batch_sizes), changed=0,
+        first_changed_batch=None, max_probability_diff=0.0, ran_on="test",
     )  # fmt: skip
 
 

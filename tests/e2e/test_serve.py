@@ -328,6 +328,7 @@ def test_a_used_port_is_said_in_one_line(option, bundle_path, server):
         ["--listen", LOOPBACK, "--precision", "int8"],
         ["--listen", LOOPBACK, "--max-batch", "17"],
         ["--max-images", "0"],
+        ["--listen", LOOPBACK, "--max-queue", "63"],
     ],
 )
 def test_options_that_make_no_sense_are_wrong_usage(options, bundle_path):

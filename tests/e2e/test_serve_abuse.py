@@ -142,7 +142,7 @@ def test_a_stream_that_is_not_read_is_not_read_on_by_the_server(server):
     before_mb = memory_mb(server.popen.pid)
     assert asyncio.run(write_and_never_read()) > 32
     wait_until_nothing_is_queued(server)
-    assert memory_mb(server.popen.pid) < before_mb + 50  # 64 kB windows, 32 requests in work
+    assert memory_mb(server.popen.pid) < before_mb + 50  # 64 kB windows, 64 images in work
 
 
 def test_a_server_that_was_suspended_drops_what_expired_and_answers_the_next(server):

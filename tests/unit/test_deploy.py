@@ -68,7 +68,7 @@ def test_the_unit_starts_the_server_with_options_it_has(tmp_path):
     assert program.endswith("/irv2-serve")
     options = parse(arguments, tmp_path).params
     assert options["watch"]
-    needed_s = options["grace_s"] + options["default_deadline_ms"] / 1e3
+    needed_s = options["grace_s"] + options["stop_timeout_s"]
     assert float(unit["Service"]["TimeoutStopSec"]) > needed_s
 
 
@@ -87,7 +87,7 @@ def test_the_pods_start_the_server_and_leave_it_time_to_stop(tmp_path):
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     options = parse(container["args"], tmp_path).params
-    needed_s = options["grace_s"] + options["default_deadline_ms"] / 1e3
+    needed_s = options["grace_s"] + options["stop_timeout_s"]
     assert pod["terminationGracePeriodSeconds"] > needed_s
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert options["listen"].endswith(f":{ports['grpc']}")

@@ -92,7 +92,7 @@ def test_an_overloaded_server_is_asked_again_when_it_says_so(bundle):
         for results in await asyncio.gather(*asking):
             assert results[0].scores
 
-    scenario_with(bundle, scenario, seconds=0.2, max_batch=1, max_queue=1)
+    scenario_with(bundle, scenario, seconds=0.2, max_batch=1, max_queue=1, max_images=1)
 
 
 def test_a_server_that_is_starting_is_waited_for(bundle):

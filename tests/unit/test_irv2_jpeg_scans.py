@@ -10,7 +10,7 @@ from PIL import Image
 
 from irv2.decode import ImageLimits, decode
 from irv2.errors import ImageError, ImageReason
-from irv2.jpeg_scans import num_scans
+from irv2.jpeg_scans import MAX_SEGMENTS, num_scans
 
 NOISE = np.random.default_rng(0).integers(0, 256, (100, 90, 3), np.uint8)
 BASELINE = simplejpeg.encode_jpeg(NOISE)
@@ -50,7 +50,8 @@ def segment(kind: int, payload: bytes) -> bytes:
     ],
 )
 def test_scans_are_counted(jpeg, scans):
-    assert num_scans(jpeg) == scans
+    assert num_scans(jpeg, 100) == scans
+    assert num_scans(jpeg, 3) == min(scans, 4), "it is left as soon as the limit is passed"
 
 
 def test_a_small_file_with_very_many_scans_is_refused_at_once():
@@ -62,6 +63,20 @@ def test_a_small_file_with_very_many_scans_is_refused_at_once():
     assert refused.value.reason is ImageReason.TOO_MANY_SCANS
     assert time.monotonic() - started_at < 2.0  # decoding it takes minutes
     assert len(bomb) < 1_000_000
+
+
+def test_restarts_in_the_data_of_a_scan_are_no_segments():
+    restarts = b"".join(bytes([0x55, 0xFF, 0xD0 + n % 8]) for n in range(100_000))
+    jpeg = progressive()
+    assert num_scans(jpeg[:-2] + restarts + jpeg[-2:], 32) == 10
+
+
+def test_a_file_of_very_many_segments_is_refused():
+    comment = segment(0xFE, b"")
+    assert num_scans(BASELINE[:2] + comment * (MAX_SEGMENTS - 20) + BASELINE[2:], 32) == 1
+    with pytest.raises(ImageError, match="more than 2000 marker segments") as refused:
+        decode(BASELINE[:2] + comment * MAX_SEGMENTS + BASELINE[2:])
+    assert refused.value.reason is ImageReason.UNSUPPORTED
 
 
 def test_the_limit_on_scans_is_the_one_that_is_given():

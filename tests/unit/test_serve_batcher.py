@@ -216,13 +216,80 @@ def test_what_cannot_be_done_in_time_is_refused_with_the_time_to_come_back():
     async def scenario():
         bench = Bench(seconds=lambda size: 1.0, max_batch=1)
         await bench.batcher.warm_up((1,))
-        waiting = [bench.ask_later(number) for number in range(3)]
+        waiting = [bench.ask_later(number, timeout_s=4.0) for number in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as refused:
-            await bench.ask(3, timeout_s=2.5)  # the fourth in a row is answered after 4 s
-        assert refused.value.retry_after_s == pytest.approx(4 * MARGIN - 2.5)
+            await bench.ask(3, timeout_s=4.5)  # the fourth in a row is answered after 4 s
+        assert refused.value.retry_after_s == pytest.approx(4 * MARGIN - 4.5)
+        assert refused.value.reason == "deadline"
         assert (await bench.ask(4, timeout_s=4.01 * MARGIN)).logits[0] == 4
         await asyncio.gather(*waiting)
+
+    run(scenario())
+
+
+def test_those_with_time_to_spare_do_not_shut_out_the_urgent():
+    async def scenario():
+        bench = Bench(seconds=lambda size: 0.05 + 0.05 * size)
+        await bench.batcher.warm_up((1, 4))
+        patient = [bench.ask_later(number) for number in range(64)]  # 4 s of work
+        await asyncio.sleep(0.01)
+        assert bench.batcher.predicted_wait_s() > 3.5
+        assert (await bench.ask(99, timeout_s=0.6)).queue_s < 0.1
+        assert bench.runner.batches[3][0] == 99, "it runs next, behind the two of the warm-up"
+        assert len(await asyncio.gather(*patient)) == 64
+
+    run(scenario())
+
+
+def test_an_urgent_request_is_refused_where_one_with_a_promise_would_be_late():
+    async def scenario():
+        bench = Bench(seconds=lambda size: 1.0, max_batch=1)
+        await bench.batcher.warm_up((1,))
+        waiting = [bench.ask_later(number, timeout_s=3 * MARGIN) for number in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refused:  # alone it would be answered after 2 s
+            await bench.ask(3, timeout_s=3.0)
+        assert refused.value.retry_after_s == pytest.approx(4 * MARGIN - 3 * MARGIN)
+        await asyncio.gather(*waiting)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("last_timeout_s", "is_refused"), [(3.0, True), (3.7, False)])
+def test_only_who_is_pushed_into_a_later_batch_can_be_late(last_timeout_s, is_refused):
+    async def scenario():
+        bench = Bench(seconds=lambda size: 1.0)
+        await bench.batcher.warm_up((1, 4))
+        running = bench.ask_later(0)
+        await asyncio.sleep(0)
+        timeouts_s = (2.9, 2.9, 2.9, last_timeout_s)  # done after 2 s; the last now after 3 s
+        waiting = [bench.ask_later(1 + i, timeout_s) for i, timeout_s in enumerate(timeouts_s)]
+        await asyncio.sleep(0)
+        urgent = bench.ask_later(9, timeout_s=2.5)
+        await asyncio.wait([urgent])
+        assert isinstance(urgent.exception(), Overloaded) == is_refused
+        await asyncio.gather(running, *waiting)
+
+    run(scenario())
+
+
+def test_cancelled_members_of_the_running_batch_are_nobody_ahead():
+    async def scenario():
+        bench = Bench(seconds=lambda size: 1.0)
+        await bench.batcher.warm_up((1, 4))
+        tasks = [bench.ask_later(number) for number in range(9)]
+        await asyncio.sleep(1.5)  # 0 is done, four run, four wait
+        for task in tasks[1:4]:
+            task.cancel()
+        await asyncio.sleep(0)
+        assert bench.batcher.num_admitted == 5
+        assert bench.batcher.predicted_wait_s() == pytest.approx(0.5 + 1.0 + 1.0)
+        tasks[5].cancel()
+        await asyncio.sleep(0)
+        assert bench.batcher.predicted_wait_s() == pytest.approx(0.5 + 1.0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert bench.batcher._deadlines == []
 
     run(scenario())
 
@@ -408,6 +475,7 @@ def test_every_request_gets_exactly_one_answer_its_own(
                 since = started_at - answer.queue_s + delay_ms / 1e3
                 assert is_busy(starts, since, started_at)
         assert bench.batcher.num_admitted == 0
+        assert bench.batcher._deadlines == [], "nobody waits, yet someone is counted as ahead"
 
     def is_busy(starts, since, until):
         """Whether batches follow one another without a gap from `since` to `until`."""
@@ -422,7 +490,7 @@ def test_every_request_gets_exactly_one_answer_its_own(
 
 
 @pytest.mark.parametrize("of_capacity", [3.0, 10.0])
-@pytest.mark.parametrize("timeout_s", [1.5, 4.0])
+@pytest.mark.parametrize("timeout_s", [(1.5,), (4.0,), (1.5, 4.0, 20.0)])
 def test_far_beyond_its_capacity_the_engine_does_useful_work_only(of_capacity, timeout_s):
     """What is refused is refused so that what is admitted comes in time, in full batches."""
     rng = np.random.default_rng(0)
@@ -437,7 +505,7 @@ def test_far_beyond_its_capacity_the_engine_does_useful_work_only(of_capacity, t
         await bench.batcher.warm_up((1, 2, 4, 8))
 
         async def ask():
-            deadline = bench.loop.time() + timeout_s
+            deadline = bench.loop.time() + float(rng.choice(timeout_s))
             try:
                 async with asyncio.timeout_at(deadline):
                     with bench.batcher.admit(1, deadline) as admission:

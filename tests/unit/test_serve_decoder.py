@@ -61,5 +61,28 @@ def test_the_pool_tells_how_long_an_image_took():
         decoder.close()
         assert image_hwc.shape == (75, 75, 3)
         assert 0 < seconds < 5
+        assert decoder.predict(6) == pytest.approx(6 * seconds)
 
     asyncio.run(scenario())
+
+
+def test_images_that_fail_count_in_the_time_that_is_predicted():
+    async def scenario():
+        decoder = Decoder(CONFIG, LIMITS, num_threads=2)
+        with pytest.raises(ImageError):
+            await decoder.decode(Image(encoded=b"hello"))
+        decoder.close()
+        assert 0 < decoder.predict(1) < 1
+
+    asyncio.run(scenario())
+
+
+def test_one_slow_image_is_not_believed_and_twenty_are():
+    decoder = Decoder(CONFIG, LIMITS, num_threads=1)
+    decoder._learn(0.001)
+    decoder._learn(60.0)
+    assert decoder.predict(1) == pytest.approx(0.001 * 1.3)
+    for _ in range(60):
+        decoder._learn(0.1)
+    assert decoder.predict(1) == pytest.approx(0.1, rel=0.05)
+    decoder.close()

@@ -5,10 +5,14 @@ import io
 import json
 import logging
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -63,6 +67,26 @@ def test_every_request_is_a_line_with_its_id_and_outcome(bundle, lines):
     assert found[0]["inference_us"] > 0
     assert found[0]["total_us"] >= found[0]["inference_us"]
     assert secret.decode() not in json.dumps(lines())
+
+
+def test_an_id_forges_neither_a_line_nor_a_field_nor_fills_the_log(bundle, lines, caplog):
+    caplog.set_level("INFO", "serve")
+    forged = "x outcome=ok\nrequest method=Classify id=y \x1b[31m\u2028"
+
+    async def scenario(site):
+        await site.stub.Classify(request(0, id=forged))
+        await site.stub.Classify(request(0, id="y" * 200))
+        await site.refusal(request(0, id="z" * 100_000))
+
+    scenario_with(bundle, scenario, log_requests=True)
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert first.count("\n") == 0
+    assert first.isascii()
+    assert first.isprintable()
+    assert re.fullmatch(r'request method=Classify id="x outcome=ok\\nrequest .*" caller= .*', first)
+    assert f"id={'y' * 128} " in second
+    assert len(third) < 300
+    assert [len(line["id"]) for line in lines()] == [len(forged), 128, 128]
 
 
 def test_without_the_option_requests_are_not_logged(bundle, lines):
@@ -130,6 +154,35 @@ def collector(monkeypatch):
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def test_a_collector_that_never_answers_does_not_hold_up_the_end(bundle):
+    program = """
+import asyncio, sys, time
+sys.path.insert(0, sys.argv[1])
+from serving_site import Site, request
+from irv2.bundle import Bundle
+
+async def main():
+    site = Site(Bundle.open(sys.argv[2]), 0.0)
+    await site.server.start()
+    site.connect()
+    async with site.channel:
+        await site.stub.Classify(request(0))
+    await site.server.stop()
+
+asyncio.run(main())
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
+        tests = str(Path(__file__).parents[1])
+        command = [sys.executable, "-c", program, tests, str(bundle.path)]
+        started_at = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "traces_lost" in done.stderr
+        assert time.monotonic() - started_at < 9  # three and the start; 10 s for each try else
 
 
 def test_a_request_is_a_span_of_its_callers_trace(bundle, collector):

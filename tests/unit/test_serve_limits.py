@@ -1,13 +1,15 @@
 """What one client may cost, over real connections."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import pytest
-from serving_site import jpeg, request, scenario_with
+from serving_site import OPTIONS, jpeg, request, scenario_with
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
+from irv2.errors import UsageError
 from irv2.v1.classifier_pb2 import ClassifyRequest, Image
 from irv2.v1.classifier_pb2_grpc import ClassifierStub
 from serve.limits import ConnectionLimits
@@ -77,6 +79,12 @@ def test_a_client_that_pings_without_end_loses_its_connection(bundle):
         assert (await site.stub.Classify(request(0))).results[0].scores
 
     scenario_with(bundle, scenario)
+
+
+def test_a_queue_that_could_never_hold_a_whole_request_is_wrong_usage():
+    replace(OPTIONS, max_queue=20)
+    with pytest.raises(UsageError, match="--max-queue: 19; expected at least --max-images, 20"):
+        replace(OPTIONS, max_queue=19)
 
 
 def test_a_message_over_the_limit_is_refused_and_never_to_be_retried(bundle):

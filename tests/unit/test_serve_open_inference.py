@@ -12,14 +12,16 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
-from serving_site import detail, scenario_with
+from serving_site import detail, loop_watched, scenario_with
 from tiny_bundle import SIDE, write_tiny_bundle
 
 from irv2.bundle import Bundle
+from irv2.errors import InvalidRequest
 from irv2.inference import open_inference_pb2 as oip
 from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.results import top_k_scores
 from irv2.runners.choose import open_best
+from serve.open_inference import _images
 
 PROTO = Path(__file__).parents[2] / "protos" / "irv2" / "inference" / "open_inference.proto"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
@@ -113,6 +115,79 @@ def test_a_wrong_request_names_its_field(bundle, request_, field):
     scenario_with(bundle, scenario, max_message_bytes=2_000_000)
 
 
+def asking_for(place: str, name: str) -> oip.ModelInferRequest:
+    request = infer_request(outputs=[{"name": "logits"}])
+    where = {"": request, "inputs[0].": request.inputs[0], "outputs[0].": request.outputs[0]}
+    where[place].parameters[name].int64_param = 1
+    return request
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("outputs[0].", "classification"),
+        ("outputs[0].", "shared_memory_region"),
+        ("inputs[0].", "shared_memory_region"),
+        ("", "my_own"),
+    ],
+)
+def test_a_parameter_that_would_change_the_answer_is_refused_by_name(bundle, place, name):
+    async def scenario(site):
+        stub = GRPCInferenceServiceStub(site.channel)
+        code, status = await site.refusal(asking_for(place, name), method=stub.ModelInfer)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        (violation,) = detail(status, error_details_pb2.BadRequest).field_violations
+        assert violation.field == f"{place}parameters['{name}']"
+
+    scenario_with(bundle, scenario)
+
+
+def test_a_timeout_is_kept_and_a_priority_changes_nothing(bundle):
+    async def scenario(site):
+        stub = GRPCInferenceServiceStub(site.channel)
+        request = asking_for("", "priority")
+        assert (await stub.ModelInfer(request)).outputs
+        site.runner.seconds = 0.5
+        request.parameters["timeout"].int64_param = 100_000  # microseconds
+        code, _ = await site.refusal(request, method=stub.ModelInfer)
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    scenario_with(bundle, scenario, seconds=0.001)
+
+
+def test_typed_contents_are_converted_without_holding_up_the_others():
+    images = np.repeat(IMAGES, 40, axis=0)  # 4 million numbers: 0.5 s of conversion at once
+    whole, cut = infer_request(images, typed=True), infer_request(images, typed=True)
+    del cut.inputs[0].contents.uint_contents[-1]
+
+    async def scenario():
+        async with loop_watched() as longest_s:
+            with pytest.raises(InvalidRequest, match="4049999 elements"):
+                await _images(cut, images.shape[1:], 240)
+            np.testing.assert_array_equal(await _images(whole, images.shape[1:], 240), images)
+            assert longest_s() < 0.2
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_failure_is_one_traceback_however_many_requests_it_costs(bundle, caplog):
+    async def scenario(site):
+        stub = GRPCInferenceServiceStub(site.channel)
+        await stub.ModelInfer(infer_request(IMAGES[:1]))
+        site.runner.seconds, site.runner.error = 0.2, RuntimeError("on purpose")
+        asked = [stub.ModelInfer(infer_request(IMAGES[:1])) for _ in range(5)]
+        for failure in await asyncio.gather(*asked, return_exceptions=True):
+            assert failure.code() is grpc.StatusCode.INTERNAL
+        assert len(site.runner.sizes) == 3, "one before, one alone, one of four"
+        statistics = (await stub.ModelStatistics(oip.ModelStatisticsRequest())).model_stats[0]
+        assert statistics.inference_stats.success.count == 1
+        assert statistics.inference_stats.fail.count == 5
+        assert statistics.inference_stats.fail.ns > 5 * 0.2e9
+
+    scenario_with(bundle, scenario)
+    assert [bool(record.exc_info) for record in caplog.records] == [True, True]
+
+
 def test_too_few_bytes_for_the_shape_are_refused(bundle):
     async def scenario(site):
         request = infer_request()
@@ -146,7 +221,7 @@ with triton.InferenceServerClient(sys.argv[1]) as client:
     (model,) = client.get_model_repository_index().models
     assert (model.name, model.state) == ("irv2", "READY")
     (statistics,) = client.get_inference_statistics("irv2").model_stats
-    assert statistics.inference_count == 6 + 1  # and the photograph of the warm-up
+    assert statistics.inference_count == 6  # the warm-up's do not count
     batches = [(each.batch_size, each.compute_infer.count) for each in statistics.batch_stats]
     assert sum(size * count for size, count in batches) == statistics.inference_count
     assert sum(count for _, count in batches) == statistics.execution_count
