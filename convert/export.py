@@ -8,6 +8,8 @@ import logging
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from convert.artifacts import open_artifacts, undecided, with_judgements
 from convert.conversion import (
     DEFAULTS,
@@ -19,7 +21,8 @@ from convert.conversion import (
 )
 from convert.evidence import evidence_remarks
 from convert.folders import folder_beside, replace_folder
-from convert.judging import judge_all, ledger_files, write_evidence
+from convert.gate import Tolerance
+from convert.judging import accepted_loss, judge_all, ledger_files, write_evidence
 from convert.reference import REFERENCE, Reference
 from convert.reference_cache import classify_with_reference
 from convert.report import REPORT, Report, remarks_on
@@ -121,6 +124,10 @@ def _judge(
 ) -> tuple[Report, dict[str, bytes]]:  # fmt: skip
     """The report, and what is kept beside it: file name -> content."""
     checkpoint, manifest = candidate.checkpoint, _manifest(candidate, candidate.artifacts)
+
+    def tolerance_of(artifact: Artifact) -> Tolerance:
+        return options.tolerance(artifact.precision, sample=sample)
+
     with open_artifacts(Bundle(candidate.folder, manifest)) as opened:
         if ONNX_FILE in opened.reasons:
             # Engines may have to wait for their GPU; a bundle without this one serves nobody.
@@ -136,7 +143,7 @@ def _judge(
         judged = judge_all(
             Bundle(candidate.folder, manifest), opened, ledgers[1:], reference, images,
             reference_blocks=partial(torch_block_outputs, checkpoint),
-            tolerance_of=lambda artifact: options.tolerance(artifact.precision, sample=sample),
+            tolerance_of=tolerance_of,
         )  # fmt: skip
     left_out = undecided(candidate.artifacts, judged) if options.precisions is None else set()
     for file in sorted(left_out):
@@ -146,9 +153,13 @@ def _judge(
     remarks = remarks_on(reference, len(checkpoint.classes), options.confidence)
     remarks += evidence_remarks(reference, checkpoint.classes, images.root.parent)
     remarks += [found.explanation for found in judged.values() if found.explanation]
+    manifest = msgspec.structs.replace(
+        _manifest(candidate, with_judgements(artifacts, judged)),
+        accepted_loss=accepted_loss(artifacts, tolerance_of),
+    )
     report = Report(
         bundle=out,
-        manifest=_manifest(candidate, with_judgements(artifacts, judged)),
+        manifest=manifest,
         lines={
             artifact.file: judged[artifact.file].line
             if artifact.file in judged

@@ -14,7 +14,15 @@ from convert.localize import BlockOutputs, explain
 from convert.reference import Reference
 from convert.report import REPORT, Report
 from irv2.answers import Answers
-from irv2.bundle import MANIFEST, Artifact, Bundle, manifest_json, write_atomically
+from irv2.bundle import (
+    MANIFEST,
+    AcceptedLoss,
+    Artifact,
+    Bundle,
+    Precision,
+    manifest_json,
+    write_atomically,
+)
 from irv2.dataset import ImageFolder
 from irv2.evaluate import Ledger
 from irv2.types import UInt8Array
@@ -47,6 +55,20 @@ def judge_all(
             judgement = dataclasses.replace(judgement, explanation=explanation)
         judged[file] = judgement
     return judged
+
+
+def accepted_loss(
+    artifacts: list[Artifact], tolerance_of: Callable[[Artifact], Tolerance]
+) -> dict[Precision, AcceptedLoss]:  # fmt: skip
+    """What the bundle records of the tolerances, for a gate on another machine."""
+    tolerances = {artifact.precision: tolerance_of(artifact) for artifact in artifacts}
+    return {
+        precision: AcceptedLoss(
+            top1_points=tolerance.top1_points, top5_points=tolerance.top5_points,
+            confidence=tolerance.confidence,
+        )
+        for precision, tolerance in tolerances.items()
+    }  # fmt: skip
 
 
 def ledger_files(judged: dict[str, Judgement]) -> dict[str, bytes]:

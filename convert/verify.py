@@ -13,7 +13,7 @@ from convert.judging import LEDGER_SUFFIX, judge_all, ledger_files, write_eviden
 from convert.localize import block_outputs
 from convert.reference import REFERENCE, Reference
 from convert.report import REPORT, Report, chance_remark, remarks_on
-from irv2.bundle import MANIFEST, Artifact, Bundle, read_manifest
+from irv2.bundle import MANIFEST, Artifact, Bundle, Manifest, read_manifest
 from irv2.dataset import BadImages, open_split
 from irv2.errors import BundleError, DataError, EngineError
 from irv2.evaluate import classify_folder
@@ -35,6 +35,7 @@ def verify(path: Path, data: Path | None, bad_images: BadImages = "error") -> Re
     data = resolve_data(data)
     split = open_split(data, "val", bundle.classes, bad_images)
     images, reference = reference.find_images(split)
+    tolerance_of = partial(_tolerance, manifest=bundle.manifest, sample=is_sample(data))
     with open_artifacts(bundle) as opened:
         if not opened.runners:
             raise EngineError(path, f"nothing in it runs here ({_joined(opened.reasons)})")
@@ -45,15 +46,14 @@ def verify(path: Path, data: Path | None, bad_images: BadImages = "error") -> Re
             raise DataError(images.root, "images changed while they were read")
         judged = judge_all(
             bundle, opened, ledgers, reference, images,
-            tolerance_of=partial(
-                _tolerance, artifacts=bundle.manifest.artifacts, sample=is_sample(data)
-            ),
+            tolerance_of=tolerance_of,
             # Without torch the float32 ONNX model stands for the checkpoint.
             reference_blocks=partial(block_outputs, path / ONNX_FILE),
         )  # fmt: skip
     if weakness := chance_remark(reference, len(bundle.classes)):
         logger.warning("notice: %s", weakness)
-    remarks = remarks_on(reference, len(bundle.classes))
+    confidence = tolerance_of(bundle.manifest.artifacts[0]).confidence
+    remarks = remarks_on(reference, len(bundle.classes), confidence)
     remarks += evidence_remarks(reference, bundle.classes, data)
     remarks += [found.explanation for found in judged.values() if found.explanation]
     return _record(bundle, judged, opened.reasons, remarks)
@@ -72,17 +72,11 @@ def open_to_verify(path: Path) -> Bundle:
     return bundle
 
 
-def _tolerance(artifact: Artifact, artifacts: list[Artifact], sample: bool) -> Tolerance:
-    """The tolerance it was judged by, or its parent's; else the table's."""
-    parents = [other for other in artifacts if other.sha256 == artifact.built_from]
-    for parity in (artifact.parity, *(parent.parity for parent in parents)):
-        if parity is not None:
-            return tolerance_for(
-                artifact.precision, is_sample=sample, confidence=parity.confidence,
-                top1_points=parity.top1.tolerance_points,
-                top5_points=parity.top5.tolerance_points,
-            )  # fmt: skip
-    return tolerance_for(artifact.precision, is_sample=sample)
+def _tolerance(artifact: Artifact, manifest: Manifest, sample: bool) -> Tolerance:
+    """What the export was asked to accept; the table's row where a bundle does not say."""
+    accepted = manifest.accepted_loss.get(artifact.precision)
+    given = {} if accepted is None else msgspec.structs.asdict(accepted)
+    return tolerance_for(artifact.precision, is_sample=sample, **given)
 
 
 def _record(
