@@ -9,6 +9,7 @@ import msgspec
 
 from convert import invariance
 from convert.artifacts import Opened
+from convert.engine_options import EngineOptions
 from convert.gate import Judgement, Tolerance, judge
 from convert.localize import BlockOutputs, explain
 from convert.reference import Reference
@@ -25,6 +26,7 @@ from irv2.bundle import (
 )
 from irv2.dataset import ImageFolder
 from irv2.evaluate import Ledger
+from irv2.machine import describe_machine
 from irv2.types import UInt8Array
 
 LEDGER_SUFFIX = ".ledger.npz"
@@ -47,7 +49,10 @@ def judge_all(
         artifact = artifacts[file]
         tolerance = tolerance_of(artifact)
         judgement = judge(reference, ledger.logits, artifact.precision, tolerance, runner.backend)
-        found = invariance.check(runner, probes, artifact.max_batch)
+        parity = msgspec.structs.replace(judgement.parity, machine=describe_machine())
+        judgement = dataclasses.replace(judgement, parity=parity)
+        profiles = EngineOptions.from_record(artifact.built_with).profiles
+        found = invariance.check(runner, probes, artifact.max_batch, profiles)
         judgement = invariance.with_invariance(judgement, artifact, found)
         judgement = dataclasses.replace(judgement, answers=Answers.from_ledger(ledger))
         if judgement.parity.verdict == "failed":
