@@ -108,6 +108,18 @@ def test_other_images_are_refused_and_nothing_is_written(bundle, exported, tmp_p
     assert tree(bundle) == before
 
 
+def test_evidence_from_another_backend_is_not_enough_until_verify_took_its_own(bundle, exported):
+    parity = Bundle.open(bundle).manifest.artifacts[0].parity
+    forge(bundle, parity=msgspec.structs.replace(parity, ran_on="onnxruntime-cuda"))
+    with pytest.raises(BundleError) as caught:
+        open_best(Bundle.open(bundle))
+    assert "model.onnx (cpu): was judged on onnxruntime-cuda; expected" in str(caught.value)
+    assert str(caught.value).endswith(f"run `irv2 verify {bundle}` on this machine")
+    verify(bundle, exported.data)
+    with open_best(Bundle.open(bundle))[1] as runner:
+        assert runner.backend == "onnxruntime-cpu"
+
+
 @pytest.fixture
 def with_bf16(bundle: Path) -> Path:
     """The copy with a bf16 file that was never judged and, unlike a real one, runs on a CPU."""
@@ -148,6 +160,12 @@ def test_what_the_export_was_asked_to_accept_is_kept_also_for_what_it_could_not_
     report = verify(with_bf16, exported.data)
     assert tolerances(report) == [(7.0, 0.1, 0.9), (7.0, 0.5, 0.9)]
     assert "(90 %)" in "".join(report.remarks)
+
+
+def test_every_edge_of_every_profile_of_an_engine_is_a_batch_size_that_is_tried(bundle, exported):
+    forge(bundle, built_with={"profiles": "1:3:12, 13:14:16"})
+    [artifact] = verify(bundle, exported.data).manifest.artifacts
+    assert artifact.invariance.batch_sizes == [1, 2, 3, 4, 8, 12, 13, 14, 16]
 
 
 def test_a_report_that_a_crash_left_behind_is_written_anew(bundle, exported):
