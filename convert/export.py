@@ -25,7 +25,8 @@ from convert.gate import Tolerance
 from convert.judging import accepted_loss, judge_all, ledger_files, write_evidence
 from convert.reference import REFERENCE, Reference
 from convert.reference_cache import classify_with_reference
-from convert.report import REPORT, Report, remarks_on
+from convert.rejection import forget_rejection, write_rejection
+from convert.report import Report, remarks_on
 from convert.self_test import choose_self_test
 from convert.torch_blocks import torch_block_outputs
 from irv2.bundle import (
@@ -37,7 +38,6 @@ from irv2.bundle import (
     Source,
     bundle_id,
     file_sha256,
-    write_atomically,
 )
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import ImageFolder, open_split
@@ -83,9 +83,7 @@ def judge_and_publish(
     """
     report, evidence = _judge(candidate, images, out, options, sample)
     if report.failed:
-        rejected = rejected_folder(out)
-        rejected.mkdir(parents=True, exist_ok=True)
-        write_atomically(rejected / REPORT, report.to_markdown().encode())
+        write_rejection(report)
         return report
     published = {artifact.file for artifact in report.manifest.artifacts}
     for artifact in candidate.artifacts:
@@ -93,13 +91,8 @@ def judge_and_publish(
             (candidate.folder / artifact.file).unlink()
     report = write_evidence(candidate.folder, report, evidence)
     replace_folder(candidate.folder, out)
-    _forget_rejection(rejected_folder(out))
+    forget_rejection(out)
     return report
-
-
-def rejected_folder(out: Path) -> Path:
-    """Where the report of a bundle that was not published lies."""
-    return out.with_name(f"{out.name}.rejected")
 
 
 def require_replaceable(out: Path) -> None:
@@ -110,13 +103,6 @@ def require_replaceable(out: Path) -> None:
             out, "is there and is no bundle", "a new place, or a bundle to replace",
             "pass another --out",
         )  # fmt: skip
-
-
-def _forget_rejection(folder: Path) -> None:
-    """Remove the report of an earlier try, and its folder if nothing else lies in it."""
-    (folder / REPORT).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _judge(

@@ -24,13 +24,16 @@ logger = logging.getLogger(__name__)
 ONNX_FILE = "model.onnx"
 
 
-def verify(path: Path, data: Path | None, bad_images: BadImages = "error") -> Report:
+def verify(
+    path: Path, data: Path | None, bad_images: BadImages = "error", place: Path | None = None
+) -> Report:  # fmt: skip
     """Judge every artefact that this machine can run and write down what came out.
 
     The images are those of the export, found by their content. An artefact that can't be run
-    here keeps its evidence. Raises EngineError where none can be run.
+    here keeps its evidence. The report names `place`, where the bundle will lie, if it is not
+    `path`. Raises EngineError where none can be run.
     """
-    bundle = open_to_verify(path)
+    bundle, place = open_to_verify(path), place or path
     reference = Reference.load(path / REFERENCE)
     data = resolve_data(data)
     split = open_split(data, "val", bundle.classes, bad_images)
@@ -38,7 +41,7 @@ def verify(path: Path, data: Path | None, bad_images: BadImages = "error") -> Re
     tolerance_of = partial(_tolerance, manifest=bundle.manifest, sample=is_sample(data))
     with open_artifacts(bundle) as opened:
         if not opened.runners:
-            raise EngineError(path, f"nothing in it runs here ({_joined(opened.reasons)})")
+            raise EngineError(place, f"nothing in it runs here ({_joined(opened.reasons)})")
         ledgers = classify_folder(
             list(opened.runners.values()), images, bundle.preprocess, title="verify"
         )
@@ -56,7 +59,8 @@ def verify(path: Path, data: Path | None, bad_images: BadImages = "error") -> Re
     remarks = remarks_on(reference, len(bundle.classes), confidence)
     remarks += evidence_remarks(reference, bundle.classes, data)
     remarks += [found.explanation for found in judged.values() if found.explanation]
-    return _record(bundle, judged, opened.reasons, remarks)
+    report = _report(bundle, place, judged, opened.reasons, remarks)
+    return write_evidence(path, report, ledger_files(judged))
 
 
 def open_to_verify(path: Path) -> Bundle:
@@ -79,14 +83,14 @@ def _tolerance(artifact: Artifact, manifest: Manifest, sample: bool) -> Toleranc
     return tolerance_for(artifact.precision, is_sample=sample, **given)
 
 
-def _record(
-    bundle: Bundle, judged: dict[str, Judgement], reasons: dict[str, str], remarks: list[str]
+def _report(
+    bundle: Bundle, place: Path, judged: dict[str, Judgement], reasons: dict[str, str],
+    remarks: list[str],
 ) -> Report:  # fmt: skip
-    """Write the new evidence and bundle.json; the models stay as they are."""
     artifacts = with_judgements(bundle.manifest.artifacts, judged)
     manifest = msgspec.structs.replace(bundle.manifest, artifacts=artifacts)
-    report = Report(
-        bundle=bundle.path, manifest=manifest,
+    return Report(
+        bundle=place, manifest=manifest,
         lines={
             artifact.file: judged[artifact.file].line
             if artifact.file in judged
@@ -96,7 +100,6 @@ def _record(
         remarks=remarks,
         failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
     )  # fmt: skip
-    return write_evidence(bundle.path, report, ledger_files(judged))
 
 
 def _kept(artifact: Artifact, reason: str) -> str:
