@@ -1,12 +1,16 @@
 """TensorRT engines on a machine without a GPU: built for real, never run, never guessed about."""
 
+import dataclasses
 import importlib.util
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +19,14 @@ import msgspec
 import pytest
 from tiny_checkpoint import Exported, tree
 
-from convert.engine import RTX_CAPABILITIES, Flavour, build_engine, choose_flavour
+from convert.engine import (
+    RTX_CAPABILITIES,
+    Flavour,
+    build_engine,
+    choose_flavour,
+    describe_engine,
+)
+from convert.engine_options import EngineOptions
 from convert.rebuild import rebuild
 from convert.report import REPORT
 from irv2.bundle import (
@@ -101,6 +112,111 @@ def test_engine_is_built_without_a_gpu_and_published_unverified(with_plan):
     assert plan.gpu == "RTX GPU of compute capability 8.0, 8.6, 8.9, 12.0"
     assert "model.fp32.plan: not verified here: CUDA: no usable GPU" in result.stdout
     assert "not verified here" in (path / REPORT).read_text()
+
+
+@needs_rtx
+@needs_no_gpu
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ["--timing-cache", "cache"],
+            "--timing-cache: tensorrt_rtx does not support it; expected tensorrt, on a machine "
+            "with a GPU; leave it out here",
+        ),
+        (["--profile", "1:8"], "--profile: 1:8; expected three batch sizes, like 1:8:64"),
+        (
+            ["--profile", "1:4:12", "--profile", "14:24:64"],
+            "--profile: none holds a batch of 13; expected no gap",
+        ),
+        (
+            ["--profile", "1:4:12"],
+            "--profile: they reach 12; expected 64, the largest batch; pass --max-batch 12 or "
+            "another profile",
+        ),
+    ],
+)
+def test_an_option_that_no_engine_here_can_meet_is_one_line(exported, tmp_path, options, line):
+    result = irv2("export", exported.checkpoint_path, "--data", exported.data, "--trt", "--out",
+                  tmp_path / "b", *options)  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == f"error: {line}"
+    assert not any(tmp_path.iterdir())
+
+
+@needs_rtx
+def test_a_build_draws_its_steps_on_a_terminal(exported, tmp_path):
+    program = (
+        "import logging, sys; from pathlib import Path\n"
+        "from convert.engine import build_engine, choose_flavour\n"
+        "logging.basicConfig(level='INFO')\n"
+        "build_engine(Path(sys.argv[1]), Path(sys.argv[2]), 8, choose_flavour())"
+    )
+    command = [sys.executable, "-c", program, str(exported.bundle / "model.onnx"),
+               str(tmp_path / "a.plan")]  # fmt: skip
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 200))
+    environment = {**os.environ, "TQDM_MININTERVAL": "0"}  # draw every step
+    with subprocess.Popen(command, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        drawn = b"".join(iter(lambda: read_terminal(ours), b"")).decode()
+    os.close(ours)
+    assert process.returncode == 0, drawn
+    done = [int(num) for num in re.findall(r"build a\.plan: .*? (\d+)/\d+ \[.*?, phase=", drawn)]
+    assert done == sorted(done)
+    assert len(done) > 50
+
+
+def read_terminal(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # what Linux says when the other end was closed
+        return b""
+
+
+class FakeTensorRT:
+    """What of `tensorrt` reads a plan, without a GPU: an engine with code of its own in it."""
+
+    class ILogger:
+        ERROR = 1
+
+    class LayerInformationFormat:
+        JSON = "json"
+
+    class Runtime:
+        engine_host_code_allowed = False
+
+        def __init__(self, logger):
+            pass
+
+        def deserialize_cuda_engine(self, plan):
+            return self if self.engine_host_code_allowed else None
+
+        def create_engine_inspector(self):
+            return self
+
+        def get_engine_information(self, format_):
+            assert format_ == "json"
+            layers = [{"Name": str(i), "LayerType": kind} for i, kind in enumerate("aab")]
+            return json.dumps({"Layers": layers, "I/O Tensors": []})
+
+        device_memory_size_v2 = 3_400_000
+
+
+def test_the_inspectors_summary_reaches_the_report_also_of_a_plan_with_code_of_its_own(
+    exported, tmp_path
+):
+    (tmp_path / "a.plan").write_bytes(b"a plan")
+    flavour = Flavour("tensorrt", gpu=Gpu("NVIDIA H100", "9.0"), trt=FakeTensorRT())
+    compatible = EngineOptions(version_compatible=True)
+    summary = describe_engine(tmp_path / "a.plan", flavour, compatible)
+    manifest = msgspec.structs.replace(
+        exported.report.manifest, artifacts=[artifact(built_with=summary)]
+    )
+    report = dataclasses.replace(exported.report, manifest=manifest).to_markdown()
+    assert "| layers 2 a, 1 b, device_memory_mb 3 |" in report
+    with pytest.raises(EngineError, match=r"a\.plan: can't be loaded \(it gives no reason\)"):
+        describe_engine(tmp_path / "a.plan", flavour, EngineOptions())
 
 
 @needs_rtx
