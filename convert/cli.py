@@ -84,7 +84,7 @@ def export(
     from convert.calibrate import CalibrationOptions
     from convert.conversion import ExportOptions
     from convert.export import export as run_export
-    from convert.export import rejected_folder
+    from convert.rejection import rejected_folder
 
     options = ExportOptions(
         precisions=_names(precision), trt=trt, engine=EngineOptions(**engine),
@@ -135,12 +135,15 @@ def verify(
             _verify_server(bundle, client, data, bad_images, as_json)
         return
     from convert.rebuild import rebuild as run_rebuild
+    from convert.rejection import rejected_folder
     from convert.verify import verify as run_verify
 
     report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
     _print(report, as_json)
     if report.failed:
-        raise ParityError(report.bundle, report.failure, way_out="it is not served")
+        left = f"the old one is still there; see {rejected_folder(bundle)}/parity.md"
+        way_out = left if rebuild else "it is not served"
+        raise ParityError(report.bundle, report.failure, way_out=way_out)
 
 
 @click.command(cls=Program)

@@ -19,9 +19,10 @@ from convert.engine_options import EngineOptions
 from irv2 import __version__
 from irv2.bundle import Artifact, Format, file_sha256, write_atomically
 from irv2.errors import EngineError
+from irv2.machine import describe_machine
 from irv2.progress import Progress
 from irv2.runners.cuda import Gpu, find_gpu
-from irv2.runners.tensorrt import create, import_tensorrt, shared_logger
+from irv2.runners.tensorrt import create, import_tensorrt, load_engine, shared_logger
 
 logger = logging.getLogger(__name__)
 
@@ -111,24 +112,23 @@ def engine_artifact(
         precision=onnx_model.precision, max_batch=onnx_model.max_batch,
         built_from=onnx_model.sha256,
         built_with={
-            "irv2": __version__, flavour.format: flavour.version, **options.to_record(),
-            **describe_engine(plan_path, flavour),
+            "irv2": __version__, flavour.format: flavour.version, "machine": describe_machine(),
+            **options.to_record(onnx_model.max_batch),
+            **describe_engine(plan_path, flavour, options),
         },
         gpu=flavour.target, parity=None,
     )  # fmt: skip
 
 
-def describe_engine(plan_path: Path, flavour: Flavour) -> dict[str, str]:
+def describe_engine(plan_path: Path, flavour: Flavour, options: EngineOptions) -> dict[str, str]:
     """The inspector's summary for the bundle; empty where there is no GPU to load the plan on."""
     if flavour.gpu is None:
         return {}
-    trt, log = flavour.trt, shared_logger(flavour.trt)
-    runtime = create(trt.Runtime, log)
-    engine = runtime.deserialize_cuda_engine(plan_path.read_bytes())
-    if engine is None:
-        raise EngineError(plan_path, f"can't be loaded ({log.reason()})")
+    _runtime, engine = load_engine(
+        flavour.trt, plan_path, has_own_code=options.version_compatible
+    )  # fmt: skip
     text = engine.create_engine_inspector().get_engine_information(
-        trt.LayerInformationFormat.JSON
+        flavour.trt.LayerInformationFormat.JSON
     )  # fmt: skip
     kinds = Counter(layer["LayerType"] for layer in json.loads(text)["Layers"])
     return {

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
 Profile = tuple[int, int, int]  # the smallest, the best and the largest batch
+DEFAULT_WORKSPACE_MB = 4096
 OPT_BATCH = 8  # the batch size that an engine is tuned for, unless a profile says otherwise
 
 
@@ -27,7 +28,7 @@ class EngineOptions:
     """
 
     profiles: tuple[Profile, ...] = ()
-    workspace_mb: int = 4096
+    workspace_mb: int = DEFAULT_WORKSPACE_MB
     timing_cache: Path | None = None
     hardware_compatibility: HardwareCompatibility = "none"
     version_compatible: bool = False
@@ -68,21 +69,27 @@ class EngineOptions:
                 "leave it out here",
             )  # fmt: skip
 
-    def to_record(self) -> dict[str, str]:
-        """What decides where the engine runs, for the bundle's `built_with`."""
-        return {
-            key: value
-            for key, value in (
-                ("hardware_compatibility", self.hardware_compatibility),
-                ("version_compatible", "yes" if self.version_compatible else "none"),
-            )
-            if value != "none"
+    def to_record(self, max_batch: int) -> dict[str, str]:
+        """How the engine was built, for the bundle's `built_with`; no file of this machine."""
+        record = {
+            "profiles": ", ".join(
+                ":".join(map(str, profile)) for profile in self.profiles_up_to(max_batch)
+            ),
+            "workspace_mb": str(self.workspace_mb),
         }
+        if self.hardware_compatibility != "none":
+            record["hardware_compatibility"] = self.hardware_compatibility
+        if self.version_compatible:
+            record["version_compatible"] = "yes"
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, str]) -> Self:
         """The options that `to_record` named; the others as by default."""
+        profiles = record.get("profiles")
         return cls(
+            profiles=tuple(map(read_profile, profiles.split(", "))) if profiles else (),
+            workspace_mb=int(record.get("workspace_mb", DEFAULT_WORKSPACE_MB)),
             hardware_compatibility=cast(
                 HardwareCompatibility, record.get("hardware_compatibility", "none")
             ),
@@ -107,7 +114,7 @@ def engine_options(command: F) -> F:
             help="Keep what was tuned, for the next build on this GPU. Only tensorrt.",
         ),
         click.option(
-            "--workspace-mb", type=click.IntRange(1), default=4096, metavar="MB",
+            "--workspace-mb", type=click.IntRange(1), default=DEFAULT_WORKSPACE_MB, metavar="MB",
             help="Memory on the GPU that the engine may use beside weights and activations.",
         ),
         click.option(
@@ -121,13 +128,15 @@ def engine_options(command: F) -> F:
     return command
 
 
+def read_profile(text: str) -> Profile:
+    """MIN:OPT:MAX, three batch sizes; raises UsageError. What they are is checked later."""
+    sizes = text.split(":")
+    if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
+        raise UsageError("--profile", text, "three batch sizes, like 1:8:64")
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])
+
+
 def _read_profiles(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[Profile, ...]:  # fmt: skip
-    profiles = []
-    for value in values:
-        sizes = value.split(":")
-        if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
-            raise click.BadParameter(f"{value}; expected three batch sizes, like 1:8:64")
-        profiles.append((int(sizes[0]), int(sizes[1]), int(sizes[2])))
-    return tuple(profiles)
+    return tuple(map(read_profile, values))

@@ -8,6 +8,8 @@ import logging
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from convert.artifacts import open_artifacts, undecided, with_judgements
 from convert.conversion import (
     DEFAULTS,
@@ -19,10 +21,12 @@ from convert.conversion import (
 )
 from convert.evidence import evidence_remarks
 from convert.folders import folder_beside, replace_folder
-from convert.judging import judge_all, ledger_files, write_evidence
+from convert.gate import Tolerance
+from convert.judging import accepted_loss, judge_all, ledger_files, write_evidence
 from convert.reference import REFERENCE, Reference
 from convert.reference_cache import classify_with_reference
-from convert.report import REPORT, Report, remarks_on
+from convert.rejection import forget_rejection, write_rejection
+from convert.report import Report, remarks_on
 from convert.self_test import choose_self_test
 from convert.torch_blocks import torch_block_outputs
 from irv2.bundle import (
@@ -34,7 +38,6 @@ from irv2.bundle import (
     Source,
     bundle_id,
     file_sha256,
-    write_atomically,
 )
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import ImageFolder, open_split
@@ -80,9 +83,7 @@ def judge_and_publish(
     """
     report, evidence = _judge(candidate, images, out, options, sample)
     if report.failed:
-        rejected = rejected_folder(out)
-        rejected.mkdir(parents=True, exist_ok=True)
-        write_atomically(rejected / REPORT, report.to_markdown().encode())
+        write_rejection(report)
         return report
     published = {artifact.file for artifact in report.manifest.artifacts}
     for artifact in candidate.artifacts:
@@ -90,13 +91,8 @@ def judge_and_publish(
             (candidate.folder / artifact.file).unlink()
     report = write_evidence(candidate.folder, report, evidence)
     replace_folder(candidate.folder, out)
-    _forget_rejection(rejected_folder(out))
+    forget_rejection(out)
     return report
-
-
-def rejected_folder(out: Path) -> Path:
-    """Where the report of a bundle that was not published lies."""
-    return out.with_name(f"{out.name}.rejected")
 
 
 def require_replaceable(out: Path) -> None:
@@ -109,18 +105,15 @@ def require_replaceable(out: Path) -> None:
         )  # fmt: skip
 
 
-def _forget_rejection(folder: Path) -> None:
-    """Remove the report of an earlier try, and its folder if nothing else lies in it."""
-    (folder / REPORT).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _judge(
     candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, sample: bool
 ) -> tuple[Report, dict[str, bytes]]:  # fmt: skip
     """The report, and what is kept beside it: file name -> content."""
     checkpoint, manifest = candidate.checkpoint, _manifest(candidate, candidate.artifacts)
+
+    def tolerance_of(artifact: Artifact) -> Tolerance:
+        return options.tolerance(artifact.precision, sample=sample)
+
     with open_artifacts(Bundle(candidate.folder, manifest)) as opened:
         if ONNX_FILE in opened.reasons:
             # Engines may have to wait for their GPU; a bundle without this one serves nobody.
@@ -136,7 +129,7 @@ def _judge(
         judged = judge_all(
             Bundle(candidate.folder, manifest), opened, ledgers[1:], reference, images,
             reference_blocks=partial(torch_block_outputs, checkpoint),
-            tolerance_of=lambda artifact: options.tolerance(artifact.precision, sample=sample),
+            tolerance_of=tolerance_of,
         )  # fmt: skip
     left_out = undecided(candidate.artifacts, judged) if options.precisions is None else set()
     for file in sorted(left_out):
@@ -146,9 +139,13 @@ def _judge(
     remarks = remarks_on(reference, len(checkpoint.classes), options.confidence)
     remarks += evidence_remarks(reference, checkpoint.classes, images.root.parent)
     remarks += [found.explanation for found in judged.values() if found.explanation]
+    manifest = msgspec.structs.replace(
+        _manifest(candidate, with_judgements(artifacts, judged)),
+        accepted_loss=accepted_loss(artifacts, tolerance_of),
+    )
     report = Report(
         bundle=out,
-        manifest=_manifest(candidate, with_judgements(artifacts, judged)),
+        manifest=manifest,
         lines={
             artifact.file: judged[artifact.file].line
             if artifact.file in judged

@@ -34,6 +34,7 @@ class Inspection:
         manifest, preprocess = self.bundle.manifest, self.bundle.preprocess
         source, classes = manifest.source, manifest.classes
         shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        machines = {artifact.built_with.get("machine", "") for artifact in manifest.artifacts}
         facts = [
             ("bundle", self.bundle.path),
             ("id", manifest.id),
@@ -45,6 +46,7 @@ class Inspection:
                 f"shorter side {preprocess.resize}, centre {preprocess.crop} pixels, "
                 f"{preprocess.resampling}, sha256 {preprocess.sha256[:12]}",
             ),
+            ("made on", "; ".join(sorted(machines))),
             ("hashes", "all hold" if not self.problems else f"{len(self.problems)} wrong"),
         ]
         return "\n".join([

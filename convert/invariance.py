@@ -4,11 +4,14 @@ A server batches whatever arrives together. An artefact is certified for the bat
 tried here, up to its largest: every image alone, repeated to fill a batch, and among the others.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 
 import msgspec
 import numpy as np
 
+from convert.engine_options import Profile
 from convert.gate import Judgement
 from irv2.bundle import Artifact, Invariance, prepare
 from irv2.dataset import ImageFolder
@@ -26,10 +29,12 @@ NUM_IMAGES = 8
 TIE = 1e-3
 
 
-def batch_sizes(max_batch: int) -> list[int]:
-    """1, 2, 4, ... and `max_batch`: every edge of a profile, and what lies between."""
+def batch_sizes(max_batch: int, profiles: Iterable[Profile] = ()) -> list[int]:
+    """1, 2, 4, ... and `max_batch`; of an engine's profiles also both edges and what each is
+    tuned for.
+    """
     powers = [2**i for i in range(max_batch.bit_length())]
-    return sorted({*powers, max_batch})
+    return sorted({*powers, max_batch, *chain.from_iterable(profiles)})
 
 
 def load_probes(images: ImageFolder, ledger: Ledger, config: Preprocess) -> UInt8Array:
@@ -41,9 +46,11 @@ def load_probes(images: ImageFolder, ledger: Ledger, config: Preprocess) -> UInt
     return np.stack([prepare(few.read(i), config) for i in range(len(few))])
 
 
-def check(runner: Runner, probes: UInt8Array, max_batch: int) -> Invariance:
-    """Ask about uint8 `probes` (P, S, S, 3) in batches of every size up to `max_batch`."""
-    sizes = batch_sizes(max_batch)
+def check(
+    runner: Runner, probes: UInt8Array, max_batch: int, profiles: Iterable[Profile] = ()
+) -> Invariance:  # fmt: skip
+    """Ask about uint8 `probes` (P, S, S, 3) in batches of all sizes that `batch_sizes` names."""
+    sizes = batch_sizes(max_batch, profiles)
     alone = np.concatenate([runner.run(probe[None]) for probe in probes])
     changed: dict[int, int] = {}
     largest, num_answers = 0.0, 0

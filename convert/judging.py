@@ -9,14 +9,24 @@ import msgspec
 
 from convert import invariance
 from convert.artifacts import Opened
+from convert.engine_options import EngineOptions
 from convert.gate import Judgement, Tolerance, judge
 from convert.localize import BlockOutputs, explain
 from convert.reference import Reference
 from convert.report import REPORT, Report
 from irv2.answers import Answers
-from irv2.bundle import MANIFEST, Artifact, Bundle, manifest_json, write_atomically
+from irv2.bundle import (
+    MANIFEST,
+    AcceptedLoss,
+    Artifact,
+    Bundle,
+    Precision,
+    manifest_json,
+    write_atomically,
+)
 from irv2.dataset import ImageFolder
 from irv2.evaluate import Ledger
+from irv2.machine import describe_machine
 from irv2.types import UInt8Array
 
 LEDGER_SUFFIX = ".ledger.npz"
@@ -39,7 +49,10 @@ def judge_all(
         artifact = artifacts[file]
         tolerance = tolerance_of(artifact)
         judgement = judge(reference, ledger.logits, artifact.precision, tolerance, runner.backend)
-        found = invariance.check(runner, probes, artifact.max_batch)
+        parity = msgspec.structs.replace(judgement.parity, machine=describe_machine())
+        judgement = dataclasses.replace(judgement, parity=parity)
+        profiles = EngineOptions.from_record(artifact.built_with).profiles
+        found = invariance.check(runner, probes, artifact.max_batch, profiles)
         judgement = invariance.with_invariance(judgement, artifact, found)
         judgement = dataclasses.replace(judgement, answers=Answers.from_ledger(ledger))
         if judgement.parity.verdict == "failed":
@@ -47,6 +60,20 @@ def judge_all(
             judgement = dataclasses.replace(judgement, explanation=explanation)
         judged[file] = judgement
     return judged
+
+
+def accepted_loss(
+    artifacts: list[Artifact], tolerance_of: Callable[[Artifact], Tolerance]
+) -> dict[Precision, AcceptedLoss]:  # fmt: skip
+    """What the bundle records of the tolerances, for a gate on another machine."""
+    tolerances = {artifact.precision: tolerance_of(artifact) for artifact in artifacts}
+    return {
+        precision: AcceptedLoss(
+            top1_points=tolerance.top1_points, top5_points=tolerance.top5_points,
+            confidence=tolerance.confidence,
+        )
+        for precision, tolerance in tolerances.items()
+    }  # fmt: skip
 
 
 def ledger_files(judged: dict[str, Judgement]) -> dict[str, bytes]:

@@ -25,6 +25,7 @@ from irv2 import __version__
 from irv2.bundle import write_atomically
 from irv2.checkpoint import Checkpoint
 from irv2.errors import EngineError
+from irv2.machine import describe_machine
 from irv2.model import ConvBN, Normalized, Residual
 
 OPSET = 20
@@ -50,12 +51,12 @@ def write_onnx(checkpoint: Checkpoint, checkpoint_sha256: str, path: Path) -> No
 
 
 def versions() -> dict[str, str]:
-    """What made the file, for the bundle's `built_with`."""
+    """What made the file, for the bundle's `built_with`; where is not in the file itself."""
     import onnxscript
 
     return {
         "irv2": __version__, "torch": str(torch.__version__), "onnx": onnx.__version__,
-        "onnxscript": onnxscript.__version__,
+        "onnxscript": onnxscript.__version__, "machine": describe_machine(),
     }  # fmt: skip
 
 

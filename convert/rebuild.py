@@ -4,7 +4,6 @@ An engine fits one version of its library and one kind of GPU. The models it was
 bundle, so neither checkpoint nor torch is needed.
 """
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -14,18 +13,21 @@ from convert.engine import choose_flavour, engine_artifact
 from convert.engine_options import EngineOptions
 from convert.folders import folder_beside, replace_folder
 from convert.judging import LEDGER_SUFFIX
+from convert.rejection import forget_rejection, write_rejection
 from convert.report import Report
 from convert.verify import open_to_verify, verify
-from irv2.bundle import MANIFEST, Artifact, bundle_id, manifest_json
+from irv2.bundle import Artifact, Bundle, bundle_id
 from irv2.dataset import BadImages
-from irv2.errors import BundleError
+from irv2.errors import BundleError, EngineError
+from irv2.runners.choose import open_runner
 
 
 def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> Report:
     """Build every engine of the bundle again, judge all, and replace the bundle if it passed.
 
-    Work is done on a copy: where the gate is not met the bundle stays as it was. Raises
-    BundleError where it holds no engine, EngineError where none can be built here.
+    Work is done on a copy: where the gate is not met the bundle stays as it was, and the report
+    lies in `path`.rejected. Raises BundleError where it holds no engine, EngineError where none
+    can be built here, or none that could take a verified one's place.
     """
     old = open_to_verify(path).manifest
     engines = [artifact for artifact in old.artifacts if artifact.format != "onnx"]
@@ -41,13 +43,31 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
             old, artifacts=artifacts, id=bundle_id(artifacts, old.preprocess, old.classes),
             files={name: sha256 for name, sha256 in old.files.items() if name not in gone},
         )  # fmt: skip
-        (folder / MANIFEST).write_bytes(manifest_json(manifest))
-        report = verify(folder, data, bad_images)
-        if not report.failed:
+        bundle = Bundle(folder, old).with_manifest(manifest)
+        for before, after in zip(engines, built, strict=True):
+            _require_evidence(bundle, before, after)
+        report = verify(folder, data, bad_images, place=path)
+        if report.failed:
+            write_rejection(report)
+        else:
             replace_folder(folder, path)
-    return dataclasses.replace(report, bundle=path)
+            forget_rejection(path)
+    return report
 
 
 def _built_again(engine: Artifact, model: Artifact, folder: Path) -> Artifact:
     options = EngineOptions.from_record(engine.built_with)
     return engine_artifact(model, folder, choose_flavour(options), options)
+
+
+def _require_evidence(bundle: Bundle, before: Artifact, after: Artifact) -> None:
+    """Raise EngineError where an engine that passed would give way to one nobody here can judge."""
+    if before.parity is None or before.parity.verdict != "passed":
+        return
+    try:
+        open_runner(bundle, after, "cuda").close()
+    except EngineError as error:
+        raise EngineError(
+            before.file, f"passed on {before.parity.ran_on}; a new one by {after.format} can't be "
+            f"judged here ({error.what}: {error.got})", "a machine that runs it", "rebuild there",
+        ) from error  # fmt: skip

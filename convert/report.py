@@ -133,13 +133,14 @@ def _provenance(artifacts: list[Artifact]) -> list[str]:
         built_with = ", ".join(f"{name} {version}" for name, version in artifact.built_with.items())
         parity = artifact.parity
         evidence = (
-            (str(parity.n), parity.data_sha256[:12], f"{parity.max_abs_logit_diff:.1e}")
-            if parity else ("", "", "")
+            (str(parity.n), parity.data_sha256[:12], f"{parity.max_abs_logit_diff:.1e}",
+             parity.machine)
+            if parity else ("", "", "", "")
         )  # fmt: skip
         rows.append((
             artifact.file, artifact.precision, artifact.sha256[:12], artifact.built_from[:12],
             built_with, artifact.gpu or "", *evidence,
         ))  # fmt: skip
     headers = ("artefact", "precision", "sha256", "built from", "built with", "GPU", "images",
-               "their sha256", "largest logit difference")  # fmt: skip
+               "their sha256", "largest logit difference", "judged on")  # fmt: skip
     return [tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]

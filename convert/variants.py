@@ -12,6 +12,7 @@ from convert.quantize import Target, quantize
 from irv2 import __version__
 from irv2.bundle import Artifact, Precision, file_sha256, write_atomically
 from irv2.errors import EngineError
+from irv2.machine import describe_machine
 from irv2.runners.choose import INT8_CPU, INT8_TRT
 from irv2.runners.onnx import import_onnxruntime
 
@@ -61,8 +62,8 @@ def _write(
     write_atomically(path, model.SerializeToString(deterministic=True))
     return Artifact(
         file=path.name, sha256=file_sha256(path), format="onnx", precision=precision,
-        max_batch=fp32.max_batch, built_from=fp32.sha256, built_with=made_with, gpu=None,
-        parity=None,
+        max_batch=fp32.max_batch, built_from=fp32.sha256, gpu=None, parity=None,
+        built_with=made_with | {"machine": describe_machine()},  # the file is the same elsewhere
     )  # fmt: skip
 
 

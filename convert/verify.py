@@ -13,7 +13,7 @@ from convert.judging import LEDGER_SUFFIX, judge_all, ledger_files, write_eviden
 from convert.localize import block_outputs
 from convert.reference import REFERENCE, Reference
 from convert.report import REPORT, Report, chance_remark, remarks_on
-from irv2.bundle import MANIFEST, Artifact, Bundle, read_manifest
+from irv2.bundle import MANIFEST, Artifact, Bundle, Manifest, read_manifest
 from irv2.dataset import BadImages, open_split
 from irv2.errors import BundleError, DataError, EngineError
 from irv2.evaluate import classify_folder
@@ -24,20 +24,24 @@ logger = logging.getLogger(__name__)
 ONNX_FILE = "model.onnx"
 
 
-def verify(path: Path, data: Path | None, bad_images: BadImages = "error") -> Report:
+def verify(
+    path: Path, data: Path | None, bad_images: BadImages = "error", place: Path | None = None
+) -> Report:  # fmt: skip
     """Judge every artefact that this machine can run and write down what came out.
 
     The images are those of the export, found by their content. An artefact that can't be run
-    here keeps its evidence. Raises EngineError where none can be run.
+    here keeps its evidence. The report names `place`, where the bundle will lie, if it is not
+    `path`. Raises EngineError where none can be run.
     """
-    bundle = open_to_verify(path)
+    bundle, place = open_to_verify(path), place or path
     reference = Reference.load(path / REFERENCE)
     data = resolve_data(data)
     split = open_split(data, "val", bundle.classes, bad_images)
     images, reference = reference.find_images(split)
+    tolerance_of = partial(_tolerance, manifest=bundle.manifest, sample=is_sample(data))
     with open_artifacts(bundle) as opened:
         if not opened.runners:
-            raise EngineError(path, f"nothing in it runs here ({_joined(opened.reasons)})")
+            raise EngineError(place, f"nothing in it runs here ({_joined(opened.reasons)})")
         ledgers = classify_folder(
             list(opened.runners.values()), images, bundle.preprocess, title="verify"
         )
@@ -45,18 +49,18 @@ def verify(path: Path, data: Path | None, bad_images: BadImages = "error") -> Re
             raise DataError(images.root, "images changed while they were read")
         judged = judge_all(
             bundle, opened, ledgers, reference, images,
-            tolerance_of=partial(
-                _tolerance, artifacts=bundle.manifest.artifacts, sample=is_sample(data)
-            ),
+            tolerance_of=tolerance_of,
             # Without torch the float32 ONNX model stands for the checkpoint.
             reference_blocks=partial(block_outputs, path / ONNX_FILE),
         )  # fmt: skip
     if weakness := chance_remark(reference, len(bundle.classes)):
         logger.warning("notice: %s", weakness)
-    remarks = remarks_on(reference, len(bundle.classes))
+    confidence = tolerance_of(bundle.manifest.artifacts[0]).confidence
+    remarks = remarks_on(reference, len(bundle.classes), confidence)
     remarks += evidence_remarks(reference, bundle.classes, data)
     remarks += [found.explanation for found in judged.values() if found.explanation]
-    return _record(bundle, judged, opened.reasons, remarks)
+    report = _report(bundle, place, judged, opened.reasons, remarks)
+    return write_evidence(path, report, ledger_files(judged))
 
 
 def open_to_verify(path: Path) -> Bundle:
@@ -72,27 +76,21 @@ def open_to_verify(path: Path) -> Bundle:
     return bundle
 
 
-def _tolerance(artifact: Artifact, artifacts: list[Artifact], sample: bool) -> Tolerance:
-    """The tolerance it was judged by, or its parent's; else the table's."""
-    parents = [other for other in artifacts if other.sha256 == artifact.built_from]
-    for parity in (artifact.parity, *(parent.parity for parent in parents)):
-        if parity is not None:
-            return tolerance_for(
-                artifact.precision, is_sample=sample, confidence=parity.confidence,
-                top1_points=parity.top1.tolerance_points,
-                top5_points=parity.top5.tolerance_points,
-            )  # fmt: skip
-    return tolerance_for(artifact.precision, is_sample=sample)
+def _tolerance(artifact: Artifact, manifest: Manifest, sample: bool) -> Tolerance:
+    """What the export was asked to accept; the table's row where a bundle does not say."""
+    accepted = manifest.accepted_loss.get(artifact.precision)
+    given = {} if accepted is None else msgspec.structs.asdict(accepted)
+    return tolerance_for(artifact.precision, is_sample=sample, **given)
 
 
-def _record(
-    bundle: Bundle, judged: dict[str, Judgement], reasons: dict[str, str], remarks: list[str]
+def _report(
+    bundle: Bundle, place: Path, judged: dict[str, Judgement], reasons: dict[str, str],
+    remarks: list[str],
 ) -> Report:  # fmt: skip
-    """Write the new evidence and bundle.json; the models stay as they are."""
     artifacts = with_judgements(bundle.manifest.artifacts, judged)
     manifest = msgspec.structs.replace(bundle.manifest, artifacts=artifacts)
-    report = Report(
-        bundle=bundle.path, manifest=manifest,
+    return Report(
+        bundle=place, manifest=manifest,
         lines={
             artifact.file: judged[artifact.file].line
             if artifact.file in judged
@@ -102,7 +100,6 @@ def _record(
         remarks=remarks,
         failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
     )  # fmt: skip
-    return write_evidence(bundle.path, report, ledger_files(judged))
 
 
 def _kept(artifact: Artifact, reason: str) -> str:

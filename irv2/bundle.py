@@ -46,7 +46,8 @@ class ErrorChange(msgspec.Struct, frozen=True, kw_only=True):
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """The gate's evidence for one artefact (docs/gate.md).
 
-    `agreement` is the percentage of images with the same best class, right or wrong.
+    `agreement` is the percentage of images with the same best class, right or wrong; `ran_on` the
+    library and device, `machine` the rest of where it ran.
     """
 
     verdict: Verdict
@@ -59,6 +60,15 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     ran_on: str
     top1: ErrorChange
     top5: ErrorChange
+    machine: str = ""
+
+
+class AcceptedLoss(msgspec.Struct, frozen=True, kw_only=True):
+    """The increase of the error that the gate accepts, and how sure it has to be of it."""
+
+    top1_points: float
+    top5_points: float
+    confidence: float
 
 
 class Invariance(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +122,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     classes: list[str]
     artifacts: list[Artifact]
     files: dict[str, str]  # evidence beside the models: file -> sha256
+    # By precision, as the export was asked to judge: also what could not be run there.
+    accepted_loss: dict[Precision, AcceptedLoss] = {}
 
 
 class _AnyManifest(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ import numpy as np
 import platformdirs
 
 from irv2.errors import UsageError
+from irv2.machine import num_cores, processor
 from irv2.progress import Progress
 from irv2.types import FloatArray
 
@@ -115,17 +116,8 @@ def machine_lock() -> Iterator[None]:
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
     return {
-        "cores": len(os.sched_getaffinity(0)),
-        "processor": _processor(),
+        "cores": num_cores(),
+        "processor": processor(),
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

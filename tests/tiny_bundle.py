@@ -78,7 +78,7 @@ def passed_parity(verdict: str = "passed") -> Parity:
     )  # fmt: skip
     return Parity(
         verdict=verdict, basis="identical", n=1000, data_sha256="0" * 64, confidence=0.95,
-        agreement=100.0, max_abs_logit_diff=0.0, ran_on="test", top1=same, top5=same,
+        agreement=100.0, max_abs_logit_diff=0.0, ran_on="onnxruntime-cpu", top1=same, top5=same,
     )  # fmt: skip
 
 

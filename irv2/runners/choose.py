@@ -23,7 +23,8 @@ def open_best(
     """Open the fastest artefact with a passed verdict that this machine can run.
 
     `precision` and `backend` (onnxruntime-cpu, onnxruntime-cuda, tensorrt, tensorrt_rtx) narrow
-    the choice. Raises BundleError that says of each artefact why it was not taken.
+    the choice; evidence counts only for the one it was taken on. Raises BundleError that says of
+    each artefact why it was not taken.
     """
     reasons = []
     pairs = [(a, device) for a in bundle.manifest.artifacts for device in devices(a)]
@@ -37,7 +38,8 @@ def open_best(
         reasons.append(f"{artifact.file} ({device}): {reason}")
     raise BundleError(
         bundle.path, "nothing in it can be served here: " + ", ".join(reasons),
-        "an artefact with a passed parity verdict", "run `irv2 verify` on this machine",
+        "an artefact with a passed parity verdict",
+        f"run `irv2 verify {bundle.path}` on this machine",
     )  # fmt: skip
 
 
@@ -74,6 +76,8 @@ def _why_not(
         return f"is {artifact.precision}, asked for {precision}"
     if backend and runs_on != backend:
         return f"is {runs_on}, asked for {backend}"
+    if artifact.parity.ran_on != runs_on:
+        return f"was judged on {artifact.parity.ran_on}"
     if artifact.precision == "bf16" and runs_on == "onnxruntime-cpu":
         return "ONNX Runtime has no bf16 on a CPU"
     is_slow = artifact.precision not in _FASTEST[runs_on] or (artifact.file == INT8_TRT)

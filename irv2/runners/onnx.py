@@ -27,11 +27,15 @@ class OnnxRunner(Runner):
             options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = 3
         provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+        settings = {}
         if device == "cuda":  # otherwise ONNX Runtime silently computes on the CPU
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            settings["use_tf32"] = "0"  # products of 10-bit mantissas are not float32
             ort.preload_dlls()
         try:
-            self._session = ort.InferenceSession(str(model_path), options, providers=[provider])
+            self._session = ort.InferenceSession(
+                str(model_path), options, providers=[(provider, settings)]
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise EngineError(model_path, f"ONNX Runtime can't load it ({error})") from error
         found = self._session.get_providers()[0]

@@ -6,7 +6,7 @@ before the plan is loaded, since the library's own refusal says less.
 
 import importlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,9 @@ class TensorRTRunner(Runner):
         check_version(plan_path, artifact, trt.__version__)
         check_gpu(plan_path, artifact, find_gpu())
         self._log = shared_logger(trt)
-        self._runtime = create(trt.Runtime, self._log)
-        if "version_compatible" in artifact.built_with:  # such a plan brings code of its own
-            self._runtime.engine_host_code_allowed = True
-        self._engine = self._runtime.deserialize_cuda_engine(plan_path.read_bytes())
-        if self._engine is None:
-            raise EngineError(
-                plan_path, f"can't be loaded ({self._log.reason()})", way_out=_REBUILD
-            )
+        self._runtime, self._engine = load_engine(
+            trt, plan_path, has_own_code="version_compatible" in artifact.built_with
+        )
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise EngineError(plan_path, f"no context for it ({self._log.reason()})")
@@ -51,11 +46,11 @@ class TensorRTRunner(Runner):
         side = self.image_size
         self._images = Buffer((self.max_batch, side, side, 3), np.uint8)
         self._logits = Buffer((self.max_batch, self.num_classes), np.float32)
-        # Largest batch of each profile; the first that holds a batch is taken.
-        self._profiles = [
-            int(self._engine.get_tensor_profile_shape("images", i)[2][0])
+        bounds = [
+            self._engine.get_tensor_profile_shape("images", i)
             for i in range(self._engine.num_optimization_profiles)
         ]
+        self._profiles = [(int(least[0]), int(most[0])) for least, _, most in bounds]
         self._profile = 0
         self._require(self._context.set_tensor_address("images", self._images.device))
         self._require(self._context.set_tensor_address("logits", self._logits.device))
@@ -75,12 +70,7 @@ class TensorRTRunner(Runner):
         del self._context, self._engine, self._runtime
 
     def _take_profile(self, num_images: int) -> None:
-        """Switch to the profile with the nearest largest batch, which was tuned for such batches.
-
-        The server and the gate never go beyond `max_batch`, which the last of them reaches.
-        """
-        fitting = [limit for limit in self._profiles if limit >= num_images]
-        profile = self._profiles.index(min(fitting))
+        profile = choose_profile(self._profiles, num_images)
         if profile != self._profile:
             self._require(
                 self._context.set_optimization_profile_async(profile, self._stream.handle)
@@ -90,6 +80,56 @@ class TensorRTRunner(Runner):
     def _require(self, succeeded: bool) -> None:
         if not succeeded:  # TensorRT returns False and logs the reason
             raise EngineError(self.backend, self._log.reason())
+
+
+def choose_profile(profiles: Sequence[tuple[int, int]], num_images: int) -> int:
+    """The index of the (smallest, largest) that holds a batch: tuned for the nearest to it.
+
+    Raises EngineError where none does.
+    """
+    fitting = [
+        (largest, i)
+        for i, (smallest, largest) in enumerate(profiles)
+        if smallest <= num_images <= largest
+    ]
+    if not fitting:
+        raise EngineError("engine", f"no profile holds a batch of {num_images}")
+    return min(fitting)[1]
+
+
+def load_engine(trt: Any, plan_path: Path, *, has_own_code: bool) -> tuple[Any, Any]:  # noqa: ANN401
+    """The runtime and, in it, the engine of a plan. Raises EngineError that says what is wrong.
+
+    A version-compatible plan has code of its own, which is run only if that is allowed.
+    """
+    log = shared_logger(trt)
+    runtime = create(trt.Runtime, log)
+    plan = plan_path.read_bytes()
+    if problems := header_problems(trt, runtime, plan):
+        raise EngineError(
+            plan_path, f"its header says {problems}", f"a plan of {trt.__name__}", _REBUILD
+        )
+    runtime.engine_host_code_allowed = has_own_code
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(plan_path, f"can't be loaded ({log.reason()})", way_out=_REBUILD)
+    return runtime, engine
+
+
+def header_problems(trt: Any, runtime: Any, plan: bytes) -> str:  # noqa: ANN401
+    """Why the first bytes of a plan rule it out here; empty where they don't.
+
+    Only TensorRT-RTX can be asked. Without a driver it finds a plan invalid for no reason it
+    knows; loading it then says more.
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return ""
+    validity, flags = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+    if validity != trt.EngineValidity.INVALID:
+        return ""
+    known = trt.EngineInvalidityDiagnostics.__members__
+    names = [name for name, flag in known.items() if flags & int(flag)]
+    return ", ".join(names).lower().replace("_", " ")
 
 
 def import_tensorrt(flavour: Format) -> Any:  # noqa: ANN401 (a module)

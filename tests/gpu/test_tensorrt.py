@@ -1,63 +1,168 @@
-"""A TensorRT engine on a real GPU: built, judged, chosen, and right at every batch size."""
+"""Engines of `tensorrt` on a real GPU: built, judged, chosen, and right at every batch size."""
 
+import shutil
+import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
-from tiny_checkpoint import CLASSES, make_checkpoint, write_images
+from serving_process import serving
+from tiny_checkpoint import CLASSES
 
-from convert.engine import choose_flavour
-from convert.export import ExportOptions, export
+from convert.engine import build_engine, choose_flavour, engine_artifact
+from convert.engine_options import EngineOptions
+from convert.rebuild import rebuild
+from convert.report import REPORT
 from convert.verify import verify
-from irv2.bundle import Bundle
+from convert.verify_server import verify_server
+from irv2.bundle import Artifact, Bundle
+from irv2.client import Client
 from irv2.errors import EngineError
-from irv2.runners.choose import open_best
-from irv2.runners.cuda import find_gpu
+from irv2.runners.choose import open_best, open_runner
+from irv2.runners.cuda import call, find_gpu, import_cuda
 from irv2.runners.onnx import OnnxRunner
+from irv2.runners.tensorrt import TensorRTRunner
+
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for the engines
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (16, 75, 75, 3), dtype=np.uint8)
+
+
+def artifact_of(bundle: Path, file: str) -> Artifact:
+    [found] = [a for a in Bundle.open(bundle).manifest.artifacts if a.file == file]
+    return found
+
+
+def open_plan(bundle: Path, precision: str) -> TensorRTRunner:
+    artifact = artifact_of(bundle, f"model.{precision}.plan")
+    runner = open_runner(Bundle.open(bundle), artifact, "cuda")
+    assert isinstance(runner, TensorRTRunner)
+    return runner
+
+
+def assert_float32(logits: np.ndarray, expected: np.ndarray) -> None:
+    """Without TF32, summed in another order."""
+    assert (logits.shape, logits.dtype) == (expected.shape, np.float32)
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        gpu = find_gpu()
-        flavour = choose_flavour()
-    except EngineError as error:
-        pytest.skip(f"no GPU that an engine could run on ({error})")
-    if flavour.gpu != gpu:
-        pytest.skip(f"tensorrt is not installed; {flavour.format} builds for {flavour.target}")
-    return write_images(tmp_path_factory.mktemp("gpu") / "data")
+def expected(bundle: Path) -> np.ndarray:
+    """The float32 model's logits on the CPU."""
+    with OnnxRunner(bundle / "model.onnx") as runner:
+        return runner.run(IMAGES)
 
 
-@pytest.fixture(scope="module")
-def bundle(data: Path) -> Path:
-    checkpoint_path = data.parent / "best.pt"
-    make_checkpoint(data).save(checkpoint_path)
-    report = export(checkpoint_path, data, None, ExportOptions(trt=True, max_batch=16))
-    assert not report.failed, report.to_table()
-    return data.parent / "best.bundle"
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_an_engine_of_every_precision_passes_at_every_edge_of_its_profiles(bundle, precision):
+    plan = artifact_of(bundle, f"model.{precision}.plan")
+    assert (plan.format, plan.gpu) == ("tensorrt", str(find_gpu()))
+    assert (plan.parity.verdict, plan.parity.ran_on) == ("passed", "tensorrt")
+    assert str(find_gpu()) in plan.parity.machine
+    assert plan.invariance.batch_sizes == [1, 2, 4, 6, 8, 12, 16]
+    assert plan.invariance.changed == 0
 
 
-def test_engine_passes_the_gate_and_is_chosen(bundle):
+def test_the_inspectors_summary_is_in_the_report(bundle):
+    summary = artifact_of(bundle, "model.fp32.plan").built_with["layers"]
+    assert summary.split()[0].isdecimal()
+    assert f"layers {summary}, device_memory_mb " in (bundle / REPORT).read_text()
+
+
+def test_the_fastest_engine_is_chosen(bundle):
     artifact, runner = open_best(Bundle.open(bundle))
     with runner:
-        assert (artifact.file, runner.backend) == ("model.fp32.plan", "tensorrt")
-        assert artifact.parity.verdict == "passed"
-        assert artifact.gpu == str(find_gpu())
+        assert (artifact.file, runner.backend) == ("model.int8.plan", "tensorrt")
 
 
-def test_engine_gives_the_onnx_models_logits_at_every_batch_size(bundle):
-    images = np.random.default_rng(0).integers(0, 256, (16, 75, 75, 3), dtype=np.uint8)
-    expected = OnnxRunner(bundle / "model.onnx").run(images)
-    with open_best(Bundle.open(bundle))[1] as runner:
-        for num in (16, 1, 7, 8, 16):  # also smaller after larger: no old rows shine through
-            logits = runner.run(images[:num])
-            assert (logits.shape, logits.dtype) == ((num, len(CLASSES)), np.float32)
-            # Float32 without TF32, summed in another order.
-            np.testing.assert_allclose(
-                logits, expected[:num], atol=1e-4 * np.abs(expected).max(), rtol=0
-            )
+def test_logits_are_the_onnx_models_whatever_profile_and_batch_came_before(bundle, expected):
+    with open_plan(bundle, "fp32") as runner:
+        assert runner._profiles == [(1, 16), (6, 12)]
+        for num in (16, 1, 5, 6, 12, 13, 7, 16):  # also smaller after larger: no old rows
+            assert_float32(runner.run(IMAGES[:num]), expected[:num])
+            assert runner._profile == (1 if 6 <= num <= 12 else 0)
 
 
-def test_verify_runs_the_engine_again(bundle, data):
-    report = verify(bundle, data)
-    assert [artifact.parity.verdict for artifact in report.manifest.artifacts] == ["passed"] * 2
+@pytest.mark.parametrize(
+    "options",
+    [
+        EngineOptions(version_compatible=True),
+        EngineOptions(hardware_compatibility="ampere+"),
+        EngineOptions(hardware_compatibility="same-compute-capability"),
+        EngineOptions(workspace_mb=64),
+    ],
+)
+def test_an_engine_with_other_options_is_built_loaded_and_right(
+    bundle, expected, tmp_path, options
+):
+    shutil.copy(bundle / "model.onnx", tmp_path)
+    onnx_model = artifact_of(bundle, "model.onnx")
+    plan = engine_artifact(onnx_model, tmp_path, choose_flavour(options), options)
+    assert plan.built_with["layers"]
+    with TensorRTRunner(tmp_path / plan.file, plan) as runner:
+        assert_float32(runner.run(IMAGES), expected)
+
+
+def test_a_second_build_finds_everything_in_the_timing_cache(bundle, tmp_path):
+    options = EngineOptions(timing_cache=tmp_path / "cache")
+    seconds, cache_bytes = [], []
+    for _ in range(2):
+        started = time.perf_counter()
+        build_engine(bundle / "model.fp16.onnx", tmp_path / "a.plan", 8, choose_flavour(), options)
+        seconds.append(time.perf_counter() - started)
+        cache_bytes.append((tmp_path / "cache").stat().st_size)
+    assert cache_bytes[0] == cache_bytes[1] > 0
+    assert seconds[1] < seconds[0]
+
+
+def test_verify_judges_every_engine_again(bundle, data, tmp_path):
+    copy = shutil.copytree(bundle, tmp_path / "copy.bundle")
+    report = verify(copy, data)
+    engines = [a.parity for a in report.manifest.artifacts if a.format == "tensorrt"]
+    assert [parity.verdict for parity in engines] == ["passed"] * 4
+
+
+def test_rebuild_makes_engines_of_another_gpu_anew_as_they_were(bundle, data, tmp_path):
+    path = shutil.copytree(bundle, tmp_path / "old.bundle")
+    opened = Bundle.open(path)
+    strange = [
+        msgspec.structs.replace(artifact, gpu="another") if artifact.gpu else artifact
+        for artifact in opened.manifest.artifacts
+    ]
+    opened.with_manifest(msgspec.structs.replace(opened.manifest, artifacts=strange))
+    with pytest.raises(EngineError, match="was built for another; here is"):
+        open_plan(path, "fp32")
+    report = rebuild(path, data)
+    assert not report.failed, report.to_table()
+    plan = artifact_of(path, "model.fp16.plan")
+    assert (plan.gpu, plan.parity.verdict) == (str(find_gpu()), "passed")
+    assert plan.built_with["profiles"] == "1:4:16, 6:8:12"
+
+
+def test_a_server_with_the_engine_answers_as_the_checkpoint_and_its_onnx_file_do(bundle, data):
+    with (
+        serving(bundle, "--backend", "tensorrt", "--precision", "fp32") as server,
+        Client(server.address) as client,
+    ):
+        report = verify_server(bundle, client, data)
+    assert report.artefact == "model.fp32.plan"
+    assert report.num_checkpoint_top1 == report.n == 8 * len(CLASSES)
+
+
+def test_an_engines_launch_can_be_recorded_as_a_cuda_graph(bundle):
+    """The runner launches plainly; this says whether recording is open to it."""
+    cuda, images, others = import_cuda(), IMAGES[:8], IMAGES[8:]
+    with open_plan(bundle, "fp16") as runner:
+        runner.run(images)  # sets the shape and loads the kernels
+        stream = runner._stream
+        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call(cuda.cudaStreamBeginCapture, stream.handle, mode)
+        launched = runner._context.execute_async_v3(stream.handle)
+        graph = call(cuda.cudaStreamEndCapture, stream.handle)
+        assert launched
+        executable = call(cuda.cudaGraphInstantiate, graph, 0)
+        runner._images.to_device(others, stream)
+        call(cuda.cudaGraphLaunch, executable, stream.handle)
+        replayed = runner._logits.to_host(len(others), stream)
+        np.testing.assert_array_equal(replayed, runner.run(others))

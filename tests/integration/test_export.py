@@ -24,6 +24,7 @@ from convert.onnx_export import fold, write_onnx
 from irv2.bundle import Bundle, file_sha256
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import open_split
+from irv2.machine import describe_machine
 from irv2.model import Normalized
 from irv2.preprocess import Preprocess
 from irv2.runners.choose import open_best
@@ -63,6 +64,7 @@ def test_bundle_is_whole_and_its_artefact_has_passed(exported, checkpoint):
     assert (source.setting, source.epoch) == ("2", 3)
     assert bundle.classes == CLASSES
     assert bundle.preprocess == checkpoint.preprocess
+    assert artifact.built_with["machine"] == parity.machine == describe_machine()
 
 
 def test_nothing_is_left_beside_the_bundle(exported):
@@ -105,6 +107,7 @@ def test_onnx_is_one_plain_file_without_batch_norm_or_notes_about_this_machine(e
     assert "BatchNormalization" not in operators
     assert operators.count("Mul") == 1  # the normalisation's; residual scales are folded
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert describe_machine().encode() not in path.read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
 
 
@@ -267,6 +270,7 @@ def test_inspect_shows_the_bundle_and_names_a_file_that_changed(exported, tmp_pa
     assert shown.returncode == 0, shown.stderr
     assert "all hold" in shown.stdout
     assert "passed, n = 48, on onnxruntime-cpu" in shown.stdout
+    assert describe_machine() in shown.stdout
     copy = tmp_path / "copy.bundle"
     copy.mkdir()
     for name in tree(exported.bundle):

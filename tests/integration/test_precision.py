@@ -23,9 +23,11 @@ from convert.half import to_half
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.errors import BundleError, EngineError, UsageError
+from irv2.machine import describe_machine
 from irv2.preprocess import preprocess
 from irv2.runners.choose import open_best
 from irv2.runners.onnx import OnnxRunner
+from irv2.runners.tensorrt import create, header_problems, shared_logger
 from irv2.shard_writer import write_shards
 
 ALL = ("fp32", "fp16", "bf16", "int8")
@@ -94,6 +96,8 @@ def test_every_precision_is_a_file_of_its_own_made_from_float32(bundle):
         )  # fmt: skip
         assert json.loads(metadata["classes"]) == CLASSES
         assert metadata["preprocess_sha256"] == PREPROCESS.sha256
+        assert artifact.built_with["machine"] == describe_machine()
+        assert "machine" not in metadata, "the same file comes of it on another"
 
 
 @pytest.mark.parametrize(
@@ -273,9 +277,13 @@ needs_rtx = pytest.mark.skipif(
 @pytest.mark.parametrize("file", [file for file in ONNX_FILES if file != "model.int8-cpu.onnx"])
 def test_tensorrt_reads_and_builds_every_precision(bundle, tmp_path, file):
     options = EngineOptions(profiles=((1, 1, 1), (2, 4, 8)), workspace_mb=256)
-    build_engine(bundle.path / file, tmp_path / "a.plan", 8, choose_flavour(), options)
+    flavour = choose_flavour()
+    build_engine(bundle.path / file, tmp_path / "a.plan", 8, flavour, options)
+    runtime = create(flavour.trt.Runtime, shared_logger(flavour.trt))
+    plan = (tmp_path / "a.plan").read_bytes()
+    assert "malformed" not in header_problems(flavour.trt, runtime, plan)
     smallest = {"model.int8-trt.onnx": 200_000}.get(file, 300_000)  # the weights are in it
-    assert (tmp_path / "a.plan").stat().st_size > smallest
+    assert len(plan) > smallest
 
 
 @needs_rtx

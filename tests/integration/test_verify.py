@@ -14,7 +14,10 @@ from PIL import Image
 from serving_process import serving
 from tiny_checkpoint import BUNDLE_FILES, Exported, tree
 
+from convert.conversion import ExportOptions
+from convert.export import export
 from convert.onnx_export import write_onnx
+from convert.report import Report
 from convert.verify import verify
 from irv2.bundle import MANIFEST, Bundle, bundle_id, file_sha256, read_manifest
 from irv2.checkpoint import Checkpoint
@@ -30,13 +33,15 @@ def bundle(exported: Exported, tmp_path: Path) -> Path:
 
 def forge(path: Path, **changes: object) -> None:
     """Change the first artefact in bundle.json, hashes and id included."""
-    manifest = read_manifest(path / MANIFEST)
-    first = msgspec.structs.replace(manifest.artifacts[0], **changes)
-    artifacts = [first, *manifest.artifacts[1:]]
-    new_id = bundle_id(artifacts, manifest.preprocess, manifest.classes)
-    Bundle(path, manifest).with_manifest(
-        msgspec.structs.replace(manifest, artifacts=artifacts, id=new_id)
-    )
+    first, *others = read_manifest(path / MANIFEST).artifacts
+    change_manifest(path, artifacts=[msgspec.structs.replace(first, **changes), *others])
+
+
+def change_manifest(path: Path, **changes: object) -> None:
+    """Change bundle.json, hash and id included."""
+    manifest = msgspec.structs.replace(read_manifest(path / MANIFEST), **changes)
+    new_id = bundle_id(manifest.artifacts, manifest.preprocess, manifest.classes)
+    Bundle(path, manifest).with_manifest(msgspec.structs.replace(manifest, id=new_id))
 
 
 def test_program_verifies_without_torch_onnx_or_checkpoint(bundle, exported):
@@ -103,13 +108,64 @@ def test_other_images_are_refused_and_nothing_is_written(bundle, exported, tmp_p
     assert tree(bundle) == before
 
 
-def test_the_tolerance_of_the_export_is_kept(bundle, exported):
+def test_evidence_from_another_backend_is_not_enough_until_verify_took_its_own(bundle, exported):
     parity = Bundle.open(bundle).manifest.artifacts[0].parity
-    wide = msgspec.structs.replace(parity.top1, tolerance_points=7.0)
-    forge(bundle, parity=msgspec.structs.replace(parity, top1=wide, confidence=0.9))
-    after = verify(bundle, exported.data).manifest.artifacts[0].parity
-    assert (after.top1.tolerance_points, after.top5.tolerance_points) == (7.0, 0.1)
-    assert after.confidence == 0.9
+    forge(bundle, parity=msgspec.structs.replace(parity, ran_on="onnxruntime-cuda"))
+    with pytest.raises(BundleError) as caught:
+        open_best(Bundle.open(bundle))
+    assert "model.onnx (cpu): was judged on onnxruntime-cuda; expected" in str(caught.value)
+    assert str(caught.value).endswith(f"run `irv2 verify {bundle}` on this machine")
+    verify(bundle, exported.data)
+    with open_best(Bundle.open(bundle))[1] as runner:
+        assert runner.backend == "onnxruntime-cpu"
+
+
+@pytest.fixture
+def with_bf16(bundle: Path) -> Path:
+    """The copy with a bf16 file that was never judged and, unlike a real one, runs on a CPU."""
+    shutil.copy(bundle / "model.onnx", bundle / "model.bf16.onnx")
+    manifest = read_manifest(bundle / MANIFEST)
+    [fp32] = manifest.artifacts
+    bf16 = msgspec.structs.replace(
+        fp32, file="model.bf16.onnx", precision="bf16", built_from=fp32.sha256, parity=None
+    )
+    change_manifest(bundle, artifacts=[fp32, bf16])
+    return bundle
+
+
+def tolerances(report: Report) -> list[tuple[float, float, float]]:
+    """(top-1 points, top-5 points, confidence) by which each artefact was judged."""
+    parities = [artifact.parity for artifact in report.manifest.artifacts]
+    return [(p.top1.tolerance_points, p.top5.tolerance_points, p.confidence) for p in parities if p]
+
+
+def test_what_the_export_could_not_run_is_judged_by_its_own_precisions_tolerance(
+    with_bf16, exported
+):
+    report = verify(with_bf16, exported.data)
+    assert tolerances(report) == [(0.1, 0.1, 0.95), (0.5, 0.5, 0.95)]
+
+
+def test_what_the_export_was_asked_to_accept_is_kept_also_for_what_it_could_not_run(
+    with_bf16, exported, tmp_path
+):
+    asked = {"tolerance_top1": 7.0, "confidence": 0.9}
+    options = ExportOptions(precisions=("bf16",), **asked)
+    exporting = export(exported.checkpoint_path, exported.data, tmp_path / "asked.bundle", options)
+    recorded = exporting.manifest.accepted_loss
+    assert {precision: msgspec.structs.astuple(loss) for precision, loss in recorded.items()} == {
+        "fp32": (7.0, 0.1, 0.9), "bf16": (7.0, 0.5, 0.9)
+    }  # fmt: skip
+    change_manifest(with_bf16, accepted_loss=recorded)
+    report = verify(with_bf16, exported.data)
+    assert tolerances(report) == [(7.0, 0.1, 0.9), (7.0, 0.5, 0.9)]
+    assert "(90 %)" in "".join(report.remarks)
+
+
+def test_every_edge_of_every_profile_of_an_engine_is_a_batch_size_that_is_tried(bundle, exported):
+    forge(bundle, built_with={"profiles": "1:3:12, 13:14:16"})
+    [artifact] = verify(bundle, exported.data).manifest.artifacts
+    assert artifact.invariance.batch_sizes == [1, 2, 3, 4, 8, 12, 13, 14, 16]
 
 
 def test_a_report_that_a_crash_left_behind_is_written_anew(bundle, exported):

@@ -52,11 +52,17 @@ def overflow_when_full(logits):
 
 
 @pytest.mark.parametrize(
-    ("max_batch", "sizes"),
-    [(1, [1]), (2, [1, 2]), (12, [1, 2, 4, 8, 12]), (64, [1, 2, 4, 8, 16, 32, 64])],
+    ("max_batch", "profiles", "sizes"),
+    [
+        (1, [], [1]),
+        (2, [], [1, 2]),
+        (12, [], [1, 2, 4, 8, 12]),
+        (64, [(1, 8, 64)], [1, 2, 4, 8, 16, 32, 64]),
+        (48, [(1, 4, 12), (13, 24, 48)], [1, 2, 4, 8, 12, 13, 16, 24, 32, 48]),
+    ],
 )
-def test_every_power_of_two_and_the_largest_batch_are_tried(max_batch, sizes):
-    assert batch_sizes(max_batch) == sizes
+def test_every_power_of_two_and_every_edge_of_a_profile_are_tried(max_batch, profiles, sizes):
+    assert batch_sizes(max_batch, profiles) == sizes
 
 
 def test_an_honest_artefact_is_certified_up_to_its_largest_batch_and_no_further():

@@ -1,0 +1,94 @@
+"""ONNX Runtime on CUDA and TensorRT-RTX on a real GPU."""
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+
+from convert.engine import RTX_CAPABILITIES, Flavour, engine_artifact
+from convert.engine_options import EngineOptions
+from convert.verify import verify
+from irv2.bundle import Bundle, bundle_id
+from irv2.errors import BundleError
+from irv2.runners.choose import open_best
+from irv2.runners.cuda import find_gpu
+from irv2.runners.onnx import OnnxRunner
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (16, 75, 75, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def onnxruntime(require):
+    return require("onnxruntime")
+
+
+@pytest.fixture
+def tensorrt_rtx(require):
+    library, gpu = require("tensorrt_rtx"), find_gpu()
+    if gpu.capability not in RTX_CAPABILITIES:
+        pytest.skip(f"{gpu}; expected compute capability {', '.join(RTX_CAPABILITIES)}")
+    return library
+
+
+def assert_close(logits: np.ndarray, model_path) -> None:
+    """Float32 without TF32, by other algorithms than on the CPU."""
+    with OnnxRunner(model_path) as runner:
+        expected = runner.run(IMAGES)
+    np.testing.assert_allclose(logits, expected, atol=1e-3 * np.abs(expected).max(), rtol=0)
+
+
+def test_onnxruntime_computes_the_whole_model_on_cuda(onnxruntime, onnx_bundle):
+    # Opened with the fallback switched off, which fails where any node is left to the CPU.
+    with OnnxRunner(onnx_bundle / "model.onnx", "cuda") as runner:
+        assert runner.backend == "onnxruntime-cuda"
+        assert_close(runner.run(IMAGES), onnx_bundle / "model.onnx")
+
+
+def test_onnxruntime_asked_for_cuda_never_computes_on_the_cpu(onnxruntime, onnx_bundle):
+    program = (
+        "import sys; from pathlib import Path; from irv2.runners.onnx import OnnxRunner\n"
+        "OnnxRunner(Path(sys.argv[1]), 'cuda')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(onnx_bundle / "model.onnx")],
+        capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert "irv2.errors.EngineError" in result.stderr
+
+
+def test_evidence_from_a_cpu_is_not_enough_for_cuda_until_verify_took_its_own(
+    onnxruntime, onnx_bundle, data
+):
+    bundle = Bundle.open(onnx_bundle)
+    [artifact] = bundle.manifest.artifacts
+    assert artifact.parity.ran_on == "onnxruntime-cuda"  # the export took the faster device
+    parity = msgspec.structs.replace(artifact.parity, ran_on="onnxruntime-cpu")
+    artifact = msgspec.structs.replace(artifact, parity=parity)
+    bundle.with_manifest(msgspec.structs.replace(bundle.manifest, artifacts=[artifact]))
+    with pytest.raises(BundleError, match=r"model\.onnx \(cuda\): was judged on onnxruntime-cpu"):
+        open_best(Bundle.open(onnx_bundle), backend="onnxruntime-cuda")
+    verify(onnx_bundle, data)
+    with open_best(Bundle.open(onnx_bundle))[1] as runner:
+        assert runner.backend == "onnxruntime-cuda"
+
+
+def test_an_rtx_engine_built_ahead_of_time_passes_verify_here(tensorrt_rtx, onnx_bundle, data):
+    bundle = Bundle.open(onnx_bundle)
+    onnx, options = bundle.manifest.artifacts[0], EngineOptions(profiles=((1, 4, 12), (13, 14, 16)))
+    plan = engine_artifact(onnx, onnx_bundle, Flavour("tensorrt_rtx", None, tensorrt_rtx), options)
+    bundle.with_manifest(
+        msgspec.structs.replace(
+            bundle.manifest, artifacts=[onnx, plan],
+            id=bundle_id([onnx, plan], bundle.manifest.preprocess, bundle.classes),
+        )
+    )  # fmt: skip
+    report = verify(onnx_bundle, data)
+    assert not report.failed, report.to_table()
+    plan = report.manifest.artifacts[1]
+    assert plan.parity.ran_on == "tensorrt_rtx"
+    assert {12, 13, 14} <= set(plan.invariance.batch_sizes)
+    with open_best(Bundle.open(onnx_bundle), backend="tensorrt_rtx")[1] as runner:
+        assert_close(runner.run(IMAGES), onnx_bundle / "model.onnx")
