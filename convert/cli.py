@@ -126,7 +126,8 @@ def verify(
     """Judge BUNDLE again, on this machine, and write the result into it.
 
     DIR holds the images of the export. Neither the checkpoint nor torch is needed. With --server
-    every answer of that server has to be the bundle's own, else the exit status is 3.
+    every image has to get the decisions that BUNDLE records of what the server runs, else it is
+    named and the exit status is 3; no engine is needed here.
     """
     if server and rebuild:
         raise UsageError("verify", "--server and --rebuild", "one of them")
@@ -206,8 +207,8 @@ def _verify_server(
     report = verify_server(bundle, client, data, bad_images)
     print_json(report.to_json()) if as_json else click.echo(report.to_text())
     if report.differing:
-        got = f"{len(report.differing)} of {report.n} answers are not the bundle's own"
-        raise ParityError(report.server, got, "the same decisions", "see the list above")
+        got = f"{len(report.differing)} of {report.n} images get other decisions"
+        raise ParityError(report.server, got, "those that the bundle records", "see the list above")
 
 
 def _print(report: "Report", as_json: bool) -> None:

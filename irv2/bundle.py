@@ -223,7 +223,7 @@ class Bundle:
             i: top_k_scores(row, self.classes, top_k)
             for i, row in zip(prepared, logits, strict=True)
         }
-        return [Result(scores.get(i, ()), errors.get(i)) for i in range(len(images))]
+        return [Result(scores.get(i, ()), errors.get(i), self.id) for i in range(len(images))]
 
     @cached_property
     def _runner(self) -> Runner:

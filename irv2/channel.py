@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
     if tls is None:
         return grpc.insecure_channel(target, options)
     if tls.server_name or len(addresses) > 1:  # of a list gRPC knows no name to check
-        name = tls.server_name or addresses[0].rpartition(":")[0]
+        name = tls.server_name or _host_and_port(addresses[0])[0]
         options.append(("grpc.ssl_target_name_override", name))
     return grpc.secure_channel(target, tls.credentials(), options)
 
@@ -77,13 +78,28 @@ def _target(names: list[str]) -> str:
         raise UsageError("address", repr(", ".join(names)), "HOST:PORT")
     if len(names) == 1:
         return names[0]
-    return "ipv4:" + ",".join(chain.from_iterable(map(_resolve, names)))
+    found = list(chain.from_iterable(map(_resolve, names)))
+    if all(ip.version == 4 for ip, _ in found):
+        return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in found)
+    # A list is of one family: next to IPv6, IPv4 is written in its way.
+    return "ipv6:" + ",".join(
+        f"[{'::ffff:' if ip.version == 4 else ''}{ip}]:{port}" for ip, port in found
+    )
 
 
-def _resolve(name: str) -> list[str]:
+def _resolve(name: str) -> list[tuple[IPv4Address | IPv6Address, str]]:
+    """A host's IPv4 addresses, or its IPv6 ones where it has no other: one server, one share."""
+    host, port = _host_and_port(name)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            found = socket.getaddrinfo(host, int(port), family, socket.SOCK_STREAM)
+        except OSError as error:
+            reason = error.strerror
+        else:
+            return [(ip_address(address[4][0]), port) for address in found]
+    raise NotServing(name, f"unknown host ({reason})")
+
+
+def _host_and_port(name: str) -> tuple[str, str]:
     host, _, port = name.rpartition(":")
-    try:
-        found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
-    except OSError as error:
-        raise NotServing(name, f"unknown host ({error.strerror})") from error
-    return [f"{address[4][0]}:{port}" for address in found]
+    return host.removeprefix("[").removesuffix("]"), port

@@ -45,13 +45,13 @@ def main(
     files = [file for path in images for file in image_files(path)]
     if server and not bundle:
         client = connect(server, **connection)
-        model_id, results = _by_server(client, files, top_k, timeout_s)
+        results = _by_server(client, files, top_k, timeout_s)
     elif bundle and not server:
-        model_id, results = _by_bundle(bundle, files, top_k)
+        results = _by_bundle(bundle, files, top_k)
     else:
         raise UsageError("classify", "who should?", "either --server HOST:PORT or --bundle DIR")
     if as_json:
-        print_json(report(model_id, files, results))
+        print_json(report(files, results))
     else:
         click.echo(table(files, results))
     sys.exit(1 if any(result.error for result in results) else 0)
@@ -72,10 +72,15 @@ def image_files(path: Path) -> Iterator[Path]:
     yield from found
 
 
-def report(model_id: str, files: list[Path], results: list[Result]) -> dict[str, Any]:
-    """The JSON object."""
+def report(files: list[Path], results: list[Result]) -> dict[str, Any]:
+    """The JSON object.
+
+    `model_id` is the one of all results, null where a server changed its model among them, or
+    answered none; then those of the entries tell.
+    """
+    model_ids = {result.model_id for result in results if result.model_id}
     return {
-        "model_id": model_id,
+        "model_id": model_ids.pop() if len(model_ids) == 1 else None,
         "results": [_entry(file, result) for file, result in zip(files, results, strict=True)],
     }
 
@@ -95,20 +100,19 @@ def table(files: list[Path], results: list[Result]) -> str:
 
 def _by_server(
     client: "Client", files: list[Path], top_k: int, timeout_s: float | None
-) -> tuple[str, list[Result]]:  # fmt: skip
+) -> list[Result]:  # fmt: skip
     with client:
-        model_id = client.model().id
         answers = client.iter_classify(files, top_k, timeout_s)
-        return model_id, list(progress(answers, "classify", len(files), "images"))
+        return list(progress(answers, "classify", len(files), "images"))
 
 
-def _by_bundle(path: Path, files: list[Path], top_k: int) -> tuple[str, list[Result]]:
+def _by_bundle(path: Path, files: list[Path], top_k: int) -> list[Result]:
     from irv2.bundle import Bundle
 
     bundle = Bundle.open(path)
     parts = (files[start : start + BATCH] for start in range(0, len(files), BATCH))
     answers = (result for part in parts for result in bundle.classify(part, top_k))
-    return bundle.id, list(progress(answers, "classify", len(files), "images"))
+    return list(progress(answers, "classify", len(files), "images"))
 
 
 def _entry(file: Path, result: Result) -> dict[str, Any]:
@@ -117,4 +121,6 @@ def _entry(file: Path, result: Result) -> dict[str, Any]:
         for score in result.scores
     ]
     error = result.error and {"reason": result.error.reason, "message": str(result.error)}
-    return {"file": str(file), "scores": scores, "error": error}
+    return {
+        "file": str(file), "scores": scores, "error": error, "model_id": result.model_id or None,
+    }  # fmt: skip

@@ -7,23 +7,27 @@ Requests stay under the server's limits. A server that is overloaded or restarti
 when it says so, within the time allowed.
 """
 
+import math
+import random
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import grpc
 from google.protobuf.message import Message
 
 from irv2.channel import Tls, open_channel
-from irv2.errors import Expired, ImageError, NotServing
+from irv2.errors import Expired, ImageError, NotServing, RequestError
 from irv2.results import DEFAULT_TOP_K, Result
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 from irv2.wire import (
     MESSAGE_OVERHEAD_BYTES,
     ImageSource,
+    images_per_request,
     refusal_from,
     result_from,
     retry_after_s,
@@ -34,7 +38,10 @@ from irv2.wire import (
 __all__ = ["Client", "ImageSource", "Tls"]
 
 DEFAULT_TIMEOUT_S = 60.0  # of one request, where the caller names none
-REQUESTS_PER_SERVER = 2  # one is decoded by the server while another is on its way
+# Of each server: one request is decoded while another is on its way, and of images so many that a
+# batch can run while the next waits and one more is decoded.
+REQUESTS_PER_SERVER, BATCHES_PER_SERVER = 2, 3
+MOST_UNDER_WAY = 224  # of 256 images that a server admits by default: others may ask too
 # Where nobody says when to come back: long enough for a server to start on a CPU.
 UNAVAILABLE_PAUSES_S = (0.1, 0.3, 0.6, 1.0, 1.0, 1.0)
 MIN_PAUSE_S = 0.01
@@ -52,11 +59,12 @@ class Client:
         """
         names = [addresses] if isinstance(addresses, str) else list(addresses)
         self.name = ", ".join(names)  # for messages
-        self._window = REQUESTS_PER_SERVER * len(names)
+        self._num_servers = len(names)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = open_channel(names, tls)
         self._stub = classifier_pb2_grpc.ClassifierStub(self._channel)
-        self._description: classifier_pb2.GetModelResponse | None = None  # asked for once
+        self._known: _Known | None = None
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -65,11 +73,15 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; requests of other threads end with a RequestError."""
+        self._closed.set()
         self._channel.close()
 
     def model(self) -> classifier_pb2.Model:
-        """The served model: id, classes, precision, backend and the gate's evidence."""
+        """The model served now: id, classes, precision, backend and the gate's evidence.
+
+        A server may take another one at any time: a Result names the one that gave it.
+        """
         return self._describe(None).model
 
     def classify(
@@ -97,25 +109,33 @@ class Client:
         def send(request: list[ImageSource]) -> list[Result]:
             return self._classify_request(request, top_k, deadline)
 
-        requests = split_into_requests(images, self._describe(deadline).limits)
+        known = self._server(deadline)
+        requests = split_into_requests(images, known.limits)
         first = list(islice(requests, 2))
         if len(first) < 2:  # the usual case needs no threads
             yield from chain.from_iterable(map(send, first))
         else:
-            yield from _in_order(send, chain(first, requests), self._window)
+            yield from _in_order(send, chain(first, requests), known.window * self._num_servers)
+
+    def _server(self, deadline: float | None) -> "_Known":
+        """Asked for once: limits are options of the server, which no new model changes."""
+        if self._known is None:
+            description = self._describe(deadline)
+            self._known = _Known(description.limits, _window(description))
+        return self._known
 
     def _describe(self, deadline: float | None) -> classifier_pb2.GetModelResponse:
-        if self._description is None:
-            request = classifier_pb2.GetModelRequest()
-            self._description = self._call(self._stub.GetModel, request, deadline)
-        return self._description
+        response: classifier_pb2.GetModelResponse = self._call(
+            self._stub.GetModel, classifier_pb2.GetModelRequest(), deadline
+        )
+        return response
 
     def _classify_request(
         self, images: list[ImageSource], top_k: int, deadline: float | None
     ) -> list[Result]:  # fmt: skip
         encoded: list[classifier_pb2.Image] = []
         results: dict[int, Result] = {}  # of those that can't be sent
-        most = self._describe(deadline).limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES
+        most = self._server(deadline).limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES
         for i, image in enumerate(images):
             try:
                 encoded.append(wire_image(image, most))
@@ -126,14 +146,14 @@ class Client:
             response = self._call(self._stub.Classify, request, deadline)
             sent = [i for i in range(len(images)) if i not in results]
             for i, result in zip(sent, response.results, strict=True):
-                results[i] = result_from(result, images[i])
+                results[i] = result_from(result, images[i], response.model_id)
         return [results[i] for i in range(len(images))]
 
     def _call(self, method: Any, request: Message, deadline: float | None) -> Any:  # noqa: ANN401
         """One unary call, repeated while the server says that it helps and time is left."""
         deadline = deadline or time.monotonic() + DEFAULT_TIMEOUT_S
         pauses_s = iter(UNAVAILABLE_PAUSES_S)
-        while True:
+        while not self._closed.is_set():
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise Expired(self.name, "no answer in the time allowed")
@@ -145,7 +165,30 @@ class Client:
                 pause_s = next(pauses_s, None)
             if pause_s is None or time.monotonic() + pause_s >= deadline:
                 raise refusal
-            time.sleep(max(pause_s, MIN_PAUSE_S))
+            self._closed.wait(_with_jitter(max(pause_s, MIN_PAUSE_S), deadline))
+        raise RequestError(self.name, "the client was closed", way_out="make another one")
+
+
+class _Known(NamedTuple):
+    """Of a server: its limits, and how many requests to have under way."""
+
+    limits: classifier_pb2.Limits
+    window: int
+
+
+def _window(description: classifier_pb2.GetModelResponse) -> int:
+    """Enough requests to fill the server's batches, not more than its queue would take."""
+    images = min(BATCHES_PER_SERVER * description.model.max_batch, MOST_UNDER_WAY)
+    return max(REQUESTS_PER_SERVER, math.ceil(images / images_per_request(description.limits)))
+
+
+def _with_jitter(pause_s: float, deadline: float) -> float:
+    """A pause from `pause_s` to twice as long, so that clients refused together come back apart.
+
+    Never earlier than the server said, and of the time until `deadline` half is left for the call.
+    """
+    spare_s = max(0.0, deadline - time.monotonic() - pause_s)
+    return pause_s + random.uniform(0, min(pause_s, spare_s / 2))
 
 
 def _in_order(
@@ -163,4 +206,5 @@ def _in_order(
         for answer in open_ones:
             yield from answer.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        # After Ctrl-C nobody waits for a server that does not answer; closing the client ends that.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -24,10 +24,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer for one image: scores, best first, or an error, never both."""
+    """The answer for one image: scores, best first, or an error, never both.
+
+    `model_id` is the model that answered; empty where none was asked.
+    """
 
     scores: tuple[Score, ...] = ()
     error: ImageError | None = None
+    model_id: str = ""
 
 
 def top_k_scores(logits: FloatArray, classes: Sequence[str], top_k: int) -> tuple[Score, ...]:

@@ -37,6 +37,8 @@ def refusal_from(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcErr
         way_out = "start one with `irv2-serve BUNDLE --listen HOST:PORT`, or wait for it"
         reason = text.rpartition(": ")[2]  # gRPC tells the whole story, the cause is last
         return NotServing(name, f"no server answers ({reason})", way_out=way_out)
+    if code is _CODES.CANCELLED:  # not by us: gRPC sheds calls before the server looks at them
+        return NotServing(name, "turned the call away unseen", way_out="ask with fewer at a time")
     if code is _CODES.DEADLINE_EXCEEDED:
         return Expired(name, "no answer in the time allowed")
     if code is _CODES.RESOURCE_EXHAUSTED:
@@ -55,7 +57,7 @@ def split_into_requests(
     images: Iterable[ImageSource], limits: classifier_pb2.Limits
 ) -> Iterator[list[ImageSource]]:  # fmt: skip
     """Images in order, so many together as the server's limits allow."""
-    most_images = min(limits.max_images, IMAGES_PER_REQUEST)
+    most_images = images_per_request(limits)
     most_bytes = limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES
     request: list[ImageSource] = []
     num_bytes = 0
@@ -68,6 +70,11 @@ def split_into_requests(
         num_bytes += size
     if request:
         yield request
+
+
+def images_per_request(limits: classifier_pb2.Limits) -> int:
+    """How many images a request holds where their bytes allow it."""
+    return min(limits.max_images, IMAGES_PER_REQUEST)
 
 
 def _num_bytes(image: ImageSource) -> int:
@@ -103,15 +110,16 @@ def _name(image: ImageSource) -> str | Path:
     return image if isinstance(image, str | Path) else "image"
 
 
-def result_from(result: classifier_pb2.Result, image: ImageSource) -> Result:
+def result_from(result: classifier_pb2.Result, image: ImageSource, model_id: str) -> Result:
     if not result.HasField("error"):
-        return Result(tuple(Score(s.index, s.label, s.probability) for s in result.scores))
+        scores = tuple(Score(s.index, s.label, s.probability) for s in result.scores)
+        return Result(scores, model_id=model_id)
     info = _detail(result.error, error_details_pb2.ErrorInfo())
     # A newer server may know reasons that this client does not: the text still says it.
     known = info is not None and info.reason in ImageReason.__members__
     reason = ImageReason(info.reason) if known else ImageReason.UNSUPPORTED
     text = result.error.message.removeprefix("image: ")
-    return Result(error=ImageError(reason, text, what=_name(image)))
+    return Result(error=ImageError(reason, text, what=_name(image)), model_id=model_id)
 
 
 def retry_after_s(error: Any) -> float | None:  # noqa: ANN401 (RpcError lacks its methods)

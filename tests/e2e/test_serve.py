@@ -20,12 +20,14 @@ import simplejpeg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
+from scripted_server import Scripted
+from scripted_server import served as scripted
 from serving_process import LOOPBACK, get, serving
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.client import Client
-from irv2.errors import ImageReason, NotServing, UsageError
+from irv2.errors import ImageReason, NotServing, Overloaded, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,7 @@ def test_classify_prints_one_json_object_the_same_with_server_and_bundle(
         assert names == ["a.jpg", "b.png", "below/d.bmp", "c.webp", "half.jpg", "text.jpg"]
         assert [len(result["scores"]) for result in answer["results"]] == [2, 2, 2, 2, 0, 0]
         assert answer["results"][-1]["error"]["reason"] == "NOT_AN_IMAGE"
+        assert {result["model_id"] for result in answer["results"]} == {answer["model_id"]}
     for ours, theirs in zip(*(answer["results"] for answer in answers), strict=True):
         assert ours["error"] == theirs["error"]
         for score, other in zip(ours["scores"], theirs["scores"], strict=True):
@@ -188,6 +191,23 @@ def test_classify_prints_a_table_for_people(server, folder):
 def test_classify_says_wrong_usage_in_one_line(arguments, folder, tmp_path):
     places = {"IMAGE": folder / "a.jpg", "EMPTY_DIR": tmp_path}
     assert_one_error_line(irv2("classify", *(places.get(a, a) for a in arguments)), exit_code=2)
+
+
+@pytest.mark.parametrize("num_files", [1, 8], ids=["one request", "several under way"])
+@pytest.mark.parametrize("answers", [False, True], ids=["no answer", "asked to come back"])
+def test_ctrl_c_ends_classify_though_the_server_does_not_answer(answers, num_files, folder):
+    files = [str(folder / "a.jpg")] * num_files
+    script = Scripted(*[Overloaded("server", "is full", 50.0)] * num_files, answers=answers)
+    with scripted(script) as address:
+        command = [sys.executable, "-m", "irv2", "classify", *files, "--server", address]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as popen:
+            assert script.asked.wait(30)
+            time.sleep(0.3)  # the others, or the refusals, are on their way
+            popen.send_signal(signal.SIGINT)
+            sent_at = time.monotonic()
+            _, stderr = popen.communicate(timeout=30)
+            assert time.monotonic() - sent_at < 10, "of the minute that a request is given"
+    assert (popen.returncode, stderr.strip()) == (130, "error: stopped by Ctrl-C")
 
 
 def test_no_server_is_said_in_one_line(folder):

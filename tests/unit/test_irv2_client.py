@@ -1,21 +1,43 @@
 """The client's limits, retries and patience, against a real server in this process."""
 
 import asyncio
+import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from scripted_server import Scripted, served
 from serving_site import Site, jpeg, scenario_with
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.client import Client
-from irv2.errors import Expired, ImageReason, InvalidRequest, Overloaded
+from irv2.errors import (
+    Expired,
+    ImageReason,
+    InvalidRequest,
+    MessageTooLarge,
+    Overloaded,
+    RequestError,
+)
 from irv2.v1.classifier_pb2 import ClassifyRequest
+from serve.address import Address
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("client") / "tiny.bundle"))
+    folder = tmp_path_factory.mktemp("client") / "tiny.bundle"
+    return Bundle.open(write_tiny_bundle(folder, max_batch=64))
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def classify(site: Site, images: list[bytes], timeout_s: float | None = None):
@@ -49,15 +71,16 @@ def test_an_image_too_large_for_any_message_fails_alone(bundle):
     scenario_with(bundle, scenario, max_message_bytes=150_000)
 
 
-def test_many_images_keep_the_engine_full(bundle):
+@pytest.mark.parametrize(("max_batch", "num_images", "seconds"), [(4, 400, 0.01), (64, 1280, 0.2)])
+def test_many_images_keep_the_engine_full(bundle, max_batch, num_images, seconds):
     async def scenario(site):
-        images = [jpeg(number % 8) for number in range(400)]
+        images = [jpeg(number % 8) for number in range(num_images)]
         results = await classify(site, images)
-        assert [bool(result.scores) for result in results] == [True] * 400
+        assert [bool(result.scores) for result in results] == [True] * num_images
         # Decoding a burst's first images, and its end, may leave a few batches half empty.
-        assert len(site.runner.sizes) <= 1.15 * 400 / 4
+        assert len(site.runner.sizes) <= 1.15 * num_images / max_batch
 
-    scenario_with(bundle, scenario, seconds=0.01)
+    scenario_with(bundle, scenario, seconds=seconds, max_batch=max_batch)
 
 
 def test_the_first_results_are_there_before_the_last_images_were_read(bundle):
@@ -129,3 +152,108 @@ def test_what_a_server_refuses_is_our_error_with_its_text(bundle):
             await asyncio.to_thread(ask)
 
     scenario_with(bundle, scenario)
+
+
+def test_results_and_model_name_the_model_that_answers_now(bundle, tmp_path):
+    other = write_tiny_bundle(tmp_path / "other.bundle", seed=1)
+
+    async def scenario(site):
+        def ask():
+            with Client(site.server.ready_line.split()[1]) as client:
+                (before,) = client.classify([jpeg(0)])
+                assert before.model_id == client.model().id == bundle.id
+                reload = asyncio.run_coroutine_threadsafe(site.server.reload(other), loop)
+                reload.result(timeout=30)
+                text, after = client.classify([b"no image", jpeg(0)])
+                assert text.model_id == after.model_id == client.model().id == Bundle.open(other).id
+
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(ask)
+
+    scenario_with(bundle, scenario)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
+@pytest.mark.parametrize("hosts", [("::1", "::1"), ("::1", "127.0.0.1"), ("127.0.0.1", "::1")])
+def test_a_list_of_addresses_may_hold_ipv6(bundle, hosts):
+    async def scenario():
+        sites = [Site(bundle, seconds=0.0, listen=Address(host, 0)) for host in hosts]
+        for site in sites:
+            await site.server.start()
+            site.runner.sizes.clear()
+
+        def ask():
+            with Client([site.server.ready_line.split()[1] for site in sites]) as client:
+                until = time.monotonic() + 20
+                while not all(site.runner.sizes for site in sites):  # both get their share
+                    assert client.classify([jpeg(0)])[0].scores
+                    assert time.monotonic() < until
+
+        await asyncio.to_thread(ask)
+        for site in sites:
+            await site.server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_retry_comes_no_earlier_than_the_server_said():
+    servicer = Scripted(Overloaded("server", "is full", 0.4))
+    with served(servicer) as address, Client(address) as client:
+        assert client.classify([jpeg(0)])[0].scores
+    first, second = servicer.called_at
+    assert 0.4 <= second - first < 0.8 + 1.0  # a second for a busy machine
+
+
+def test_clients_that_were_refused_together_come_back_apart():
+    servicer = Scripted(*[Overloaded("server", "is full", 0.3)] * 16)
+    with served(servicer) as address, Client(address) as client, ThreadPoolExecutor(16) as pool:
+        for results in pool.map(client.classify, [[jpeg(0)]] * 16):
+            assert results[0].scores
+    again = servicer.called_at[16:]
+    assert max(again) - min(again) > 0.1  # of 0.3; less by chance once in a million times
+
+
+def test_a_call_that_grpc_sheds_is_made_again():
+    servicer = Scripted(grpc.StatusCode.CANCELLED, grpc.StatusCode.CANCELLED)
+    with served(servicer) as address, Client(address) as client:
+        assert client.classify([jpeg(0)])[0].scores
+    assert len(servicer.called_at) == 3
+
+
+@pytest.mark.parametrize(
+    ("refusal", "expected"),
+    [
+        (MessageTooLarge("message", "is too large"), MessageTooLarge),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, MessageTooLarge),
+        (InvalidRequest("images", "none"), InvalidRequest),
+        (grpc.StatusCode.INTERNAL, RequestError),
+    ],
+)
+def test_what_no_retry_can_help_is_asked_once(refusal, expected):
+    servicer = Scripted(refusal)
+    with served(servicer) as address, Client(address) as client, pytest.raises(expected):
+        client.classify([jpeg(0)])
+    assert len(servicer.called_at) == 1
+
+
+@pytest.mark.parametrize("servicer", [
+    Scripted(answers=False), Scripted(Overloaded("server", "is full", 30.0)),
+], ids=["in a call", "between calls"])  # fmt: skip
+def test_closing_a_client_ends_its_requests_at_once(servicer):
+    refusals = []
+
+    def ask(client):
+        with pytest.raises(RequestError, match="the client was closed") as refused:
+            client.classify([jpeg(0)])
+        refusals.append(refused)
+
+    with served(servicer) as address:
+        client = Client(address)
+        asking = threading.Thread(target=ask, args=(client,))
+        asking.start()
+        assert servicer.asked.wait(20)
+        time.sleep(0.2)  # the refusal is on its way
+        client.close()
+        asking.join(10)
+        assert not asking.is_alive()
+    assert refusals
