@@ -112,17 +112,11 @@ def convert(
     )  # fmt: skip
 
 
-def training_images_of(
-    data: Path, classes: list[str], options: ExportOptions
-) -> ImageFolder | None:  # fmt: skip
-    """The images that int8 is calibrated with; None where int8 is not made."""
+def training_images_of(val: ImageFolder, options: ExportOptions) -> ImageFolder | None:
+    """The images that int8 is calibrated with, none of `val`; None where int8 is not made."""
     if "int8" not in options.wanted:
         return None
-    where = options.calibration.folder
-    if options.precisions is None and where is None and not (data / "train").is_dir():
-        logger.warning("int8 is left out: no train/ in %s; pass --calibration DIR", data)
-        return None
-    return choose_images(data, classes, options.calibration, options.bad_images)
+    return choose_images(val, options.calibration, options.bad_images)
 
 
 def _halves(fp32: Artifact, folder: Path, options: ExportOptions) -> list[Artifact]:

@@ -60,13 +60,14 @@ def export(
     if out.name in ("", ".."):
         raise UsageError("--out", str(out), "a folder with a name of its own")
     require_replaceable(out)
-    images = open_split(data, "val", checkpoint.classes, options.bad_images).first(options.limit)
-    training_images = training_images_of(data, checkpoint.classes, options)
+    val = open_split(data, "val", checkpoint.classes, options.bad_images)
+    training_images = training_images_of(val, options)
     with folder_beside(out) as folder:
         candidate = convert(
             checkpoint, file_sha256(checkpoint_path), folder, options, training_images,
             sample=is_sample(data),
         )  # fmt: skip
+        images = val.first(options.limit)
         return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
 
 

@@ -32,7 +32,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(data: Path) -> Path:
     checkpoint_path = data.parent / "best.pt"
     make_checkpoint(data).save(checkpoint_path)
-    report = export(checkpoint_path, data, None, ExportOptions(trt=True, max_batch=16))
+    options = ExportOptions(precisions=("fp32",), trt=True, max_batch=16)
+    report = export(checkpoint_path, data, None, options)
     assert not report.failed, report.to_table()
     return data.parent / "best.bundle"
 

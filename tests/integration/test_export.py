@@ -194,7 +194,7 @@ def test_program_exits_3_and_publishes_nothing_when_the_gate_is_not_met(exported
     weights["classifier.weight"] = weights["classifier.weight"].clone()
     weights["classifier.weight"][0, 0] = float("nan")
     replace(checkpoint, state_dict=weights).save(tmp_path / "broken.pt")
-    result = irv2("export", tmp_path / "broken.pt", "--data", exported.data)
+    result = irv2("export", tmp_path / "broken.pt", "--data", exported.data, "--precision", "fp32")
     assert result.returncode == 3, result.stderr
     assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1
     assert "not finite" in result.stdout
@@ -208,7 +208,8 @@ def test_program_prints_one_object_replaces_a_bundle_and_forgets_an_old_rejectio
     out = tmp_path / "mine"
     (tmp_path / "mine.rejected").mkdir()
     (tmp_path / "mine.rejected" / "parity.md").write_text("an earlier try")
-    args = ("export", exported.checkpoint_path, "--data", exported.data, "--out", out, "--json")
+    args = ("export", exported.checkpoint_path, "--data", exported.data, "--precision", "fp32",
+            "--out", out, "--json")  # fmt: skip
     result = irv2(*args, "--limit", 12, "--max-batch", 4)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
