@@ -6,7 +6,6 @@ what came out, on other images.
 """
 
 import logging
-import re
 import tempfile
 import time
 from bisect import bisect_left
@@ -18,6 +17,7 @@ import numpy as np
 import onnx
 
 from convert.calibrate import Calibration
+from convert.localize import BLOCK
 from convert.quantize import quantize
 from irv2.dataset import BadImages
 from irv2.evaluate import load_batches
@@ -35,7 +35,6 @@ SHARE_OF_TOLERANCE = 0.5
 RANKING_IMAGES = 32
 _BATCH = 8
 _SPEED_ROUNDS = 5
-_BLOCK = re.compile(r"model\.(\w+(?:\.\d+)?)")  # in a weight's name: stem.3, blocks_a.0, classifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ def blocks_of(graph: onnx.GraphProto) -> dict[str, list[str]]:
     blocks: dict[str, list[str]] = {}
     current = None
     for node in graph.node:
-        found = [match[1] for name in node.input if (match := _BLOCK.match(name))]
+        found = [match[1] for name in node.input if (match := BLOCK.search(name))]
         current = found[0] if found else current
         if current is not None:
             blocks.setdefault(current, []).append(node.name)
