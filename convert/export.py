@@ -19,7 +19,7 @@ from convert.conversion import (
 )
 from convert.evidence import evidence_remarks
 from convert.folders import folder_beside, replace_folder
-from convert.judging import judge_all, ledger_files, write_evidence
+from convert.judging import LEDGER_SUFFIX, judge_all, ledger_files, write_evidence
 from convert.reference import REFERENCE, Reference
 from convert.reference_cache import classify_with_reference
 from convert.report import REPORT, Report, remarks_on
@@ -77,13 +77,11 @@ def judge_and_publish(
 ) -> Report:  # fmt: skip
     """The gate: move the candidate to `out` if it decides like its checkpoint.
 
-    Otherwise nothing is published and the report lies in `out`.rejected.
+    Otherwise nothing is published; the report and the answers it is about lie in `out`.rejected.
     """
     report, evidence = _judge(candidate, images, out, options, sample)
     if report.failed:
-        rejected = rejected_folder(out)
-        rejected.mkdir(parents=True, exist_ok=True)
-        write_atomically(rejected / REPORT, report.to_markdown().encode())
+        _reject(report, evidence, rejected_folder(out))
         return report
     published = {artifact.file for artifact in report.manifest.artifacts}
     for artifact in candidate.artifacts:
@@ -96,7 +94,7 @@ def judge_and_publish(
 
 
 def rejected_folder(out: Path) -> Path:
-    """Where the report of a bundle that was not published lies."""
+    """Where the report and the answers of a bundle that was not published lie."""
     return out.with_name(f"{out.name}.rejected")
 
 
@@ -110,9 +108,17 @@ def require_replaceable(out: Path) -> None:
         )  # fmt: skip
 
 
+def _reject(report: Report, evidence: dict[str, bytes], folder: Path) -> None:
+    _forget_rejection(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {**evidence, REPORT: report.to_markdown().encode()}.items():
+        write_atomically(folder / name, content)
+
+
 def _forget_rejection(folder: Path) -> None:
-    """Remove the report of an earlier try, and its folder if nothing else lies in it."""
-    (folder / REPORT).unlink(missing_ok=True)
+    """Remove what an earlier try left, and its folder if nothing else lies in it."""
+    for path in (folder / REPORT, folder / REFERENCE, *folder.glob(f"*{LEDGER_SUFFIX}")):
+        path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -161,7 +167,7 @@ def _judge(
     )
     evidence = {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
     self_test = choose_self_test(ledgers, images, checkpoint.preprocess)
-    if self_test:  # without a single answer in common the gate did not pass
+    if self_test and not report.failed:
         evidence[SELF_TEST] = self_test.to_bytes()
     return report, evidence
 

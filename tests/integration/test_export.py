@@ -19,6 +19,7 @@ from tiny_checkpoint import (
     tree,
 )
 
+from convert.diff import diff, load_named
 from convert.export import Candidate, ExportOptions, convert, judge_and_publish
 from convert.onnx_export import fold, write_onnx
 from irv2.bundle import Bundle, file_sha256
@@ -29,6 +30,7 @@ from irv2.preprocess import Preprocess
 from irv2.runners.choose import open_best
 from irv2.runners.onnx import OnnxRunner
 
+REFERENCE_AND_LEDGER = ("reference.npz", "model.onnx.ledger.npz")
 NUM_IMAGES = len(CLASSES) * NUM_PER_CLASS
 
 
@@ -182,6 +184,11 @@ def test_a_wrong_export_is_rejected_and_the_bundle_there_stays(
     assert tree(out) == before
     text = (tmp_path / "best.bundle.rejected" / "parity.md").read_text()
     assert "model.onnx: fp32 failed: " in text
+    rejected = tmp_path / "best.bundle.rejected"
+    assert set(tree(rejected)) == {"parity.md", "reference.npz", "model.onnx.ledger.npz"}
+    named = [load_named(str(rejected / file)) for file in REFERENCE_AND_LEDGER]
+    lost = sum(row.change == "lost" for row in diff(*named).rows)
+    assert lost == artifact.parity.top1.lost
     assert {path.name for path in tmp_path.iterdir()} == {
         "best.bundle", "best.bundle.rejected", "candidate"
     }  # fmt: skip
@@ -207,7 +214,8 @@ def test_program_prints_one_object_replaces_a_bundle_and_forgets_an_old_rejectio
 ):
     out = tmp_path / "mine"
     (tmp_path / "mine.rejected").mkdir()
-    (tmp_path / "mine.rejected" / "parity.md").write_text("an earlier try")
+    for name in ("parity.md", "reference.npz", "model.int8-cpu.onnx.ledger.npz"):
+        (tmp_path / "mine.rejected" / name).write_text("an earlier try")
     args = ("export", exported.checkpoint_path, "--data", exported.data, "--precision", "fp32",
             "--out", out, "--json")  # fmt: skip
     result = irv2(*args, "--limit", 12, "--max-batch", 4)
