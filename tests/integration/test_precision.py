@@ -20,6 +20,7 @@ from convert.engine import build_engine, choose_flavour
 from convert.engine_options import EngineOptions
 from convert.export import export
 from convert.half import to_half
+from convert.sensitivity import blocks_to_keep
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import find_images, open_split
@@ -310,6 +311,19 @@ def test_blocks_that_int8_would_spoil_stay_float32(checkpoint_path, data, tmp_pa
     model = onnx.load(report.bundle / "model.int8-cpu.onnx")
     read = {name for node in model.graph.node for name in node.input}
     assert {"model.stem.0.0.weight", "model.stem.1.0.weight"} <= read
+
+
+def test_blocks_that_only_tensorrts_placement_would_spoil_stay_float32(bundle, data, caplog):
+    """The CPU's reads the pixels themselves, whatever range their normalised values have."""
+    path = bundle.path / "model.onnx"
+    model = onnx.load(path)
+    images = choose_images(open_split(data, "val", CLASSES), CalibrationOptions())
+    calibration = calibrate(path, images, PREPROCESS, seed=0)
+    normalised = next(node.input[0] for node in model.graph.node if node.op_type == "Conv")
+    absurd = replace(calibration, ranges=calibration.ranges | {normalised: (-1e4, 1e4)})
+    assert blocks_to_keep(model, calibration, PREPROCESS, 7.0) == {}
+    assert list(blocks_to_keep(model, absurd, PREPROCESS, 7.0)) == ["stem.0"]
+    assert "int8-trt: " in caplog.text
 
 
 def test_a_cpu_serves_int8_made_for_it_and_the_others_only_if_asked(bundle):
