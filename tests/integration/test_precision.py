@@ -20,6 +20,7 @@ from convert.engine import build_engine, choose_flavour
 from convert.engine_options import EngineOptions
 from convert.export import export
 from convert.half import to_half
+from convert.inspect import inspect_bundle
 from convert.sensitivity import blocks_to_keep
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
@@ -60,6 +61,22 @@ def bundle(data: Path, checkpoint_path: Path) -> Bundle:
     report = export(checkpoint_path, data, None, options)
     assert not report.failed, report.to_table()
     return Bundle.open(report.bundle)
+
+
+def test_inspect_shows_evidence_batches_calibration_and_every_file(bundle):
+    text = inspect_bundle(bundle.path).to_text()
+    facts, artifacts, files = text.split("\n\n")
+    assert "calibration  48 images, minmax, seed 0; blocks in float32: none" in facts
+    rows = {line.split()[0]: " ".join(line.split()) for line in artifacts.splitlines()[3:]}
+    assert list(rows) == ONNX_FILES
+    change = bundle.manifest.artifacts[3].parity.top1
+    counts = f"int8 passed 48 {change.lost}, {change.gained} 0, 0 7, 7 1 to 16 onnxruntime-cpu"
+    assert counts in rows["model.int8-cpu.onnx"]
+    assert "passed (identical) 48 0, 0 0, 0 7, 7 1 to 16 onnxruntime-cpu" in rows["model.onnx"]
+    assert "not verified to 16, not tried" in rows["model.bf16.onnx"]
+    names = {line.split()[0] for line in files.splitlines()[2:]}
+    assert names == {path.name for path in bundle.path.iterdir()}
+    assert all(line.endswith(" ok") for line in files.splitlines()[2:])
 
 
 def irv2(*args: object) -> subprocess.CompletedProcess[str]:
