@@ -242,6 +242,36 @@ def test_report_says_what_the_images_can_certify(exported):
     assert exported.report.to_table().count("identical on all") == 1
 
 
+@pytest.fixture(scope="module")
+def guessing(exported, checkpoint, tmp_path_factory) -> tuple[dict, Path]:
+    """What the program says of a checkpoint that knows nothing, with a gate of the user's own."""
+    folder = tmp_path_factory.mktemp("guessing")
+    with_classes_permuted(checkpoint, exported.data).save(folder / "best.pt")
+    result = irv2("export", folder / "best.pt", "--data", exported.data, "--precision", "fp32",
+                  "--tolerance-top1", 7.5, "--tolerance-top5", 12, "--confidence", 0.9,
+                  "--max-batch", 4, "--json")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout), folder / "best.bundle"
+
+
+def test_a_checkpoint_no_better_than_chance_is_flagged_in_every_report(guessing):
+    summary, bundle = guessing
+    flag = "of 48 images, which is not shown to be better than chance (16.7 %)"
+    assert any(flag in remark for remark in summary["remarks"])
+    assert flag in (bundle / "parity.md").read_text()
+
+
+def test_the_gates_options_are_what_it_judges_by(guessing):
+    summary, bundle = guessing
+    parity = summary["artifacts"][0]["parity"]
+    assert parity["confidence"] == 0.9
+    points = [parity[name]["tolerance_points"] for name in ("top1", "top5")]
+    assert points == [7.5, 12]
+    # At 90 % none lost of 48 is a loss below 1 - 0.1^(1/48).
+    assert parity["top1"]["upper_loss_points"] == pytest.approx(100 * (1 - 0.1 ** (1 / 48)))
+    assert "can't show a loss below 4.68 points (90 %)" in (bundle / "parity.md").read_text()
+
+
 def one_line_error(result: subprocess.CompletedProcess[str], exit_code: int) -> str:
     assert result.returncode == exit_code, result.stderr
     assert "Traceback" not in result.stderr
