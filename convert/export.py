@@ -61,13 +61,12 @@ def export(
         raise UsageError("--out", str(out), "a folder with a name of its own")
     require_replaceable(out)
     val = open_split(data, "val", checkpoint.classes, options.bad_images)
-    training_images = training_images_of(val, options)
+    images, training_images = val.first(options.limit), training_images_of(val, options)
     with folder_beside(out) as folder:
         candidate = convert(
             checkpoint, file_sha256(checkpoint_path), folder, options, training_images,
-            sample=is_sample(data),
+            images=images, sample=is_sample(data),
         )  # fmt: skip
-        images = val.first(options.limit)
         return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
 
 

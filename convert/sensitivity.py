@@ -73,7 +73,7 @@ def blocks_to_keep(
         return _open(quantize(model, calibration.ranges, target, names))
 
     def attempt(kept: Sequence[str]) -> _Trial:
-        """The worse placement; the second, four times as slow here, only if the first will do."""
+        """The worse placement; the second, twice as slow here, only if the first will do."""
         trial = _try(quantized(kept, "cpu"), "cpu", images, calibration)
         if trial.loss_points > limit:
             return trial

@@ -154,6 +154,20 @@ def test_a_weight_too_large_for_fp16_is_refused_and_fits_bf16(bundle):
     to_half(model, "bf16")
 
 
+def test_activations_that_come_near_the_end_of_fp16_are_refused(checkpoint_path, data, tmp_path):
+    """Weights that fp16 holds can still compute what it can't; float32 answers as before."""
+    checkpoint = Checkpoint.load(checkpoint_path)
+    weights = {name: value.clone() for name, value in checkpoint.state_dict.items()}
+    for name in ("stem.0.1.weight", "stem.0.1.bias"):
+        weights[name] *= 3e4
+    weights["stem.1.0.weight"] /= 3e4
+    replace(checkpoint, state_dict=weights).save(tmp_path / "large.pt")
+    options = ExportOptions(precisions=("fp16",), **LENIENT)
+    with pytest.raises(EngineError, match=r"fp16: activations reach .* after stem\.0; "):
+        export(tmp_path / "large.pt", data, None, options)
+    assert not (tmp_path / "large.bundle").exists()
+
+
 def test_int8_for_the_cpu_has_uint8_activations_and_quantised_additions(bundle):
     path = bundle.path / "model.int8-cpu.onnx"
     model = onnx.load(path)
