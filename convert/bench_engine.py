@@ -6,6 +6,7 @@ float32 convolutions, 3x3 over 256 channels of 35x35, as this network's heaviest
 images of the network by their floating-point operations.
 """
 
+import os
 import resource
 import tempfile
 import time
@@ -88,6 +89,7 @@ def main(
         "batch_size": batch_size, "threads": threads, "machine": before,
         "export": None if cost is None else asdict(cost),
     }  # fmt: skip
+    result["bars"] = _bars(result)
     print_json(result) if as_json else click.echo(_table(result))
 
 
@@ -186,6 +188,7 @@ def _export_full_network(folder: Path) -> tuple[Checkpoint, ExportCost]:
 
 
 def _export_in_folder(folder: Path) -> ExportCost:
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # the user's may know the calibration
     started = time.perf_counter()
     checkpoint = Checkpoint.load(folder / "random.pt")
     options = ExportOptions(precisions=("fp32", "int8"))
@@ -231,6 +234,23 @@ def _result(measured: Rounds, flop: float) -> dict[str, Any]:
     }
 
 
+def _bars(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the full network has to reach, and what was measured here; None where nothing was."""
+    ratios = {name: ratio["ratio"] for name, ratio in result["ratios"].items()}
+    export = result["export"] or {}
+    [of_peak] = [name for name in ratios if name.startswith(f"{FP32} / ")]
+    bars = [
+        (f"{INT8_CPU} / {FP32}", "at least 3", ratios.get(f"{INT8_CPU} / {FP32}")),
+        (f"{INT8_CPU} / {EAGER}", "at least 4", ratios.get(f"{INT8_CPU} / {EAGER}")),
+        (of_peak, "at least 0.85", ratios[of_peak]),
+        ("export, seconds", "under 120", export.get("seconds")),
+        ("export, GB", "under 3", export.get("peak_rss_gb")),
+    ]
+    return [
+        {"what": what, "wanted": wanted, "measured": measured} for what, wanted, measured in bars
+    ]
+
+
 def _table(result: dict[str, Any]) -> str:
     rates = tabulate(result["images_per_s"].items(), ("case", "images/s"), floatfmt=".2f")
     ratios = tabulate(
@@ -240,6 +260,6 @@ def _table(result: dict[str, Any]) -> str:
     lines = [rates, "", ratios, "", f"A/A {result['aa']['ratio']}"]
     if result["void"]:
         lines.append("void: a case differs from itself; repeat on a quiet machine")
-    if cost := result["export"]:
-        lines.append(f"export took {cost['seconds']} s and {cost['peak_rss_gb']} GB at most")
-    return "\n".join(lines)
+    bars = [bar.values() for bar in result["bars"]]
+    headers = ("the full network", "wanted", "measured")
+    return "\n".join([*lines, "", tabulate(bars, headers, missingval="not measured")])

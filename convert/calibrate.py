@@ -7,6 +7,7 @@ it finds is kept in the user's cache, under the hashes of model, preprocessing a
 
 import hashlib
 import io
+import json
 import logging
 import zipfile
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ import onnx
 import platformdirs
 from onnx import TensorProto, helper, numpy_helper
 
+from convert.evidence import same_size
 from convert.reference import hash_files
 from irv2.bundle import file_sha256, write_atomically
 from irv2.dataset import BadImages, ImageFolder, find_images, open_split
 from irv2.errors import DataError, EngineError, UsageError
 from irv2.evaluate import load_batches
-from irv2.preprocess import Preprocess
+from irv2.preprocess import Preprocess, library_versions
 from irv2.progress import Progress
 from irv2.runners.onnx import import_onnxruntime
 from irv2.types import FloatArray, IntArray
@@ -53,7 +55,12 @@ class Calibration:
     labels: IntArray  # (n,); -1 where nobody knows
     logits: FloatArray  # (n, num_classes): the float32 model's own
     images: ImageFolder
-    record: dict[str, str]  # how it was made, for the metadata of what is made of it
+    origin: dict[str, str]  # method, seed and hash of the images
+
+    @property
+    def record(self) -> dict[str, str]:
+        """How it was made, for the metadata of what is made of it."""
+        return {**self.origin, "calibration_images": str(len(self.labels))}
 
     def to_bytes(self) -> bytes:
         """The contents of a file in the cache."""
@@ -66,38 +73,53 @@ class Calibration:
         return buffer.getvalue()
 
     @classmethod
-    def load(cls, path: Path, images: ImageFolder, record: dict[str, str]) -> Self:
+    def load(cls, path: Path, images: ImageFolder, origin: dict[str, str]) -> Self:
         """Read `to_bytes` back; raises ValueError, KeyError or BadZipFile on a damaged file."""
         with np.load(path, allow_pickle=False) as arrays:
             names, limits = arrays["names"].tolist(), arrays["ranges"].tolist()
             ranges = {name: (low, high) for name, (low, high) in zip(names, limits, strict=True)}
             return cls(
                 ranges=ranges, labels=arrays["labels"], logits=arrays["logits"], images=images,
-                record=record,
+                origin=origin,
             )  # fmt: skip
 
 
 def choose_images(
-    data: Path, classes: list[str], options: CalibrationOptions, bad_images: BadImages = "error"
+    val: ImageFolder, options: CalibrationOptions, bad_images: BadImages = "error"
 ) -> ImageFolder:  # fmt: skip
-    """Random images of `data`/train, or, unlabelled and at any depth, of the folder that was named.
+    """Random images of the train/ beside `val`, or, unlabelled and at any depth, of a named folder.
 
-    Never of `data`/val, which the gate judges by. Raises UsageError where there is no train/.
+    Never those of `val`, by which the gate judges, nor copies of them. Raises UsageError where
+    there is no train/, or nothing else in it.
     """
-    folder = options.folder
-    if folder is not None:
-        if folder.resolve().is_relative_to((data / "val").resolve()):
-            raise UsageError("--calibration", f"{folder} is what the gate judges by", "others")
-        images = find_images(folder)
+    data = val.root.parent
+    if options.folder is not None:
+        images = find_images(options.folder)
     elif (data / "train").is_dir():
-        images = open_split(data, "train", classes, bad_images)
+        images = open_split(data, "train", val.classes, bad_images)
     else:
         raise UsageError(
             "int8", f"no folder train/ in {data}", "training images to calibrate with",
-            "pass --calibration DIR, or leave int8 out of --precision",
+            "pass --calibration DIR, or --precision fp32",
         )  # fmt: skip
     chosen = np.random.default_rng(options.seed).permutation(len(images))[: options.num_images]
-    return images.subset(np.sort(chosen).tolist())
+    return _without_copies(images.subset(np.sort(chosen).tolist()), val)
+
+
+def _without_copies(images: ImageFolder, val: ImageFolder) -> ImageFolder:
+    judged_by = set(hash_files(same_size(val, images)))
+    kept = [i for i, sha256 in enumerate(hash_files(images)) if sha256 not in judged_by]
+    if not kept:
+        raise UsageError(
+            images.root, f"all {len(images)} calibration images are in {val.root} too",
+            "images that the gate does not judge by", "pass --calibration DIR",
+        )  # fmt: skip
+    if len(kept) < len(images):
+        logger.warning(
+            "notice: %d of %d calibration images are left out: they are in %s too, by which the "
+            "gate judges", len(images) - len(kept), len(images), val.root,
+        )  # fmt: skip
+    return images.subset(kept)
 
 
 def calibrate(
@@ -105,24 +127,24 @@ def calibrate(
     bad_images: BadImages = "error",
 ) -> Calibration:  # fmt: skip
     """Ranges of the float32 model's activations over `images`, from the cache where they are."""
+    model = onnx.load(model_path)
+    names = observed(model.graph)
     images_sha256 = _content_sha256(images)
-    record = {
-        "calibration_method": METHOD, "calibration_images": str(len(images)),
-        "calibration_seed": str(seed), "calibration_images_sha256": images_sha256,
+    origin = {
+        "calibration_method": METHOD, "calibration_seed": str(seed),
+        "calibration_images_sha256": images_sha256,
     }  # fmt: skip
-    key = "-".join(
-        part[:16] for part in (file_sha256(model_path), config.sha256, images_sha256, METHOD)
-    )
+    made_from = [
+        file_sha256(model_path), config.sha256, images_sha256, METHOD, names,
+        library_versions(), import_onnxruntime().__version__,
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     cached = Path(platformdirs.user_cache_dir("irv2")) / "calibration" / f"{key}.npz"
-    if cached.is_file():
-        try:
-            calibration = Calibration.load(cached, images, record)
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            logger.warning("%s: unreadable calibration, made anew (%s)", cached, error)
-        else:
-            logger.info("calibrate: ranges over %d images from %s", len(images), cached)
-            return calibration
-    calibration = _observe(model_path, images, config, record, bad_images)
+    calibration = _load(cached, images, origin)
+    if calibration is not None:
+        logger.info("calibrate: ranges over %d images from %s", len(calibration.labels), cached)
+        return calibration
+    calibration = _observe(model, names, images, config, origin, bad_images)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cached, calibration.to_bytes())
@@ -146,12 +168,21 @@ def observed(graph: onnx.GraphProto) -> list[str]:
     return [name for name in names if readers.get(name) != ["Relu"]]
 
 
+def _load(cached: Path, images: ImageFolder, origin: dict[str, str]) -> Calibration | None:
+    """The entry; None where there is none, or none that is whole."""
+    if not cached.is_file():
+        return None
+    try:
+        return Calibration.load(cached, images, origin)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        logger.warning("%s: unreadable calibration, made anew (%s)", cached, error)
+        return None
+
+
 def _observe(
-    model_path: Path, images: ImageFolder, config: Preprocess, record: dict[str, str],
-    bad_images: BadImages,
+    model: onnx.ModelProto, names: list[str], images: ImageFolder, config: Preprocess,
+    origin: dict[str, str], bad_images: BadImages,
 ) -> Calibration:  # fmt: skip
-    model = onnx.load(model_path)
-    names = observed(model.graph)
     session = _session(_with_observers(model, names))
     wanted = ["logits", *(name + _SMALLEST for name in names), *(name + _LARGEST for name in names)]
     logits, smallest, largest, labels = [], [], [], []
@@ -168,7 +199,7 @@ def _observe(
     limits = zip(np.min(smallest, axis=0).tolist(), np.max(largest, axis=0).tolist(), strict=True)
     return Calibration(
         ranges=dict(zip(names, limits, strict=True)), labels=np.concatenate(labels),
-        logits=np.concatenate(logits), images=images, record=record,
+        logits=np.concatenate(logits), images=images, origin=origin,
     )  # fmt: skip
 
 
@@ -202,7 +233,8 @@ def _session(model: onnx.ModelProto) -> Any:  # noqa: ANN401 (onnxruntime has no
 
 
 def _content_sha256(images: ImageFolder) -> str:
+    """Of images and labels in their order, which is that of the logits in the cache."""
     rows = [
         f"{sha} {label}\n" for sha, label in zip(hash_files(images), images.labels, strict=True)
     ]
-    return hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()
+    return hashlib.sha256("".join(rows).encode()).hexdigest()

@@ -79,7 +79,8 @@ def export(
     """Convert CHECKPOINT to ONNX, judge it against the checkpoint, publish the bundle.
 
     The gate classifies every image of DIR/val with both. Where it is not met nothing is
-    published, the exit status is 3, and BUNDLE.rejected/parity.md says why.
+    published, the exit status is 3, and BUNDLE.rejected/parity.md says why; the answers beside it
+    are for `irv2 diff`.
     """
     from convert.calibrate import CalibrationOptions
     from convert.conversion import ExportOptions
@@ -176,7 +177,8 @@ def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bo
     """List the images to which A and B give different best classes.
 
     A and B are BUNDLE (its model.onnx), BUNDLE:FILE (another artefact), BUNDLE:reference (the
-    checkpoint) or a LEDGER.npz of `irv2 eval --ledger`. DIR/val names the image files.
+    checkpoint), a LEDGER.npz of `irv2 eval --ledger`, or a CHECKPOINT.pt, which then classifies
+    DIR/val. DIR/val names the image files too.
     """
     from convert.diff import diff as run_diff
     from convert.diff import load_named
@@ -184,7 +186,7 @@ def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bo
 
     if sheet_path is not None:
         data = resolve_data(data)
-    difference = run_diff(load_named(a), load_named(b), data)
+    difference = run_diff(load_named(a, data), load_named(b, data), data)
     if sheet_path is not None and difference.rows:
         from convert.sheet import write_sheet
 

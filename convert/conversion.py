@@ -10,13 +10,14 @@ from convert.calibrate import CalibrationOptions, calibrate, choose_images
 from convert.engine import choose_flavour, engine_artifact
 from convert.engine_options import EngineOptions
 from convert.gate import CONFIDENCE, Tolerance, tolerance_for
-from convert.half import Half
+from convert.half import Half, require_fp16_range
 from convert.sensitivity import blocks_to_keep
 from convert.variants import write_half, write_int8
 from irv2.bundle import Artifact, Precision, file_sha256
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
 from irv2.errors import UsageError
+from irv2.evaluate import load_batches
 from irv2.preprocess import Preprocess
 from irv2.runners.choose import INT8_CPU
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 DEFAULT_MAX_BATCH = 64
 ONNX_FILE = "model.onnx"
+NUM_RANGE_IMAGES = 8  # on which fp16's range is tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +86,13 @@ class Candidate:
 
 def convert(
     checkpoint: Checkpoint, checkpoint_sha256: str, folder: Path, options: ExportOptions,
-    training_images: ImageFolder | None = None, *, sample: bool = False,
+    training_images: ImageFolder | None = None, *, images: ImageFolder | None = None,
+    sample: bool = False,
 ) -> Candidate:  # fmt: skip
-    """Write the model files into `folder`, not yet judged; int8 only with `training_images`."""
+    """Write the model files into `folder`, not yet judged; int8 only with `training_images`.
+
+    On a few of `images` it is tried whether fp16's range suffices. Raises EngineError.
+    """
     from convert.onnx_export import versions, write_onnx
 
     # First, so that an option it lacks is refused before any work is done.
@@ -99,6 +105,10 @@ def convert(
         max_batch=options.max_batch, built_from=checkpoint_sha256, built_with=versions(),
         gpu=None, parity=None,
     )  # fmt: skip
+    if images is not None and "fp16" in options.wanted:
+        few = images.first(NUM_RANGE_IMAGES)
+        for batch in load_batches(few, checkpoint.preprocess, len(few), options.bad_images):
+            require_fp16_range(onnx_path, batch.images)
     artifacts = [fp32, *_halves(fp32, folder, options)]
     if training_images is not None:
         points = options.tolerance("int8", sample=sample).top1_points
@@ -112,17 +122,11 @@ def convert(
     )  # fmt: skip
 
 
-def training_images_of(
-    data: Path, classes: list[str], options: ExportOptions
-) -> ImageFolder | None:  # fmt: skip
-    """The images that int8 is calibrated with; None where int8 is not made."""
+def training_images_of(val: ImageFolder, options: ExportOptions) -> ImageFolder | None:
+    """The images that int8 is calibrated with, none of `val`; None where int8 is not made."""
     if "int8" not in options.wanted:
         return None
-    where = options.calibration.folder
-    if options.precisions is None and where is None and not (data / "train").is_dir():
-        logger.warning("int8 is left out: no train/ in %s; pass --calibration DIR", data)
-        return None
-    return choose_images(data, classes, options.calibration, options.bad_images)
+    return choose_images(val, options.calibration, options.bad_images)
 
 
 def _halves(fp32: Artifact, folder: Path, options: ExportOptions) -> list[Artifact]:

@@ -1,7 +1,8 @@
 """On which images two models differ: from their ledgers, without running either.
 
 A model is named as BUNDLE (its float32 ONNX model), BUNDLE:FILE (another artefact),
-BUNDLE:reference (the checkpoint) or LEDGER.npz (what `irv2 eval --ledger` wrote).
+BUNDLE:reference (the checkpoint) or LEDGER.npz (what `irv2 eval --ledger` wrote). Only a
+CHECKPOINT.pt is run, once per images.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,9 +14,10 @@ from tabulate import tabulate
 from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE, hash_files
 from irv2.answers import Answers
-from irv2.bundle import Bundle
-from irv2.dataset import open_split
+from irv2.bundle import Bundle, file_sha256
+from irv2.dataset import ImageFolder, open_split
 from irv2.errors import BundleError, DataError
+from irv2.samples import resolve_data
 
 _DEFAULT_ARTIFACT = "model.onnx"
 
@@ -61,6 +63,7 @@ class Difference:
     num_only_a: int  # images that the other has not answered
     num_only_b: int
     rows: list[Row]  # surest of A's answers first
+    images: ImageFolder | None  # where their files were looked for
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for --json."""
@@ -94,11 +97,16 @@ class Difference:
 _CHANGES = ("lost", "gained", "both wrong")
 
 
-def load_named(name: str) -> Named:
-    """Read the answers that `name` stands for; raises BundleError."""
+def load_named(name: str, data: Path | None = None) -> Named:
+    """Read the answers that `name` stands for, a checkpoint's being those on `data`/val.
+
+    Raises BundleError, or CheckpointError where a file is neither ledger nor checkpoint.
+    """
     if name.endswith(".npz"):
         return Named(name=name, answers=Answers.load(Path(name)), classes=[])
     path, artifact = Path(name), _DEFAULT_ARTIFACT
+    if path.is_file():
+        return _ask_checkpoint(path, resolve_data(data))
     if not path.is_dir() and ":" in name:
         folder, artifact = name.rsplit(":", 1)
         path = Path(folder)
@@ -130,22 +138,35 @@ def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
         (i, j) for i, j in common if a.answers.top5[i, 0] != b.answers.top5[j, 0]
     ]  # fmt: skip
     different.sort(key=lambda pair: -float(a.answers.margins[pair[0]]))
-    files = find_files({a.answers.sha256[i] for i, _ in different}, data)
+    images = None if data is None else open_split(data, "val", bad_images="skip")
+    files = _find_files({a.answers.sha256[i] for i, _ in different}, images)
     namer = a if a.classes else b
     return Difference(
         a=a.name, b=b.name, n=len(common), num_only_a=len(a.answers) - len(common),
         num_only_b=len(b.answers) - len(common),
         rows=[_row(namer, a.answers, b.answers, i, j, files) for i, j in different],
+        images=images,
     )  # fmt: skip
 
 
-def find_files(wanted: set[str], data: Path | None) -> dict[str, Path]:
-    """Where files of these hashes lie in `data`/val: hash -> path."""
-    if data is None or not wanted:
+def _ask_checkpoint(path: Path, data: Path) -> Named:
+    from convert.reference_cache import classify_with_reference  # ledgers alone need no torch
+    from irv2.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.load(path)
+    images = open_split(data, "val", checkpoint.classes, bad_images="skip")
+    [ledger] = classify_with_reference(checkpoint, file_sha256(path), [], images, "skip")
+    return Named(
+        name=str(path), answers=Answers.from_ledger(ledger), classes=checkpoint.classes
+    )  # fmt: skip
+
+
+def _find_files(wanted: set[str], images: ImageFolder | None) -> dict[str, Path]:
+    """Where images of these hashes lie: hash -> path."""
+    if images is None or not wanted:
         return {}
-    folder = open_split(data, "val", bad_images="skip")
-    hashes = enumerate(hash_files(folder))
-    return {sha256: folder.path(i) for i, sha256 in hashes if sha256 in wanted}
+    hashes = enumerate(hash_files(images))
+    return {sha256: images.path(i) for i, sha256 in hashes if sha256 in wanted}
 
 
 def _row(

@@ -7,17 +7,18 @@ it: by size first, then by hash. What was hashed is kept in the user's cache.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 
-from convert.reference import Reference
-from irv2.bundle import file_sha256, write_atomically
+from convert.reference import Reference, hash_files
+from irv2.bundle import write_atomically
+from irv2.dataset import ImageFolder, open_split
 from irv2.decode import EXTENSIONS
-from irv2.progress import progress
+from irv2.errors import InputError
+from irv2.shards import is_sharded, shard_state
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,16 @@ def coverage_remark(reference: Reference, classes: list[str]) -> str:
 
 def leakage_remark(reference: Reference, data: Path) -> str:
     """Said where images of the evaluation lie in `data`/train too; empty otherwise."""
-    train = data / "train"
-    if not train.is_dir():
+    if not (data / "train").is_dir():
         return ""
-    candidates = _same_size(train, data / "val")
-    looked_at = candidates[:MAX_HASHED]
+    try:
+        candidates = same_size(_list(data / "train"), _list(data / "val"))
+        looked_at = candidates.subset(range(min(len(candidates), MAX_HASHED)))
+        trained_on = _hashes(looked_at)
+    except (InputError, OSError) as error:  # the verdict stands without it
+        return f"Evaluation images were not looked for in train/ ({error})."
     is_partial = len(looked_at) < len(candidates)
     where = f" ({len(looked_at)} of {len(candidates)} files looked at)" if is_partial else ""
-    trained_on = _hashes(looked_at, train)
     num = sum(sha256 in trained_on for sha256 in reference.sha256)
     if not num:
         return f"No evaluation image was found in train/{where}." if is_partial else ""
@@ -66,34 +69,47 @@ def leakage_remark(reference: Reference, data: Path) -> str:
     )
 
 
-def _same_size(train: Path, val: Path) -> list[os.DirEntry[str]]:
-    """The files of `train` with the size of some file of `val`, in a fixed order."""
-    sizes = {entry.stat().st_size for entry in _files(val)}
-    found = [entry for entry in _files(train) if entry.stat().st_size in sizes]
-    return sorted(found, key=lambda entry: entry.path)
+def same_size(images: ImageFolder, others: ImageFolder) -> ImageFolder:
+    """Those of `images` that have as many bytes as one of `others`, and so may be copies."""
+    sizes = {size_bytes for _, size_bytes, _ in _states(others)}
+    states = enumerate(_states(images))
+    return images.subset([i for i, (_, size_bytes, _) in states if size_bytes in sizes])
 
 
-def _files(root: Path) -> Iterator[os.DirEntry[str]]:
-    for folder in root.iterdir():
-        if folder.is_dir():
-            with os.scandir(folder) as entries:
-                yield from (e for e in entries if Path(e.name).suffix.lower() in EXTENSIONS)
+def _list(split: Path) -> ImageFolder:
+    """Every image of a split, unread: of a million files only those of some sizes matter."""
+    if is_sharded(split):
+        return open_split(split.parent, split.name)
+    files = sorted(
+        f"{folder.name}/{path.name}"
+        for folder in split.iterdir()
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.suffix.lower() in EXTENSIONS
+    )
+    return ImageFolder(split, (), tuple(files), np.full(len(files), -1, np.int64))
 
 
-def _hashes(entries: list[os.DirEntry[str]], train: Path) -> set[str]:
+def _states(images: ImageFolder) -> Iterator[tuple[str, int, int | str]]:
+    """Of each image its file, its size in bytes, and what changes when it is written anew."""
+    if images.spans is not None:
+        changed = shard_state(images.root)
+        for file, size_bytes in zip(images.files, images.spans[:, 1].tolist(), strict=True):
+            yield file, size_bytes, changed
+        return
+    for i, file in enumerate(images.files):
+        status = images.path(i).stat()
+        yield file, status.st_size, status.st_mtime_ns
+
+
+def _hashes(images: ImageFolder) -> set[str]:
     """The sha256 of each, from the cache where none of them has changed."""
-    states = [(entry.path, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries]
+    states = [str(images.root.resolve()), *_states(images)]
     key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
     cache = Path(platformdirs.user_cache_dir("irv2")) / "train-hashes" / f"{key}.txt"
     if cache.is_file():
         return set(cache.read_text().split())
-    with ThreadPoolExecutor() as pool:
-        hashes = set(
-            progress(
-                pool.map(lambda entry: file_sha256(Path(entry.path)), entries),
-                f"compare with {train}", len(entries), "files",
-            )
-        )  # fmt: skip
+    hashes = set(hash_files(images))
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cache, "\n".join(sorted(hashes)).encode())

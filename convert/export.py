@@ -63,12 +63,12 @@ def export(
     if out.name in ("", ".."):
         raise UsageError("--out", str(out), "a folder with a name of its own")
     require_replaceable(out)
-    images = open_split(data, "val", checkpoint.classes, options.bad_images).first(options.limit)
-    training_images = training_images_of(data, checkpoint.classes, options)
+    val = open_split(data, "val", checkpoint.classes, options.bad_images)
+    images, training_images = val.first(options.limit), training_images_of(val, options)
     with folder_beside(out) as folder:
         candidate = convert(
             checkpoint, file_sha256(checkpoint_path), folder, options, training_images,
-            sample=is_sample(data),
+            images=images, sample=is_sample(data),
         )  # fmt: skip
         return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
 
@@ -79,11 +79,11 @@ def judge_and_publish(
 ) -> Report:  # fmt: skip
     """The gate: move the candidate to `out` if it decides like its checkpoint.
 
-    Otherwise nothing is published and the report lies in `out`.rejected.
+    Otherwise nothing is published; the report and the answers it is about lie in `out`.rejected.
     """
     report, evidence = _judge(candidate, images, out, options, sample)
     if report.failed:
-        write_rejection(report)
+        write_rejection(report, evidence)
         return report
     published = {artifact.file for artifact in report.manifest.artifacts}
     for artifact in candidate.artifacts:
@@ -157,7 +157,7 @@ def _judge(
     )
     evidence = {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
     self_test = choose_self_test(ledgers, images, checkpoint.preprocess)
-    if self_test:  # without a single answer in common the gate did not pass
+    if self_test and not report.failed:
         evidence[SELF_TEST] = self_test.to_bytes()
     return report, evidence
 

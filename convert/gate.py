@@ -37,7 +37,7 @@ class Tolerance:
     top1_points: float
     top5_points: float
     confidence: float = CONFIDENCE
-    is_sample: bool = False  # the built-in sample's wider row; every report says so
+    is_sample: bool = False  # the built-in sample's row, wider than any other: its lines say so
 
     def __post_init__(self) -> None:
         if min(self.top1_points, self.top5_points) <= 0:
@@ -53,10 +53,10 @@ def tolerance_for(
     """The row of the table for `precision`; values given by the user replace it."""
     sample_row = is_sample and precision != "fp32"
     row = SAMPLE_TOLERANCE_POINTS if sample_row else TOLERANCE_POINTS[precision]
-    top1_points = row if top1_points is None else top1_points
     return Tolerance(
-        top1_points=top1_points, top5_points=row if top5_points is None else top5_points,
-        confidence=confidence, is_sample=sample_row and top1_points == row,
+        top1_points=row if top1_points is None else top1_points,
+        top5_points=row if top5_points is None else top5_points,
+        confidence=confidence, is_sample=sample_row,
     )  # fmt: skip
 
 
@@ -83,10 +83,11 @@ def judge(
     is_finite: BoolArray = np.asarray(np.isfinite(logits).all(axis=1))
     top5: IntArray = np.where(is_finite[:, None], top_k_indices(logits, 5), -1)
     top1_change, top5_change = _changes(reference, top5, tolerance)
+    n = len(reference)
     parity = Parity(
-        verdict=max(_verdict(top1_change, reference, tolerance),
-                    _verdict(top5_change, reference, tolerance), key=_severity),
-        basis="interval", n=len(reference), data_sha256=reference.data_sha256,
+        verdict=max(_verdict(top1_change, n, tolerance.confidence),
+                    _verdict(top5_change, n, tolerance.confidence), key=_severity),
+        basis="interval", n=n, data_sha256=reference.data_sha256,
         confidence=tolerance.confidence,
         agreement=100 * float((top5[:, 0] == reference.top5[:, 0]).mean()),
         max_abs_logit_diff=reference.max_abs_difference(logits), ran_on=ran_on,
@@ -196,10 +197,8 @@ def _change(
     )  # fmt: skip
 
 
-def _verdict(change: ErrorChange, reference: Reference, tolerance: Tolerance) -> Verdict:
-    return verdict(
-        change.lost, change.gained, len(reference), change.tolerance_points, tolerance.confidence
-    )
+def _verdict(change: ErrorChange, n: int, confidence: float) -> Verdict:
+    return verdict(change.lost, change.gained, n, change.tolerance_points, confidence)
 
 
 def _severity(of: Verdict) -> int:
@@ -222,11 +221,8 @@ def _line(
             f"{precision} passed: identical on all {parity.n} images (largest logit difference "
             f"{parity.max_abs_logit_diff:.1e}, limit {IDENTICAL_LOGITS * max_abs_logit:.1e})"
         )
-    top1 = verdict(
-        parity.top1.lost, parity.top1.gained, parity.n, parity.top1.tolerance_points,
-        parity.confidence,
-    )  # fmt: skip
-    by_top5 = top1 != parity.verdict  # the line is about what decided
+    by_top5 = _verdict(parity.top1, parity.n, parity.confidence) != parity.verdict
+    # The line is about what decided.
     change = parity.top5 if by_top5 else parity.top1
     counts = (change.lost, change.gained, parity.n)
     what = f"{precision} {parity.verdict.replace('_', ' ')}" + (" on top-5" if by_top5 else "")
@@ -238,7 +234,7 @@ def _line(
     return (
         f"{what}: {change.lost} lost, {change.gained} gained of {parity.n}; {bound}, "
         f"tolerance {change.tolerance_points}{_sample_remark(parity, tolerance)}"
-        f"{_images_remark(parity, change)}"
+        f"{_images_remark(parity, by_top5)}"
     )
 
 
@@ -249,15 +245,22 @@ def _sample_remark(parity: Parity, tolerance: Tolerance) -> str:
     return f" (built-in sample; {parity.n} images can't show less than {least:.2f})"
 
 
-def _images_remark(parity: Parity, change: ErrorChange) -> str:
+def _images_remark(parity: Parity, by_top5: bool) -> str:
+    """How many images would decide both top-1 and top-5, and which of them takes so many."""
     if parity.verdict != "too_few_images":
         return ""
-    num = images_to_decide(
-        change.lost, change.gained, parity.n, change.tolerance_points, parity.confidence
-    )
+    needed = {
+        name: images_to_decide(
+            change.lost, change.gained, parity.n, change.tolerance_points, parity.confidence
+        )
+        for name, change in (("", parity.top1), ("for top-5 ", parity.top5))
+        if _verdict(change, parity.n, parity.confidence) == "too_few_images"
+    }
+    name, num = max(needed.items(), key=lambda item: math.inf if item[1] is None else item[1])
+    where = "" if by_top5 else name  # the line has named top-5 already
     if num is None:
-        return "; at this rate no number of images would pass it"
-    return f"; about {_two_digits(num)} like these would decide"
+        return f"; {where}at this rate no number of images would pass it"
+    return f"; {where}about {_two_digits(num)} like these would decide"
 
 
 def _two_digits(num: int) -> int:

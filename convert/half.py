@@ -4,6 +4,8 @@ The normalisation before the first convolution and the logits stay float32. Batc
 in float64 before, so that every weight is rounded once.
 """
 
+import logging
+from pathlib import Path
 from typing import Literal
 
 import ml_dtypes
@@ -11,10 +13,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from convert.localize import block_outputs
 from irv2.errors import EngineError
+from irv2.types import UInt8Array
+
+logger = logging.getLogger(__name__)
 
 Half = Literal["fp16", "bf16"]
 BF16_OPSET = 22  # the first in which a convolution may be bf16
+FP16_ROOM = 2e4  # fp16 ends at 65504, and other images go further than the few that are tried
 _TYPES = {
     "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
     "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
@@ -46,6 +53,22 @@ def to_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     if precision == "bf16":
         result.opset_import[0].version = max(BF16_OPSET, result.opset_import[0].version)
     return result
+
+
+def require_fp16_range(model_path: Path, images: UInt8Array) -> None:
+    """Run the float32 model on uint8 (N, S, S, 3), and log the largest value that leaves a block.
+
+    Raises EngineError where fp16 has too little room above it.
+    """
+    outputs = block_outputs(model_path, images)
+    largest = {block: float(np.abs(values).max()) for block, values in outputs.items()}
+    block = max(largest, key=largest.__getitem__)
+    logger.info("fp16: largest activation %.3g, after %s", largest[block], block)
+    if largest[block] > FP16_ROOM:
+        raise EngineError(
+            "fp16", f"activations reach {largest[block]:.3g} after {block}",
+            f"at most {FP16_ROOM:g}, since fp16 ends at 65504", "pass --precision without fp16",
+        )  # fmt: skip
 
 
 def _convert(weight: onnx.TensorProto, dtype: np.dtype[np.generic]) -> onnx.TensorProto:

@@ -9,13 +9,23 @@ from tabulate import tabulate
 
 from irv2.bundle import MANIFEST, Artifact, Bundle, read_manifest
 
+_ARTIFACT_HEADERS = (
+    "artefact", "precision", "verdict", "images", "top-1:\nlost, gained", "top-5:\nlost, gained",
+    "tolerances,\npoints", "batches", "ran on", "made by",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A bundle and what is wrong with its files; empty where every hash holds."""
+    """A bundle, and each of its files with what is wrong with it: nothing where its hash holds."""
 
     bundle: Bundle
-    problems: dict[Path, str]
+    checked: dict[Path, str]
+
+    @property
+    def problems(self) -> dict[Path, str]:
+        """Only what is wrong."""
+        return {path: problem for path, problem in self.checked.items() if problem}
 
     def to_json(self) -> dict[str, Any]:
         """bundle.json, with sizes and problems."""
@@ -47,39 +57,67 @@ class Inspection:
                 f"{preprocess.resampling}, sha256 {preprocess.sha256[:12]}",
             ),
             ("made on", "; ".join(sorted(machines))),
+            *[("calibration", line) for line in _calibration(manifest.artifacts)],
             ("hashes", "all hold" if not self.problems else f"{len(self.problems)} wrong"),
         ]
-        return "\n".join([
-            tabulate(facts, tablefmt="plain", disable_numparse=True), "",
-            tabulate(
-                [self._row(artifact) for artifact in manifest.artifacts],
-                ("artefact", "precision", "MB", "largest batch", "parity", "built with"),
-                disable_numparse=True,
-            ),
+        artifacts = [_artifact_row(artifact) for artifact in manifest.artifacts]
+        files = [self._file_row(path, problem) for path, problem in self.checked.items()]
+        return "\n\n".join([
+            tabulate(facts, tablefmt="plain", disable_numparse=True),
+            tabulate(artifacts, _ARTIFACT_HEADERS, disable_numparse=True),
+            tabulate(files, ("file", "MB", "sha256", "state"), disable_numparse=True),
         ])  # fmt: skip
 
-    def _row(self, artifact: Artifact) -> tuple[str, ...]:
-        parity, size_bytes = artifact.parity, self._size_bytes(artifact)
-        return (
-            artifact.file, artifact.precision,
-            "missing" if size_bytes is None else f"{size_bytes / 1e6:.1f}", str(artifact.max_batch),
-            f"{parity.verdict.replace('_', ' ')}, n = {parity.n}, on {parity.ran_on}"
-            if parity else "not verified",
-            self._built_with(artifact),
-        )  # fmt: skip
-
-    @staticmethod
-    def _built_with(artifact: Artifact) -> str:
-        """What decides where it runs: the engine's library and GPU, else the exporter."""
-        built_with = f"{artifact.format} {artifact.built_with.get(artifact.format, '')}"
-        return f"{built_with} for {artifact.gpu}" if artifact.gpu else built_with
+    def _file_row(self, path: Path, problem: str) -> tuple[str, ...]:
+        manifest, name = self.bundle.manifest, str(path.relative_to(self.bundle.path))
+        hashes = {artifact.file: artifact.sha256 for artifact in manifest.artifacts}
+        hashes |= manifest.files | {MANIFEST: manifest.sha256}
+        size = f"{path.stat().st_size / 1e6:.3f}" if path.is_file() else ""
+        return name, size, hashes[name][:12], problem or "ok"
 
     def _size_bytes(self, artifact: Artifact) -> int | None:
         path = self.bundle.path / artifact.file
         return path.stat().st_size if path.is_file() else None
 
 
+def _artifact_row(artifact: Artifact) -> tuple[str, ...]:
+    parity, found = artifact.parity, artifact.invariance
+    if found is None:
+        batches = f"to {artifact.max_batch}, not tried"
+    elif found.changed:
+        batches = f"answers change from {found.first_changed_batch} on"
+    else:
+        batches = f"1 to {artifact.max_batch}"
+    evidence = ("not verified", "", "", "", "")
+    if parity is not None:
+        basis = " (identical)" if parity.basis == "identical" else ""
+        evidence = (
+            parity.verdict.replace("_", " ") + basis, str(parity.n),
+            f"{parity.top1.lost}, {parity.top1.gained}",
+            f"{parity.top5.lost}, {parity.top5.gained}",
+            f"{parity.top1.tolerance_points:g}, {parity.top5.tolerance_points:g}",
+        )  # fmt: skip
+    ran_on = "" if parity is None else parity.ran_on
+    return (artifact.file, artifact.precision, *evidence, batches, ran_on, _made_by(artifact))
+
+
+def _made_by(artifact: Artifact) -> str:
+    """What decides where it runs: the engine's library and GPU, else the exporter."""
+    made_by = f"{artifact.format} {artifact.built_with.get(artifact.format, '')}"
+    return f"{made_by} for {artifact.gpu}" if artifact.gpu else made_by
+
+
+def _calibration(artifacts: list[Artifact]) -> list[str]:
+    """Of int8, where there is any: both files have the same."""
+    made_with = [a.built_with for a in artifacts if "calibration_method" in a.built_with]
+    return [
+        f"{record['calibration_images']} images, {record['calibration_method']}, seed "
+        f"{record['calibration_seed']}; blocks in float32: {record['float32_blocks']}"
+        for record in made_with[:1]
+    ]
+
+
 def inspect_bundle(path: Path) -> Inspection:
     """Read a bundle and check every hash. Raises BundleError where bundle.json can't be read."""
     bundle = Bundle(path, read_manifest(path / MANIFEST))
-    return Inspection(bundle, {file: problem for file, problem in bundle.check() if problem})
+    return Inspection(bundle, dict(bundle.check()))

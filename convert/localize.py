@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 BlockOutputs = dict[str, FloatArray]  # in the order of the network; the last is "classifier"
 
-_BLOCK = re.compile(r"(stem\.\d+|blocks_[abc]\.\d+|reduction_[ab]|classifier)\.")
+# In a weight's name: stem.3, blocks_a.0, reduction_a, classifier.
+BLOCK = re.compile(r"model\.((?:stem|blocks_[abc])\.\d+|\w+)\.")
 # Relative differences of a block's output that rounding alone explains, with room: float32 sums
 # in another order stay below 1e-5, fp16 around 1e-3, bf16 8 times that, int8 at 2 to 3 %.
 _ROUNDING: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 1e-1}
@@ -50,10 +51,16 @@ def explain(
         )
     try:
         found = block_outputs(bundle.path / artifact.file, images)
+        reference = reference_blocks(images)
     except EngineError as error:
         return f"{artifact.file}: its blocks can't be compared here ({error.got})."
-    differences = compare_blocks(reference_blocks(images), found)
-    return f"{artifact.file} {describe(differences, artifact.precision)}"
+    differences = compare_blocks(reference, found)
+    if not differences:
+        return f"{artifact.file}: its blocks can't be compared here (none fits the reference's)."
+    line = f"{artifact.file} {describe(differences, artifact.precision)}"
+    if skipped := [block for block in reference if block not in differences]:
+        line += f" Not found in it, or of another shape: {', '.join(skipped)}."
+    return line
 
 
 def describe(differences: dict[str, float], precision: Precision) -> str:
@@ -74,20 +81,23 @@ def describe(differences: dict[str, float], precision: Precision) -> str:
 
 
 def compare_blocks(reference: BlockOutputs, found: BlockOutputs) -> dict[str, float]:
-    """By block: norm of the difference over norm of the reference."""
+    """By block that has one shape in both: norm of the difference over norm of the reference."""
     differences = {}
-    for block in reference.keys() & found.keys():
-        expected, actual = reference[block], found[block]
-        if expected.ndim > actual.ndim:  # the last block's output is read after the pooling
-            expected = expected.mean((2, 3))
+    for block, expected in reference.items():
+        actual = found.get(block)
+        if actual is None or actual.shape != expected.shape:
+            continue
         norm = np.linalg.norm(expected.astype(np.float64))
         difference = np.linalg.norm(actual.astype(np.float64) - expected)
         differences[block] = float(difference / max(norm, np.finfo(np.float32).tiny))
-    return {block: differences[block] for block in reference if block in differences}
+    return differences
 
 
 def block_outputs(onnx_path: Path, images: UInt8Array) -> BlockOutputs:
-    """Every block's output for uint8 (N, S, S, 3); raises EngineError where it can't be run."""
+    """Every block's output for uint8 (N, S, S, 3).
+
+    Raises EngineError where it can't be run, or its blocks can't be told apart.
+    """
     try:
         import onnx
     except ImportError as error:  # `irv2 verify` needs it for nothing else
@@ -109,8 +119,12 @@ def block_outputs(onnx_path: Path, images: UInt8Array) -> BlockOutputs:
 
 
 def _boundaries(graph: "onnx.GraphProto") -> dict[str, str]:
-    """Block -> the tensor that leaves it, in the order of the network."""
+    """Block -> the tensor that leaves it, in the order of the network.
+
+    A later block may read several, pooled or not: the one that came first is what it was given.
+    """
     block_of: dict[str, str] = {}  # tensor -> the block that computes it
+    depth_of: dict[str, int] = {}  # tensor -> the most nodes on a way to it
     order: dict[str, int] = {}
     boundaries: dict[str, str] = {}
     for node in graph.node:
@@ -119,10 +133,16 @@ def _boundaries(graph: "onnx.GraphProto") -> dict[str, str]:
         if block is None:
             continue  # before the first block, or a weight's own nodes
         order.setdefault(block, len(order))
-        before = block_of.get(node.input[0])
-        if _own_block(node) and before not in (None, block):
-            boundaries.setdefault(str(before), node.input[0])
+        read = node.input[0]
+        before = block_of.get(read, block)
+        if before != block and _own_block(node):
+            known = boundaries.setdefault(before, read)
+            boundaries[before] = min(known, read, key=depth_of.__getitem__)
         block_of |= dict.fromkeys(node.output, block)
+        depth = 1 + max((depth_of[name] for name in node.input if name in depth_of), default=0)
+        depth_of |= dict.fromkeys(node.output, depth)
+    if "logits" not in block_of:
+        raise EngineError("blocks", "no layer of it bears a known name")
     return boundaries | {block_of["logits"]: "logits"}
 
 
@@ -130,4 +150,4 @@ def _own_block(node: "onnx.NodeProto") -> str | None:
     """The block that a layer's weights belong to; None for a node without weights."""
     if node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
-    return next((match[1] for name in node.input[1:] if (match := _BLOCK.search(name))), None)
+    return next((match[1] for name in node.input[1:] if (match := BLOCK.search(name))), None)

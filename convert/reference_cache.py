@@ -20,6 +20,7 @@ from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
 from irv2.errors import DataError
 from irv2.evaluate import Ledger, classify_folder
+from irv2.preprocess import library_versions
 from irv2.runners.base import Runner
 from irv2.runners.torch import TorchRunner, resolve_device
 
@@ -58,7 +59,8 @@ def classify_with_reference(
 
 def _key(checkpoint: Checkpoint, sha256: str, images: ImageFolder, device: str) -> str:
     rows = list(zip(images.files, hash_files(images), images.labels.tolist(), strict=True))
-    parts = [sha256, checkpoint.preprocess.sha256, str(torch.__version__), device, rows]
+    versions = {**library_versions(), "torch": str(torch.__version__)}
+    parts = [sha256, checkpoint.preprocess.sha256, versions, device, rows]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

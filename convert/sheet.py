@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from convert.diff import Difference, Row
-from irv2.decode import decode, read_encoded
+from irv2.decode import decode
 from irv2.errors import DataError
 from irv2.evaluate import FILE_LIMITS
 
@@ -21,8 +21,8 @@ _COLOURS = {"lost": "#b00020", "gained": "#006d2c", "both wrong": "#444444"}
 
 def write_sheet(difference: Difference, path: Path) -> None:
     """Write a PNG of the first pictures; raises DataError where there is none to show."""
-    rows = [row for row in difference.rows if row.file is not None]
-    if not rows:
+    rows, images = [row for row in difference.rows if row.file is not None], difference.images
+    if images is None or not rows:
         raise DataError(
             path, f"none of the {len(difference.rows)} differing images was found", "their files",
             "pass their folder with --data",
@@ -36,17 +36,18 @@ def write_sheet(difference: Difference, path: Path) -> None:
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP // 2), f"A: {difference.a}\nB: {difference.b}", "black", font=_font())
+    place = {images.path(i): i for i in range(len(images))}
     for i, row in enumerate(rows):
         left, top = GAP + i % columns * width, 2 * LINE + GAP + i // columns * height
-        _draw_tile(sheet, draw, row, left, top)
+        assert row.file is not None
+        _draw_tile(sheet, draw, images.read(place[row.file]), row, left, top)
     sheet.save(path, format="PNG")
 
 
 def _draw_tile(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, left: int, top: int
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, encoded: bytes, row: Row, left: int, top: int
 ) -> None:  # fmt: skip
-    assert row.file is not None
-    picture = Image.fromarray(decode(read_encoded(row.file), FILE_LIMITS))
+    picture = Image.fromarray(decode(encoded, FILE_LIMITS))
     scale = SIDE / max(picture.size)
     shape = tuple(max(1, round(side * scale)) for side in picture.size)
     picture = picture.resize((shape[0], shape[1]), Image.Resampling.BICUBIC)

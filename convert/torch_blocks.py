@@ -13,7 +13,10 @@ _CHAINS = ("stem", "blocks_a", "blocks_b", "blocks_c")
 
 @torch.inference_mode()
 def torch_block_outputs(checkpoint: Checkpoint, images: UInt8Array) -> BlockOutputs:
-    """By block, in the order of the network, for uint8 (N, S, S, 3)."""
+    """By block, in the order of the network, for uint8 (N, S, S, 3).
+
+    What has no weights (a pool, dropout) belongs to the block before it, as in an ONNX graph.
+    """
     model, config = checkpoint.build_model(), checkpoint.preprocess
     outputs: BlockOutputs = {}
 
@@ -23,11 +26,12 @@ def torch_block_outputs(checkpoint: Checkpoint, images: UInt8Array) -> BlockOutp
 
         module.register_forward_hook(hook)
 
+    current = ""
     for name, child in model.named_children():
-        if name == "dropout":  # nothing, in eval mode
-            continue
         blocks = child.named_children() if name in _CHAINS else [("", child)]
         for index, block in blocks:
-            keep(f"{name}.{index}".rstrip("."), block)
+            if next(block.parameters(), None) is not None:
+                current = f"{name}.{index}".rstrip(".")
+            keep(current, block)
     Normalized(model, config.mean, config.std)(torch.from_numpy(images))
     return outputs

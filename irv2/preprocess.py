@@ -11,8 +11,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
 
+import cv2
 import numpy as np
+import PIL
+import simplejpeg
 
+from irv2 import __version__
 from irv2.decode import ImageLimits, decode
 from irv2.errors import ImageError, ImageReason, InputError, UsageError
 from irv2.resample import RESAMPLERS, Window
@@ -81,6 +85,14 @@ class Preprocess:
                 f"{result.sha256[:12]} for its parameters",
             )
         return result
+
+
+def library_versions() -> dict[str, str]:
+    """What decodes and resamples: another version may give other pixels under one identity."""
+    return {
+        "irv2": __version__, "pillow": PIL.__version__, "opencv": cv2.__version__,
+        "simplejpeg": simplejpeg.__version__,
+    }  # fmt: skip
 
 
 def preprocess(

@@ -13,5 +13,5 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     data = write_images(root / "data")
     checkpoint_path = root / "best.pt"
     make_checkpoint(data).save(checkpoint_path)
-    report = export(checkpoint_path, data, None, ExportOptions(max_batch=16))
+    report = export(checkpoint_path, data, None, ExportOptions(precisions=("fp32",), max_batch=16))
     return Exported(data, checkpoint_path, root / "best.bundle", report)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from convert.bench_engine import ORT_PEAK, TORCH_PEAK, flop_per_image
+from convert.bench_engine import ORT_PEAK, TORCH_PEAK, _export_in_folder, flop_per_image
 
 
 def test_bench_engine_compares_a_bundles_files_with_the_machines_limit(exported, tmp_path):
@@ -27,6 +28,21 @@ def test_bench_engine_compares_a_bundles_files_with_the_machines_limit(exported,
     assert name in (f"model.onnx / {ORT_PEAK}", f"model.onnx / {TORCH_PEAK}")
     assert ratio["lower_95"] <= ratio["ratio"] <= ratio["upper_95"]
     assert result["export"] is None
+    measured = {bar["what"]: bar["measured"] for bar in result["bars"]}
+    assert len(measured) == 5
+    assert {what for what, value in measured.items() if value is not None} == {name}
+    assert measured[name] == ratio["ratio"]
+
+
+def test_an_export_is_timed_without_what_the_users_cache_knows(exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))  # put back after the test
+    shutil.copy(exported.checkpoint_path, tmp_path / "random.pt")
+    (tmp_path / "images").mkdir()
+    for path in exported.data.glob("val/*/0.png"):
+        shutil.copy(path, tmp_path / "images" / f"{path.parent.name}.png")
+    assert _export_in_folder(tmp_path).seconds > 0
+    assert list((tmp_path / "cache" / "irv2" / "calibration").iterdir())
+    assert not (tmp_path / "user").exists()
 
 
 def test_operations_are_counted_as_published(tmp_path: Path):

@@ -1,11 +1,14 @@
 """`irv2 eval` on a real checkpoint and a real folder."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tiny_checkpoint import make_checkpoint, write_images
+from tiny_checkpoint import CLASSES, make_checkpoint, write_images
 
+from irv2.checkpoint import Checkpoint
 from irv2.cli import main
 
 
@@ -50,6 +53,32 @@ def test_the_original_average_stands_beside_the_exact_errors(arguments):
     assert both["legacy_top1_error"] == pytest.approx(exact["top1_error"])
     text = CliRunner().invoke(main, ["eval", *arguments, "--legacy-average"]).stdout
     assert text.splitlines()[1].startswith("the original's average: top-1 error ")
+
+
+def test_epochs_are_compared_by_their_ledgers_or_as_checkpoints(arguments, tmp_path):
+    checkpoint_path, _, data, *_ = arguments
+    other_path = tmp_path / "other.pt"
+    checkpoint = Checkpoint.load(Path(checkpoint_path))
+    weights = checkpoint.state_dict | {
+        f"classifier.{name}": checkpoint.state_dict[f"classifier.{name}"].roll(1, dims=0)
+        for name in ("weight", "bias")
+    }
+    replace(checkpoint, state_dict=weights).save(other_path)
+    ledgers = [str(tmp_path / "a.npz"), str(tmp_path / "b.npz")]
+    for path, ledger in zip([checkpoint_path, str(other_path)], ledgers, strict=True):
+        found = evaluate([path, *arguments[1:]], "--ledger", ledger)
+        assert found["n"] == 48
+    by_ledger, by_checkpoint = (
+        CliRunner().invoke(main, ["diff", *models, "--data", data, "--json"])
+        for models in (ledgers, [checkpoint_path, str(other_path)])
+    )
+    assert by_ledger.exit_code == by_checkpoint.exit_code == 0, by_checkpoint.stderr
+    of_ledgers, of_checkpoints = (json.loads(r.stdout) for r in (by_ledger, by_checkpoint))
+    assert of_ledgers["num_different"] == of_checkpoints["num_different"] == 48
+    assert {image["sha256"] for image in of_ledgers["images"]} == {
+        image["sha256"] for image in of_checkpoints["images"]
+    }
+    assert of_checkpoints["images"][0]["label"] in CLASSES
 
 
 def test_another_number_of_crops_is_wrong_usage(arguments):

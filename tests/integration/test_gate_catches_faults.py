@@ -6,17 +6,22 @@ import faults
 import numpy as np
 import onnx
 import pytest
-from tiny_checkpoint import CLASSES, Exported
+from seeded_faults import Bf16Runner
+from tiny_checkpoint import CLASSES, PREPROCESS, Exported
 
 from convert import invariance
+from convert.calibrate import calibrate
 from convert.gate import Judgement, judge, tolerance_for
+from convert.quantize import quantize
 from convert.reference import Reference
 from convert.reference_cache import classify_with_reference
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
-from irv2.dataset import open_split
+from irv2.dataset import find_images, open_split
+from irv2.evaluate import classify_folder
 from irv2.runners.base import Runner
 from irv2.runners.onnx import OnnxRunner
+from irv2.runners.torch import TorchRunner
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,26 @@ def test_a_gross_fault_fails_on_48_images(exported, checkpoint, tmp_path, fault)
 def test_a_slight_fault_is_never_taken_for_identical(exported, checkpoint, tmp_path, fault):
     with spoiled(exported, fault, tmp_path / "m.onnx") as runner:
         assert judged(exported, checkpoint, runner).parity.verdict != "passed"
+
+
+@pytest.mark.parametrize("target", ["cpu", "trt"])
+@pytest.mark.parametrize("factor", [1, 1 / 8, 16])
+def test_int8_with_absurd_activation_ranges_fails(exported, checkpoint, tmp_path, target, factor):
+    model = onnx.load(exported.bundle / "model.onnx")
+    images = find_images(exported.data).subset(range(0, 48, 2))
+    ranges = calibrate(exported.bundle / "model.onnx", images, PREPROCESS, seed=0).ranges
+    onnx.save(quantize(model, faults.scaled(ranges, factor), target), tmp_path / "m.onnx")
+    with OnnxRunner(tmp_path / "m.onnx") as runner:
+        verdict = judged(exported, checkpoint, runner).parity.verdict
+    assert (verdict == "failed") == (factor != 1)
+
+
+def test_bf16_by_torch_rounds_and_no_more(exported, checkpoint):
+    images = open_split(exported.data, "val", CLASSES)
+    runners = [TorchRunner(checkpoint), Bf16Runner(checkpoint)]
+    full, half = (ledger.logits for ledger in classify_folder(runners, images, PREPROCESS))
+    # Some twenty layers round by 4e-3 each.
+    assert 1e-4 < np.abs(half - full).max() / np.abs(full).max() < 5e-2
 
 
 @pytest.mark.parametrize("size", [1, 32])

@@ -20,8 +20,11 @@ from convert.engine import build_engine, choose_flavour
 from convert.engine_options import EngineOptions
 from convert.export import export
 from convert.half import to_half
+from convert.inspect import inspect_bundle
+from convert.sensitivity import blocks_to_keep
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
+from irv2.dataset import find_images, open_split
 from irv2.errors import BundleError, EngineError, UsageError
 from irv2.machine import describe_machine
 from irv2.preprocess import preprocess
@@ -60,6 +63,22 @@ def bundle(data: Path, checkpoint_path: Path) -> Bundle:
     report = export(checkpoint_path, data, None, options)
     assert not report.failed, report.to_table()
     return Bundle.open(report.bundle)
+
+
+def test_inspect_shows_evidence_batches_calibration_and_every_file(bundle):
+    text = inspect_bundle(bundle.path).to_text()
+    facts, artifacts, files = text.split("\n\n")
+    assert "calibration  48 images, minmax, seed 0; blocks in float32: none" in facts
+    rows = {line.split()[0]: " ".join(line.split()) for line in artifacts.splitlines()[3:]}
+    assert list(rows) == ONNX_FILES
+    change = bundle.manifest.artifacts[3].parity.top1
+    counts = f"int8 passed 48 {change.lost}, {change.gained} 0, 0 7, 7 1 to 16 onnxruntime-cpu"
+    assert counts in rows["model.int8-cpu.onnx"]
+    assert "passed (identical) 48 0, 0 0, 0 7, 7 1 to 16 onnxruntime-cpu" in rows["model.onnx"]
+    assert "not verified to 16, not tried" in rows["model.bf16.onnx"]
+    names = {line.split()[0] for line in files.splitlines()[2:]}
+    assert names == {path.name for path in bundle.path.iterdir()}
+    assert all(line.endswith(" ok") for line in files.splitlines()[2:])
 
 
 def irv2(*args: object) -> subprocess.CompletedProcess[str]:
@@ -139,6 +158,20 @@ def test_a_weight_too_large_for_fp16_is_refused_and_fits_bf16(bundle):
     to_half(model, "bf16")
 
 
+def test_activations_that_come_near_the_end_of_fp16_are_refused(checkpoint_path, data, tmp_path):
+    """Weights that fp16 holds can still compute what it can't; float32 answers as before."""
+    checkpoint = Checkpoint.load(checkpoint_path)
+    weights = {name: value.clone() for name, value in checkpoint.state_dict.items()}
+    for name in ("stem.0.1.weight", "stem.0.1.bias"):
+        weights[name] *= 3e4
+    weights["stem.1.0.weight"] /= 3e4
+    replace(checkpoint, state_dict=weights).save(tmp_path / "large.pt")
+    options = ExportOptions(precisions=("fp16",), **LENIENT)
+    with pytest.raises(EngineError, match=r"fp16: activations reach .* after stem\.0; "):
+        export(tmp_path / "large.pt", data, None, options)
+    assert not (tmp_path / "large.bundle").exists()
+
+
 def test_int8_for_the_cpu_has_uint8_activations_and_quantised_additions(bundle):
     path = bundle.path / "model.int8-cpu.onnx"
     model = onnx.load(path)
@@ -170,19 +203,44 @@ def test_calibration_is_recorded_and_never_sees_an_evaluation_image(bundle, data
     record = bundle.manifest.artifacts[3].built_with
     assert (record["calibration_method"], record["calibration_images"]) == ("minmax", "48")
     assert record["float32_blocks"] == "none"
-    images = choose_images(data, CLASSES, CalibrationOptions(num_images=10, seed=1))
+    val = open_split(data, "val", CLASSES)
+    images = choose_images(val, CalibrationOptions(num_images=10, seed=1))
     assert len(images) == 10
     assert images.root == data / "train"
-    again = choose_images(data, CLASSES, CalibrationOptions(num_images=10, seed=1))
-    other = choose_images(data, CLASSES, CalibrationOptions(num_images=10, seed=2))
+    again = choose_images(val, CalibrationOptions(num_images=10, seed=1))
+    other = choose_images(val, CalibrationOptions(num_images=10, seed=2))
     assert images.files == again.files != other.files
-    with pytest.raises(UsageError, match="is what the gate judges by"):
-        choose_images(data, CLASSES, CalibrationOptions(folder=data / "val" / "red"))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_calibration_leaves_out_copies_of_evaluation_images(data, tmp_path, caplog, sharded):
+    leaky = shutil.copytree(data, tmp_path / "leaky")
+    shutil.copy(data / "val" / "red" / "3.png", leaky / "train" / "blue" / "photo.png")
+    if sharded:
+        write_shards(leaky, tmp_path / "shards", 100_000)
+    root = tmp_path / "shards" if sharded else leaky
+    val = open_split(root, "val", CLASSES)
+    images = choose_images(val, CalibrationOptions())
+    assert len(images) == 48
+    assert not any(file.endswith("photo.png") for file in images.files)
+    assert "1 of 49 calibration images are left out" in caplog.text
+
+
+def test_calibration_takes_nothing_of_val_from_a_folder_around_or_inside_it(data, caplog):
+    val = open_split(data, "val", CLASSES)
+    around = choose_images(val, CalibrationOptions(folder=data))
+    assert len(around) == 48
+    assert all(file.startswith("train/") for file in around.files)
+    assert "48 of 96 calibration images are left out" in caplog.text
+    with pytest.raises(UsageError, match=r"all 8 calibration images are in .*val too") as caught:
+        choose_images(val, CalibrationOptions(folder=data / "val" / "red"))
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
 
 
 def test_calibration_is_made_once_per_model_preprocessing_and_images(bundle, data, caplog):
     path = bundle.path / "model.onnx"
-    images = choose_images(data, CLASSES, CalibrationOptions(num_images=6))
+    images = choose_images(open_split(data, "val", CLASSES), CalibrationOptions(num_images=6))
     first = calibrate(path, images, PREPROCESS, seed=0)
     caplog.set_level("INFO")
     second = calibrate(path, images, PREPROCESS, seed=0)
@@ -195,18 +253,50 @@ def test_calibration_is_made_once_per_model_preprocessing_and_images(bundle, dat
     assert "from " not in caplog.text
 
 
-def test_without_training_images_a_named_int8_is_refused_and_the_default_is_left_out(
-    checkpoint_path, data, tmp_path, caplog
+def test_the_same_calibration_images_under_other_names_get_their_own_labels_and_logits(
+    bundle, data, tmp_path
+):
+    """Names decide the order, and with it which row is which image's."""
+    path, names = bundle.path / "model.onnx", ("first", "second")
+    red, blue = data / "train" / "red" / "0.png", data / "train" / "blue" / "0.png"
+    found = []
+    for order in ((red, blue), (blue, red)):
+        folder = tmp_path / order[0].parent.name
+        folder.mkdir()
+        for name, source in zip(names, order, strict=True):
+            shutil.copy(source, folder / f"{name}.png")
+        images = find_images(folder)
+        images = replace(images, labels=np.array([CLASSES.index(p.parent.name) for p in order]))
+        found.append(calibrate(path, images, PREPROCESS, seed=0))
+    one, other = found
+    assert one.labels.tolist() == other.labels[::-1].tolist() == [4, 0]
+    # Both were in one batch, in either order.
+    np.testing.assert_allclose(one.logits, other.logits[::-1], rtol=0, atol=1e-4)
+
+
+def test_calibration_counts_only_the_images_that_could_be_read(bundle, data, tmp_path):
+    folder = shutil.copytree(data / "train", tmp_path / "train")
+    broken = folder / "red" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    for _ in range(2):  # anew, then from the cache
+        calibration = calibrate(
+            bundle.path / "model.onnx", find_images(folder), PREPROCESS, 0, "skip"
+        )
+        assert calibration.record["calibration_images"] == "47"
+
+
+@pytest.mark.parametrize("more", [(), ("--precision", "fp32,int8")])
+def test_without_training_images_int8_is_refused_and_the_ways_out_are_named(
+    checkpoint_path, data, tmp_path, more
 ):
     shutil.copytree(data / "val", tmp_path / "data" / "val")
-    named = irv2("export", checkpoint_path, "--data", tmp_path / "data", "--out", tmp_path / "b",
-                 "--precision", "fp32,int8")  # fmt: skip
-    assert named.returncode == 2, named.stderr
-    assert "pass --calibration DIR" in named.stderr
+    result = irv2("export", checkpoint_path, "--data", tmp_path / "data", "--out",
+                  tmp_path / "b", *more)  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: int8: no folder train/ in ")
+    assert line.endswith("pass --calibration DIR, or --precision fp32")
     assert not (tmp_path / "b").exists()
-    report = export(checkpoint_path, tmp_path / "data", tmp_path / "b")
-    assert "int8 is left out: no train/ in" in caplog.text
-    assert [artifact.precision for artifact in report.manifest.artifacts] == ["fp32"]
 
 
 def test_any_folder_of_images_calibrates(checkpoint_path, data, tmp_path):
@@ -256,6 +346,19 @@ def test_blocks_that_int8_would_spoil_stay_float32(checkpoint_path, data, tmp_pa
     model = onnx.load(report.bundle / "model.int8-cpu.onnx")
     read = {name for node in model.graph.node for name in node.input}
     assert {"model.stem.0.0.weight", "model.stem.1.0.weight"} <= read
+
+
+def test_blocks_that_only_tensorrts_placement_would_spoil_stay_float32(bundle, data, caplog):
+    """The CPU's reads the pixels themselves, whatever range their normalised values have."""
+    path = bundle.path / "model.onnx"
+    model = onnx.load(path)
+    images = choose_images(open_split(data, "val", CLASSES), CalibrationOptions())
+    calibration = calibrate(path, images, PREPROCESS, seed=0)
+    normalised = next(node.input[0] for node in model.graph.node if node.op_type == "Conv")
+    absurd = replace(calibration, ranges=calibration.ranges | {normalised: (-1e4, 1e4)})
+    assert blocks_to_keep(model, calibration, PREPROCESS, 7.0) == {}
+    assert list(blocks_to_keep(model, absurd, PREPROCESS, 7.0)) == ["stem.0"]
+    assert "int8-trt: " in caplog.text
 
 
 def test_a_cpu_serves_int8_made_for_it_and_the_others_only_if_asked(bundle):

@@ -65,6 +65,13 @@ def test_another_checkpoint_or_another_image_is_asked_again(checkpoint, exported
     assert len(list(cache.glob("*.npz"))) == 3  # contents count, not where they lie
 
 
+def test_another_version_of_a_decoder_is_asked_again(checkpoint, exported, cache, monkeypatch):
+    ask(checkpoint, exported.data)
+    monkeypatch.setattr("PIL.__version__", "0")
+    ask(checkpoint, exported.data)
+    assert len(list(cache.glob("*.npz"))) == 2
+
+
 @pytest.mark.parametrize("damage", [b"", b"no archive", None], ids=["empty", "garbage", "half"])
 def test_a_damaged_entry_is_said_and_computed_again(checkpoint, exported, cache, caplog, damage):
     first = ask(checkpoint, exported.data)

@@ -4,7 +4,7 @@ Each takes the ONNX model of an honest export and spoils it in place. Faults of 
 depend on the batch, are runners around an honest one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -101,6 +101,13 @@ def int8_weights(scale: float) -> Fault:
                 value[:] = np.clip(np.round(value / step), -127, 127) * step
 
     return fault
+
+
+def scaled(
+    ranges: Mapping[str, tuple[float, float]], factor: float
+) -> dict[str, tuple[float, float]]:
+    """Activation ranges for int8: below 1 activations saturate, above it few levels are left."""
+    return {name: (factor * low, factor * high) for name, (low, high) in ranges.items()}
 
 
 class WrongAbove(Runner):

@@ -5,9 +5,11 @@
 
 Prints tables in Markdown, as in docs/gate.md. Every fault is judged by fp32's tolerance and, as
 the kindest, by int8's. `--tinted` colours the images, since swapped channels do not show on grey
-ones. `--stale` gives the older weights. `--bundle` adds the real artefacts of an export of
-CHECKPOINT: how many decisions each changes. `--honest N` exports N networks, each the checkpoint
-with noise of its own on all weights, and counts those that the gate does not pass.
+ones. `--stale` gives the older weights. int8 is calibrated on DIR/train, as an export does it.
+bf16, which no ONNX runtime computes on a CPU, is computed by torch. `--bundle` adds the real
+artefacts of an export of CHECKPOINT: how many decisions each changes. `--honest N` exports N
+networks as fp32 and fp16, each the checkpoint with noise of its own on all weights, and counts
+the verdicts.
 
 The sample and N = 100: about 15 minutes on two cores; Fashion-MNIST without it about 5.
 """
@@ -16,6 +18,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import faults
@@ -23,12 +26,16 @@ import numpy as np
 import onnx
 import torch
 from tabulate import tabulate
+from torch import Tensor, nn
 
 from convert import invariance
+from convert.calibrate import CalibrationOptions, calibrate, choose_images
 from convert.gate import judge, tolerance_for
-from convert.onnx_export import write_onnx
+from convert.half import to_half
+from convert.onnx_export import fold, write_onnx
+from convert.quantize import quantize
 from convert.reference import Reference
-from irv2.bundle import Bundle
+from irv2.bundle import Bundle, Parity
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import open_split
 from irv2.evaluate import Ledger, load_batches
@@ -40,6 +47,7 @@ from irv2.runners.torch import TorchRunner
 from irv2.samples import is_sample, resolve_data
 
 NUMS = (100, 360, 1000, 3000, 10_000)
+VERDICTS = ("passed", "too_few_images", "failed")
 BATCH = 32
 
 
@@ -69,8 +77,8 @@ def main() -> None:
     parser.add_argument("--honest", type=int, default=0)
     parser.add_argument("--tinted", action="store_true")
     args = parser.parse_args()
-    checkpoint = Checkpoint.load(args.checkpoint)
-    images = load_images(checkpoint, resolve_data(args.data), args.tinted)
+    checkpoint, data = Checkpoint.load(args.checkpoint), resolve_data(args.data)
+    images = load_images(checkpoint, data, args.tinted)
     with TorchRunner(checkpoint) as runner:
         reference = Reference.from_ledger(images.ask(runner))
     errors = 100 * (1 - reference.top1_right.mean())
@@ -82,7 +90,11 @@ def main() -> None:
         if args.stale:
             write_onnx(Checkpoint.load(args.stale), "0" * 64, Path(folder) / "older.onnx")
             older = onnx.load(Path(folder) / "older.onnx")
-        cases = [*spoiled(path, older), *(real(args.bundle) if args.bundle else ())]
+        cases = [
+            *spoiled(path, older), *quantized(path, checkpoint, data),
+            ("bf16, by torch", Bf16Runner(checkpoint)),
+            *(real(args.bundle) if args.bundle else ()),
+        ]  # fmt: skip
         print_cases(cases, images, reference)
         if args.honest:
             print_false_alarms(checkpoint, images, args.honest, Path(folder))
@@ -133,6 +145,36 @@ def spoiled(path: Path, older: onnx.ModelProto | None) -> Iterator[tuple[str, Ru
     yield "rows mixed up in batches above 32", faults.WrongAbove(OnnxRunner(path), 32)
 
 
+def quantized(path: Path, checkpoint: Checkpoint, data: Path) -> Iterator[tuple[str, Runner]]:
+    """Both int8 models, with the activations' ranges as calibrated, and with absurd ones."""
+    images = choose_images(open_split(data, "val", checkpoint.classes), CalibrationOptions())
+    ranges = calibrate(path, images, checkpoint.preprocess, seed=0).ranges
+    model, place = onnx.load(path), path.with_name("quantized.onnx")
+    factors = {"honest": 1, "8 times too small": 1 / 8, "16 times too large": 16}
+    for target, (what, factor) in product(("cpu", "trt"), factors.items()):
+        onnx.save(quantize(model, faults.scaled(ranges, factor), target), place)
+        yield f"int8-{target}, activation ranges {what}", OnnxRunner(place)
+
+
+class Bf16Runner(TorchRunner):
+    """The checkpoint's network folded and in bf16, as `model.bf16.onnx` holds it."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._model.model = _InBf16(fold(checkpoint.build_model()).bfloat16())
+
+
+class _InBf16(nn.Module):
+    """Normalised float32 images in, float32 logits out, bf16 between."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        return self.model(images_nchw.bfloat16()).float()
+
+
 def real(path: Path) -> Iterator[tuple[str, Runner]]:
     """Every ONNX artefact of a bundle that a CPU can run."""
     bundle = Bundle.open(path)
@@ -168,22 +210,31 @@ def short(reference: Reference, logits: np.ndarray, num: int, sample: bool) -> s
 
 
 def print_false_alarms(checkpoint: Checkpoint, images: Images, num: int, folder: Path) -> None:
-    alarms, changed, largest = 0, 0, 0.0
+    judged: dict[str, list[Parity]] = {"fp32": [], "fp16": []}
+    dependent, largest = dict.fromkeys(judged, 0), dict.fromkeys(judged, 0.0)
     for seed in progress(range(num), "honest exports", num, "exports"):
         other = with_noise(checkpoint, seed)
-        write_onnx(other, "0" * 64, folder / "other.onnx")
-        with TorchRunner(other) as torch_runner, OnnxRunner(folder / "other.onnx") as runner:
-            reference = Reference.from_ledger(images.ask(torch_runner))
-            logits = images.ask(runner).logits
-            found = invariance.check(runner, images.pixels[: invariance.NUM_IMAGES], 64)
-        parity = judge(reference, logits, "fp32", tolerance_for("fp32"), "").parity
-        alarms += parity.verdict != "passed"
-        changed += found.changed > 0
-        largest = max(largest, parity.max_abs_logit_diff / reference.max_abs_logit)
-    print(
-        f"{num} honest exports: {alarms} not passed as fp32, {changed} with an answer that depends "
-        f"on its batch; largest relative logit difference {largest:.1e}"
-    )
+        write_onnx(other, "0" * 64, folder / "fp32.onnx")
+        onnx.save(to_half(onnx.load(folder / "fp32.onnx"), "fp16"), folder / "fp16.onnx")
+        with TorchRunner(other) as runner:
+            reference = Reference.from_ledger(images.ask(runner))
+        for name, parities in judged.items():
+            with OnnxRunner(folder / f"{name}.onnx") as runner:
+                logits = images.ask(runner).logits
+                found = invariance.check(runner, images.pixels[: invariance.NUM_IMAGES], 64)
+            tolerance = tolerance_for(name, is_sample=images.sample)
+            parities.append(judge(reference, logits, name, tolerance, "").parity)
+            dependent[name] += found.changed > 0
+            relative = parities[-1].max_abs_logit_diff / reference.max_abs_logit
+            largest[name] = max(largest[name], relative)
+    rows = [
+        (name, num, *(sum(p.verdict == verdict for p in parities) for verdict in VERDICTS),
+         dependent[name], f"{largest[name]:.1e}")
+        for name, parities in judged.items()
+    ]  # fmt: skip
+    headers = ("precision", "honest exports", "passed", "too few images", "failed",
+               "answers depend on the batch", "largest relative logit difference")  # fmt: skip
+    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True), "\n")
 
 
 def with_noise(checkpoint: Checkpoint, seed: int) -> Checkpoint:

@@ -20,6 +20,7 @@ from irv2.bundle import MANIFEST, Bundle, file_sha256, read_manifest
 from irv2.dataset import open_split
 from irv2.errors import BundleError, DataError
 from irv2.evaluate import Ledger
+from irv2.shard_writer import write_shards
 
 
 @pytest.fixture
@@ -111,6 +112,13 @@ def test_sheet_shows_the_pictures_themselves(ledgers, data, tmp_path):
     assert pixels[top, left].tolist() == [0, 0, 201]  # class 1's third image is blue
     assert pixels[top, left + SIDE + 8].tolist() == [0, 200, 0]
     assert (pixels == (0, 109, 44)).all(-1).any()  # gained, in green
+
+
+def test_sheet_shows_pictures_out_of_shards(ledgers, data, tmp_path):
+    write_shards(data, tmp_path / "shards", 10_000)
+    for name, root in (("files", data), ("shards", tmp_path / "shards")):
+        write_sheet(diff(*map(load_named, ledgers), root), tmp_path / f"{name}.png")
+    assert (tmp_path / "files.png").read_bytes() == (tmp_path / "shards.png").read_bytes()
 
 
 def test_sheet_without_any_file_is_refused(ledgers, tmp_path):

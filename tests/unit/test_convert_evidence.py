@@ -11,6 +11,7 @@ from convert.evidence import coverage_remark, evidence_remarks, leakage_remark
 from convert.reference import Reference, hash_files
 from irv2.dataset import open_split
 from irv2.evaluate import Ledger
+from irv2.shard_writer import write_shards
 
 
 @pytest.fixture
@@ -39,6 +40,21 @@ def test_images_of_the_training_are_counted_whatever_their_names_and_classes(dat
     shutil.copy(data / "train/a/1.png", data / "val/b/other.png")
     remark = leakage_remark(reference_on(data), data)
     assert remark.startswith("2 of 8 evaluation images are in train/ too, byte by byte")
+
+
+def test_images_of_the_training_are_found_in_shards_too(data, tmp_path):
+    shutil.copy(data / "train/a/0.png", data / "val/a/new.png")
+    write_shards(data, tmp_path / "shards", 10_000)
+    remark = leakage_remark(reference_on(data), tmp_path / "shards")
+    assert remark.startswith("1 of 7 evaluation images are in train/ too, byte by byte")
+
+
+def test_training_images_that_cannot_be_read_cost_a_remark_and_no_more(data, tmp_path):
+    write_shards(data, tmp_path / "shards", 10_000)
+    for path in (tmp_path / "shards" / "train").glob("*.tar"):
+        path.write_bytes(b"half a tar file")
+    remark = leakage_remark(reference_on(data), tmp_path / "shards")
+    assert remark.startswith("Evaluation images were not looked for in train/ (")
 
 
 def test_a_training_file_that_changes_is_looked_at_again(data):

@@ -173,7 +173,7 @@ def answers(predicted: np.ndarray, num_classes: int = 10) -> np.ndarray:
     return (14 * np.eye(num_classes)[predicted]).astype(np.float32)
 
 
-def judge_lost(num_lost: int, n: int, precision: Precision, **row: bool) -> Judgement:
+def judge_lost(num_lost: int, n: int, precision: Precision, **row: float) -> Judgement:
     labels = np.arange(n) % 10
     predicted = labels.copy()
     predicted[:num_lost] = (predicted[:num_lost] + 1) % 10
@@ -212,6 +212,39 @@ def test_line_of_a_hopeless_rate_says_that_no_number_would_pass():
     judgement = judge_lost(1, 360, "fp32", is_sample=True)
     assert judgement.parity.verdict == "too_few_images"
     assert judgement.line.endswith("tolerance 0.1; at this rate no number of images would pass it")
+
+
+def judge_both_lost(top1: int, top5: int, n: int) -> Judgement:
+    """`top1` images lose their best class, `top5` others their place among the five best."""
+    labels = np.zeros(n, np.int64)
+    before = np.tile(np.float32([9, 8, 7, 6, 5, 1, 0, 0]), (n, 1))
+    before[top1 : top1 + top5, 0] = 5.5  # fourth
+    after = before.copy()
+    after[:top1, 0] = 7.5  # second
+    after[top1 : top1 + top5, 0] = 0.5  # seventh
+    return judge(reference_of(labels, before), after, "int8", tolerance_for("int8"), "test")
+
+
+def test_line_of_two_undecided_counts_gives_the_number_that_decides_both():
+    only_top1, both = judge_both_lost(1, 1, 360), judge_both_lost(1, 2, 360)  # 568, 1469 images
+    assert both.parity.verdict == only_top1.parity.verdict == "too_few_images"
+    assert only_top1.line.endswith("tolerance 1.0; about 570 like these would decide")
+    assert both.line == (
+        "int8 too few images: 1 lost, 0 gained of 360; loss below 1.31 points (95 %), "
+        "tolerance 1.0; for top-5 about 1500 like these would decide"
+    )
+
+
+def test_line_says_that_no_number_would_pass_top5_where_one_would_pass_top1():
+    assert judge_both_lost(1, 4, 360).line.endswith(
+        "tolerance 1.0; for top-5 at this rate no number of images would pass it"
+    )
+
+
+def test_line_about_top5_alone_names_it_once():
+    line = judge_both_lost(0, 2, 360).line
+    assert line.startswith("int8 too few images on top-5: 2 lost")
+    assert line.endswith("; about 1500 like these would decide")
 
 
 def test_line_of_a_failure_gives_the_lower_limit():
@@ -267,10 +300,13 @@ def test_tolerances_are_the_tables_and_the_samples_row_spares_fp32(precision, po
     assert sample.is_sample == (precision != "fp32")
 
 
-def test_a_tolerance_of_the_users_replaces_the_samples_row_and_its_remark():
+def test_a_tolerance_of_the_users_replaces_the_samples_row_but_not_its_remark():
     tolerance = tolerance_for("int8", is_sample=True, top1_points=5.0)
     assert (tolerance.top1_points, tolerance.top5_points) == (5.0, 2.5)
-    assert not tolerance.is_sample
+    assert judge_lost(1, 360, "int8", is_sample=True, top1_points=5.0).line == (
+        "int8 passed: 1 lost, 0 gained of 360; loss below 1.31 points (95 %), tolerance 5.0 "
+        "(built-in sample; 360 images can't show less than 0.83)"
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"top1_points": 0.0}, {"confidence": 1.0}])
