@@ -348,20 +348,22 @@ def test_rebuild_of_a_bundle_without_engines_says_so_and_changes_nothing(exporte
 
 @needs_rtx
 @pytest.mark.parametrize(
-    ("damage", "problems"),
+    ("damage", "is_malformed"),
     [
-        (lambda plan: plan, ""),
-        (lambda plan: plan[:64], ""),  # the header alone
-        (lambda plan: plan[:40], "malformed engine"),
-        (lambda plan: b"garbage!" * 8, "malformed engine"),
-        (lambda plan: b"", "malformed engine"),
+        (lambda plan: plan, False),
+        (lambda plan: plan[:64], False),  # the header alone
+        (lambda plan: plan[:40], True),
+        (lambda plan: b"garbage!" * 8, True),
+        (lambda plan: b"", True),
     ],
 )
-def test_the_header_of_an_rtx_plan_is_checked_without_a_gpu(with_plan, flavour, damage, problems):
+def test_the_header_of_an_rtx_plan_is_checked_without_a_gpu(
+    with_plan, flavour, damage, is_malformed
+):
     runtime = create(flavour.trt.Runtime, shared_logger(flavour.trt))
     plan = damage((with_plan[0] / "model.fp32.plan").read_bytes())
-    found = header_problems(flavour.trt, runtime, plan)
-    assert found == problems or (not problems and "malformed" not in found)  # another RTX GPU
+    problems = header_problems(flavour.trt, runtime, plan)
+    assert ("malformed engine" in problems) == is_malformed
 
 
 @needs_rtx
@@ -373,6 +375,14 @@ def test_a_damaged_plan_is_one_line_before_it_is_loaded(flavour, tmp_path):
         f"{tmp_path}/a.plan: its header says malformed engine; expected a plan of tensorrt_rtx; "
         "irv2 verify --rebuild makes it anew for this machine"
     )
+
+
+@needs_rtx
+def test_a_plan_cut_short_is_one_line_with_the_librarys_reason(with_plan, flavour, tmp_path):
+    plan = (with_plan[0] / "model.fp32.plan").read_bytes()
+    (tmp_path / "a.plan").write_bytes(plan[: len(plan) // 2])
+    with pytest.raises(EngineError, match=r"a\.plan: can't be loaded \(.*blobSize"):
+        load_engine(flavour.trt, tmp_path / "a.plan", has_own_code=False)
 
 
 @needs_rtx
