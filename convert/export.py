@@ -79,11 +79,11 @@ def judge_and_publish(
 ) -> Report:  # fmt: skip
     """The gate: move the candidate to `out` if it decides like its checkpoint.
 
-    Otherwise nothing is published and the report lies in `out`.rejected.
+    Otherwise nothing is published; the report and the answers it is about lie in `out`.rejected.
     """
     report, evidence = _judge(candidate, images, out, options, sample)
     if report.failed:
-        write_rejection(report)
+        write_rejection(report, evidence)
         return report
     published = {artifact.file for artifact in report.manifest.artifacts}
     for artifact in candidate.artifacts:

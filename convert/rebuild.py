@@ -13,6 +13,7 @@ from convert.engine import choose_flavour, engine_artifact
 from convert.engine_options import EngineOptions
 from convert.folders import folder_beside, replace_folder
 from convert.judging import LEDGER_SUFFIX
+from convert.reference import REFERENCE
 from convert.rejection import forget_rejection, write_rejection
 from convert.report import Report
 from convert.verify import open_to_verify, verify
@@ -48,7 +49,8 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
             _require_evidence(bundle, before, after)
         report = verify(folder, data, bad_images, place=path)
         if report.failed:
-            write_rejection(report)
+            paths = [folder / REFERENCE, *folder.glob(f"*{LEDGER_SUFFIX}")]
+            write_rejection(report, {path.name: path.read_bytes() for path in paths})
         else:
             replace_folder(folder, path)
             forget_rejection(path)

@@ -1,26 +1,33 @@
-"""What is left of a bundle that did not pass: its report, beside the place it was made for."""
+"""What is left of a bundle that did not pass: report and answers, beside the place it was for."""
 
 from pathlib import Path
 
+from convert.judging import LEDGER_SUFFIX
+from convert.reference import REFERENCE
 from convert.report import REPORT, Report
 from irv2.bundle import write_atomically
+from irv2.selftest import SELF_TEST
 
 
 def rejected_folder(place: Path) -> Path:
-    """Where the report of a bundle that was not put at `place` lies."""
+    """Where the report and the answers of a bundle that was not put at `place` lie."""
     return place.with_name(f"{place.name}.rejected")
 
 
-def write_rejection(report: Report) -> None:
-    """Leave the report beside the bundle's place."""
+def write_rejection(report: Report, evidence: dict[str, bytes]) -> None:
+    """Leave the report and the files that it is about beside the bundle's place."""
+    forget_rejection(report.bundle)
     folder = rejected_folder(report.bundle)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / REPORT, report.to_markdown().encode())
+    for name, content in {**evidence, REPORT: report.to_markdown().encode()}.items():
+        write_atomically(folder / name, content)
 
 
 def forget_rejection(place: Path) -> None:
-    """Remove the report of an earlier try, and its folder if nothing else lies in it."""
+    """Remove what an earlier try left, and its folder if nothing else lies in it."""
     folder = rejected_folder(place)
-    (folder / REPORT).unlink(missing_ok=True)
+    names = (REPORT, REFERENCE, SELF_TEST)
+    for path in (*(folder / name for name in names), *folder.glob(f"*{LEDGER_SUFFIX}")):
+        path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

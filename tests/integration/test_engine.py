@@ -333,6 +333,7 @@ def test_a_rebuild_that_fails_leaves_the_bundle_and_its_report_beside_it(
     rejected = tmp_path / "old.bundle.rejected"
     assert f"the old one is still there; see {rejected}/parity.md" in result.stderr
     assert (rejected / REPORT).read_text().startswith("# Parity of old.bundle: not passed\n")
+    assert set(tree(rejected)) == {REPORT, "reference.npz", "model.onnx.ledger.npz"}
     assert tree(path) == before
     Bundle(path, changed).with_manifest(manifest)
     assert irv2("verify", path, "--data", exported.data, "--rebuild").returncode == 0
