@@ -79,7 +79,8 @@ def with_plan(
     out = tmp_path_factory.mktemp("engine") / "trt.bundle"
     result = irv2(
         "export", exported.checkpoint_path, "--data", exported.data, "--out", out, "--trt",
-        "--profile", "1:4:12", "--profile", "13:24:64", "--workspace-mb", 512,
+        "--precision", "fp32", "--profile", "1:4:12", "--profile", "13:24:64",
+        "--workspace-mb", 512,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return out, result
@@ -138,7 +139,7 @@ def test_engine_is_built_without_a_gpu_and_published_unverified(with_plan):
 )
 def test_an_option_that_no_engine_here_can_meet_is_one_line(exported, tmp_path, options, line):
     result = irv2("export", exported.checkpoint_path, "--data", exported.data, "--trt", "--out",
-                  tmp_path / "b", *options)  # fmt: skip
+                  tmp_path / "b", "--precision", "fp32", *options)  # fmt: skip
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == f"error: {line}"
     assert not any(tmp_path.iterdir())
