@@ -50,13 +50,13 @@ class Inspection:
             ("id", manifest.id),
             ("checkpoint", f"sha256 {source.checkpoint_sha256}"),
             ("network", f"{source.arch}, setting {source.setting}, epoch {source.epoch}"),
+            ("made on", "; ".join(sorted(machines))),
             ("classes", f"{len(classes)}: {shown}"),
             (
                 "preprocess",
                 f"shorter side {preprocess.resize}, centre {preprocess.crop} pixels, "
                 f"{preprocess.resampling}, sha256 {preprocess.sha256[:12]}",
             ),
-            ("made on", "; ".join(sorted(machines))),
             *[("calibration", line) for line in _calibration(manifest.artifacts)],
             ("hashes", "all hold" if not self.problems else f"{len(self.problems)} wrong"),
         ]

@@ -26,9 +26,9 @@ from irv2.runners.choose import open_runner
 def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> Report:
     """Build every engine of the bundle again, judge all, and replace the bundle if it passed.
 
-    Work is done on a copy: where the gate is not met the bundle stays as it was, and report and
-    answers lie in `path`.rejected. Raises BundleError where it holds no engine, EngineError
-    where none can be built here, or none that could take a verified one's place.
+    Work is done on a copy: where the gate is not met the bundle stays as it was, and the report
+    lies in `path`.rejected. Raises BundleError where it holds no engine, EngineError where none
+    can be built here, or none that could take a verified one's place.
     """
     old = open_to_verify(path).manifest
     engines = [artifact for artifact in old.artifacts if artifact.format != "onnx"]
@@ -49,8 +49,8 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
             _require_evidence(bundle, before, after)
         report = verify(folder, data, bad_images, place=path)
         if report.failed:
-            answers = (folder / REFERENCE, *folder.glob(f"*{LEDGER_SUFFIX}"))
-            write_rejection(report, {path.name: path.read_bytes() for path in answers})
+            paths = [folder / REFERENCE, *folder.glob(f"*{LEDGER_SUFFIX}")]
+            write_rejection(report, {path.name: path.read_bytes() for path in paths})
         else:
             replace_folder(folder, path)
             forget_rejection(path)

@@ -1,21 +1,21 @@
-"""What is left of a bundle that did not pass, beside the place it was made for."""
+"""What is left of a bundle that did not pass: report and answers, beside the place it was for."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE
 from convert.report import REPORT, Report
 from irv2.bundle import write_atomically
+from irv2.selftest import SELF_TEST
 
 
 def rejected_folder(place: Path) -> Path:
-    """Where report and answers of a bundle that was not put at `place` lie."""
+    """Where the report and the answers of a bundle that was not put at `place` lie."""
     return place.with_name(f"{place.name}.rejected")
 
 
-def write_rejection(report: Report, evidence: Mapping[str, bytes]) -> None:
-    """Leave the report and the answers it is about: `evidence` is file name -> content."""
+def write_rejection(report: Report, evidence: dict[str, bytes]) -> None:
+    """Leave the report and the files that it is about beside the bundle's place."""
     forget_rejection(report.bundle)
     folder = rejected_folder(report.bundle)
     folder.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,8 @@ def write_rejection(report: Report, evidence: Mapping[str, bytes]) -> None:
 def forget_rejection(place: Path) -> None:
     """Remove what an earlier try left, and its folder if nothing else lies in it."""
     folder = rejected_folder(place)
-    for path in (folder / REPORT, folder / REFERENCE, *folder.glob(f"*{LEDGER_SUFFIX}")):
+    names = (REPORT, REFERENCE, SELF_TEST)
+    for path in (*(folder / name for name in names), *folder.glob(f"*{LEDGER_SUFFIX}")):
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

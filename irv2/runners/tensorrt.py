@@ -109,6 +109,7 @@ def load_engine(trt: Any, plan_path: Path, *, has_own_code: bool) -> tuple[Any, 
         raise EngineError(
             plan_path, f"its header says {problems}", f"a plan of {trt.__name__}", _REBUILD
         )
+    log.forget()
     runtime.engine_host_code_allowed = has_own_code
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:

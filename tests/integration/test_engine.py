@@ -79,7 +79,8 @@ def with_plan(
     out = tmp_path_factory.mktemp("engine") / "trt.bundle"
     result = irv2(
         "export", exported.checkpoint_path, "--data", exported.data, "--out", out, "--trt",
-        "--profile", "1:4:12", "--profile", "13:24:64", "--workspace-mb", 512,
+        "--precision", "fp32", "--profile", "1:4:12", "--profile", "13:24:64",
+        "--workspace-mb", 512,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return out, result
@@ -138,7 +139,7 @@ def test_engine_is_built_without_a_gpu_and_published_unverified(with_plan):
 )
 def test_an_option_that_no_engine_here_can_meet_is_one_line(exported, tmp_path, options, line):
     result = irv2("export", exported.checkpoint_path, "--data", exported.data, "--trt", "--out",
-                  tmp_path / "b", *options)  # fmt: skip
+                  tmp_path / "b", "--precision", "fp32", *options)  # fmt: skip
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == f"error: {line}"
     assert not any(tmp_path.iterdir())
@@ -333,6 +334,7 @@ def test_a_rebuild_that_fails_leaves_the_bundle_and_its_report_beside_it(
     rejected = tmp_path / "old.bundle.rejected"
     assert f"the old one is still there; see {rejected}/parity.md" in result.stderr
     assert (rejected / REPORT).read_text().startswith("# Parity of old.bundle: not passed\n")
+    assert set(tree(rejected)) == {REPORT, "reference.npz", "model.onnx.ledger.npz"}
     assert tree(path) == before
     Bundle(path, changed).with_manifest(manifest)
     assert irv2("verify", path, "--data", exported.data, "--rebuild").returncode == 0
@@ -348,20 +350,22 @@ def test_rebuild_of_a_bundle_without_engines_says_so_and_changes_nothing(exporte
 
 @needs_rtx
 @pytest.mark.parametrize(
-    ("damage", "problems"),
+    ("damage", "is_malformed"),
     [
-        (lambda plan: plan, ""),
-        (lambda plan: plan[:64], ""),  # the header alone
-        (lambda plan: plan[:40], "malformed engine"),
-        (lambda plan: b"garbage!" * 8, "malformed engine"),
-        (lambda plan: b"", "malformed engine"),
+        (lambda plan: plan, False),
+        (lambda plan: plan[:64], False),  # the header alone
+        (lambda plan: plan[:40], True),
+        (lambda plan: b"garbage!" * 8, True),
+        (lambda plan: b"", True),
     ],
 )
-def test_the_header_of_an_rtx_plan_is_checked_without_a_gpu(with_plan, flavour, damage, problems):
+def test_the_header_of_an_rtx_plan_is_checked_without_a_gpu(
+    with_plan, flavour, damage, is_malformed
+):
     runtime = create(flavour.trt.Runtime, shared_logger(flavour.trt))
     plan = damage((with_plan[0] / "model.fp32.plan").read_bytes())
-    found = header_problems(flavour.trt, runtime, plan)
-    assert found == problems or (not problems and "malformed" not in found)  # another RTX GPU
+    problems = header_problems(flavour.trt, runtime, plan)
+    assert ("malformed engine" in problems) == is_malformed
 
 
 @needs_rtx
@@ -373,6 +377,14 @@ def test_a_damaged_plan_is_one_line_before_it_is_loaded(flavour, tmp_path):
         f"{tmp_path}/a.plan: its header says malformed engine; expected a plan of tensorrt_rtx; "
         "irv2 verify --rebuild makes it anew for this machine"
     )
+
+
+@needs_rtx
+def test_a_plan_cut_short_is_one_line_with_the_librarys_reason(with_plan, flavour, tmp_path):
+    plan = (with_plan[0] / "model.fp32.plan").read_bytes()
+    (tmp_path / "a.plan").write_bytes(plan[: len(plan) // 2])
+    with pytest.raises(EngineError, match=r"a\.plan: can't be loaded \(.*blobSize"):
+        load_engine(flavour.trt, tmp_path / "a.plan", has_own_code=False)
 
 
 @needs_rtx
