@@ -59,7 +59,7 @@ def with_plan(
     """A bundle with an engine, made by the program."""
     out = tmp_path_factory.mktemp("engine") / "trt.bundle"
     command = [sys.executable, "-m", "irv2", "export", str(exported.checkpoint_path), "--trt",
-               "--data", str(exported.data), "--out", str(out)]  # fmt: skip
+               "--precision", "fp32", "--data", str(exported.data), "--out", str(out)]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return out, result
@@ -242,7 +242,8 @@ def test_where_nothing_builds_engines_the_line_says_what_to_install(exported, tm
         "from irv2.cli import main; main()"
     )
     command = [sys.executable, "-c", program, "export", str(exported.checkpoint_path), "--trt",
-               "--data", str(exported.data), "--out", str(tmp_path / "b")]  # fmt: skip
+               "--precision", "fp32", "--data", str(exported.data), "--out",
+               str(tmp_path / "b")]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert result.returncode == 1, result.stderr
     [line] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
