@@ -19,7 +19,7 @@ from irv2.evaluate import Ledger
 from irv2.preprocess import Preprocess
 from irv2.progress import Progress
 from irv2.results import softmax
-from irv2.runners.base import Runner
+from irv2.runners.base import Runner, usual_sizes
 from irv2.types import FloatArray, UInt8Array
 
 # A batch of 64 holds every one of them eight times. All sizes up to 64 together run 252 images
@@ -33,8 +33,7 @@ def batch_sizes(max_batch: int, profiles: Iterable[Profile] = ()) -> list[int]:
     """1, 2, 4, ... and `max_batch`; of an engine's profiles also both edges and what each is
     tuned for.
     """
-    powers = [2**i for i in range(max_batch.bit_length())]
-    return sorted({*powers, max_batch, *chain.from_iterable(profiles)})
+    return sorted({*usual_sizes(max_batch), *chain.from_iterable(profiles)})
 
 
 def load_probes(images: ImageFolder, ledger: Ledger, config: Preprocess) -> UInt8Array:

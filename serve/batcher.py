@@ -143,6 +143,8 @@ class Batcher:
         self._queue: list[_Entry] = []  # by deadline
         self._running: _Batch | None = None
         self._staged: _Batch | None = None  # prepared while another one runs
+        # The first for the next batch, the second for the one that runs.
+        self._memory = [runner.batch_memory(max_batch), runner.batch_memory(max_batch)]
         self._company: asyncio.TimerHandle | None = None
         self._num_admitted = 0
         self._num_preparing = 0  # of those admitted: not submitted yet
@@ -306,7 +308,8 @@ class Batcher:
             return None
         chosen = self._choose(starts_at)
         self._queue = [entry for entry in self._queue if entry not in chosen]
-        return _Batch(chosen, np.stack([entry.image for entry in chosen]))
+        images = self._memory[0][: len(chosen)]
+        return _Batch(chosen, np.stack([entry.image for entry in chosen], out=images))
 
     def _choose(self, starts_at: float) -> list[_Entry]:
         """The most urgent entries, as many as the first one's deadline allows.
@@ -365,6 +368,7 @@ class Batcher:
     def _start(self, batch: _Batch) -> None:
         batch.started_at = self._loop.time()
         self._running = batch
+        self._memory.reverse()
         for entry in batch.entries:
             if not entry.answer.done():
                 entry.has_started = True

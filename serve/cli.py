@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from irv2.errors import UsageError
 from irv2.options import Program, json_option, print_json
+from irv2.runners.cuda import count_gpus
 
 # Before gRPC is imported: its C core would add lines of its own to our one-line errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -20,6 +22,14 @@ from serve.server import Server, serve
 from serve.tls import tls_files
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) -> int:
+    if text == "all":
+        return count_gpus()
+    if not text.isdecimal() or int(text) == 0:
+        raise UsageError("--gpus", text, "1 or more, or all")
+    return int(text)
 
 
 @click.command(cls=Program)
@@ -70,6 +80,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--threads", type=click.IntRange(0), default=0, help="Threads of the engine; 0: one per core."
 )
 @click.option(
+    "--gpus", "num_gpus", default="1", metavar="N|all", callback=_read_gpus,
+    help="GPUs that share each batch, from the first one on.",
+)  # fmt: skip
+@click.option(
     "--workers",
     type=click.IntRange(0),
     default=0,
@@ -79,7 +93,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--max-batch",
     type=click.IntRange(1),
     metavar="N",
-    help="Images per batch.  [default: 8 on a CPU, else what the gate certified]",
+    help="Images per batch, over all GPUs.  [default: 8 on a CPU, else what the gate certified, "
+    "per GPU]",
 )
 @click.option(
     "--max-queue",

@@ -36,6 +36,7 @@ class ServeOptions:
     token_file: Path | None = None
     watch: bool = False
     log_requests: bool = False
+    num_gpus: int = 1
 
     def __post_init__(self) -> None:
         if self.max_queue < self.max_images:

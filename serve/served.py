@@ -47,7 +47,9 @@ class Opened(NamedTuple):
 def open_model(path: Path, options: ServeOptions) -> Opened:
     """Open the fastest artefact that passed. Raises BundleError or EngineError."""
     bundle = Bundle.open(path)
-    artifact, runner = open_best(bundle, options.precision, options.backend, options.num_threads)
+    artifact, runner = open_best(
+        bundle, options.precision, options.backend, options.num_threads, options.num_gpus
+    )
     try:
         _check_fits(bundle, artifact, runner)
     except BaseException:
@@ -81,7 +83,7 @@ class ServedModel:
     ) -> None:
         """`on_health` is called when `is_healthy` has changed."""
         bundle, self.artifact, self._runner = opened
-        max_batch = _max_batch(self.artifact, self._runner, options.max_batch)
+        max_batch = _max_batch(self._runner, options.max_batch)
         self.model = _description(opened, max_batch)
         self.image_shape = (self._runner.image_size, self._runner.image_size, 3)
         self._metrics = ModelMetrics(metrics, self.model.id, lambda: int(time.time() * 1e3))
@@ -111,7 +113,7 @@ class ServedModel:
 
     async def start(self) -> None:
         """Self-test and the whole way, at every certified batch size. Raises EngineError."""
-        sizes = _warm_up_sizes(self.artifact, self.model.max_batch)
+        sizes = _warm_up_sizes(self.artifact, self._runner.num_engines, self.model.max_batch)
         for size in sizes:
             await self._try_engine(size)
         for size in sizes:
@@ -161,16 +163,17 @@ class ServedModel:
 
     async def _failure(self) -> Exception | None:
         try:
-            await self._try_engine(1)
+            await self._try_engine(self._runner.num_engines)  # one image each
         except Exception as error:  # whatever an engine's library raises
             return error
         return None
 
 
-def _warm_up_sizes(artifact: Artifact, most: int) -> list[int]:
-    """The certified batch sizes up to `most`, 1 and `most` among them."""
+def _warm_up_sizes(artifact: Artifact, num_engines: int, most: int) -> list[int]:
+    """1, `most`, and batches up to it in which each engine gets one of a certified size."""
     certified = artifact.invariance.batch_sizes if artifact.invariance else WARM_UP_SIZES
-    return sorted({1, most, *(size for size in certified if size < most)})
+    batches = [num_engines * size for size in certified]
+    return sorted({1, most, *(size for size in batches if size < most)})
 
 
 def _self_test(bundle: Bundle) -> SelfTest | None:
@@ -197,8 +200,9 @@ def _check_fits(bundle: Bundle, artifact: Artifact, runner: Runner) -> None:
         )  # fmt: skip
 
 
-def _max_batch(artifact: Artifact, runner: Runner, asked_for: int | None) -> int:
-    most = min(artifact.max_batch, runner.max_batch)
+def _max_batch(runner: Runner, asked_for: int | None) -> int:
+    """Of all engines together; each runs at most what the gate certified."""
+    most = runner.max_batch
     if asked_for is None:
         return min(most, CPU_MAX_BATCH) if runner.backend.endswith("-cpu") else most
     if asked_for > most:

@@ -19,6 +19,7 @@ class Runner(ABC):
     image_size: int  # S: images are (N, S, S, 3)
     num_classes: int
     max_batch: int  # the largest N of `run`
+    num_engines: int = 1  # that share each batch
 
     @abstractmethod
     def run(self, images: UInt8Array) -> FloatArray:
@@ -26,6 +27,13 @@ class Runner(ABC):
 
         Raises EngineError where the engine fails.
         """
+
+    def batch_memory(self, num_images: int) -> UInt8Array:
+        """uint8 (num_images, S, S, 3), to be filled for `run`, which reads it from there fastest.
+
+        Not to be used after `close`.
+        """
+        return np.empty((num_images, self.image_size, self.image_size, 3), np.uint8)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -45,3 +53,8 @@ class Runner(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def usual_sizes(max_batch: int) -> list[int]:
+    """1, 2, 4, ... and `max_batch`, ascending: batches that the gate tries of every artefact."""
+    return sorted({*(2**i for i in range(max_batch.bit_length())), max_batch})

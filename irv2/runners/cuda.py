@@ -1,4 +1,7 @@
-"""The few calls of the CUDA runtime that a runner needs, each of them checked. No torch."""
+"""The few calls of the CUDA runtime that a runner needs, each of them checked. No torch.
+
+Objects belong to the GPU that the thread used when it made them (`use_gpu`).
+"""
 
 import ctypes
 from collections.abc import Callable
@@ -8,32 +11,45 @@ from typing import Any
 import numpy as np
 
 from irv2.errors import EngineError
-from irv2.types import FloatArray, UInt8Array
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The GPU that this process uses, device 0."""
+    """A GPU that this process may use."""
 
     name: str
     capability: str  # e.g. "9.0"
+    index: int = 0
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.capability})"
 
 
-def find_gpu() -> Gpu:
-    """The GPU here; raises EngineError where there is none, no driver or no cuda-python."""
+def count_gpus() -> int:
+    """How many there are; raises EngineError where there is none, no driver or no cuda-python."""
     cuda = import_cuda()
     try:
-        count = call(cuda.cudaGetDeviceCount)
+        count = int(call(cuda.cudaGetDeviceCount))
     except EngineError as error:
         raise EngineError("CUDA", f"no usable GPU ({error.got})", "an NVIDIA GPU") from error
     if count == 0:
         raise EngineError("CUDA", "no GPU", "an NVIDIA GPU")
-    properties = call(cuda.cudaGetDeviceProperties, 0)
+    return count
+
+
+def find_gpu(index: int = 0) -> Gpu:
+    """That GPU; raises EngineError as `count_gpus` does, and where there are fewer."""
+    count = count_gpus()
+    if index >= count:
+        raise EngineError("CUDA", f"{count} GPUs are here", f"at least {index + 1}")
+    properties = call(import_cuda().cudaGetDeviceProperties, index)
     name = properties.name.decode().rstrip("\0")
-    return Gpu(name, f"{properties.major}.{properties.minor}")
+    return Gpu(name, f"{properties.major}.{properties.minor}", index)
+
+
+def use_gpu(index: int) -> None:
+    """What this thread allocates and launches from now on is on that GPU."""
+    call(import_cuda().cudaSetDevice, index)
 
 
 def import_cuda() -> Any:  # noqa: ANN401 (a module)
@@ -52,7 +68,9 @@ def call(function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 (w
     """Call a function of the CUDA runtime; its result without the status. Raises EngineError."""
     status, *results = function(*args)
     if status:
-        _, text = import_cuda().cudaGetErrorString(status)
+        cuda = import_cuda()
+        cuda.cudaGetLastError()  # it is told here; TensorRT would take it for its own
+        _, text = cuda.cudaGetErrorString(status)
         raise EngineError(f"CUDA {function.__name__}", text.decode())
     return results[0] if results else None
 
@@ -62,7 +80,8 @@ class Stream:
 
     def __init__(self) -> None:
         self._cuda = import_cuda()
-        self.handle: int = int(call(self._cuda.cudaStreamCreate))
+        flag = self._cuda.cudaStreamNonBlocking
+        self.handle: int = int(call(self._cuda.cudaStreamCreateWithFlags, flag))
 
     def synchronize(self) -> None:
         """Wait until everything on the stream is done."""
@@ -73,40 +92,75 @@ class Stream:
         call(self._cuda.cudaStreamDestroy, self.handle)
 
 
-class Buffer:
-    """Memory on the GPU with its counterpart here, page-locked so that copies need no detour."""
+class DeviceMemory:
+    """Memory on the GPU."""
 
-    host: Any  # the array: uint8 images or float32 logits
+    def __init__(self, num_bytes: int) -> None:
+        self._cuda = import_cuda()
+        self.address: int = int(call(self._cuda.cudaMalloc, num_bytes))
+
+    def copy_from(self, array: np.ndarray[Any, Any], stream: Stream) -> None:
+        """Copy a contiguous array to its start; from page-locked memory the GPU fetches it itself.
+
+        Such memory must stay as it is until the stream has come there.
+        """
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._copy(self.address, array.ctypes.data, array.nbytes, kind, stream)
+
+    def copy_to(self, array: np.ndarray[Any, Any], stream: Stream) -> None:
+        """Fill a contiguous array from its start, once the stream has come there."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._copy(array.ctypes.data, self.address, array.nbytes, kind, stream)
+
+    def close(self) -> None:
+        """Give it back."""
+        call(self._cuda.cudaFree, self.address)
+
+    def _copy(self, to: int, source: int, num_bytes: int, kind: object, stream: Stream) -> None:
+        call(self._cuda.cudaMemcpyAsync, to, source, num_bytes, kind, stream.handle)
+
+
+class PinnedArray:
+    """An array in page-locked memory, from and to which every GPU copies by itself."""
+
+    array: Any  # uint8 images or float32 logits
 
     def __init__(self, shape: tuple[int, ...], dtype: type[np.uint8] | type[np.float32]) -> None:
         self._cuda = import_cuda()
         num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.device: int = int(call(self._cuda.cudaMalloc, num_bytes))
-        self._pinned: int = int(call(self._cuda.cudaMallocHost, num_bytes))
-        memory = (ctypes.c_uint8 * num_bytes).from_address(self._pinned)
-        self.host = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
-
-    def to_device(self, images: UInt8Array, stream: Stream) -> None:
-        """Copy the rows of `images` into the buffer's first rows on the GPU."""
-        self.host[: len(images)] = images
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        call(
-            self._cuda.cudaMemcpyAsync, self.device, self._pinned, images.nbytes, kind,
-            stream.handle,
-        )  # fmt: skip
-
-    def to_host(self, num_rows: int, stream: Stream) -> FloatArray:
-        """The first rows, once the stream has come there: a copy of one's own."""
-        rows = self.host[:num_rows]
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        call(
-            self._cuda.cudaMemcpyAsync, self._pinned, self.device, rows.nbytes, kind, stream.handle
-        )
-        stream.synchronize()
-        copy: FloatArray = rows.copy()
-        return copy
+        portable = self._cuda.cudaHostAllocPortable
+        self._address: int = int(call(self._cuda.cudaHostAlloc, num_bytes, portable))
+        memory = (ctypes.c_uint8 * num_bytes).from_address(self._address)
+        self.array = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
     def close(self) -> None:
-        """Give both memories back."""
-        call(self._cuda.cudaFree, self.device)
-        call(self._cuda.cudaFreeHost, self._pinned)
+        """Give it back; the array is not used afterwards."""
+        call(self._cuda.cudaFreeHost, self._address)
+
+
+class Graph:
+    """Work that was put on a stream once, recorded, and is launched again in a single call."""
+
+    def __init__(self, put_work: Callable[[], None], stream: Stream) -> None:
+        """Record what `put_work` puts on the stream, which does not run. Raises EngineError."""
+        self._cuda = import_cuda()
+        # Other threads may allocate meanwhile, for another model or GPU.
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call(self._cuda.cudaStreamBeginCapture, stream.handle, mode)
+        try:
+            put_work()
+        except EngineError:
+            self._cuda.cudaStreamEndCapture(stream.handle)  # half a recording is of no use
+            self._cuda.cudaGetLastError()
+            raise
+        recorded = call(self._cuda.cudaStreamEndCapture, stream.handle)
+        self._executable = call(self._cuda.cudaGraphInstantiate, recorded, 0)
+        call(self._cuda.cudaGraphDestroy, recorded)
+
+    def launch(self, stream: Stream) -> None:
+        """Put the work on the stream."""
+        call(self._cuda.cudaGraphLaunch, self._executable, stream.handle)
+
+    def close(self) -> None:
+        """Give it back."""
+        call(self._cuda.cudaGraphExecDestroy, self._executable)

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from irv2.errors import EngineError
 from irv2.runners.base import Runner
+from irv2.runners.cuda import PinnedArray, use_gpu
 from irv2.types import FloatArray, UInt8Array
 
 MAX_BATCH = 64
@@ -15,9 +18,9 @@ class OnnxRunner(Runner):
 
     def __init__(
         self, model_path: Path, device: str = "cpu", num_threads: int = 0,
-        max_batch: int = MAX_BATCH,
+        max_batch: int = MAX_BATCH, gpu: int = 0,
     ) -> None:  # fmt: skip
-        """`device` is cpu or cuda; `num_threads` 0 takes one per core."""
+        """`device` is cpu or cuda, then `gpu` says which; `num_threads` 0 takes one per core."""
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = num_threads
@@ -27,10 +30,10 @@ class OnnxRunner(Runner):
             options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = 3
         provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
-        settings = {}
+        settings: dict[str, str] = {}
         if device == "cuda":  # otherwise ONNX Runtime silently computes on the CPU
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            settings["use_tf32"] = "0"  # products of 10-bit mantissas are not float32
+            settings = cuda_settings(gpu)
             ort.preload_dlls()
         try:
             self._session = ort.InferenceSession(
@@ -41,6 +44,8 @@ class OnnxRunner(Runner):
         found = self._session.get_providers()[0]
         if found != provider:
             raise EngineError(model_path, f"runs on {found}", provider, "check driver and CUDA")
+        self._gpu = gpu if device == "cuda" else None
+        self._batches: list[PinnedArray] = []
         self.backend = f"onnxruntime-{device}"
         self.max_batch = max_batch
         self.image_size = int(self._session.get_inputs()[0].shape[1])
@@ -52,12 +57,46 @@ class OnnxRunner(Runner):
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, images: UInt8Array) -> FloatArray:
-        """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes)."""
+        """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes).
+
+        ONNX Runtime reads `images` where they lie; binding them (IOBinding) would spare no copy.
+        """
         try:
             logits: FloatArray = self._session.run(["logits"], {"images": images})[0]
         except Exception as error:
             raise EngineError("ONNX Runtime", str(error)) from error
         return logits
+
+    def batch_memory(self, num_images: int) -> UInt8Array:
+        """uint8 (num_images, S, S, 3); page-locked for a GPU, which fetches a batch itself."""
+        if self._gpu is None:
+            return super().batch_memory(num_images)
+        use_gpu(self._gpu)
+        self._batches.append(
+            PinnedArray((num_images, self.image_size, self.image_size, 3), np.uint8)
+        )
+        images: UInt8Array = self._batches[-1].array
+        return images
+
+    def close(self) -> None:
+        """Free the memory of batches; the session goes with its object."""
+        for batch in self._batches:
+            batch.close()
+        self._batches.clear()
+
+
+def cuda_settings(gpu: int) -> dict[str, str]:
+    """Options of ONNX Runtime's CUDA provider.
+
+    Its CUDA graphs stay off: a session can record inputs of one shape at one address only, and
+    batches are of any size.
+    """
+    return {
+        "device_id": str(gpu),
+        "use_tf32": "0",  # products of 10-bit mantissas are not float32
+        # EXHAUSTIVE, the default, times every algorithm anew for each batch size that it meets.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
 
 
 def _has_vnni() -> bool:

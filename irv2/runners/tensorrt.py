@@ -2,80 +2,162 @@
 
 A plan fits one version of its library and one kind of GPU. Both are compared with the bundle
 before the plan is loaded, since the library's own refusal says less.
+
+Launching the network's kernels one by one takes the processor longer than small batches take the
+GPU. So batches of the usual sizes are recorded as CUDA graphs, each launched in one call, and the
+sizes between are padded.
 """
 
 import importlib
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from irv2.bundle import Artifact, Format
 from irv2.errors import EngineError
-from irv2.runners.base import Runner
-from irv2.runners.cuda import Buffer, Gpu, Stream, find_gpu
+from irv2.runners.base import Runner, usual_sizes
+from irv2.runners.cuda import (
+    DeviceMemory,
+    Gpu,
+    Graph,
+    PinnedArray,
+    Stream,
+    find_gpu,
+    use_gpu,
+)
 from irv2.types import FloatArray, UInt8Array
+
+logger = logging.getLogger(__name__)
 
 EXTRAS: dict[str, str] = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
 _REBUILD = "irv2 verify --rebuild makes it anew for this machine"
 
 
-class TensorRTRunner(Runner):
-    """Runs a plan of `irv2-export --trt`, with one context on one stream."""
+class _Recorded(NamedTuple):
+    """A batch of one size, ready to be launched; the graph refers to the context."""
 
-    def __init__(self, plan_path: Path, artifact: Artifact) -> None:
-        """Raises EngineError where this machine can't run the plan, and says why."""
+    graph: Graph
+    context: Any
+
+
+class TensorRTRunner(Runner):
+    """Runs a plan of `irv2-export --trt` on one stream of one GPU."""
+
+    def __init__(self, plan_path: Path, artifact: Artifact, gpu: int = 0) -> None:
+        """Raises EngineError where that GPU can't run the plan, and says why."""
         trt = import_tensorrt(artifact.format)
         check_version(plan_path, artifact, trt.__version__)
-        check_gpu(plan_path, artifact, find_gpu())
-        self._log = shared_logger(trt)
+        check_gpu(plan_path, artifact, find_gpu(gpu))
+        self._gpu = gpu
+        use_gpu(gpu)
+        self._trt, self._log = trt, shared_logger(trt)
         self._runtime, self._engine = load_engine(
             trt, plan_path, has_own_code="version_compatible" in artifact.built_with
         )
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise EngineError(plan_path, f"no context for it ({self._log.reason()})")
         self.backend = artifact.format
         self.max_batch = artifact.max_batch
         self.image_size = int(self._engine.get_tensor_shape("images")[1])
         self.num_classes = int(self._engine.get_tensor_shape("logits")[1])
-        self._stream = Stream()
-        side = self.image_size
-        self._images = Buffer((self.max_batch, side, side, 3), np.uint8)
-        self._logits = Buffer((self.max_batch, self.num_classes), np.float32)
         bounds = [
             self._engine.get_tensor_profile_shape("images", i)
             for i in range(self._engine.num_optimization_profiles)
         ]
         self._profiles = [(int(least[0]), int(most[0])) for least, _, most in bounds]
-        self._profile = 0
-        self._require(self._context.set_tensor_address("images", self._images.device))
-        self._require(self._context.set_tensor_address("logits", self._logits.device))
+        self._stream = Stream()
+        self._images = DeviceMemory(self.max_batch * self.image_size**2 * 3)
+        self._logits = DeviceMemory(self.max_batch * self.num_classes * 4)
+        self._activations = DeviceMemory(self._engine.device_memory_size_v2)
+        self._answers = PinnedArray((self.max_batch, self.num_classes), np.float32)
+        self._batches: list[PinnedArray] = []
+        self._context = self._new_context()
+        # TensorRT-RTX compiles its kernels in the background, for the shapes that it has seen: what
+        # is recorded first would stay slow. It has a strategy of its own, left as it is.
+        self._recorded = self._record_usual_sizes() if self.backend == "tensorrt" else {}
 
     def run(self, images: UInt8Array) -> FloatArray:
         """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes)."""
-        self._images.to_device(images, self._stream)
-        self._take_profile(len(images))
-        self._require(self._context.set_input_shape("images", images.shape))
-        self._require(self._context.execute_async_v3(self._stream.handle))
-        return self._logits.to_host(len(images), self._stream)
+        use_gpu(self._gpu)  # whichever thread this is
+        images, num_images = np.ascontiguousarray(images), len(images)
+        self._images.copy_from(images, self._stream)
+        # The rows beyond the images hold those of earlier batches; nobody reads their logits.
+        size = next((size for size in self._recorded if size >= num_images), None)
+        if size is None:
+            self._launch(self._context, num_images)
+        else:
+            self._recorded[size].graph.launch(self._stream)
+        answers = self._answers.array[:num_images]
+        self._logits.copy_to(answers, self._stream)
+        self._stream.synchronize()
+        logits: FloatArray = answers.copy()
+        return logits
+
+    def batch_memory(self, num_images: int) -> UInt8Array:
+        """uint8 (num_images, S, S, 3), page-locked: the GPU fetches a batch itself."""
+        use_gpu(self._gpu)
+        self._batches.append(
+            PinnedArray((num_images, self.image_size, self.image_size, 3), np.uint8)
+        )
+        images: UInt8Array = self._batches[-1].array
+        return images
 
     def close(self) -> None:
-        """Free memory and stream, and the engine after its context."""
-        for resource in (self._images, self._logits, self._stream):
-            resource.close()
-        del self._context, self._engine, self._runtime
+        """Free everything on the GPU, each before what it refers to."""
+        use_gpu(self._gpu)
+        for graph in [recorded.graph for recorded in self._recorded.values()]:
+            graph.close()
+        self._recorded.clear()
+        del self._context
+        for memory in (self._images, self._logits, self._activations):
+            memory.close()
+        for pinned in (self._answers, *self._batches):
+            pinned.close()
+        self._stream.close()
+        del self._engine, self._runtime
 
-    def _take_profile(self, num_images: int) -> None:
+    def _new_context(self) -> Any:  # noqa: ANN401 (a class of a module chosen at run time)
+        """A context; all of them use the same memory, one after the other on the same stream."""
+        user_managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(user_managed)
+        if context is None:
+            raise EngineError(self.backend, f"gives no context ({self._log.reason()})")
+        context.set_device_memory(self._activations.address, self._engine.device_memory_size_v2)
+        self._require(context.set_tensor_address("images", self._images.address))
+        self._require(context.set_tensor_address("logits", self._logits.address))
+        return context
+
+    def _launch(self, context: Any, num_images: int) -> None:  # noqa: ANN401
+        """Put a batch on the stream, with the profile and the shape for its size."""
         profile = choose_profile(self._profiles, num_images)
-        if profile != self._profile:
-            self._require(
-                self._context.set_optimization_profile_async(profile, self._stream.handle)
-            )
-            self._profile = profile
+        if profile != context.active_optimization_profile:
+            self._require(context.set_optimization_profile_async(profile, self._stream.handle))
+        shape = (num_images, self.image_size, self.image_size, 3)
+        self._require(context.set_input_shape("images", shape))
+        self._require(context.execute_async_v3(self._stream.handle))
+
+    def _record_usual_sizes(self) -> dict[int, _Recorded]:
+        """By size, ascending; up to the one that the engine refuses, if it does."""
+        recorded = {}
+        for size in usual_sizes(self.max_batch):
+            try:
+                recorded[size] = self._record(size)
+            except EngineError as error:
+                logger.warning("no_cuda_graph batches_from=%d error=%s", size, error)
+                break
+        return recorded
+
+    def _record(self, size: int) -> _Recorded:
+        """In a context of its own, which is never touched again: other shapes would change it."""
+        context = self._new_context()
+        self._launch(context, size)  # loads the kernels, and does what only a new shape needs
+        self._stream.synchronize()
+        launch = context.execute_async_v3
+        graph = Graph(lambda: self._require(launch(self._stream.handle)), self._stream)
+        return _Recorded(graph, context)
 
     def _require(self, succeeded: bool) -> None:
         if not succeeded:  # TensorRT returns False and logs the reason
@@ -176,7 +258,8 @@ def check_gpu(plan_path: Path, artifact: Artifact, gpu: Gpu) -> None:
     else:
         fits = built_for == str(gpu)
     if not fits:
-        raise EngineError(plan_path, f"was built for {built_for}; here is {gpu}", way_out=_REBUILD)
+        here = f"here is {gpu}" if gpu.index == 0 else f"GPU {gpu.index} is {gpu}"
+        raise EngineError(plan_path, f"was built for {built_for}; {here}", way_out=_REBUILD)
 
 
 def _numbers(version: str) -> list[int]:

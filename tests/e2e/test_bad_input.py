@@ -122,6 +122,14 @@ def test_plaintext_beyond_this_machine_only_when_asked_for(fails, tmp_path):
     assert "--insecure" in fails(2, "irv2-serve", bundle, "--listen", "0.0.0.0:0")
 
 
+def test_gpus_that_are_not_there_are_one_line(fails, tmp_path):
+    bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
+    serve = ("env", "CUDA_VISIBLE_DEVICES=", "irv2-serve", bundle, "--gpus")
+    assert "--gpus: 0; expected 1 or more, or all" in fails(2, *serve, "0")
+    assert "error: CUDA: " in fails(1, *serve, "all")
+    assert "is for a CPU, asked for 2 GPUs" in fails(2, *serve, "2")
+
+
 def test_an_image_of_200_megapixels_is_refused_from_its_header(tmp_path, environment):
     huge = tmp_path / "huge.png"
     header = struct.pack(">IIBBBBB", 20_000, 10_000, 8, 2, 0, 0, 0)

@@ -13,8 +13,8 @@ from convert.engine_options import EngineOptions
 from convert.verify import verify
 from irv2.bundle import Bundle, bundle_id
 from irv2.errors import BundleError
-from irv2.runners.choose import open_best
-from irv2.runners.cuda import find_gpu
+from irv2.runners.choose import open_best, open_runner
+from irv2.runners.cuda import count_gpus, find_gpu
 from irv2.runners.onnx import OnnxRunner
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 75, 75, 3), dtype=np.uint8)
@@ -45,6 +45,30 @@ def test_onnxruntime_computes_the_whole_model_on_cuda(onnxruntime, onnx_bundle):
     with OnnxRunner(onnx_bundle / "model.onnx", "cuda") as runner:
         assert runner.backend == "onnxruntime-cuda"
         assert_close(runner.run(IMAGES), onnx_bundle / "model.onnx")
+
+
+def test_onnxruntime_on_cuda_takes_batches_of_any_size_from_their_own_memory(
+    onnxruntime, onnx_bundle
+):
+    with OnnxRunner(onnx_bundle / "model.onnx", "cuda") as runner:
+        options = runner._session.get_provider_options()["CUDAExecutionProvider"]
+        assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+        assert (options["use_tf32"], options["device_id"]) == ("0", "0")
+        memory = runner.batch_memory(len(IMAGES))
+        memory[:] = IMAGES
+        for size in (1, 2, 3, 16):
+            np.testing.assert_array_equal(runner.run(memory[:size]), runner.run(IMAGES[:size]))
+        assert_close(runner.run(memory), onnx_bundle / "model.onnx")
+
+
+def test_onnxruntime_shares_a_batch_between_two_gpus(onnxruntime, onnx_bundle):
+    if (found := count_gpus()) < 2:
+        pytest.skip(f"{found} GPU; expected 2 or more")
+    opened = Bundle.open(onnx_bundle)
+    [artifact] = opened.manifest.artifacts
+    with open_runner(opened, artifact, "cuda", num_gpus=2) as both:
+        assert both.max_batch == 32
+        assert_close(both.run(IMAGES), onnx_bundle / "model.onnx")
 
 
 def test_onnxruntime_asked_for_cuda_never_computes_on_the_cpu(onnxruntime, onnx_bundle):

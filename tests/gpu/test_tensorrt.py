@@ -20,7 +20,7 @@ from irv2.bundle import Artifact, Bundle
 from irv2.client import Client
 from irv2.errors import EngineError
 from irv2.runners.choose import open_best, open_runner
-from irv2.runners.cuda import call, find_gpu, import_cuda
+from irv2.runners.cuda import call, count_gpus, find_gpu, import_cuda
 from irv2.runners.onnx import OnnxRunner
 from irv2.runners.tensorrt import TensorRTRunner
 
@@ -81,7 +81,9 @@ def test_logits_are_the_onnx_models_whatever_profile_and_batch_came_before(bundl
         assert runner._profiles == [(1, 16), (6, 12)]
         for num in (16, 1, 5, 6, 12, 13, 7, 16):  # also smaller after larger: no old rows
             assert_float32(runner.run(IMAGES[:num]), expected[:num])
-            assert runner._profile == (1 if 6 <= num <= 12 else 0)
+            assert_float32(by_the_plain_path(runner, IMAGES[:num]), expected[:num])
+            profile = 1 if 6 <= num <= 12 else 0
+            assert runner._context.active_optimization_profile == profile
 
 
 @pytest.mark.parametrize(
@@ -150,19 +152,60 @@ def test_a_server_with_the_engine_answers_as_the_checkpoint_and_its_onnx_file_do
     assert report.num_checkpoint_top1 == report.n == 8 * len(CLASSES)
 
 
-def test_an_engines_launch_can_be_recorded_as_a_cuda_graph(bundle):
-    """The runner launches plainly; this says whether recording is open to it."""
-    cuda, images, others = import_cuda(), IMAGES[:8], IMAGES[8:]
+def by_the_plain_path(runner: TensorRTRunner, images: np.ndarray) -> np.ndarray:
+    recorded, runner._recorded = runner._recorded, {}
+    try:
+        return runner.run(images)
+    finally:
+        runner._recorded = recorded
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_a_graph_gives_what_the_plain_launch_gives_bit_for_bit(bundle, precision):
+    with open_plan(bundle, precision) as runner:
+        assert list(runner._recorded) == [1, 2, 4, 8, 16], "nothing was refused"
+        for size in (16, 1, 8, 2, 4, 16):  # also smaller after larger, and twice
+            plain = by_the_plain_path(runner, IMAGES[:size])
+            np.testing.assert_array_equal(runner.run(IMAGES[:size]), plain)
+
+
+def test_a_batch_between_the_usual_sizes_is_the_first_part_of_the_next_one(bundle):
     with open_plan(bundle, "fp16") as runner:
-        runner.run(images)  # sets the shape and loads the kernels
-        stream = runner._stream
-        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        call(cuda.cudaStreamBeginCapture, stream.handle, mode)
-        launched = runner._context.execute_async_v3(stream.handle)
-        graph = call(cuda.cudaStreamEndCapture, stream.handle)
-        assert launched
-        executable = call(cuda.cudaGraphInstantiate, graph, 0)
-        runner._images.to_device(others, stream)
-        call(cuda.cudaGraphLaunch, executable, stream.handle)
-        replayed = runner._logits.to_host(len(others), stream)
-        np.testing.assert_array_equal(replayed, runner.run(others))
+        for size in (3, 5, 6, 7, 9, 13, 15):
+            padded = by_the_plain_path(runner, IMAGES[: 1 << (size - 1).bit_length()])
+            np.testing.assert_array_equal(runner.run(IMAGES[:size]), padded[:size])
+
+
+def test_what_lies_in_a_batchs_own_memory_gets_the_same_logits(bundle):
+    with open_plan(bundle, "fp16") as runner:
+        expected = runner.run(IMAGES)
+        memory = runner.batch_memory(len(IMAGES))
+        memory[:] = IMAGES
+        np.testing.assert_array_equal(runner.run(memory), expected)
+
+
+def test_an_engine_that_was_closed_gives_its_memory_back(bundle):
+    cuda = import_cuda()
+    open_plan(bundle, "fp16").close()  # loads what stays
+    free_bytes = call(cuda.cudaMemGetInfo)
+    for _ in range(3):
+        with open_plan(bundle, "fp16") as runner:
+            runner.run(IMAGES)
+    assert free_bytes - call(cuda.cudaMemGetInfo) < 16 * 2**20
+
+
+def test_two_gpus_share_a_batch_and_give_what_each_gives_alone(bundle):
+    if (found := count_gpus()) < 2:
+        pytest.skip(f"{found} GPU; expected 2 or more")
+    opened, artifact = Bundle.open(bundle), artifact_of(bundle, "model.fp16.plan")
+    images = np.concatenate([IMAGES, IMAGES[::-1]])
+    with (
+        open_plan(bundle, "fp16") as one,
+        open_runner(opened, artifact, "cuda", num_gpus=2) as both,
+    ):
+        assert both.max_batch == 2 * one.max_batch
+        memory = both.batch_memory(len(images))
+        memory[:] = images
+        expected = np.concatenate([one.run(IMAGES), one.run(IMAGES[::-1])])
+        np.testing.assert_array_equal(both.run(memory), expected)
+        np.testing.assert_array_equal(both.run(images[:1]), one.run(images[:1]))

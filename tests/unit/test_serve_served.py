@@ -4,6 +4,7 @@ import asyncio
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from grpc_health.v1 import health_pb2
@@ -13,6 +14,8 @@ from tiny_bundle import write_tiny_bundle
 from irv2.bundle import Bundle
 from irv2.errors import EngineError, UsageError
 from irv2.runners.choose import open_best
+from irv2.runners.onnx import OnnxRunner
+from irv2.runners.parallel import ParallelRunner
 from irv2.selftest import SELF_TEST, SelfTest
 from serve.metrics import Metrics
 from serve.served import Opened, start_model
@@ -57,6 +60,59 @@ def test_every_certified_size_is_tried_and_goes_the_whole_way(
         assert model.self_test == "passed"
         assert model.statistics.num_images == 0, "nobody has asked yet"
         assert model.batcher.predicted_wait_s(max(expected)) > 0
+        await model.close()
+
+    asyncio.run(scenario())
+
+
+class CountingRunner(OnnxRunner):
+    """Remembers the sizes of its batches."""
+
+    def run(self, images):
+        self.__dict__.setdefault("sizes", []).append(len(images))
+        return super().run(images)
+
+
+def on_two_engines(bundle: Bundle) -> Opened:
+    [artifact] = bundle.manifest.artifacts
+    engine = partial(CountingRunner, bundle.path / artifact.file, "cpu", 1, artifact.max_batch)
+    return Opened(bundle, artifact, ParallelRunner([engine, engine]))
+
+
+def test_two_engines_make_batches_twice_as_large_and_each_is_tried_at_every_certified_size(
+    tmp_path,
+):
+    async def scenario():
+        bundle = Bundle.open(write_tiny_bundle(tmp_path / "b", batch_sizes=[1, 2, 3, 16]))
+        given = on_two_engines(bundle)
+        model = await start(given, max_batch=None)
+        assert model.model.max_batch == 8, "of a CPU, however many engines"
+        await model.close()
+
+        given = on_two_engines(bundle)
+        model = await start(given, max_batch=32)
+        assert model.model.max_batch == 32
+        for _, engine in given.runner._engines:
+            assert {1, 2, 3, 16} <= set(engine.sizes[:5])
+            assert max(engine.sizes) == 16, "what the gate certified for one"
+        await model.close()
+        with pytest.raises(UsageError, match="at most 32"):
+            await start(on_two_engines(bundle), max_batch=33)
+
+    asyncio.run(scenario())
+
+
+def broken(images):
+    raise EngineError("CUDA", "the device is lost")
+
+
+def test_a_broken_one_of_two_engines_is_noticed(bundle):
+    async def scenario():
+        given = on_two_engines(bundle)
+        model = await start(given)
+        _, second = given.runner._engines[1]
+        second.run = broken
+        assert "is lost" in str(await model._failure())
         await model.close()
 
     asyncio.run(scenario())
