@@ -4,8 +4,8 @@
 
 Without BUNDLE a tiny one is made. Prints one line per swap; exit status 1 where a request failed,
 or where the memory of the second half of the swaps lies more than 10 MB above that of the first
-half or of the start. Memory is the proportional set size, one second after the end of each old
-model.
+half or of the start. Memory is the proportional set size after each swap, when no request has been
+sent for two seconds: what batches need comes and goes.
 """
 
 import argparse
@@ -41,11 +41,12 @@ def main() -> int:
 
 
 def swap_under_load(bundle: Path, num_swaps: int) -> int:
-    leave, answered, failures = threading.Event(), [], []
+    leave, wanted, answered, failures = threading.Event(), threading.Event(), [], []
 
     def keep_asking(number: int) -> None:
         with Client(process.address) as client:
             while not leave.is_set():
+                wanted.wait()
                 try:
                     (result,) = client.classify([jpeg(number)], timeout_s=30)
                     (answered if result.scores else failures).append(result)
@@ -56,16 +57,17 @@ def swap_under_load(bundle: Path, num_swaps: int) -> int:
         threads = [threading.Thread(target=keep_asking, args=(n,)) for n in range(NUM_CLIENTS)]
         for thread in threads:
             thread.start()
+        wanted.set()
         time.sleep(2)
-        memory_mb = [pss_mb(process.popen.pid)]
+        memory_mb = [memory_in_a_lull(process.popen.pid, wanted)]
         print(f"start: {memory_mb[0]:.1f} MB")
         for number in range(1, num_swaps + 1):
             os.kill(process.popen.pid, signal.SIGHUP)
             for beginning in ("reloaded ", "closed "):
                 line = process.popen.stderr.readline()
                 assert line.startswith(beginning), line
-            time.sleep(1)  # the memory goes back
-            memory_mb.append(pss_mb(process.popen.pid))
+            memory_mb.append(memory_in_a_lull(process.popen.pid, wanted))
+            time.sleep(0.5)
             print(f"swap {number}: {memory_mb[-1]:.1f} MB, {len(answered)} answered", flush=True)
         leave.set()
         for thread in threads:
@@ -78,9 +80,12 @@ def swap_under_load(bundle: Path, num_swaps: int) -> int:
     return int(bool(failures) or late - min(early, memory_mb[0]) > MAX_GROWTH_MB)
 
 
-def pss_mb(pid: int) -> float:
-    """Resident memory of a process, shared pages by their share."""
+def memory_in_a_lull(pid: int, wanted: threading.Event) -> float:
+    """Resident memory in MB, shared pages by their share, while clients keep quiet."""
+    wanted.clear()
+    time.sleep(2)
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    wanted.set()
     return next(int(line.split()[1]) / 1024 for line in rollup.splitlines() if "Pss:" in line)
 
 
