@@ -9,7 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +139,9 @@ class Served:
             if ready := re.match(r"ready (\S+)(?:.* http=(\S+))?", line):
                 self.ready_s = time.perf_counter() - started_at
                 self.address, self.http = ready.groups()
+                # Nobody reads its log; a full pipe would stop it in the middle of a measurement.
+                self._draining = threading.Thread(target=deque, args=(self._popen.stderr, 0))
+                self._draining.start()
                 return
             lines.append(line)
         self._popen.wait()
@@ -170,7 +175,9 @@ class Served:
         """End it and what it started."""
         for pid in reversed(list(self._tree(self.pid))):
             os.kill(pid, signal.SIGKILL)
-        self._popen.communicate()
+        self._draining.join()
+        with self._popen:  # closes its pipes
+            pass
 
     def _tree(self, pid: int) -> Iterator[int]:
         yield pid

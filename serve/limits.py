@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """Options of `irv2-serve`; its help describes them."""
+    """The first three are options of `irv2-serve`; its help describes them."""
 
     max_connections: int = 1000
     max_streams: int = 1000
     max_connection_age_s: float = 0.0  # 0: no limit
+    handshake_timeout_s: float = 10.0  # half-open connections and those that send nothing
+    # A vanished client is noticed within 80 s and its open requests are cancelled.
+    keepalive_time_s: float = 60.0
+    keepalive_timeout_s: float = 20.0
 
 
-HANDSHAKE_TIMEOUT_MS = 10_000  # half-open connections and those that send nothing
 IDLE_TIMEOUT_MS = 15 * 60_000  # a connection without calls; clients reconnect unnoticed
-# A vanished client is noticed within 80 s and its open requests are cancelled.
-KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 # Clients may ping every 10 s; more often, and the third time the connection is closed.
 MIN_PING_INTERVAL_MS, MAX_PING_STRIKES = 10_000, 2
 # Calls still open so long after a connection reached its age are cut.
@@ -35,10 +36,12 @@ def channel_options(
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_streams),
-        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.server_handshake_timeout_ms", round(limits.handshake_timeout_s * 1e3)),
         ("grpc.max_connection_idle_ms", IDLE_TIMEOUT_MS),
-        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_time_ms", round(limits.keepalive_time_s * 1e3)),
+        ("grpc.keepalive_timeout_ms", round(limits.keepalive_timeout_s * 1e3)),
+        # Of an unanswered ping grpcio 1.85 heeds this alone, a minute by default.
+        ("grpc.http2.ping_timeout_ms", round(limits.keepalive_timeout_s * 1e3)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),

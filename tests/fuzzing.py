@@ -8,9 +8,11 @@ import io
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import numpy as np
@@ -23,11 +25,20 @@ from irv2.errors import ImageReason
 from irv2.inference import open_inference_pb2 as oip
 from irv2.v1 import classifier_pb2
 
-CLASSIFY, INFER = "/irv2.v1.Classifier/Classify", "/inference.GRPCInferenceService/ModelInfer"
+CLASSIFY, STREAM = "/irv2.v1.Classifier/Classify", "/irv2.v1.Classifier/ClassifyStream"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+# Methods that read at most a name and a version.
+OTHERS = ("/irv2.v1.Classifier/GetModel", *(f"/inference.GRPCInferenceService/{name}" for name in (
+    "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig",
+    "ModelStatistics", "RepositoryIndex")))  # fmt: skip
 IMAGE_REASONS = set(ImageReason) - {ImageReason.INTERNAL, ImageReason.UNREADABLE}
+STREAM_CODES = {status.value[0] for status in (
+    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED)}  # fmt: skip
 NUM_AT_A_TIME = 16
 MAX_IMAGES = 64  # of a request, irv2-serve's default
 TIMEOUT_S = 60.0
+HTTP_STATUSES = {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
 # A mutation swaps in what parsers fall for: lengths, signs, markers.
 EVIL = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\xff\xd8",
         b"\xff\xda", b"\xff\xd9", b"IHDR", b"IDAT", b"\x7f\xff\xff\xff", b"VP8X")  # fmt: skip
@@ -62,7 +73,17 @@ def seeds() -> list[bytes]:
         image = rgba.convert("L").convert("I").convert(mode) if mode == "I;16" else None
         (image or rgba.convert(mode)).save(file, kind, **extra)
         files.append(file.getvalue())
-    return files
+    return [*files, empty_segments(50_000), plain_ppm(60)]
+
+
+def empty_segments(num_bytes: int) -> bytes:
+    """A JPEG of nothing but segments without content, which are quick to write and slow to walk."""
+    return b"\xff\xd8" + b"\xff\xe0\x00\x00" * (num_bytes // 4)
+
+
+def plain_ppm(side: int) -> bytes:
+    """A picture whose numbers are written out, as text to be parsed."""
+    return b"P3\n%d %d\n255\n" % (side, side) + b"200 30 7\n" * side**2
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
@@ -87,34 +108,75 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(mutated)
 
 
+class Input(NamedTuple):
+    """A call: the method, its messages (several on a stream alone) and its metadata."""
+
+    method: str
+    messages: list[bytes]
+    metadata: tuple[tuple[str, str | bytes], ...]
+
+
 class Inputs:
-    """Number n of a seed: the method that is called and the message's bytes."""
+    """Number n of a seed: what is called, and with what."""
 
     def __init__(self, seed: int, image_size: int) -> None:
         self._seed, self._files = seed, seeds()
         image = classifier_pb2.Image(encoded=jpeg(0))
         pixels = classifier_pb2.Pixels(rgb=bytes(3 * 16 * 16), height=16, width=16)
-        self._request = classifier_pb2.ClassifyRequest(
+        request = classifier_pb2.ClassifyRequest(
             images=[image, classifier_pb2.Image(pixels=pixels), image], top_k=3, id="fuzz"
-        ).SerializeToString()
+        )
+        self._request = request.SerializeToString()
+        streamed = classifier_pb2.ClassifyStreamRequest(request=request, timeout_ms=60_000)
+        self._streamed = streamed.SerializeToString()
         tensor = oip.ModelInferRequest.InferInputTensor(
             name="images", datatype="UINT8", shape=[1, image_size, image_size, 3]
         )
         self._infer = oip.ModelInferRequest(
             model_name="irv2", inputs=[tensor], raw_input_contents=[bytes(3 * image_size**2)]
         ).SerializeToString()
+        tensor.contents.uint_contents.extend([200] * (3 * image_size**2))
+        typed = oip.ModelInferRequest(model_name="irv2", inputs=[tensor])
+        self._typed = typed.SerializeToString()
+        named = oip.ModelMetadataRequest(name="irv2", version="1")
+        self._named = named.SerializeToString()
 
-    def __getitem__(self, number: int) -> tuple[str, bytes]:
+    def __getitem__(self, number: int) -> Input:
         rng = np.random.default_rng((self._seed, number))
-        match number % 4:
-            case 0:
-                return CLASSIFY, mutate(self._request, rng)
-            case 1:
-                return INFER, mutate(self._infer, rng)
+        method, messages = self._call(number, rng)
+        return Input(method, messages, _metadata(rng) if number % 3 == 0 else ())
+
+    def _call(self, number: int, rng: np.random.Generator) -> tuple[str, list[bytes]]:
+        match number % 8:
+            case 0 | 4:
+                return CLASSIFY, [mutate(self._request, rng)]
+            case 1 | 5:
+                return INFER, [mutate(self._infer, rng)]
+            case 3:
+                num_messages = int(rng.integers(1, 4))
+                return STREAM, [mutate(self._streamed, rng) for _ in range(num_messages)]
+            case 7 if number % 16 == 7:
+                return INFER, [mutate(self._typed, rng)]
+            case 7:
+                return OTHERS[int(rng.integers(len(OTHERS)))], [mutate(self._named, rng)]
             case _:
-                file = mutate(self._files[int(rng.integers(len(self._files)))], rng)
-                image = classifier_pb2.Image(encoded=file)
-                return CLASSIFY, classifier_pb2.ClassifyRequest(images=[image]).SerializeToString()
+                file = self._files[int(rng.integers(len(self._files)))]
+                image = classifier_pb2.Image(encoded=mutate(file, rng))
+                request = classifier_pb2.ClassifyRequest(images=[image])
+                return CLASSIFY, [request.SerializeToString()]
+
+
+def _metadata(rng: np.random.Generator) -> tuple[tuple[str, str | bytes], ...]:
+    """Headers that the server reads, damaged."""
+    traceparent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers = {"authorization": b"Bearer 0123456789abcdef", "traceparent": traceparent}
+    damaged = {key: printable(mutate(value, rng)) for key, value in headers.items()}
+    return (*damaged.items(), ("grpc-trace-bin", mutate(traceparent, rng)))
+
+
+def printable(value: bytes) -> str:
+    """What gRPC's clients let through in a header of text: printable bytes stay as they are."""
+    return "".join(chr(0x20 + (byte - 0x20) % 0x5F) for byte in value)
 
 
 async def fuzz(address: str, inputs: Inputs, numbers: range) -> Report:
@@ -122,14 +184,19 @@ async def fuzz(address: str, inputs: Inputs, numbers: range) -> Report:
     report, waiting = Report(), iter(numbers)
 
     async def worker(channel: grpc.aio.Channel) -> None:
-        calls = {name: channel.unary_unary(name) for name in (CLASSIFY, INFER)}
+        calls = {name: channel.unary_unary(name) for name in (CLASSIFY, INFER, *OTHERS)}
+        stream = channel.stream_stream(STREAM)
         for number in waiting:
-            method, message = inputs[number]
+            method, messages, metadata = inputs[number]
             try:
-                reply = await calls[method](message, timeout=TIMEOUT_S)
-                outcome, wrong = _judge_reply(method, message, reply)
+                if method == STREAM:
+                    call = stream(iter(messages), timeout=TIMEOUT_S, metadata=metadata)
+                    outcome, wrong = _judge_answers(messages, [answer async for answer in call])
+                else:
+                    reply = await calls[method](*messages, timeout=TIMEOUT_S, metadata=metadata)
+                    outcome, wrong = _judge_reply(method, *messages, reply)
             except grpc.aio.AioRpcError as error:
-                outcome, wrong = error.code().name, _judge_code(method, message, error.code())
+                outcome, wrong = error.code().name, _judge_code(method, messages, error.code())
             report.outcomes[outcome] += 1
             if wrong:
                 report.wrong.append(f"input {number}: {wrong}")
@@ -139,16 +206,31 @@ async def fuzz(address: str, inputs: Inputs, numbers: range) -> Report:
     return report
 
 
+def _judge_answers(messages: list[bytes], answers: list[bytes]) -> tuple[str, str | None]:
+    """Of a stream: one answer to each message, which may be a refusal."""
+    if len(answers) != len(messages):
+        return "OK", f"{len(answers)} answers to {len(messages)} messages"
+    for answer in map(classifier_pb2.ClassifyStreamResponse.FromString, answers):
+        if answer.error.code not in {0, *STREAM_CODES}:
+            return "OK", f"a refusal with code {answer.error.code}"
+        if wrong := _wrong_reasons(answer.response.results):
+            return "OK", wrong
+    return "OK", None
+
+
 def _judge_reply(method: str, message: bytes, reply: bytes) -> tuple[str, str | None]:
-    if method == INFER:
+    if method != CLASSIFY:
         return "OK", None
     request = classifier_pb2.ClassifyRequest.FromString(message)
     results = classifier_pb2.ClassifyResponse.FromString(reply).results
     if len(results) != len(request.images):
         return "OK", f"{len(results)} results for {len(request.images)} images"
-    reasons = [_reason(result) for result in results]
-    unknown = [reason for reason in reasons if reason not in {*IMAGE_REASONS, "scores"}]
-    return reasons[0] if len(reasons) == 1 else "OK", f"{unknown}" if unknown else None
+    return _reason(results[0]) if len(results) == 1 else "OK", _wrong_reasons(results)
+
+
+def _wrong_reasons(results: Iterable[classifier_pb2.Result]) -> str | None:
+    unknown = {_reason(result) for result in results} - {*IMAGE_REASONS, "scores"}
+    return f"{unknown}" if unknown else None
 
 
 def _reason(result: classifier_pb2.Result) -> str:
@@ -159,9 +241,10 @@ def _reason(result: classifier_pb2.Result) -> str:
     return info.reason
 
 
-def _judge_code(method: str, message: bytes, code: grpc.StatusCode) -> str | None:
+def _judge_code(method: str, messages: list[bytes], code: grpc.StatusCode) -> str | None:
     """Why this code is not what the message must get; None where it is."""
-    if method == CLASSIFY and 0 < _num_images(message) <= MAX_IMAGES:
+    is_valid = method == CLASSIFY and 0 < _num_images(*messages) <= MAX_IMAGES
+    if is_valid or method == STREAM:  # a stream goes on after a refusal
         expected = grpc.StatusCode.OK
     else:
         expected = grpc.StatusCode.INVALID_ARGUMENT
@@ -189,6 +272,23 @@ def fuzz_connections(address: str, seed: int, num_inputs: int) -> None:
                 connection.sendall(mutate(whole, rng) if number % 2 else whole)
             except OSError:
                 continue  # closed by the server already: as it should
+
+
+def fuzz_http(address: str, seed: int, num_inputs: int) -> list[str]:
+    """Requests to the operators' port, each on a connection of its own; the wrong answers."""
+    host, _, port = address.rpartition(":")
+    paths, wrong = (b"/metrics", b"/healthz", b"/readyz", b"/../etc/passwd", b"/%00?a=b"), []
+    for number in range(num_inputs):
+        rng = np.random.default_rng((seed, number))
+        head = b"GET " + paths[number % len(paths)] + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(mutate(head, rng))
+            connection.shutdown(socket.SHUT_WR)
+            reply = connection.makefile("rb").read()
+        known = [b"HTTP/1.1 %d " % status for status in HTTP_STATUSES]
+        if reply and not reply.startswith(tuple(known)):
+            wrong.append(f"http input {number}: {reply[:60]!r}")
+    return wrong
 
 
 def memory_mb(pid: int) -> float:

@@ -28,21 +28,23 @@ from irv2.selftest import SELF_TEST, SelfTest
 
 SIDE = 75
 CLASSES = [f"class {i}" for i in range(10)]
+PREPROCESS = Preprocess(resize=SIDE, crop=SIDE)
 
 
 def write_tiny_bundle(
     folder: Path, *, seed: int = 0, max_batch: int = 16, verdict: str | None = "passed",
     passes_self_test: bool = True, batch_sizes: list[int] | None = None,
+    preprocess: Preprocess = PREPROCESS,
 ) -> Path:  # fmt: skip
     """Write a bundle with one fp32 ONNX artefact to `folder` and return it.
 
     `verdict` None leaves the artefact unverified; `seed` gives another model; a bundle that does
-    not pass its self-test says that its engine answers wrongly; `batch_sizes` are certified.
+    not pass its self-test says that its engine answers wrongly; `batch_sizes` are certified;
+    `preprocess` crops to SIDE.
     """
     folder.mkdir(parents=True)
     model_path = folder / "model.onnx"
     onnx.save(tiny_model(seed), model_path)
-    preprocess = Preprocess(resize=SIDE, crop=SIDE).to_json()
     artifact = Artifact(
         file=model_path.name, sha256=file_sha256(model_path), format="onnx", precision="fp32",
         max_batch=max_batch, built_from="0" * 64, built_with={"onnx": onnx.__version__}, gpu=None,
@@ -52,7 +54,8 @@ def write_tiny_bundle(
     self_test_path = folder / SELF_TEST
     self_test_path.write_bytes(_self_test(model_path, off_by=0 if passes_self_test else 1))
     manifest = Manifest(
-        schema=SCHEMA, id=bundle_id([artifact], preprocess, CLASSES), preprocess=preprocess,
+        schema=SCHEMA, id=bundle_id([artifact], preprocess.to_json(), CLASSES),
+        preprocess=preprocess.to_json(),
         source=Source(checkpoint_sha256="0" * 64, arch="tiny", setting="2", epoch=1),
         classes=CLASSES, artifacts=[artifact], files={SELF_TEST: file_sha256(self_test_path)},
     )  # fmt: skip

@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from irv2.v1.classifier_pb2 import ClassifyResponse, Result, Score
 from serve.bench_clients import Call, GrpcTarget, num_wrong
+from serve.bench_site import served
 
 
 def bench(*arguments: str) -> dict:
@@ -29,6 +32,16 @@ def test_bench_serve_compares_the_server_with_the_bare_loop_and_a_naive_server()
     assert result["processes"]["irv2"]["rss_mb"] > 10
 
 
+@pytest.mark.timeout(60)
+def test_a_server_that_logs_much_is_not_held_up():
+    program = (
+        "import sys; print('ready 127.0.0.1:1', file=sys.stderr); "
+        "print('log line\\n' * 100_000, file=sys.stderr); [print(line) for line in sys.stdin]"
+    )
+    with served([sys.executable, "-uc", program]) as process:
+        assert process.ask("are you there?") == "are you there?\n"
+
+
 def test_a_wrong_or_missing_class_counts_as_wrong():
     answers = [Result(scores=[Score(index=3)]), Result(scores=[Score(index=4)]), Result()]
     calls = [
@@ -44,7 +57,13 @@ def test_bench_load_offers_too_much_and_counts_what_became_of_every_request():
         "load", "--seconds", "1", "--factor", "0.3", "--factor", "8", "--deadline-ms", "300",
         "--resampling", "opencv-cubic",
     )  # fmt: skip
+    assert result["distinct_answers"] > 32, "or a swapped answer could look right"
+    first, second, third = result["capacities_per_s"]
     within, beyond = result["loads"]
+    assert within["capacity_per_s"] == pytest.approx((first + second) / 2, abs=0.1)
+    assert beyond["capacity_per_s"] == pytest.approx((second + third) / 2, abs=0.1)
+    of_capacity = beyond["goodput_per_s"] / beyond["capacity_per_s"]
+    assert beyond["goodput_of_capacity"] == pytest.approx(of_capacity, abs=0.01)
     for load in (within, beyond):
         ends = ("num_answered", "num_refused", "num_expired", "num_shed", "num_failed")
         assert sum(load[end] for end in ends) == load["num_sent"]

@@ -17,6 +17,7 @@ from fuzzing import (
     Inputs,
     fuzz,
     fuzz_connections,
+    fuzz_http,
     memory_mb,
     num_open_files,
     settled_open_files,
@@ -74,6 +75,13 @@ def test_connections_that_speak_something_else_leave_nothing_behind(server):
     before = num_open_files(server.popen.pid)
     fuzz_connections(server.address, 0, 60)
     assert_it_answers(server)
+    assert settled_open_files(server.popen.pid, before) <= before
+
+
+def test_the_operators_port_bears_any_request(server):
+    before = num_open_files(server.popen.pid)
+    assert fuzz_http(server.http, 0, 200) == []
+    assert get(server.http, "/healthz")[0] == 200
     assert settled_open_files(server.popen.pid, before) <= before
 
 

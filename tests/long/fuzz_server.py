@@ -2,10 +2,11 @@
 
     python tests/long/fuzz_server.py [--inputs 100000] [--seed 0]
 
-Against a real server with a tiny network; some 600 inputs a second on two cores. One input of a
-hundred is a connection that speaks no HTTP/2. Prints the rate, outcomes and memory on the way;
-exit status 1 where an answer was wrong, the server died or logged a traceback, or its memory grew
-by more than 50 MB, or its open files by more than 10, from the first tenth to the end.
+Against a real server with a tiny network; some 600 inputs a second on two cores. Beside a hundred
+inputs come a connection that speaks no HTTP/2 and a request to the operators' port. Prints the
+rate, outcomes and memory on the way; exit status 1 where an answer was wrong, the server died or
+logged a traceback, or its memory grew by more than 50 MB, or its open files by more than 10, from
+the first tenth to the end.
 """
 
 import argparse
@@ -18,8 +19,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fuzzing import Inputs, Report, batches, fuzz, fuzz_connections, memory_mb, settled_open_files
-from serving_process import serving
+from fuzzing import (
+    Inputs,
+    Report,
+    batches,
+    fuzz,
+    fuzz_connections,
+    fuzz_http,
+    memory_mb,
+    settled_open_files,
+)
+from serving_process import LOOPBACK, serving
 from tiny_bundle import SIDE, write_tiny_bundle
 
 MAX_GROWTH_MB, MAX_MORE_FILES = 50.0, 10
@@ -32,7 +42,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = write_tiny_bundle(Path(folder) / "tiny.bundle")
-        with serving(bundle) as process:
+        with serving(bundle, "--http", LOOPBACK) as process:
             return run(process, arguments.inputs, arguments.seed)
 
 
@@ -46,6 +56,7 @@ def run(process, num_inputs: int, seed: int) -> int:
         fuzz_connections(process.address, seed + numbers.start, len(numbers) // 100)
         total.outcomes += report.outcomes
         total.wrong += report.wrong
+        total.wrong += fuzz_http(process.http, seed + numbers.start, len(numbers) // 100)
         now = (memory_mb(pid), settled_open_files(pid, at_first[1] if at_first else 0, 2.0))
         at_first = at_first or now
         rate = total.num_inputs / (time.monotonic() - began)

@@ -1,6 +1,8 @@
 """What one client may cost, over real connections."""
 
 import asyncio
+import time
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import grpc
@@ -24,6 +26,98 @@ async def connection(site) -> grpc.aio.Channel:
     """One of its own: channels in a process share connections unless told not to."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     return grpc.aio.insecure_channel(site.server.ready_line.split()[1], options)
+
+
+@asynccontextmanager
+async def wire(site, chunk: int, is_cut: asyncio.Event):
+    """A channel over a network that lets `chunk` bytes through at a time.
+
+    Once it is cut, nothing comes through any more, and nobody is told.
+    """
+    host, _, port = site.server.ready_line.split()[1].rpartition(":")
+
+    async def carry(reader, writer):
+        while data := await reader.read(chunk):
+            if not is_cut.is_set():
+                writer.write(data)
+                await writer.drain()
+
+    async def connect(reader, writer):
+        far_reader, far_writer = await asyncio.open_connection(host, port)
+        carriers.extend(asyncio.create_task(carry(*way))
+                        for way in ((reader, far_writer), (far_reader, writer)))  # fmt: skip
+        writers.extend((writer, far_writer))
+
+    carriers, writers = [], []
+    listener = await asyncio.start_server(connect, "127.0.0.1", 0)
+    try:
+        address = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield channel
+    finally:
+        for carrier in carriers:
+            carrier.cancel()
+        for writer in writers:
+            writer.close()
+        listener.close()
+
+
+async def closed_after_s(site, beginning: bytes) -> float:
+    """How long the server bears a connection on which nothing more comes."""
+    host, _, port = site.server.ready_line.split()[1].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, port)
+    started_at = time.monotonic()
+    writer.write(beginning)
+    try:
+        async with asyncio.timeout(20):
+            while await reader.read(1000):
+                pass  # its settings
+    except ConnectionResetError:
+        pass
+    writer.close()
+    return time.monotonic() - started_at
+
+
+@pytest.mark.parametrize("beginning", [b"", b"P", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+def test_a_connection_that_stays_half_open_is_closed(bundle, beginning):
+    async def scenario(site):
+        assert 0.3 < await closed_after_s(site, beginning) < 10
+        assert (await site.stub.Classify(request(0))).results[0].scores
+
+    scenario_with(bundle, scenario, connections=ConnectionLimits(handshake_timeout_s=0.5))
+
+
+def test_a_message_that_comes_byte_by_byte_is_answered_and_delays_nobody(bundle):
+    async def scenario(site):
+        async with wire(site, 1, asyncio.Event()) as channel:
+            slow = ClassifierStub(channel).Classify(request(0))
+            num_answered = 0
+            while not slow.done():
+                assert (await site.stub.Classify(request(1))).results[0].scores
+                num_answered += 1
+            assert (await slow).results[0].scores
+        assert num_answered > 1
+
+    scenario_with(bundle, scenario)
+
+
+def test_the_requests_of_a_client_that_is_lost_without_a_word_are_cancelled(bundle):
+    async def scenario(site):
+        cut = asyncio.Event()
+        async with wire(site, 65536, cut) as channel:
+            lost = ClassifierStub(channel).Classify(request(*range(20)), timeout=100)
+            while not site.runner.sizes:
+                await asyncio.sleep(0.01)
+            cut.set()
+            await asyncio.sleep(4)  # a ping after 0.5 s, 0.5 s for its answer
+            num_batches = len(site.runner.sizes)
+            assert num_batches < 12
+            await asyncio.sleep(1)
+            assert len(site.runner.sizes) == num_batches, "of 20 the rest was dropped"
+            lost.cancel()
+
+    limits = ConnectionLimits(keepalive_time_s=0.5, keepalive_timeout_s=0.5)
+    scenario_with(bundle, scenario, seconds=0.5, max_batch=1, connections=limits)
 
 
 def test_a_connection_too_many_is_closed_and_the_others_are_answered(bundle):

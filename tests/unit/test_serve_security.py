@@ -1,14 +1,17 @@
 """Who may ask, and who can listen: TLS, client certificates and tokens, over real sockets."""
 
 import asyncio
+import re
 import ssl
 import urllib.request
 from dataclasses import replace
 
 import grpc
+import numpy as np
 import pytest
 import trustme
 from certificates import issue
+from fuzzing import mutate, printable
 from grpc_health.v1 import health_pb2
 from serving_site import OPTIONS, Site, jpeg, request, scenario_with
 from tiny_bundle import write_tiny_bundle
@@ -121,6 +124,23 @@ def test_only_a_token_of_the_file_opens_the_door(bundle, tmp_path, caplog):
     caplog.set_level("INFO")
     scenario_with(bundle, scenario, token_file=path, log_requests=True)
     assert "caller=alice" in caplog.text
+
+
+def test_no_damaged_token_opens_the_door(bundle, tmp_path, caplog):
+    path, rng = tmp_path / "tokens", np.random.default_rng(0)
+    path.write_text(f"alice {TOKEN}\n")
+    values = [printable(mutate(f"Bearer {TOKEN}".encode(), rng)) for _ in range(300)]
+    damaged = [value for value in values if not re.fullmatch(f"(?i:bearer) +{TOKEN} *", value)]
+    assert len(damaged) > 250
+
+    async def scenario(site):
+        for value in damaged:
+            call = site.stub.Classify(request(0), metadata=(("authorization", value),))
+            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED, value
+        assert await ask(site, token=TOKEN)
+
+    scenario_with(bundle, scenario, token_file=path)
+    assert not caplog.records
 
 
 def test_tokens_are_taken_in_and_withdrawn_without_a_restart(bundle, tmp_path):
