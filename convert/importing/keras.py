@@ -5,7 +5,9 @@ wherever the session stood; that order is our network's. Its batch norm has no g
 """
 
 import json
+import mmap
 import re
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from irv2.networks import build
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
 # Members of an archive, unpacked; the published network's are a tenth of this.
 MAX_BYTES = {CONFIG: 2**23, WEIGHTS: 2**31}
+HEAP = b"GCOL\1\0\0\0"
 EXPECTED = "the weights of Keras' InceptionResNetV2"
 UNNAMED = re.compile(r"(conv2d|batch_normalization)(?:_(\d+))?")
 # A layer's variables in Keras' order, by how many there are and the dimensions of the first.
@@ -160,8 +163,28 @@ class _Datasets:
         return np.asarray(dataset)
 
 
+def _check_heaps(path: Path) -> None:
+    """Refuse a damaged heap of strings: over an empty object HDF5 2.0 loops for ever.
+
+    A heap (HDF5 File Format Specification, III.E) is its size and objects up to its end: index,
+    size, content padded to 8 bytes; index 0 is the free rest, whose size counts its header.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(HEAP)
+        while start >= 0:
+            at, end = start + 16, start + struct.unpack_from("<Q", content, start + 8)[0]
+            while at + 16 <= end:
+                index, size = struct.unpack_from("<H6xQ", content, at)
+                step = 16 + -(-size // 8) * 8 if index else size
+                if step < 16 or at + step > end:
+                    raise ValueError(f"damaged heap of strings at byte {start}")
+                at += step
+            start = content.find(HEAP, start + 1)
+
+
 def _layers(path: Path, config: Any) -> dict[str, Arrays]:  # noqa: ANN401 (JSON)
     """The variables of each layer that has any, under the layer's name."""
+    _check_heaps(path)
     with h5py.File(path, "r") as file:
         datasets = _Datasets(file, path.stat().st_size)
         root = file.get("model_weights", file)

@@ -1,6 +1,7 @@
 """Keras' HDF5 files: what is not as Keras writes it ends in one line, and in no memory."""
 
 import json
+import struct
 import zipfile
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def test_bytes_of_other_files_are_never_read(path, tmp_path, lead, expected):
 def test_a_group_in_place_of_a_variable_is_named(path):
     with_kernel(path, lambda group: group.create_group("0"))
     assert "/layers/conv2d/vars/0 is no data set" in refused(lambda: imported(path))
+
+
+@pytest.mark.parametrize(("before", "after"), [(3984, 3952), (3984, 2**40), (18, 2**64 - 16)])
+def test_a_damaged_heap_of_names_is_refused_before_hdf5_loops_over_it(path, before, after):
+    content = bytearray(write_keras_2(path, {"conv2d": {"kernel": KERNEL}}).read_bytes())
+    heap = content.index(b"GCOL")
+    at = content.index(struct.pack("<Q", before), heap)
+    content[at : at + 8] = struct.pack("<Q", after)
+    path.write_bytes(content)
+    assert f"damaged heap of strings at byte {heap}" in refused(lambda: imported(path))
 
 
 def test_an_archive_with_an_overwritten_byte_is_refused(tmp_path):

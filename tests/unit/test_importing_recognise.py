@@ -91,6 +91,16 @@ def test_foreign_files_are_refused(tmp_path, content, expected):
     assert expected in refused(lambda: imported(tmp_path / "file"))
 
 
+def test_an_archive_with_a_damaged_name_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("é", b"")
+    content = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(content.replace("é".encode(), b"\xff\xff"))
+    assert "half a file, or a damaged one ('utf-8' codec" in refused(
+        lambda: imported(tmp_path / "a.pth")
+    )
+
+
 def test_what_holds_no_weights_is_named(tmp_path):
     torch.save(torch.ones(2), tmp_path / "tensor.pth")
     assert "holds a Tensor" in refused(lambda: imported(tmp_path / "tensor.pth"))
