@@ -20,7 +20,7 @@ from irv2.errors import BundleError
 # Numbers of a quantised model, not steps of the network.
 _SILENT = {"QuantizeLinear", "DequantizeLinear"}
 _JOINS = {"Add", "Concat"}  # they end the block whose branches they join
-_MODULE = re.compile(r"\b(stem|reduction_[ab]|blocks_[abc]\.\d+|classifier)\b")
+_MODULE = re.compile(r"\b(stem|reduction_[ab]|blocks_[abc]\.\d+|head|classifier)\b")
 _TITLES = {
     "stem": "Stem",
     "blocks_a": "Inception-ResNet-A",
@@ -28,9 +28,11 @@ _TITLES = {
     "blocks_b": "Inception-ResNet-B",
     "reduction_b": "Reduction-B",
     "blocks_c": "Inception-ResNet-C",
+    "head": "Head",  # of TF-slim's network
     "classifier": "Classifier",
     "": "Input",
 }
+_WINDOWS = {"Conv": "conv {}", "MaxPool": "max pool", "AveragePool": "average pool"}
 _PLAIN_NAMES = {
     "ReduceMean": "average pool", "GlobalAveragePool": "average pool", "Add": "add",
     "Concat": "concatenate", "Relu": "ReLU", "Sub": "subtract", "Mul": "multiply",
@@ -128,11 +130,9 @@ def _layer(node: NodeProto, shape: tuple[int, ...]) -> Layer:
     found = [match[1] for name in node.input if (match := _MODULE.search(name))]
     module = found[0] if found else ""
     attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-    if node.op_type in ("Conv", "MaxPool"):
+    if node.op_type in _WINDOWS:
         height, width = attributes["kernel_shape"]
-        label = f"{height}×{width} " + (
-            f"conv {shape[0]}" if node.op_type == "Conv" else "max pool"
-        )
+        label = f"{height}×{width} {_WINDOWS[node.op_type].format(shape[0])}"
         if attributes.get("strides", [1])[0] > 1:
             label += f" /{attributes['strides'][0]}"
         if max(height, width) > 1 and not any(attributes.get("pads", [])):
@@ -168,7 +168,10 @@ def _blocks(network: Series) -> list[Block]:
         module = next((layer.module for layer in inside if layer.module), "")
         name, items = groups[-1]
         opens = isinstance(item, Layer) and item.kind not in _JOINS  # without weights: the next's
-        if len(groups) > 1 and name == "" and module:
+        if len(groups) > 1 and name == "" and module == groups[-2][0]:  # it went on after a pool
+            groups.pop()
+            groups[-1][1].extend(items)
+        elif len(groups) > 1 and name == "" and module:
             groups[-1] = (module, items)
         elif module not in ("", name) or (not module and name and opens):
             groups.append((module, []))

@@ -24,8 +24,8 @@ HEADER, MARGIN, PANEL_GAP, COLUMN_GAP = 0.95, 0.35, 0.7, 1.4
 INCHES = 0.42  # per unit
 COLUMNS = 3
 _COLORS = {
-    "Conv": "#cfe2f3", "Gemm": "#cfe2f3", "MaxPool": "#f9d5c9", "ReduceMean": "#f9d5c9",
-    "Concat": "#dddddd", "Add": "#dddddd",
+    "Conv": "#cfe2f3", "Gemm": "#cfe2f3", "MaxPool": "#f9d5c9", "AveragePool": "#f9d5c9",
+    "ReduceMean": "#f9d5c9", "Concat": "#dddddd", "Add": "#dddddd",
 }  # fmt: skip
 _OTHER = "#fff2cc"
 _GREY = "#555555"

@@ -21,6 +21,7 @@ from irv2.decode import EXTENSIONS, looks_like_image, read_encoded
 from irv2.errors import DataError
 from irv2.imagenet import folder_names
 from irv2.progress import progress
+from irv2.samples import is_sample
 from irv2.shards import Span, is_sharded, read_contents, read_span, scan_shards, shard_state
 from irv2.types import IntArray
 
@@ -106,9 +107,12 @@ def open_split(
     folders = folder_names(names, index.files)
     unknown = sorted(set(index.files) - set(folders))
     if unknown:
+        way_out = "remove or rename the folder"
+        if is_sample(data):  # what is evaluated where --data was left out
+            way_out = "pass --data DIR with this network's classes"
         raise DataError(
             root, f"class {unknown[0]} is unknown to the network or to train/",
-            f"only the {len(names)} classes of training", "remove or rename the folder",
+            f"only the {len(names)} classes of training", way_out,
         )  # fmt: skip
     # Looked at again: an image mended in place leaves its folder's time as it was.
     bad = {path for path in index.bad if not _is_image(root / path)}

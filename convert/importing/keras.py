@@ -5,7 +5,9 @@ wherever the session stood; that order is our network's. Its batch norm has no g
 """
 
 import json
+import mmap
 import re
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,16 +17,19 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convert.importing.source import SLIM_PREPROCESS, Source
+from convert.importing.source import SLIM_PREPROCESS, Source, shortened
 from irv2.errors import CheckpointError
 from irv2.model import ConvBN
 from irv2.model_slim import SlimConfig
 from irv2.networks import build
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
-MAX_ARCHIVE_BYTES = 2**31  # unpacked; the published network is a tenth of it
+# Members of an archive, unpacked; the published network's are a tenth of this.
+MAX_BYTES = {CONFIG: 2**23, WEIGHTS: 2**31}
+HEAP = b"GCOL\1\0\0\0"
 EXPECTED = "the weights of Keras' InceptionResNetV2"
 UNNAMED = re.compile(r"(conv2d|batch_normalization)(?:_(\d+))?")
 # A layer's variables in Keras' order, by how many there are and the dimensions of the first.
@@ -37,7 +42,8 @@ VARIABLES = {
 }
 OUR_BATCH_NORM = {"bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
-Arrays = list[np.ndarray[Any, np.dtype[Any]]]
+Array = NDArray[Any]
+Arrays = list[Array]
 
 
 def read_hdf5(path: Path) -> Source:
@@ -50,8 +56,9 @@ def read_archive(path: Path) -> Source:
 
     def read() -> dict[str, Arrays]:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-            if archive.getinfo(WEIGHTS).file_size > MAX_ARCHIVE_BYTES:
-                raise ValueError(f"{WEIGHTS} of over {MAX_ARCHIVE_BYTES >> 30} GiB")
+            for name, limit in MAX_BYTES.items():
+                if archive.getinfo(name).file_size > limit:
+                    raise ValueError(f"{name} of over {limit >> 20} MiB")
             archive.extract(WEIGHTS, folder)
             return _layers(Path(folder) / WEIGHTS, json.loads(archive.read(CONFIG)))
 
@@ -102,9 +109,9 @@ def _tensors(layers: dict[str, Arrays], path: Path) -> Iterator[tuple[str, Tenso
     canonical = _canonical_names(list(layers))
     for layer, arrays in layers.items():
         variables = VARIABLES.get((len(arrays), arrays[0].ndim))
-        if variables is None or any(array.dtype.kind != "f" for array in arrays):
-            found = ", ".join(f"{array.dtype} {array.shape}" for array in arrays)
-            raise CheckpointError(path, f"layer {layer} has the variables {found}", EXPECTED)
+        if variables is None:
+            found = shortened([str(array.shape) for array in arrays])
+            raise CheckpointError(path, f"layer {layer} has variables of {found}", EXPECTED)
         for variable, array in zip(variables, arrays, strict=True):
             tensor = torch.from_numpy(array.astype(np.float32, copy=False))
             if variable == "kernel":  # [height, width, in, out] or [in, out]
@@ -125,24 +132,78 @@ def _canonical_names(layers: list[str]) -> dict[str, str]:
     }
 
 
+class _Datasets:
+    """Reads the arrays of one HDF5 file, as Keras writes them: inside it and uncompressed.
+
+    Others could claim any size in a few bytes, or hold what is in another file. Raises ValueError.
+    """
+
+    def __init__(self, file: h5py.File, num_bytes: int) -> None:
+        self._bytes_left = num_bytes
+        outside = file.visititems_links(
+            lambda name, link: name if isinstance(link, h5py.ExternalLink) else None
+        )
+        if outside:
+            raise ValueError(f"{outside} leads to another file")
+
+    def array(self, dataset: h5py.HLObject) -> Array:
+        if not isinstance(dataset, h5py.Dataset):
+            raise ValueError(f"{dataset.name} is no data set")
+        layout = dataset.id.get_create_plist().get_layout()
+        if layout not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) or dataset.external:
+            raise ValueError(
+                f"{dataset.name} is chunked, compressed or kept in other files; "
+                "h5repack -f NONE -l CONTI makes it plain"
+            )
+        if dataset.dtype.kind != "f":
+            raise ValueError(f"{dataset.name} holds {dataset.dtype}, no floats")
+        self._bytes_left -= dataset.nbytes
+        if self._bytes_left < 0:
+            raise ValueError(f"{dataset.name} claims more bytes than the file has")
+        return np.asarray(dataset)
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse a damaged heap of strings: over an empty object HDF5 2.0 loops for ever.
+
+    A heap (HDF5 File Format Specification, III.E) is its size and objects up to its end: index,
+    size, content padded to 8 bytes; index 0 is the free rest, whose size counts its header.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(HEAP)
+        while start >= 0:
+            at, end = start + 16, start + struct.unpack_from("<Q", content, start + 8)[0]
+            while at + 16 <= end:
+                index, size = struct.unpack_from("<H6xQ", content, at)
+                step = 16 + -(-size // 8) * 8 if index else size
+                if step < 16 or at + step > end:
+                    raise ValueError(f"damaged heap of strings at byte {start}")
+                at += step
+            start = content.find(HEAP, start + 1)
+
+
 def _layers(path: Path, config: Any) -> dict[str, Arrays]:  # noqa: ANN401 (JSON)
     """The variables of each layer that has any, under the layer's name."""
+    _check_heaps(path)
     with h5py.File(path, "r") as file:
+        datasets = _Datasets(file, path.stat().st_size)
         root = file.get("model_weights", file)
         if "layer_names" in root.attrs:
-            return dict(_legacy_layers(root))
-        return dict(_numbered_layers(root, config))
+            return dict(_legacy_layers(root, datasets))
+        return dict(_numbered_layers(root, datasets, config))
 
 
-def _legacy_layers(root: h5py.Group) -> Iterator[tuple[str, Arrays]]:
+def _legacy_layers(root: h5py.Group, datasets: _Datasets) -> Iterator[tuple[str, Arrays]]:
     """Keras 1 and 2: a group per layer, which lists its variables."""
     for layer in map(_text, root.attrs["layer_names"]):
         names = [_text(name) for name in root[layer].attrs["weight_names"]]
         if names:
-            yield layer, [np.asarray(root[layer][name]) for name in names]
+            yield layer, [datasets.array(root[layer][name]) for name in names]
 
 
-def _numbered_layers(root: h5py.Group, config: Any) -> Iterator[tuple[str, Arrays]]:  # noqa: ANN401
+def _numbered_layers(
+    root: h5py.Group, datasets: _Datasets, config: Any  # noqa: ANN401
+) -> Iterator[tuple[str, Arrays]]:  # fmt: skip
     """Keras 3: variables 0, 1, ... in groups numbered per class, in the order of `config`.
 
     Late versions note each layer's own name; for earlier ones `config` has to tell.
@@ -155,7 +216,10 @@ def _numbered_layers(root: h5py.Group, config: Any) -> Iterator[tuple[str, Array
             name = variables.attrs.get("name", own_names.get(group_name))
             if name is None:
                 raise ValueError("its layers are numbered only; save the model as .keras instead")
-            yield _text(name), [np.asarray(variables[str(i)]) for i in range(len(variables))]
+            yield (
+                _text(name),
+                [datasets.array(variables[str(i)]) for i in range(len(variables))],
+            )
 
 
 def _names_in_config(config: Any) -> dict[str, str]:  # noqa: ANN401

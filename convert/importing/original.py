@@ -1,9 +1,11 @@
 """The original's `.t7` file: its tree of Torch7 modules, matched with our network layer by layer.
 
 The tree names no layer, so its layers are aligned with ours in their order, which is the same, by
-what they are: a convolution's channels, kernel, stride and padding count, not only its shape.
+what they are: a convolution's channels, kernel, stride and padding count, not only its shape. Max
+pools take part, by their branch, though they have no weights.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convert.importing.source import Source
+from convert.importing.source import Source, shortened
 from convert.importing.torch7 import Array, Torch7Object, load
 from irv2.errors import CheckpointError
 from irv2.model import ModelConfig
@@ -26,47 +28,66 @@ PLAIN_MODULES = {
     "Identity", "CAddTable", "JoinTable", "MulConstant", "ReLU", "SpatialMaxPooling",
     "SpatialAveragePooling", "View", "Reshape", "Dropout",
 }  # fmt: skip
-# What these modules without weights must be set to.
-FIXED = {
+# What these modules without weights must be set to, and what files older than a field meant.
+FIXED: dict[str, dict[str, float]] = {
     "MulConstant": {"constant_scalar": 0.1},
-    "SpatialMaxPooling": {"kH": 3.0, "kW": 3.0, "dH": 2.0, "dW": 2.0},
-}
+    "SpatialMaxPooling": {
+        "kH": 3, "kW": 3, "dH": 2, "dW": 2, "padH": 0, "padW": 0, "ceil_mode": False
+    },
+    "SpatialAveragePooling": {"kH": 8, "kW": 8, "padH": 0, "padW": 0},
+}  # fmt: skip
+BEFORE_THE_FIELD = {"padH": 0, "padW": 0, "ceil_mode": False}
 CONVOLUTIONS = {"SpatialConvolution", "SpatialConvolutionMM"}
 CONTAINERS = {"Sequential", "ConcatTable", "DataParallelTable"}
+FIELDS = {
+    "convolution": ("weight",), "linear": ("weight", "bias"), "max pool": (),
+    "batch norm": ("weight", "bias", "running_mean", "running_var"),
+}  # fmt: skip
+TRAINED = {"weight", "bias", "running_mean", "running_var", "running_std"}
+CHANNELS = 2  # of a batch's dimensions, counted from 1
 MAX_MODULES, MAX_MODULE_DEPTH = 10_000, 50  # the original has about 600, 8 deep
 EXPECTED = "the original's Inception-ResNet-v2 as nn and cudnn modules"
 
 Signature = tuple[str | int, ...]
+Branch = tuple[int, int]  # of the nearest ConcatTable: which, of how many
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer with weights: where it is and what it computes."""
+    """A layer with weights, or a max pool: where it is and what it computes."""
 
     name: str
     signature: Signature
-    module: Torch7Object | None = None  # None: one of ours
+    module: Torch7Object | None = None  # None: one of ours, or a max pool
 
 
 def read_original(path: Path) -> Source:
     """The original's network in a Torch7 file; raises CheckpointError."""
     layers = list(_layers_of_file(path))
+    _check_size(layers, path)
     linear = [layer for layer in layers if layer.signature[0] == "linear"]
     num_classes = int(linear[-1].signature[2]) if linear else 1000
     config = ModelConfig(num_classes=num_classes)
-    tensors = {
-        f"{layer.name}.{field}": tensor
-        for layer in layers
-        for field, tensor in _weights(layer, path)
-    }
+    ours = list(our_layers(config))
+    pairs = _aligned(ours, layers)
+    _check_pools(ours, layers, pairs, path)
     return Source(
-        kind="a Torch7 network", config=config, preprocess=Preprocess(), tensors=tensors,
-        names=_names(list(our_layers(config)), layers),
+        kind="the original's Torch7 network", config=config, preprocess=Preprocess(),
+        tensors={
+            f"{layer.name}.{field}": tensor
+            for layer in layers
+            for field, tensor in _weights(layer, path)
+        },
+        names={
+            f"{our_layer.name}.{field}": f"{layer.name}.{field}"
+            for our_layer, layer in pairs
+            for field in FIELDS[str(layer.signature[0])]
+        },
     )  # fmt: skip
 
 
 def our_layers(config: ModelConfig) -> Iterator[Layer]:
-    """The layers with weights of our network, in the order of the original's tree."""
+    """The layers of our network, in the order of the original's tree."""
     with torch.device("meta"):
         network = build(config)
     for name, module in network.named_modules():
@@ -80,31 +101,58 @@ def our_layers(config: ModelConfig) -> Iterator[Layer]:
             yield Layer(name, ("batch norm", module.num_features))
         elif isinstance(module, nn.Linear):
             yield Layer(name, ("linear", module.in_features, module.out_features))
+        elif isinstance(module, nn.MaxPool2d):  # each is a branch
+            branches, _, index = name.rpartition(".")
+            num_branches = len(list(network.get_submodule(branches).children()))
+            yield Layer(name, ("max pool", int(index) + 1, num_branches))
 
 
-def _names(ours: list[Layer], theirs: list[Layer]) -> dict[str, str]:
-    """Our tensors' names to the file's, where the layers agree."""
-    fields = {"convolution": ("weight",), "linear": ("weight", "bias"),
-              "batch norm": ("weight", "bias", "running_mean", "running_var")}  # fmt: skip
+def _aligned(ours: list[Layer], theirs: list[Layer]) -> list[tuple[Layer, Layer]]:
+    """The layers that agree, in order."""
     matcher = SequenceMatcher(
         None, [layer.signature for layer in ours], [layer.signature for layer in theirs],
         autojunk=False,
     )  # fmt: skip
-    return {
-        f"{ours[block.a + i].name}.{field}": f"{theirs[block.b + i].name}.{field}"
+    return [
+        (ours[block.a + i], theirs[block.b + i])
         for block in matcher.get_matching_blocks()
         for i in range(block.size)
-        for field in fields[str(ours[block.a + i].signature[0])]
-    }
+    ]
+
+
+def _check_size(layers: list[Layer], path: Path) -> None:
+    """Refuse layers that name the same values again and again: copies would fill the memory."""
+    num_bytes = sum(
+        value.nbytes
+        for layer in layers
+        if layer.module
+        for field, value in layer.module.fields.items()
+        if field in TRAINED and isinstance(value, np.ndarray)
+    )
+    if num_bytes > path.stat().st_size:
+        raise CheckpointError(path, "its layers share values with each other", EXPECTED)
+
+
+def _check_pools(
+    ours: list[Layer], theirs: list[Layer], pairs: list[tuple[Layer, Layer]], path: Path
+) -> None:  # fmt: skip
+    """Refuse max pools elsewhere than ours; other differences show in the weights."""
+    agreed = {layer.name for pair in pairs for layer in pair}
+    others = [layer for layer in (*theirs, *ours) if layer.name not in agreed]
+    if others and all(layer.signature[0] == "max pool" for layer in others):
+        names = shortened([layer.name for layer in others])
+        raise CheckpointError(path, f"has max pools elsewhere than the network: {names}", EXPECTED)
 
 
 def _layers_of_file(path: Path) -> Iterator[Layer]:
-    for count, (name, module) in enumerate(_modules(_network(load(path), path), "model")):
+    for count, (name, module, branch) in enumerate(_modules(_network(load(path), path), "model")):
         if count > MAX_MODULES or name.count(".") > MAX_MODULE_DEPTH:  # a tree may contain itself
             raise CheckpointError(path, "modules without end", EXPECTED)
         kind = module.type_name.rpartition(".")[2]
         if kind in CONTAINERS | PLAIN_MODULES:
-            _check_plain(kind, module, name, path)
+            _check_plain(kind, module.fields, name, path)
+            if kind == "SpatialMaxPooling":
+                yield Layer(name, ("max pool", *branch))
         elif kind in CONVOLUTIONS:
             yield Layer(name, _convolution(module.fields, name, path), module)
         elif kind == "SpatialBatchNormalization":
@@ -135,49 +183,69 @@ def _network(value: Any, path: Path) -> Torch7Object:  # noqa: ANN401 (what a fi
     return value
 
 
-def _modules(module: Torch7Object, name: str) -> Iterator[tuple[str, Torch7Object]]:
+def _modules(
+    module: Torch7Object, name: str, branch: Branch = (1, 1)
+) -> Iterator[tuple[str, Torch7Object, Branch]]:  # fmt: skip
     """The tree in forward order; of a DataParallelTable the first replica alone."""
-    yield name, module
+    yield name, module, branch
     children = module.fields.get("modules")
     if not isinstance(children, dict):
         return
     first_only = module.type_name == "nn.DataParallelTable"
-    for index in [1.0] if first_only else sorted(i for i in children if isinstance(i, float)):
+    indices = [1.0] if first_only else sorted(i for i in children if isinstance(i, float))
+    for number, index in enumerate(indices, 1):
         child = children.get(index)
         if isinstance(child, Torch7Object):
-            yield from _modules(child, f"{name}.{index:g}")
+            forks = module.type_name == "nn.ConcatTable"
+            inside = (number, len(indices)) if forks else branch
+            yield from _modules(child, f"{name}.{index:g}", inside)
 
 
-def _check_plain(kind: str, module: Torch7Object, name: str, path: Path) -> None:
+def _check_plain(kind: str, fields: dict[Any, Any], name: str, path: Path) -> None:
+    if kind == "JoinTable" and _joined_dimension(fields) != CHANNELS:
+        raise CheckpointError(path, f"{name} (JoinTable) does not join channels", EXPECTED)
     for field, value in FIXED.get(kind, {}).items():
-        found = module.fields.get(field)
+        found = fields.get(field, BEFORE_THE_FIELD.get(field))
         if found != value:
-            raise CheckpointError(path, f"{name} ({kind}) has {field} {found}", f"{value:g}")
+            raise CheckpointError(path, f"{name} ({kind}) has {field} {found}", str(value))
+
+
+def _joined_dimension(fields: dict[Any, Any]) -> object:
+    """Of a batch's four dimensions, counted from 1; `nInputDims` 3 leaves the batch's out."""
+    dimension = fields.get("dimension")
+    if isinstance(dimension, float) and dimension < 0:
+        return dimension + 5
+    if isinstance(dimension, float) and fields.get("nInputDims") == 3:
+        return dimension + 1
+    return dimension
 
 
 def _convolution(fields: dict[Any, Any], name: str, path: Path) -> Signature:
     padding = fields.get("padding", 0.0)  # both sides' in files older than padW and padH
-    numbers = [
-        fields.get("nInputPlane"), fields.get("nOutputPlane"), fields.get("kH"), fields.get("kW"),
-        fields.get("dH"), fields.get("dW"), fields.get("padH", padding),
-        fields.get("padW", padding), fields.get("groups", 1.0),
-    ]  # fmt: skip
-    if not all(isinstance(number, float) and number.is_integer() for number in numbers):
+    size_fields = ("nInputPlane", "nOutputPlane", "kH", "kW", "dH", "dW")
+    sizes: list[Any] = [fields.get(field) for field in size_fields]
+    paddings: list[Any] = [fields.get(field, padding) for field in ("padH", "padW")]
+    if not all(_is_whole(n, 1) for n in sizes) or not all(_is_whole(n, 0) for n in paddings):
         raise CheckpointError(path, f"{name} does not say what it computes", EXPECTED)
-    if numbers.pop() != 1:
+    if fields.get("groups", 1.0) != 1:
         raise CheckpointError(path, f"{name} is a grouped convolution", EXPECTED)
-    return ("convolution", *(int(number) for number in numbers))
+    return ("convolution", *map(int, sizes), *map(int, paddings))
+
+
+def _is_whole(number: object, least: int) -> bool:
+    return isinstance(number, float) and number.is_integer() and number >= least
 
 
 def _weights(layer: Layer, path: Path) -> Iterator[tuple[str, Tensor]]:
     """The trained tensors of a layer, copied out of the file."""
-    assert layer.module is not None
+    if layer.module is None:  # a max pool
+        return
     fields, kind = layer.module.fields, layer.signature[0]
     weight = _array(fields, "weight", layer.name, path)
     if kind == "convolution":
         _, num_in, num_out, height, width, *_ = layer.signature
         shape = (int(num_out), int(num_in), int(height), int(width))
-        if weight.size == np.prod(shape):  # SpatialConvolutionMM keeps a matrix
+        if weight.shape == (shape[0], math.prod(shape[1:])):  # as SpatialConvolutionMM keeps it
             weight = weight.reshape(shape)
         bias = fields.get("bias")
         if isinstance(bias, np.ndarray) and bias.any():  # older cudnn keeps one, of zeros
@@ -198,7 +266,7 @@ def _variance(fields: dict[Any, Any], name: str, path: Path) -> Array:
     if isinstance(fields.get("running_var"), np.ndarray):
         return _array(fields, "running_var", name, path)
     inverse_std = _array(fields, "running_std", name, path).astype(np.float64)
-    with np.errstate(divide="ignore"):  # what is not finite is refused with its name
+    with np.errstate(divide="ignore", over="ignore"):  # what is not finite is refused with its name
         return np.asarray(inverse_std**-2 - eps)
 
 
@@ -210,4 +278,5 @@ def _array(fields: dict[Any, Any], field: str, name: str, path: Path) -> Array:
 
 
 def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(np.array(array, np.float32))
+    with np.errstate(over="ignore"):  # of float64: what is not finite is refused with its name
+        return torch.from_numpy(np.array(array, np.float32))

@@ -1,7 +1,9 @@
 """What a file of published weights is, by its content, and the reader that knows it."""
 
+import argparse
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,8 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 PICKLE = b"\x80"
 TORCH7 = (b"\x03\x00\x00\x00", b"\x04\x00\x00\x00")  # a table, an object
 TORCH7_TEXT = (b"3\n", b"4\n")
+SAFETENSORS = b"\0\0\0\0{"  # after four bytes: its header's length, whose low bytes may be any
+TORCHSCRIPT = "/constants.pkl"  # ends a name in its archives
 EXPECTED = "weights as .t7, .pth, .safetensors, .h5 or .keras"
 STATE_DICT = "a state_dict: tensors by name"
 
@@ -32,6 +36,8 @@ def read_source(path: Path) -> Source:
         raise CheckpointError(path, "is a folder" if path.is_dir() else "no such file", EXPECTED)
     with path.open("rb") as file:
         start = file.read(16)
+    if start[4:9] == SAFETENSORS:  # first: the length may begin like any other format
+        return read_slim(_safetensors(path), path)
     if start.startswith(HDF5):
         return read_hdf5(path)
     if start.startswith(b"PK"):
@@ -45,8 +51,6 @@ def read_source(path: Path) -> Source:
             path, "a Torch7 file in text format", "the binary one",
             "save it again with torch.save(FILE, model)",
         )  # fmt: skip
-    if start[8:9] == b"{":  # after the length of its header
-        return read_slim(_safetensors(path), path)
     size = path.stat().st_size
     raise CheckpointError(path, f"an unknown format ({size} bytes)", EXPECTED)
 
@@ -55,19 +59,25 @@ def _read_zip(path: Path) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+    except Exception as error:  # on damaged archives zipfile raises anything
         raise CheckpointError(
             path, f"half a file, or a damaged one ({error})", EXPECTED, "copy it again"
         ) from error
     if {CONFIG, WEIGHTS} <= set(members):
         return read_archive(path)
+    if any(name.endswith(TORCHSCRIPT) for name in members):
+        raise CheckpointError(
+            path, "is a TorchScript program, which is not loaded", STATE_DICT,
+            "save its weights where it is trusted: "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)",
+        )  # fmt: skip
     return read_slim(_torch_tensors(path, mmap=True), path)
 
 
 def _torch_tensors(path: Path, *, mmap: bool) -> dict[str, Tensor]:
     """The tensors of a torch file, also from under `state_dict`; nothing in it is executed."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        content = _load(path, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             path, f"holds Python objects or code, which are not loaded{_global(error)}", STATE_DICT,
@@ -80,6 +90,18 @@ def _torch_tensors(path: Path, *, mmap: bool) -> dict[str, Tensor]:
     return named_tensors(content, path)
 
 
+def _load(path: Path, *, mmap: bool) -> Any:  # noqa: ANN401 (any file's)
+    # timm's training states hold their options as a Namespace, which is plain values.
+    with (
+        warnings.catch_warnings(action="ignore"),  # of unusual pickles, on stderr
+        torch.serialization.safe_globals([argparse.Namespace]),
+    ):
+        if mmap and path.suffix != ".safetensors":  # such a path torch reads by its name
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def named_tensors(content: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401 (any file's)
     """A state_dict, or the one in a training state; raises CheckpointError."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -89,7 +111,17 @@ def named_tensors(content: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN40
     foreign = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if foreign:
         raise CheckpointError(path, f"{foreign[0]} is no tensor", STATE_DICT)
+    unlike = [name for name, tensor in content.items() if not _is_dense(tensor)]
+    if unlike:
+        raise CheckpointError(
+            path, f"{unlike[0]} is sparse, nested or without values", "dense tensors"
+        )
     return {str(name): tensor for name, tensor in content.items()}
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    on_cpu = tensor.device.type == "cpu"  # not on `meta`, whatever the file was mapped to
+    return tensor.layout == torch.strided and on_cpu and not tensor.is_nested
 
 
 def _global(error: pickle.UnpicklingError) -> str:

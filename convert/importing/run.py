@@ -72,8 +72,12 @@ def import_weights(
     """Recognise the weights in `path`, match them tensor by tensor and write the checkpoint `out`.
 
     Raises CheckpointError where they are not those of a network we know, InputError for a class
-    file that does not fit.
+    file that does not fit, UsageError where `out` can't be written.
     """
+    if not out.absolute().parent.is_dir():
+        raise UsageError(
+            "--out", f"no folder {out.parent}", "an existing one", f"mkdir -p {out.parent}"
+        )
     source = read_source(path)
     config = source.config
     if arch not in ("auto", config.arch):
@@ -89,7 +93,7 @@ def import_weights(
         )
     dropped = has_background and not keep_background
     num_classes = config.num_classes - dropped
-    classes = classes_of(num_classes, classes_path, path)
+    classes = classes_of(num_classes, classes_path, path, background_dropped=dropped)
     state = state_dict_of(source, path)
     if dropped:
         for name in ("classifier.weight", "classifier.bias"):
@@ -106,10 +110,12 @@ def import_weights(
     )  # fmt: skip
 
 
-def classes_of(num_classes: int, classes_path: Path | None, path: Path) -> list[str]:
+def classes_of(
+    num_classes: int, classes_path: Path | None, path: Path, *, background_dropped: bool = False
+) -> list[str]:  # fmt: skip
     """A name for each class: from a file, or ImageNet's; raises InputError."""
     if classes_path is not None:
-        return _read_classes(classes_path, num_classes)
+        return _read_classes(classes_path, num_classes, background_dropped)
     names = class_names()
     if num_classes == len(names):
         return names
@@ -121,14 +127,16 @@ def classes_of(num_classes: int, classes_path: Path | None, path: Path) -> list[
     )  # fmt: skip
 
 
-def _read_classes(path: Path, num_classes: int) -> list[str]:
+def _read_classes(path: Path, num_classes: int, background_dropped: bool) -> list[str]:
     try:
         names = [line.strip() for line in path.read_text("utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(path, "is no text in UTF-8", "a class name per line") from error
     if len(names) != num_classes or len(set(names)) != len(names) or "" in names:
+        has_background = background_dropped and len(names) == num_classes + 1
         raise InputError(
             path, f"{len(names)} lines, {len(set(names) - {''})} different names",
             f"{num_classes} different ones, a class per line",
+            "leave out the background's or pass --keep-background" if has_background else "",
         )  # fmt: skip
     return names

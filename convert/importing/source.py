@@ -4,6 +4,7 @@ Every reader (original.py, slim.py, keras.py) gives a `Source`; nothing else kno
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 SLIM_PREPROCESS = Preprocess(
     resize=333, crop=299, resampling="pillow-bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 )
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUM_LISTED = 6  # tensors that an error line names of each kind; --debug lists all
 
 
@@ -80,11 +82,11 @@ def _problems(source: Source, expected: dict[str, Tensor]) -> dict[str, list[str
     wanted = {name for name in expected if not is_counter(name)} - source.ones
     missing, other_shape = [], []
     for name in sorted(wanted):
-        published = source.names.get(name, f"{name} (our name)")
+        published = _published(source, name)
         tensor = source.tensors.get(published)
         if tensor is None:
             missing.append(published)
-        elif tensor.shape != expected[name].shape or not tensor.is_floating_point():
+        elif tensor.shape != expected[name].shape or tensor.dtype not in FLOATS:
             shapes = f"{_shape(tensor)} instead of {_shape(expected[name])}"
             other_shape.append(f"{published} {shapes}")
     known = set(source.names.values())
@@ -94,23 +96,37 @@ def _problems(source: Source, expected: dict[str, Tensor]) -> dict[str, list[str
     return {"missing": missing, "left over": left_over, "of another shape": other_shape}
 
 
+def _published(source: Source, name: str) -> str:
+    return source.names.get(name, f"{name} (our name)")
+
+
 def _mismatch(source: Source, problems: dict[str, list[str]], path: Path) -> CheckpointError:
     for kind, entries in problems.items():
         for entry in entries:
             logger.debug("%s: %s", kind, entry)
-    parts = []
-    for kind, entries in problems.items():
-        if entries:
-            more = "" if len(entries) <= NUM_LISTED else f" and {len(entries) - NUM_LISTED} more"
-            parts.append(f"{len(entries)} {kind}: {', '.join(entries[:NUM_LISTED])}{more}")
+    parts = [
+        f"{len(entries)} {kind}: {shortened(entries)}"
+        for kind, entries in problems.items()
+        if entries
+    ]
+    classifier = [_published(source, f"classifier.{field}") for field in ("bias", "weight")]
+    way_out = "--debug lists all"
+    if problems["missing"] == classifier and len(parts) == 1:
+        way_out = "use the file with the classifier (of Keras: include_top=True)"
     return CheckpointError(
         path, f"{source.kind}, but of its tensors are {'; '.join(parts)}",
-        f"exactly those of {source.config.arch}", "--debug lists all",
+        f"exactly those of {source.config.arch}", way_out,
     )  # fmt: skip
 
 
+def shortened(entries: Sequence[str]) -> str:
+    """The first few of a list, for an error line."""
+    more = "" if len(entries) <= NUM_LISTED else f" and {len(entries) - NUM_LISTED} more"
+    return ", ".join(entries[:NUM_LISTED]) + more
+
+
 def _shape(tensor: Tensor) -> str:
-    kind = "" if tensor.is_floating_point() else f"{tensor.dtype} "
+    kind = "" if tensor.dtype in FLOATS else f"{tensor.dtype} "
     return kind + ("x".join(map(str, tensor.shape)) or "scalar")
 
 

@@ -1,8 +1,9 @@
 """Torch7's binary files (`.t7`), read strictly and without running anything.
 
 The format (torch7, File.lua and generic/Tensor.c): every value is an int32 type, then its content.
-Tables and objects carry an index, so that a second mention is the index alone. Integers are little
-endian, lengths and indices 32 bits, sizes 64. Functions are skipped, never loaded.
+Tables, objects and functions of types 7 and 8 carry an index, so that a second mention is the
+index alone. Integers are little endian, lengths and indices 32 bits, sizes 64. Functions are
+skipped, never loaded.
 """
 
 import mmap
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 
 from irv2.errors import CheckpointError
 
-NIL, NUMBER, STRING, TABLE, OBJECT, BOOLEAN = range(6)
-FUNCTIONS = (6, 7, 8)
+NIL, NUMBER, STRING, TABLE, OBJECT, BOOLEAN, FUNCTION = range(7)
+RECURSIVE_FUNCTIONS = (7, 8)
 MAX_DEPTH = 100  # the original's files nest about 30 deep
 MAX_DIMENSIONS = 8
 DTYPES = {
@@ -81,13 +82,24 @@ class _Reader:
             return self._string()
         if kind == BOOLEAN:
             return self._int() == 1
-        if kind not in (TABLE, OBJECT, *FUNCTIONS):
+        if kind == FUNCTION:
+            self._skip_function()
+            return None
+        if kind not in (TABLE, OBJECT, *RECURSIVE_FUNCTIONS):
             raise Malformed(f"type {kind} at byte {self._at - 4}")
         index = self._int()
         if index not in self._known:
-            read = {TABLE: self._table, OBJECT: self._object}.get(kind, self._function)
-            read(index)
+            self._indexed(kind, index)
         return self._known[index]
+
+    def _indexed(self, kind: int, index: int) -> None:
+        if kind == TABLE:
+            self._table(index)
+        elif kind == OBJECT:
+            self._object(index)
+        else:
+            self._known[index] = None  # before what it closes over, which may be itself
+            self._skip_function()
 
     def _table(self, index: int) -> None:
         table: dict[Any, Any] = {}
@@ -119,8 +131,7 @@ class _Reader:
                 raise Malformed(f"{type_name} without fields")
             thing.fields = fields
 
-    def _function(self, index: int) -> None:
-        self._known[index] = None
+    def _skip_function(self) -> None:
         self._string()  # its code
         self.value()  # and what it closes over
 

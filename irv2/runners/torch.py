@@ -5,7 +5,8 @@ from torch import nn
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import EngineError
-from irv2.model import InceptionResNetV2, Normalized
+from irv2.model import Normalized
+from irv2.networks import Network
 from irv2.runners.base import Runner
 from irv2.types import FloatArray, UInt8Array
 
@@ -35,12 +36,12 @@ class TorchRunner(Runner):
 
 
 class FeatureRunner(TorchRunner):
-    """Answers with the features that the classifier would see, (N, 2048) at full width."""
+    """Answers with what the classifier would see: (N, 2048) or TF-slim's (N, 1536), or fewer."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         super().__init__(checkpoint, device)
         network = self._model.model
-        assert isinstance(network, InceptionResNetV2)
+        assert isinstance(network, Network)
         self.num_classes = network.classifier.in_features
         network.set_submodule("classifier", nn.Identity())
 

@@ -88,10 +88,19 @@ def test_a_data_parallel_table_has_its_gpus_ahead_of_its_fields_since_version_2(
     assert found[2.0] == "what follows"
 
 
-def test_functions_are_skipped(path):
-    function = struct.pack("<iii4s", 8, 9, 4, b"code") + dumps({})  # type, index, length
-    path.write_bytes(struct.pack("<iii", 3, 7, 1) + dumps("f") + function)
-    assert load(path) == {"f": None}
+@pytest.mark.parametrize("index", [(6,), (7, 9), (8, 9)])  # type, and the index if it has one
+def test_functions_are_skipped(path, index):
+    function = struct.pack(f"<{len(index)}ii4s", *index, 4, b"code") + dumps({})
+    table = struct.pack("<iii", 3, 7, 2) + dumps("f") + function + dumps("g") + dumps(1.5)
+    path.write_bytes(table)
+    assert load(path) == {"f": None, "g": 1.5}
+
+
+def test_a_function_that_closes_over_itself_is_skipped(path):
+    again = struct.pack("<ii", 8, 9)
+    upvalues = struct.pack("<iii", 3, 10, 1) + dumps(1.0) + again
+    path.write_bytes(struct.pack("<iii4s", 8, 9, 4, b"code") + upvalues)
+    assert load(path) is None
 
 
 def test_every_truncated_file_is_refused_in_one_line(path):

@@ -61,7 +61,13 @@ def test_a_class_in_val_that_is_not_in_train_is_named(data):
     write_image(data / "val/yak/0.png")
     with pytest.raises(DataError, match="class yak is unknown") as caught:
         open_split(data, "val", open_split(data, "train").classes)
-    assert "the 3 classes of training" in str(caught.value)
+    assert str(caught.value).endswith("the 3 classes of training; remove or rename the folder")
+
+
+def test_the_sample_does_not_fit_another_network_and_needs_no_renaming(sample):
+    with pytest.raises(DataError, match="class 0 is unknown to the network") as caught:
+        open_split(sample, "val", ("tench", "goldfish"))
+    assert str(caught.value).endswith("; pass --data DIR with this network's classes")
 
 
 def test_an_empty_class_is_named(data):
