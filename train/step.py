@@ -170,8 +170,10 @@ class Learner:
 
     @property
     def is_finite(self) -> bool:
-        """Whether every weight is a finite number."""
-        return bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all())
+        """Whether every weight and running statistic is a finite number, averages included."""
+        average = self.ema.state_dict if self.ema is not None else {}
+        values = [*self.model.state_dict().values(), *average.values()]
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights."""
