@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from irv2.bundle import write_atomically
-from irv2.errors import CheckpointError, InputError, Irv2Error
+from irv2.errors import CheckpointError, InputError
+from irv2.files import full_disk_named
 from irv2.model import NetworkConfig
 from irv2.networks import NETWORKS, Network, build, config_from_json
 from irv2.preprocess import Preprocess
@@ -26,7 +27,7 @@ SCHEMA = "irv2.checkpoint/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """`training` is what only the trainer reads to go on: optimiser, random state, position."""
+    """`training` is what only the trainer reads to go on: optimiser, position, averages."""
 
     model: NetworkConfig
     state_dict: Mapping[str, Tensor]
@@ -40,7 +41,7 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write it whole or not at all."""
+        """Write it whole or not at all. Raises Irv2Error where there is no room for it."""
         content: dict[str, Any] = {
             "schema": SCHEMA,
             "arch": self.model.arch,
@@ -56,10 +57,8 @@ class Checkpoint:
             "training": self.training,
         }
         content["sha256"] = _digest(content)
-        try:
-            write_atomically(path, lambda beside: torch.save(content, beside))
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise Irv2Error(path, f"can't be written ({error})", "free space") from error
+        with full_disk_named(path):
+            write_atomically(path, lambda beside: _write(content, beside))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -101,6 +100,11 @@ def load_model(path: str | Path) -> Network:
     Raises CheckpointError.
     """
     return Checkpoint.load(Path(path)).build_model()
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # by name torch would hide why writing fails
+        torch.save(content, file)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -76,9 +76,9 @@ class ImageError(InputError):
         """Errors travel from worker processes."""
         return type(self), (self.reason, self.got, self.expected, self.way_out, self.what)
 
-    def named(self, what: object) -> "ImageError":
-        """The same error about an image whose name is known."""
-        return ImageError(self.reason, self.got, self.expected, self.way_out, what)
+    def named(self, what: object, way_out: str = "") -> "ImageError":
+        """The same error about an image whose name is known; `way_out` where it has none yet."""
+        return ImageError(self.reason, self.got, self.expected, self.way_out or way_out, what)
 
 
 class DataError(InputError):

@@ -36,6 +36,7 @@ BATCH_SIZE = 32
 LEGACY_BATCH_SIZE = 64
 # Files on one's own disk are trusted further than what clients send.
 FILE_LIMITS = ImageLimits(max_bytes=2**28, max_pixels=180_000_000)
+BAD_IMAGE_WAY_OUT = "replace the file or pass --bad-images skip"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,16 +191,16 @@ def load_batches(
     """
 
     def load(i: int) -> tuple[UInt8Array, str]:
-        encoded = folder.read(i)
         try:
+            encoded = folder.read(i)
             images = views(decode(encoded, FILE_LIMITS), config, crops)
         except ImageError as error:
-            raise error.named(folder.path(i)) from error
+            raise error.named(folder.path(i), BAD_IMAGE_WAY_OUT) from error
         return images, hashlib.sha256(encoded).hexdigest()
 
     num_images = max(1, batch_size // crops)
     starts = range(0, len(folder), num_images)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         ahead: deque[list[tuple[int, Future[tuple[UInt8Array, str]]]]] = deque()
         try:
             for start in [*starts, None, None]:

@@ -5,7 +5,6 @@ Every round runs all cases, in alternating order; a ratio is the median over the
 a bootstrapped interval. A benchmark in which a case differs from itself (A/A) is void.
 """
 
-import fcntl
 import os
 import platform
 import time
@@ -20,6 +19,7 @@ import platformdirs
 
 from irv2.errors import UsageError
 from irv2.machine import num_cores, processor
+from irv2.files import try_lock
 from irv2.progress import Progress
 from irv2.types import FloatArray
 
@@ -104,12 +104,10 @@ def machine_lock() -> Iterator[None]:
     path = Path(platformdirs.user_cache_dir("irv2")) / "bench.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not try_lock(file):
             raise UsageError(
                 "irv2 bench", "another benchmark is running", "one at a time", "wait for its end"
-            ) from error
+            )
         yield
 
 

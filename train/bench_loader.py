@@ -54,7 +54,7 @@ def main(rounds: int, seconds: float, quality: int, as_json: bool) -> None:
     cv2.setNumThreads(0)
     with machine_lock(), tempfile.TemporaryDirectory() as folder:
         before = machine()
-        num_bytes = _write_photos(Path(folder), quality)
+        num_bytes = write_photos(Path(folder), quality)
         photos = open_split(Path(folder), "train")
         # One epoch without an end: the same pictures again and again.
         endless = photos.subset(np.resize(np.arange(len(photos)), 200_000).tolist())
@@ -141,7 +141,7 @@ class UsualImages(Dataset[tuple[Tensor, int]]):
         return pixels, int(self._photos.labels[i])
 
 
-def _write_photos(folder: Path, quality: int) -> int:
+def write_photos(folder: Path, quality: int) -> int:
     """Write pictures whose spectrum is that of photographs; returns their bytes in all."""
     (folder / "train" / "photos").mkdir(parents=True)
     num_bytes = 0

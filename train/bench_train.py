@@ -1,37 +1,47 @@
 """`irv2 bench train`: images/s of a training step, against a plain loop and this machine's peak.
 
-The plain loop is what a first script would be: float32, NCHW, eager, one batch norm over the whole
-batch. Ours is the trainer's own step with its groups. The peak is the best rate of a few of the
-network's larger convolutions, forward, in the same run.
+The plain loop is what a first script would be: NCHW, eager, one batch norm over the whole batch, in
+float32 and under autocast in bfloat16. Ours is the trainer's own step with its groups. The peak is
+the best rate of a few of the network's larger convolutions, forward, in the same run. What a step
+is short of it goes to batch norm, ReLU and concatenation, which move memory, and to convolutions
+too small for the machine: only fusing them into the convolutions would raise the share
+(docs/training.md).
 """
 
 import dataclasses
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from torch.nn import functional as F
 
-from irv2.dataset import open_split
+from irv2.dataset import ImageFolder, open_split
 from irv2.measure import Rounds, machine, machine_lock, rate, run_rounds
 from irv2.model import inception_resnet_v2
-from irv2.options import Program, data_option, device_option, json_option, print_json
+from irv2.options import Program, device_option, json_option, print_json
 from irv2.runners.torch import resolve_device, use_full_float32
-from irv2.samples import resolve_data
 from irv2.summary import summarize
-from train.loader import Batch, load_epoch
+from train.bench_loader import write_photos
+from train.bench_memory import NUM_CLASSES, measure_memory, memory_table, random_batch
+from train.loader import load_epoch
 from train.processes import Processes
 from train.settings import SETTINGS, Precision, Recipe
 from train.step import DTYPES, Computation, Learner
 
 PLAIN = "plain fp32"
-NUM_CLASSES = 1000
+PLAIN_BF16 = "plain bf16"
 # Channels, height = width, kernel: larger convolutions of the grids of 35, 17 and 8 pixels.
 PEAK_CONVOLUTIONS = ((256, 35, 3), (384, 17, 3), (256, 8, 3), (384, 35, 1))
 BACKWARD_AND_FORWARD = 3  # forward passes' worth of work in a step
+PHOTO_QUALITY = 97  # as heavy as ImageNet's
+# Convolutions between two waits for the device: waiting takes a GPU as long as a convolution.
+CONVOLUTIONS_PER_CALL = {"cpu": 1, "cuda": 50}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +73,25 @@ class Options:
 @click.option("--workers", type=click.IntRange(0), default=2, help="Decoding processes.")
 @click.option("--wait-steps", type=click.IntRange(1), default=4,
               help="Steps over which waiting for images is measured.")  # fmt: skip
-@data_option
+@click.option("--memory", is_flag=True,
+              help="Measure instead what --checkpoint-activations saves: the peak memory of two "
+              "bf16 steps, each way in a process of its own.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path), metavar="DIR", envvar="IRV2_DATA",
+              show_envvar=True,
+              help="Images to wait for.  [default: JPEGs of 500x375 made on the spot]")  # fmt: skip
 @device_option
 @json_option
 def main(
     batch_size: int, bn_group: int, micro_batch: int | None, image_size: int, width: float,
-    rounds: int, seconds: float, compile: bool, workers: int, wait_steps: int, data: Path | None,
-    device: str, as_json: bool,
+    rounds: int, seconds: float, compile: bool, workers: int, wait_steps: int, memory: bool,
+    data: Path | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure training steps of the full network."""
+    """Measure training steps of the full network: images/s, share of this machine's peak, waiting.
+
+    The peak is that of convolutions alone, in the same precision. Beside it a step also normalises,
+    rectifies and concatenates, which moves memory; fusing these into the convolutions, as --compile
+    does on a GPU, is what would raise the share.
+    """
     recipe = dataclasses.replace(
         SETTINGS["2"], batch_size=batch_size, bn_group=bn_group, image_size=image_size,
         resize=round(328 * image_size / 299), width=width,
@@ -81,9 +101,16 @@ def main(
         compile=compile, micro_batch=micro_batch,
     )  # fmt: skip
     with machine_lock():
-        report = measure(options)
-        report["data_wait"] = measure_wait(options, resolve_data(data), workers, wait_steps)
-    print_json(report) if as_json else click.echo(_table(report))
+        if memory:
+            report = measure_memory(recipe, options.device, micro_batch)
+        else:
+            report = measure(options)
+            with _images(data) as folder:
+                report["data_wait"] = measure_wait(options, folder, workers, wait_steps)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(memory_table(report) if memory else _table(report))
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -91,7 +118,8 @@ def measure(options: Options) -> dict[str, Any]:
     use_full_float32()
     before = machine()
     cases: dict[str, Callable[[], float]] = {
-        PLAIN: _timed(plain_loop(options), options.seconds),
+        PLAIN: _timed(plain_loop(options, torch.float32), options.seconds),
+        PLAIN_BF16: _timed(plain_loop(options, torch.bfloat16), options.seconds),
         "ours fp32": _timed(our_step(options, "fp32"), options.seconds),
         "ours bf16": _timed(our_step(options, "bf16"), options.seconds),
     }
@@ -110,8 +138,8 @@ def measure(options: Options) -> dict[str, Any]:
     return _report(options, before, found, list(cases), list(peaks))
 
 
-def plain_loop(options: Options) -> Callable[[], int]:
-    """One step of a plain loop; returns its images."""
+def plain_loop(options: Options, dtype: torch.dtype) -> Callable[[], int]:
+    """One step of a plain loop, under autocast unless in float32; returns its images."""
     recipe, device = options.recipe, torch.device(options.device)
     model = inception_resnet_v2(NUM_CLASSES, recipe.blocks, recipe.width).to(device).train()
     optimizer = torch.optim.SGD(
@@ -123,7 +151,8 @@ def plain_loop(options: Options) -> Callable[[], int]:
     labels = torch.arange(num, device=device) % NUM_CLASSES
 
     def step() -> int:
-        loss = F.cross_entropy(model(images), labels)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -136,7 +165,7 @@ def plain_loop(options: Options) -> Callable[[], int]:
 def our_step(options: Options, precision: Precision, compile: bool = False) -> Callable[[], int]:
     """One step of the trainer, colouring of the images included; returns its images."""
     learner = _learner(options, precision, compile)
-    batch = _batch(options.recipe)
+    batch = random_batch(options.recipe)
 
     def step() -> int:
         learner.step(1, batch, len(batch.labels)).cpu()  # waits for the device
@@ -155,52 +184,58 @@ def _learner(options: Options, precision: Precision, compile: bool = False) -> L
     return Learner(model, recipe, computation, Processes())
 
 
-def _batch(recipe: Recipe) -> Batch:
-    num, side = recipe.batch_size, recipe.image_size
-    return Batch(
-        torch.randint(0, 256, (num, side, side, 3), dtype=torch.uint8),
-        (torch.eye(3, 4) / 64).expand(num, 3, 4),
-        torch.arange(num) % 2 == 0,
-        torch.arange(num) % NUM_CLASSES,
-    )
-
-
 def convolution(
     channels: int, side: int, kernel: int, dtype: torch.dtype, device: str
 ) -> Callable[[], int]:  # fmt: skip
-    """One forward convolution of 32 images; returns its floating-point operations."""
+    """Forward convolutions of 32 images each; returns their floating-point operations."""
     options: dict[str, Any] = {"dtype": dtype, "device": device}
     last = torch.channels_last
     images = torch.rand(32, channels, side, side, **options).contiguous(memory_format=last)
     weight = torch.rand(channels, channels, kernel, kernel, **options)
     weight = weight.contiguous(memory_format=last)
+    num = CONVOLUTIONS_PER_CALL[device]
     flop = 2 * images.numel() * channels * kernel**2
 
     @torch.inference_mode()
     def step() -> int:
-        F.conv2d(images, weight, padding=kernel // 2)
+        for _ in range(num):
+            F.conv2d(images, weight, padding=kernel // 2)
         if device == "cuda":
             torch.cuda.synchronize()
-        return flop
+        return num * flop
 
     return step
 
 
-def measure_wait(options: Options, data: Path, workers: int, num_steps: int) -> dict[str, Any]:
-    """The share of time that bf16 training waits for real images, after its first step."""
-    folder = open_split(data, "train")
+@contextmanager
+def _images(data: Path | None) -> Iterator[ImageFolder]:
+    """The training images of `data`, or photographs made on the spot."""
+    if data is not None:
+        yield open_split(data, "train")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder), PHOTO_QUALITY)
+        yield open_split(Path(folder), "train")
+
+
+def measure_wait(
+    options: Options, folder: ImageFolder, workers: int, num_steps: int
+) -> dict[str, Any]:
+    """The share of time that bf16 training waits for images, after its first step."""
     learner = _learner(options, "bf16")
+    # However few there are, they are read again and again.
+    needed = np.resize(np.arange(len(folder)), (num_steps + 1) * options.recipe.batch_size)
     batches = load_epoch(
-        folder, options.recipe, 1, start=0, workers=workers, bad_images="error",
-        device=torch.device(options.device),
+        folder.subset(needed.tolist()), options.recipe, 1, start=0, workers=workers,
+        bad_images="error", device=torch.device(options.device),
     )  # fmt: skip
     waited, started, images = 0.0, 0.0, 0
-    for number in range(num_steps + 1):
+    for step in range(num_steps + 1):
         asked = time.perf_counter()
         _, batch = next(batches)
         got = time.perf_counter()
-        learner.step(number + 1, batch, len(batch.labels)).cpu()
-        if number == 0:  # the workers' start
+        learner.step(step + 1, batch, len(batch.labels)).cpu()
+        if step == 0:  # the workers' start
             started = time.perf_counter()
         else:
             waited += got - asked
@@ -211,7 +246,7 @@ def measure_wait(options: Options, data: Path, workers: int, num_steps: int) -> 
         "images_per_s": round(images / elapsed, 2),
         "steps": num_steps,
         "workers": workers,
-        "data": str(data),
+        "data": str(folder.root.parent),
     }
 
 
@@ -249,6 +284,8 @@ def _report(
             }
             for case in cases
         },
+        # Whether the trainer's bfloat16 uses the machine as well as a plain loop does.
+        "ours_over_plain_bf16": found.ratio("ours bf16", PLAIN_BF16).to_json(),
         "aa": found.aa(PLAIN).to_json(),
         "void": found.is_void(PLAIN),
     }  # fmt: skip
@@ -266,6 +303,10 @@ def _table(report: dict[str, Any]) -> str:
             f"{case:20} {row['images_per_s']:9.2f} {row['percent_of_peak']:6.1f} % "
             f"{ratio['ratio']:8.3f} ({ratio['lower_95']:.3f}-{ratio['upper_95']:.3f})"
         )
+    ratio = report["ours_over_plain_bf16"]
+    lines.append(
+        f"ours bf16 over plain bf16: {ratio['ratio']} ({ratio['lower_95']}-{ratio['upper_95']})"
+    )
     lines.append(f"convolution peak, GFLOP/s: {report['peak_gflop_per_s']}")
     lines.append(f"waiting for images: {report['data_wait']['percent']} % of bf16 training")
     if report["void"]:

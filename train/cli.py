@@ -1,5 +1,6 @@
 """`irv2-train`: train the network and leave a checkpoint."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -48,12 +49,22 @@ from irv2.options import (
 @click.option("--bn-group", type=click.IntRange(2), metavar="IMAGES",
               help="Images that share batch-norm statistics.")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(75), metavar="PIXELS",
-              help="Side of the crop; the shorter side is resized to 328/299 of it.")  # fmt: skip
+              help="Side of the crop.")  # fmt: skip
+@click.option("--resize", type=click.IntRange(75), metavar="PIXELS",
+              help="Shorter side of an evaluation image before its centre is cut out.  [default: "
+              "328/299 of --image-size]")  # fmt: skip
+@click.option("--resampling", type=click.Choice(["torch7-bicubic", "opencv-cubic",
+                                                 "pillow-bicubic"]),
+              help="Of every resized image, in training and evaluation.  [default: torch7-bicubic, "
+              "the original's]")  # fmt: skip
 @click.option("--augmentation", type=click.Choice(["area-crop", "shift"]),
               help="area-crop: the original's random areas of photographs; shift: whole images "
               "moved by up to --max-shift, for small ones.  [default: area-crop]")  # fmt: skip
 @click.option("--max-shift", type=click.FloatRange(0, 0.5), metavar="FRACTION",
               help="Largest shift, of the image's side.  [default: 0]")  # fmt: skip
+@click.option("--flip/--no-flip", default=None,
+              help="Mirror half of the training images.  [default: flip; on the sample "
+              "no-flip]")  # fmt: skip
 @click.option("--width", type=click.FloatRange(0, 4, min_open=True),
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
@@ -74,6 +85,8 @@ from irv2.options import (
               "the weights in best-ema.pt; not the original's.")  # fmt: skip
 @click.option("--residual-scale", type=click.FloatRange(0, min_open=True),
               help="Factor of every residual.  [default: 0.1]")  # fmt: skip
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True),
+              help="Share of features dropped before the last layer.  [default: 0.2]")  # fmt: skip
 @click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True),
               help="Share of a label that goes to all classes alike.  [default: 0]")  # fmt: skip
 @click.option("--warmup-steps", type=click.IntRange(0),
@@ -127,14 +140,19 @@ def main(
     if as_json:
         print_json(result)
     else:
-        click.echo(
-            f"{result['best']}: top-1 error {result['top1_error']:.3f} %, "
-            f"top-5 error {result['top5_error']:.3f} % (epoch {result['epoch']}, "
-            "chosen on these images)"
-        )
+        for file, kind in (("best", ""), ("best_ema", "ema_")):
+            if file in result:
+                click.echo(
+                    f"{result[file]}: top-1 error {result[f'{kind}top1_error']:.3f} %, "
+                    f"top-5 error {result[f'{kind}top5_error']:.3f} % "
+                    f"(epoch {result[f'{kind}epoch']}, chosen on these images)"
+                )
 
 
 def _command() -> str:
-    """This command line, whichever of its names it was called by."""
+    """This command line, whichever of its names it was called by; torchrun's where that did."""
+    launcher = Path(f"/proc/{os.getppid()}/cmdline")
+    if "TORCHELASTIC_RUN_ID" in os.environ and launcher.is_file():
+        return shlex.join(launcher.read_bytes().decode().rstrip("\0").split("\0"))
     name_parts = 2 if sys.argv[1:2] == ["train"] else 1  # `irv2 train` or `irv2-train`
     return shlex.join(["irv2-train", *sys.argv[name_parts:]])

@@ -41,16 +41,21 @@ def initial_model(
 def _load(
     model: InceptionResNetV2, checkpoint: Checkpoint, path: Path, classes: tuple[str, ...]
 ) -> None:  # fmt: skip
+    if checkpoint.model.arch != model.config.arch:
+        raise CheckpointError(
+            path, f"another network, {checkpoint.model.arch}", f"{model.config.arch}, the paper's",
+            "begin with a checkpoint of irv2-train or the original's imported .t7",
+        )  # fmt: skip
     mine, theirs = model.config.to_json(), checkpoint.model.to_json()
     differing = [
         f"{name} {theirs[name]} there and {mine[name]} here"
-        for name in mine
-        if name != "num_classes" and mine[name] != theirs[name]
+        for name in mine.keys() - {"num_classes", "dropout"}  # these shape no other weights
+        if mine[name] != theirs[name]
     ]
     if differing:
         raise CheckpointError(
-            path, f"another architecture: {', '.join(differing)}", "the same but for the classes",
-            "pass its --width, --blocks and --residual-scale",
+            path, f"another architecture: {', '.join(sorted(differing))}",
+            "the same but for the classes", "pass its --width, --blocks and --residual-scale",
         )  # fmt: skip
     weights = dict(checkpoint.state_dict)
     if len(checkpoint.classes) != len(classes):

@@ -6,7 +6,7 @@ epoch, image), so that a run resumes anywhere with the same batches, whatever th
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from irv2.dataset import BadImages, ImageFolder
 from irv2.decode import decode
 from irv2.errors import DataError, ImageError
-from irv2.evaluate import FILE_LIMITS
+from irv2.evaluate import BAD_IMAGE_WAY_OUT, FILE_LIMITS
 from irv2.preprocess import resize_and_crop
 from irv2.types import FloatArray, UInt8Array
 from train.augment import color_matrix, draw_color, random_shift, random_sized_crop
@@ -76,7 +76,7 @@ class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
         try:
             return decode(self._folder.read(i), FILE_LIMITS)
         except ImageError as error:
-            raise error.named(self._folder.path(i)) from error
+            raise error.named(self._folder.path(i), BAD_IMAGE_WAY_OUT) from error
 
 
 def _empty_batch(num: int, size: int) -> Batch:
@@ -98,14 +98,19 @@ def batch_indices(num_images: int, recipe: Recipe, epoch: int) -> list[list[int]
     The last short batch is kept, but for a single image, which batch norm can't normalise.
     """
     order = np.random.default_rng([recipe.seed, epoch]).permutation(num_images).tolist()
-    size = recipe.batch_size
-    batches = [order[start : start + size] for start in range(0, num_images, size)]
-    if len(batches[-1]) == 1:
+    size, num = recipe.batch_size, num_batches(num_images, recipe)
+    if num * size == num_images - 1:
         logger.info("epoch %d: its last batch has one image and is skipped", epoch)
-        batches.pop()
-    if not batches:
+    return [order[i * size : (i + 1) * size] for i in range(num)]
+
+
+def num_batches(num_images: int, recipe: Recipe) -> int:
+    """How many batches an epoch has; raises DataError where there is none."""
+    full, rest = divmod(num_images, recipe.batch_size)
+    num = full + (rest > 1)
+    if not num:
         raise DataError("training images", f"{num_images}", "at least 2")
-    return batches
+    return num
 
 
 def share(batch: list[int], recipe: Recipe, rank: int, world_size: int) -> list[int]:
@@ -122,17 +127,21 @@ def share(batch: list[int], recipe: Recipe, rank: int, world_size: int) -> list[
 def load_epoch(
     folder: ImageFolder, recipe: Recipe, epoch: int, *, start: int, workers: int,
     bad_images: BadImages, device: torch.device, rank: int = 0, world_size: int = 1,
-) -> Iterator[tuple[int, Batch]]:  # fmt: skip
+) -> Generator[tuple[int, Batch], None, None]:  # fmt: skip
     """This rank's share of the batches of `epoch` from number `start` on, each with its number.
 
     `workers` processes decode; 0 decodes here. Raises ImageError for an unreadable image unless
     `bad_images` is skip. A share with fewer than two images left is passed over in a lone process;
     among several it comes as a batch of none, so that all ranks see the same numbers.
+
+    Whoever stops before the end closes it: while it is referred to, as an error's traceback does,
+    the workers stay, and a process waits for them when it ends.
     """
     batches = batch_indices(len(folder), recipe, epoch)[start:]
+    shares = [share(batch, recipe, rank, world_size) for batch in batches]
     loader: Any = DataLoader(
         _Epoch(folder, recipe, epoch),
-        batch_sampler=[share(batch, recipe, rank, world_size) for batch in batches],
+        batch_sampler=shares,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
@@ -145,6 +154,8 @@ def load_epoch(
             if bad_images == "error":
                 raise error
             logger.warning("left out: %s", error)
+        if len(shares[number - start]) - len(errors) == 1:
+            logger.warning("left out: the one image that remains of batch %d", number)
         if len(batch.labels) or world_size > 1:
             yield number, batch
 

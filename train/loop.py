@@ -9,6 +9,8 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -17,13 +19,14 @@ from tqdm import tqdm
 
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
-from irv2.errors import DataError, Irv2Error
-from irv2.evaluate import Ledger, classify_part, share
+from irv2.errors import DataError, ImageError
+from irv2.evaluate import Ledger, Reading, classify_part, share
 from irv2.model import InceptionResNetV2
 from irv2.progress import Progress
 from irv2.runners.torch import TorchRunner
+from train.guard import DivergenceError, Guard
 from train.interrupt import Interrupt
-from train.loader import batch_indices, load_epoch
+from train.loader import Batch, load_epoch, num_batches
 from train.memory import peak_memory_mib
 from train.processes import Processes
 from train.run import Run
@@ -40,18 +43,16 @@ SHOW_EVERY_STEPS = 10
 class Machine:
     """What does not decide the weights: where, how and how guarded the run is.
 
-    After every `chance_steps` steps that were no better than chance it stops; 0: never.
+    `workers` processes decode for training, 0: the trainer itself; `threads` for evaluation. After
+    every `chance_steps` steps that were no better than chance it stops; 0: never.
     """
 
     computation: Computation
     workers: int = 0
+    threads: int = 1
     save_minutes: float = 10.0
     chance_steps: int = 5000
     bad_images: BadImages = "error"
-
-
-class DivergenceError(Irv2Error):
-    """The loss is no longer a number, or nothing is learnt."""
 
 
 class Trainer:
@@ -67,11 +68,12 @@ class Trainer:
         self._learner = Learner(model, recipe, machine.computation, processes)
         self._interrupt = Interrupt(is_repeated=processes.size > 1)
         self._saver = Saver()
+        self._guard = Guard(run, recipe, len(data[0].classes), machine.chance_steps)
         self._epoch = 1  # the epoch being trained
         self._batch = 0  # its next batch
         self._step = 0  # optimiser steps so far, over the whole run
         self._totals = self._zeros()  # of the epoch: loss, top-1, top-5 wrong, images
-        self._guarded = self._zeros()  # the same since chance was last looked at
+        self._waited_s = 0.0  # for images, in this epoch
         self._saved_at = time.monotonic()
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -80,7 +82,7 @@ class Trainer:
         self._learner.load(checkpoint)
         self._epoch, self._batch, self._step = state["epoch"], state["batch"], checkpoint.step
         self._totals = state["totals"].to(self._device)
-        self._guarded = state["guarded"].to(self._device)
+        self._guard.since = state["guarded"].to(self._device)
         finished = self._processes.from_first(self._run.metrics)
         if any(row["epoch"] == self._epoch for row in finished):
             self._next_epoch()
@@ -88,18 +90,25 @@ class Trainer:
     def train(self) -> None:
         """Train to the last epoch. A signal saves and then raises KeyboardInterrupt or Terminated.
 
-        Raises DivergenceError where the loss is not finite or nothing is learnt; the last
-        checkpoint stays.
+        Raises ImageError for an unreadable image, after saving, and DivergenceError where the loss
+        is not finite or nothing is learnt; the last checkpoint stays.
         """
-        with self._interrupt, self._saver:
-            while self._epoch <= self._recipe.epochs:
-                started, images_before = time.monotonic(), self._totals[3].item()
-                self._train_epoch()
-                seconds = time.monotonic() - started
-                self._save()
-                self._saver.wait()
-                self._finish_epoch(seconds, self._totals[3].item() - images_before)
-                self._next_epoch()
+        try:
+            with self._interrupt, self._saver:
+                while self._epoch <= self._recipe.epochs:
+                    self._train_and_evaluate()
+                    self._next_epoch()
+        except DivergenceError as error:  # the same in all processes
+            self._processes.fail(error)
+
+    def _train_and_evaluate(self) -> None:
+        started, images_before = time.monotonic(), self._totals[3].item()
+        self._waited_s = 0.0
+        self._train_epoch()
+        seconds = time.monotonic() - started
+        self._save()
+        self._wait_for_save()
+        self._finish_epoch(seconds, self._totals[3].item() - images_before)
 
     def _zeros(self) -> Tensor:
         return torch.zeros(4, dtype=torch.float64, device=self._device)
@@ -109,36 +118,59 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         recipe, machine, processes = self._recipe, self._machine, self._processes
-        num_batches = len(batch_indices(len(self._train_set), recipe, self._epoch))
+        last = num_batches(len(self._train_set), recipe)
         self._learner.model.train()
-        batches = load_epoch(
+        loading = load_epoch(
             self._train_set, recipe, self._epoch, start=self._batch, workers=machine.workers,
             bad_images=machine.bad_images, device=self._device, rank=processes.rank,
             world_size=processes.size,
         )  # fmt: skip
         title = f"epoch {self._epoch}/{recipe.epochs}"
         done = min(self._batch * recipe.batch_size, len(self._train_set))
-        with Progress(title, len(self._train_set), "images", done) as bar:
-            for number, batch in batches:
-                num_images = processes.total(len(batch.labels))
+        progress = Progress(title, len(self._train_set), "images", done)
+        with closing(loading) as batches, progress as bar:
+            while (found := self._next(batches)) is not None:
+                number, batch, num_images = found
                 if not num_images:  # none of this batch could be read
                     continue
                 self._step += 1
                 totals = self._learner.step(self._step, batch, num_images)
-                self._totals, self._guarded = self._totals + totals, self._guarded + totals
+                self._totals = self._totals + totals
                 self._batch = number + 1
-                is_shown = number % SHOW_EVERY_STEPS == 0 or self._batch == num_batches
+                is_shown = number % SHOW_EVERY_STEPS == 0 or self._batch == last
                 bar.advance(num_images, **(self._shown() if is_shown else {}))
+                self._guard.check_step(self._step, totals)
                 self._after_step()
-        self._batch = num_batches
+        self._batch = last
+
+    def _next(self, batches: Iterator[tuple[int, Batch]]) -> tuple[int, Batch, int] | None:
+        """The next batch with its number and its images in all processes; None after the last.
+
+        An unreadable image in any process ends all, once the state is saved.
+        """
+        asked, unreadable, num_images = time.monotonic(), None, 0
+        try:
+            number, batch = next(batches)
+            num_images = len(batch.labels)
+        except StopIteration:
+            return None
+        except ImageError as error:
+            unreadable = error
+        self._waited_s += time.monotonic() - asked
+        num_images, num_unreadable = self._processes.totals(num_images, int(bool(unreadable)))
+        if num_unreadable:
+            self._save()
+            self._wait_for_save()
+            raise unreadable or SystemExit(ImageError.exit_code)
+        return number, batch, num_images
 
     def _shown(self) -> dict[str, str]:
         """Where the epoch stands; this is where a loss that is no number is noticed."""
         means = self._means()
-        if not math.isfinite(means["train_loss"]):
-            raise self._diverged(f"the loss is {means['train_loss']}", "finite numbers")
+        loss = means["train_loss"]
+        self._guard.check_finite(self._step, f"the loss is {loss},", math.isfinite(loss))
         return {
-            "loss": f"{means['train_loss']:.3f}",
+            "loss": f"{loss:.3f}",
             "top1": f"{means['train_top1_error']:.1f} %",
             "top5": f"{means['train_top5_error']:.1f} %",
         }
@@ -155,51 +187,39 @@ class Trainer:
         """Save where it is due or a signal came to any process, and stop for the signal."""
         if self._step == 1:
             logger.info("peak memory after step 1: %.0f MiB", peak_memory_mib(self._device))
-        if self._machine.chance_steps and self._step % self._machine.chance_steps == 0:
-            self._check_chance()
-        self._saver.check()
         is_due = time.monotonic() - self._saved_at > 60 * self._machine.save_minutes
-        save, signal_number = self._processes.largest(int(is_due), self._interrupt.received)
+        save, has_failed, signal_number = self._processes.largest(
+            int(is_due), int(self._saver.has_failed), self._interrupt.received
+        )
+        if has_failed:
+            self._wait_for_save()
         if save or signal_number:
             self._save()
         if signal_number:
-            self._saver.wait()
+            self._wait_for_save()
             self._interrupt.stop(signal_number)
 
-    def _check_chance(self) -> None:
-        """Whether more images were right than three standard deviations over guessing."""
-        _, wrong, _, num = self._guarded.tolist()
-        self._guarded = self._zeros()
-        chance = 1 / len(self._train_set.classes)
-        most = num * chance + 3 * math.sqrt(num * chance * (1 - chance))
-        if chance < 1 and num - wrong <= most:
-            raise self._diverged(
-                f"top-1 error {100 * wrong / num:.2f} % in the last {self._machine.chance_steps} "
-                "steps, as by guessing", f"below {100 * (1 - most / num):.2f} %",
-            )  # fmt: skip
-
-    def _diverged(self, got: str, expected: str) -> DivergenceError:
-        return DivergenceError(
-            f"step {self._step}", got, expected,
-            f"try a lower --learning-rate; the last good state, if any, is {self._run.last}",
-        )  # fmt: skip
-
     def _save(self) -> None:
-        # A bad last step leaves a finite loss behind it: only the weights tell.
-        if not self._learner.is_finite:
-            raise self._diverged("the weights are no longer finite", "finite numbers")
+        # Not the loss alone: a bad last step leaves none, and a step that fp16 skips may leave
+        # statistics that are no numbers.
+        is_finite = self._learner.is_finite and bool(self._totals.isfinite().all())
+        [is_bad] = self._processes.largest(int(not is_finite))
+        self._guard.check_finite(self._step, "weights, statistics or loss are", not is_bad)
         self._saved_at = time.monotonic()
-        if self._processes.is_first:
-            training: dict[str, Any] = {
-                **self._learner.state(),
-                "epoch": self._epoch,
-                "batch": self._batch,
-                "totals": self._totals,
-                "guarded": self._guarded,
-            }
-            self._saver.save(self._checkpoint(training), self._run.last)
+        self._processes.from_first(lambda: self._saver.save(self._checkpoint(), self._run.last))
 
-    def _checkpoint(self, training: dict[str, Any]) -> Checkpoint:
+    def _wait_for_save(self) -> None:
+        """In all processes: torchrun kills those that are left when one has ended."""
+        self._processes.from_first(self._saver.wait)
+
+    def _checkpoint(self) -> Checkpoint:
+        training: dict[str, Any] = {
+            **self._learner.state(),
+            "epoch": self._epoch,
+            "batch": self._batch,
+            "totals": self._totals,
+            "guarded": self._guard.since,
+        }
         return Checkpoint(
             model=self._learner.model.config,
             state_dict=self._learner.model.state_dict(),
@@ -222,9 +242,10 @@ class Trainer:
             **self._means(),
             **self._evaluate(candidates),
             "images_per_s": num_images / seconds,
+            # On a GPU an upper bound: what is queued there goes on meanwhile.
+            "data_wait_percent": 100 * self._waited_s / seconds,
         }
-        if self._processes.is_first:
-            self._run.finish_epoch(row, candidates)
+        self._processes.from_first(lambda: self._run.finish_epoch(row, candidates))
         self._log_epoch(row, seconds)
 
     def _candidates(self) -> dict[str, Checkpoint]:
@@ -239,12 +260,13 @@ class Trainer:
         """Errors of each in percent, every image counted once, by one of the processes."""
         mine = share(self._val_set, self._processes.rank, self._processes.size)
         device = str(self._device)
+        runners = [TorchRunner(checkpoint, device) for checkpoint in candidates.values()]
         with self._interrupt.at_once():
-            ledgers = classify_part(
-                [TorchRunner(checkpoint, device) for checkpoint in candidates.values()], mine,
-                self._recipe.preprocess, bad_images=self._machine.bad_images,
+            ledgers = self._processes.together(lambda: classify_part(
+                runners, mine, self._recipe.preprocess, bad_images=self._machine.bad_images,
                 title=f"epoch {self._epoch}/{self._recipe.epochs} evaluation",
-            )  # fmt: skip
+                reading=Reading(workers=self._machine.threads),
+            ))  # fmt: skip
             counts = [self._processes.sum(_wrong(ledger)).tolist() for ledger in ledgers]
         num = counts[0][0]
         if not num:
@@ -257,12 +279,16 @@ class Trainer:
 
     def _log_epoch(self, row: dict[str, float], seconds: float) -> None:
         left = tqdm.format_interval(seconds * (self._recipe.epochs - self._epoch))
+        errors = {"train": "train", "val": "val", "ema": "ema_val"}
+        shown = "  ".join(
+            f"{name}: " + f"loss {row['train_loss']:.3f}  " * (name == "train")
+            + f"top-1 {row[f'{key}_top1_error']:6.3f}  top-5 {row[f'{key}_top5_error']:6.3f} %"
+            for name, key in errors.items() if f"{key}_top1_error" in row
+        )  # fmt: skip
         logger.info(
-            "epoch %*d/%d  lr %.5f  train: loss %.3f  top-1 %6.3f  top-5 %6.3f %%  "
-            "val: top-1 %6.3f  top-5 %6.3f %%  %.0f images/s  %s left",
+            "epoch %*d/%d  lr %.5f  %s  %.0f images/s  %.1f %% data wait  %s left",
             len(str(self._recipe.epochs)), self._epoch, self._recipe.epochs, row["learning_rate"],
-            row["train_loss"], row["train_top1_error"], row["train_top5_error"],
-            row["val_top1_error"], row["val_top5_error"], row["images_per_s"], left,
+            shown, row["images_per_s"], row["data_wait_percent"], left,
         )  # fmt: skip
 
 

@@ -4,9 +4,9 @@ Source: the original's shareGradInput, which shared gradient buffers; here the a
 block are computed again when the backward pass needs them (Chen et al., arXiv:1604.06174).
 """
 
-import resource
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from irv2.model import InceptionResNetV2
 from train.batch_norm import frozen_statistics
+
+STATUS = Path("/proc/self/status")
 
 
 def checkpoint_activations(model: InceptionResNetV2) -> None:
@@ -44,4 +46,6 @@ def peak_memory_mib(device: torch.device) -> float:
     """The most memory held so far: of the GPU by torch, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
+    # getrusage also counts what the process held before it became this program.
+    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) / 2**10  # KiB

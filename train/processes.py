@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from irv2.errors import Irv2Error
+from irv2.errors import Irv2Error, UsageError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -44,9 +44,9 @@ class Processes:
             dist.all_reduce(values)
         return values
 
-    def total(self, number: int) -> int:
-        """The sum of everyone's `number`."""
-        return int(self.sum(torch.tensor(number)).item())
+    def totals(self, *numbers: int) -> list[int]:
+        """Of each number the sum over the processes."""
+        return [int(value) for value in self.sum(torch.tensor(numbers)).tolist()]
 
     def largest(self, *numbers: int) -> list[int]:
         """Of each number the largest that a process has."""
@@ -69,8 +69,25 @@ class Processes:
         dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         [result] = outcome
         if isinstance(result, Irv2Error):
-            raise result if self.is_first else SystemExit(result.exit_code)
+            self.fail(result)
         return result  # type: ignore[return-value]
+
+    def fail(self, error: Irv2Error) -> NoReturn:
+        """End every process for an error that all have found; the first tells it."""
+        raise error if self.is_first else SystemExit(error.exit_code)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """`work` in every process; an Irv2Error in one of them ends all, told by that one."""
+        mine: list[T] = []
+        found = None
+        try:
+            mine.append(work())
+        except Irv2Error as error:
+            found = error
+        [status] = self.largest(found.exit_code if found else 0)
+        if status:
+            raise found or SystemExit(status)
+        return mine[0]
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """`work` in the first process and, once it is done there, in the others."""
@@ -92,6 +109,7 @@ def joined(device: str) -> Iterator[Processes]:
     if not processes.is_first:
         logging.getLogger().setLevel(logging.WARNING)
     if device == "cuda":
+        check_gpus(torch.cuda.device_count(), processes)
         torch.cuda.set_device(processes.local_rank)
     try:
         _connect("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", processes)
@@ -104,6 +122,15 @@ def joined(device: str) -> Iterator[Processes]:
             f"process {processes.rank} of {processes.size}", "lost the others", "all of them alive",
             "see what ended first; torchrun --max-restarts N starts all again from the last save",
         ) from error  # fmt: skip
+
+
+def check_gpus(num_gpus: int, processes: Processes) -> None:
+    """Raises UsageError where this machine has fewer GPUs than processes of the run."""
+    if num_gpus < processes.local_size:
+        raise UsageError(
+            "--device cuda", f"{num_gpus} GPUs for {processes.local_size} processes here",
+            "one each", "lower torchrun's --nproc-per-node",
+        )  # fmt: skip
 
 
 def _connect(backend: str, processes: Processes) -> None:

@@ -4,19 +4,28 @@
 metrics.jsonl, which is written last: a run killed in between evaluates `last.pt` again.
 """
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from irv2.bundle import write_atomically
 from irv2.checkpoint import Checkpoint
 from irv2.errors import DataError, UsageError
+from irv2.files import full_disk_named, try_lock
 from train.curves import METRICS, draw_curves, read_metrics
-from train.tensorboard import write_scalars
+from train.settings import RECIPE_DEFAULTS
+from train.tensorboard import FOLDER, write_scalars
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+LEFT_OVER = ".*.tmp"  # of write_atomically in a process that was killed
+CURVES = "curves.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,10 @@ class Run:
 
     path: Path
     config: dict[str, Any]
+
+    @property
+    def _config_path(self) -> Path:
+        return self.path / "config.json"
 
     @property
     def last(self) -> Path:
@@ -41,41 +54,46 @@ class Run:
         """The average of the weights with the lowest top-1 error so far."""
         return self.path / "best-ema.pt"
 
-    def open(self, must_exist: bool) -> Checkpoint | None:
-        """Make the folder or find it; the checkpoint to resume from, if there is one.
+    def check(self, must_exist: bool) -> None:
+        """Whether a run with this config may begin or go on here; writes nothing.
 
         Raises UsageError where the folder belongs to another recipe or data set, or, with
         `must_exist`, where there is nothing to resume.
         """
-        config_path = self.path / "config.json"
         if must_exist and not self.last.is_file():
             raise UsageError("--resume", f"no {self.last}", "a run to resume", "leave out --resume")
-        if config_path.is_file():
-            self._check_same(config_path)
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        if self._config_path.is_file():
+            self._check_same()
+        elif self.path.is_dir() and any(not _is_ours(path.name) for path in self.path.iterdir()):
             raise UsageError(self.path, "holds other files", "a new folder or a run", "pass --out")
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(config_path, json.dumps(self.config, indent=2).encode() + b"\n")
-        return Checkpoint.load(self.last) if self.last.is_file() else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other trainers out of the folder; raises UsageError where one is at work.
+        """Make the folder and keep others out of it; raises UsageError where one is at work.
 
-        The lock ends with the process, however that ends, and worker processes do not inherit it.
+        The lock is on a file of its own, which is never replaced.
         """
-        with (self.path / "config.json").open("r+") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("w") as file:
+            if not try_lock(file):
                 raise UsageError(
                     self.path, "another irv2-train is at work in it", "one at a time",
                     "wait for it or pass another --out",
-                ) from error  # fmt: skip
-            for left_over in self.path.glob(".*.tmp"):  # a killed process was writing it
+                )  # fmt: skip
+            for left_over in self.path.glob(LEFT_OVER):
                 left_over.unlink()
             yield
+
+    def start(self) -> Checkpoint | None:
+        """Enter the config where it is a new run; the checkpoint to resume from, if there is one.
+
+        For the holder of the lock. Raises UsageError where another run has begun meanwhile.
+        """
+        if self._config_path.is_file():
+            self._check_same()
+        else:
+            _write(self._config_path, json.dumps(self.config, indent=2) + "\n")
+        return Checkpoint.load(self.last) if self.last.is_file() else None
 
     def metrics(self) -> list[dict[str, float]]:
         """One row per finished epoch."""
@@ -93,24 +111,54 @@ class Run:
                 replace(candidates[kind], metrics=row).save(path)
         rows.append(row)
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        write_atomically(self.path / METRICS, text.encode())
-        draw_curves([("", rows)], self.path / "curves.png")
-        write_scalars(self.path, row)
+        _write(self.path / METRICS, text)
+        self._show(rows)
 
-    def _check_same(self, config_path: Path) -> None:
-        try:
-            found = json.loads(config_path.read_text())
-        except json.JSONDecodeError as error:
-            raise DataError(config_path, str(error), "the configuration of a run") from error
+    def _show(self, rows: list[dict[str, float]]) -> None:
+        """Draw the curves and write the last row's scalars: what fails is tried after the next."""
+        pictures: dict[str, Callable[[], None]] = {
+            CURVES: lambda: draw_curves([("", rows)], self.path / CURVES),
+            FOLDER: lambda: write_scalars(self.path, rows[-1]),
+        }
+        for name, show in pictures.items():
+            try:
+                show()
+            except Exception as error:  # of drawing libraries: pictures must not stop a training
+                logger.warning("%s: can't be written (%s); goes on", self.path / name, error)
+                logger.debug("because of:", exc_info=error)
+
+    def _check_same(self) -> None:
+        found = self._found_config()
         for part, what in (("recipe", "another recipe"), ("data", "other images")):
-            mine, theirs = self.config[part], found.get(part, {})
+            mine, theirs = self.config[part], found[part]
             differing = [
-                f"{key} {theirs.get(key)} there and {value} here"
+                f"{key} {theirs[key]} there and {value} here"
                 for key, value in mine.items()
-                if theirs.get(key) != value
+                if key in theirs and theirs[key] != value
             ]
             if differing:
                 raise UsageError(
                     self.path, f"holds a run with {what}: {', '.join(differing)}",
                     "the same to resume it", "pass another --out or the same options",
                 )  # fmt: skip
+
+    def _found_config(self) -> dict[str, Any]:
+        """config.json; raises DataError where it is no run's."""
+        path = self._config_path
+        try:
+            found = json.loads(path.read_text())
+            # What was no option yet when the run began was as it is by default.
+            recipe = {**RECIPE_DEFAULTS, **found["recipe"]}
+            return {**found, "recipe": recipe, "data": dict(found["data"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(path, repr(error), "the configuration of a run") from error
+
+
+def _write(path: Path, text: str) -> None:
+    with full_disk_named(path):
+        write_atomically(path, text.encode())
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a first start that was killed may have left a file of this name."""
+    return name == LOCK or fnmatch(name, LEFT_OVER)

@@ -37,10 +37,11 @@ class Saver:
         paused_s = time.monotonic() - started
         self._writing = self._pool.submit(_write, mine, path, paused_s)
 
-    def check(self) -> None:
-        """Raise what went wrong with a write that has ended, without waiting for one."""
-        if self._writing is not None and self._writing.done():
-            self.wait()
+    @property
+    def has_failed(self) -> bool:
+        """Whether a write has gone wrong; `wait` raises how."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
 
     def wait(self) -> None:
         """Until the file is complete; raises what went wrong."""

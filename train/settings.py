@@ -53,6 +53,7 @@ class Recipe:
     precision: Precision = "fp32"
     deterministic: bool = False
     residual_scale: float = 0.1
+    dropout: float = 0.2
     label_smoothing: float = 0.0
     warmup_steps: int = 0
     cosine_steps: int = 0
@@ -62,6 +63,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.image_size < 75:
             raise UsageError("--image-size", f"{self.image_size} pixels", "75 or more")
+        if self.resize < self.image_size:
+            raise UsageError("--resize", f"{self.resize} pixels", f"{self.image_size} or more, the "
+                             "side of the crop", "change it or --image-size")  # fmt: skip
         if not math.isfinite(self.learning_rate):
             raise UsageError("--learning-rate", str(self.learning_rate), "a finite number")
         if self.batch_size % self.bn_group:
@@ -89,7 +93,7 @@ class Recipe:
         """The network to train."""
         return ModelConfig(
             num_classes=num_classes, blocks=self.blocks, width=self.width,
-            residual_scale=self.residual_scale,
+            residual_scale=self.residual_scale, dropout=self.dropout,
         )  # fmt: skip
 
     def learning_rate_at(self, step: int) -> float:
@@ -117,6 +121,11 @@ class Recipe:
         """Plain values, as in config.json and checkpoints."""
         return {**dataclasses.asdict(self), "blocks": list(self.blocks)}
 
+    def __str__(self) -> str:
+        """Every value under the name of its option."""
+        values = {**self.to_json(), "blocks": " ".join(map(str, self.blocks))}
+        return ", ".join(f"{name} {value}" for name, value in values.items() if value != "")
+
     def differences(self, other: "Recipe") -> list[str]:
         """`name here (there)` for each value that differs."""
         mine, theirs = self.to_json(), other.to_json()
@@ -125,6 +134,12 @@ class Recipe:
         ]
 
 
+# What a run did before it was an option: runs of older versions lack such values.
+RECIPE_DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(Recipe)
+    if field.default is not dataclasses.MISSING
+}
 SETTINGS = {
     "1": Recipe(setting="1", epochs=90, decay_steps=12_800, gamma=0.96),
     "2": Recipe(setting="2", epochs=90, decay_steps=25_600, gamma=0.96),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ import torch
 from irv2 import __version__
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder, open_split
-from irv2.errors import UsageError
+from irv2.errors import ImageError, UsageError
 from irv2.model import inception_resnet_v2
 from irv2.options import Terminated
 from irv2.runners.torch import resolve_device
@@ -70,13 +71,16 @@ def train(request: Request) -> dict[str, Any] | None:
         machine.computation.check(recipe, processes)
         _log_recipe(recipe, train_set, val_set)
         _log_machine(recipe, machine, processes)
-        run = Run(request.out, _config(recipe, train_set, val_set))
-        checkpoint = processes.from_first(lambda: run.open(must_exist=request.resume))
+        config = _config(recipe, train_set, val_set)
+        config["machine"] = _machine_json(machine, processes, request.command)
+        run = Run(request.out, config)
+        processes.from_first(lambda: run.check(must_exist=request.resume))
         rows = processes.from_first(run.metrics)
         if rows and rows[-1]["epoch"] == recipe.epochs:
             logger.info("%s: finished before, nothing to do", run.path)
         else:
             processes.from_first(lambda: held.enter_context(run.locked()))
+            checkpoint = processes.from_first(run.start)
             model = initial_model(recipe, train_set.classes, request.init_from)
             trainer = Trainer(run, recipe, data, model, machine, processes)
             _train(trainer, run, checkpoint, request, processes)
@@ -92,13 +96,10 @@ def _train(
         logger.info("resuming %s after step %d", run.last, checkpoint.step)
     try:
         trainer.train()
-    except (KeyboardInterrupt, Terminated):
+    except (KeyboardInterrupt, Terminated, ImageError, SystemExit):  # the last: of another process
         if processes.is_first and run.last.is_file():
-            launcher = "the same torchrun around " if processes.size > 1 else ""
             option = "" if request.resume else " --resume"
-            logger.warning(
-                "saved %s; resume with: %s%s%s", run.last, launcher, request.command, option
-            )
+            logger.warning("saved %s; resume with: %s%s", run.last, request.command, option)
         raise
 
 
@@ -127,7 +128,7 @@ def resolve_recipe(
             raise UsageError("--recipe modern", "given with the setting's decays", "a cosine alone",
                              "leave out --gamma and --decay-steps")  # fmt: skip
         base = modern_recipe(dataclasses.replace(base, **epochs), num_images)
-    if "image_size" in overrides:
+    if "image_size" in overrides and "resize" not in overrides:
         overrides["resize"] = round(base.resize * overrides["image_size"] / base.image_size)
     group = overrides.get("bn_group", base.bn_group)
     overrides.setdefault("batch_size", max(base.batch_size, group * num_processes))
@@ -137,10 +138,10 @@ def resolve_recipe(
 
 
 def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine:
+    cores = max(1, len(os.sched_getaffinity(0)) // processes.local_size)
     workers = request.workers
     if workers is None:  # the sample's 1437 small files are not worth starting processes for
-        cores = os.cpu_count() or 1
-        workers = 0 if on_sample else max(1, cores // processes.local_size)
+        workers = 0 if on_sample else cores
     device = resolve_device(request.device)
     if device == "cuda":
         device = f"cuda:{processes.local_rank}"
@@ -149,8 +150,8 @@ def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine
             device=device, micro_batch=request.micro_batch, compile=request.compile,
             checkpoint_activations=request.checkpoint_activations,
         ),
-        workers=workers, save_minutes=request.save_minutes, chance_steps=request.chance_steps,
-        bad_images=request.bad_images,
+        workers=workers, threads=request.workers or cores, save_minutes=request.save_minutes,
+        chance_steps=request.chance_steps, bad_images=request.bad_images,
     )  # fmt: skip
 
 
@@ -172,7 +173,12 @@ def show_model(request: Request) -> dict[str, Any]:
 
 
 def _config(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) -> dict[str, Any]:
+    """What a run must have in common with one that it resumes, and where the images lie."""
     files = hashlib.sha256("\n".join([*train_set.files, "", *val_set.files]).encode())
+    labels = hashlib.sha256(json.dumps(train_set.classes).encode())
+    for split in (train_set, val_set):
+        labels.update(split.labels.tobytes())
+        labels.update(b"" if split.spans is None else split.spans.tobytes())
     return {
         "recipe": recipe.to_json(),
         "data": {
@@ -180,9 +186,20 @@ def _config(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) -> dic
             "num_val": len(val_set),
             "num_classes": len(train_set.classes),
             "files_sha256": files.hexdigest(),
+            "labels_sha256": labels.hexdigest(),  # classes, labels, and where in its shard each is
         },
         "data_path": str(train_set.root.parent.absolute()),
+    }
+
+
+def _machine_json(machine: Machine, processes: Processes, command: str) -> dict[str, Any]:
+    """How the run began; another machine may go on with it."""
+    return {
+        **dataclasses.asdict(machine),
+        "processes": processes.size,
+        "torch_threads": torch.get_num_threads(),
         "versions": {"irv2": __version__, "torch": torch.__version__},
+        "command": command,
     }
 
 
@@ -192,6 +209,7 @@ def _log_recipe(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) ->
         recipe.setting, len(train_set), len(val_set), len(train_set.classes),
         PUBLISHED[recipe.setting],
     )  # fmt: skip
+    logger.info("recipe: %s", recipe)
     differences = recipe.differences(SETTINGS[recipe.setting])
     if differences:
         logger.info("differs from the setting: %s", ", ".join(differences))
@@ -206,12 +224,18 @@ def _log_machine(recipe: Recipe, machine: Machine, processes: Processes) -> None
 
 
 def _result(run: Run) -> dict[str, Any]:
-    best = min(run.metrics(), key=lambda row: row["val_top1_error"])
+    rows = run.metrics()
+    result = {"out": str(run.path), "best": str(run.best), "last": str(run.last), **_best(rows, "")}
+    if "ema_val_top1_error" in rows[-1]:
+        result |= {"best_ema": str(run.best_ema), **_best(rows, "ema_")}
+    return result
+
+
+def _best(rows: list[dict[str, float]], kind: str) -> dict[str, float]:
+    """The epoch with the lowest top-1 error, of the weights ("") or of their average ("ema_")."""
+    best = min(rows, key=lambda row: row[f"{kind}val_top1_error"])
     return {
-        "out": str(run.path),
-        "best": str(run.best),
-        "last": str(run.last),
-        "epoch": int(best["epoch"]),
-        "top1_error": best["val_top1_error"],
-        "top5_error": best["val_top5_error"],
+        f"{kind}epoch": int(best["epoch"]),
+        f"{kind}top1_error": best[f"{kind}val_top1_error"],
+        f"{kind}top5_error": best[f"{kind}val_top5_error"],
     }

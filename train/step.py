@@ -51,11 +51,25 @@ class Computation:
                 "--batch-size", f"{recipe.batch_size} images on {processes.size} processes",
                 f"a multiple of {recipe.bn_group * processes.size}", "change it or --bn-group",
             )  # fmt: skip
-        if self.micro_batch is not None and self.micro_batch % recipe.bn_group:
+        if self.micro_batch is None:
+            return
+        if self.micro_batch % recipe.bn_group:
             raise UsageError(
                 "--micro-batch", f"{self.micro_batch} images", f"a multiple of {recipe.bn_group}",
                 "change it or --bn-group",
             )  # fmt: skip
+        num_groups = recipe.bn_groups // processes.size
+        if num_groups % self.groups_at_once(num_groups, recipe):
+            raise UsageError(
+                "--micro-batch", f"{self.micro_batch} images of {num_groups * recipe.bn_group}",
+                "a part of which all are equally large", "change it or --batch-size",
+            )  # fmt: skip
+
+    def groups_at_once(self, num_groups: int, recipe: Recipe) -> int:
+        """How many of this process's `num_groups` groups of batch norm go through in one pass."""
+        if self.micro_batch is None:
+            return num_groups
+        return min(num_groups, self.micro_batch // recipe.bn_group)
 
 
 class Learner:
@@ -68,9 +82,9 @@ class Learner:
         self.model, self._recipe, self._processes = model, recipe, processes
         self._device = torch.device(computation.device)
         self._num_groups = recipe.bn_groups // processes.size  # of a full batch, here
-        self._groups_at_once = (computation.micro_batch or recipe.batch_size) // recipe.bn_group
+        self._groups_at_once = computation.groups_at_once(self._num_groups, recipe)
         _configure_torch(recipe)
-        group_batch_norm(model, min(self._num_groups, self._groups_at_once))
+        group_batch_norm(model, self._groups_at_once)
         model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if computation.checkpoint_activations:
             checkpoint_activations(model)
@@ -156,8 +170,10 @@ class Learner:
 
     @property
     def is_finite(self) -> bool:
-        """Whether every weight is a finite number."""
-        return bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all())
+        """Whether every weight and running statistic is a finite number, averages included."""
+        average = self.ema.state_dict if self.ema is not None else {}
+        values = [*self.model.state_dict().values(), *average.values()]
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights."""

@@ -1,20 +1,30 @@
 """irv2-train as real processes: resumed, interrupted, killed, given nonsense."""
 
+import dataclasses
 import json
-import os
+import re
+import resource
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from kill_and_resume import ENVIRONMENT, PLACES, Victim, Way, write_images
 from PIL import Image
-from same_run import assert_same_run
+from same_run import assert_same_run, rows
 
 from irv2.checkpoint import Checkpoint, load_model
+from irv2.dataset import open_split
+from train.loader import batch_indices
+from train.settings import SETTINGS
 
 SMALL = [
     "--setting", "2", "--width", "0.1", "--blocks", "1", "1", "1", "--image-size", "75",
@@ -41,14 +51,9 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
             *more]  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    # Bit-identical results need a fixed number of threads.
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def train(data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(data, out, *more), capture_output=True, text=True, env=environment()
+        command(data, out, *more), capture_output=True, text=True, env=ENVIRONMENT
     )
 
 
@@ -63,7 +68,8 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_everything_the_contract_names(finished):
-    names = {path.name for path in finished.iterdir()} - {"tensorboard"}  # where it is installed
+    names = {path.name for path in finished.iterdir()}
+    names -= {"tensorboard", ".lock"}  # the first where it is installed
     assert names == {"last.pt", "best.pt", "config.json", "metrics.jsonl", "curves.png"}
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
@@ -111,7 +117,7 @@ def test_a_signal_saves_and_the_same_command_ends_like_a_run_never_stopped(
     out = tmp_path / "stopped"
     process = subprocess.Popen(
         command(data, out, "--save-minutes", "0"), stderr=subprocess.PIPE, text=True,
-        env=environment(),
+        env=ENVIRONMENT,
     )  # fmt: skip
     wait_for(out / "last.pt", process)
     process.send_signal(signal_number)
@@ -124,20 +130,32 @@ def test_a_signal_saves_and_the_same_command_ends_like_a_run_never_stopped(
     assert_same_run(out, finished)
 
 
-def test_a_run_killed_again_and_again_ends_like_a_run_never_killed(data, finished, tmp_path):
-    out = tmp_path / "killed"
-    rng = np.random.default_rng(7)
-    for _ in range(3):
-        process = subprocess.Popen(
-            command(data, out, "--save-minutes", "0"), stderr=subprocess.DEVNULL, env=environment()
+def test_a_run_killed_in_a_save_an_evaluation_and_between_steps_ends_like_one_never_killed(
+    tmp_path,
+):
+    """The short form of tests/long/kill_and_resume.py, the average of the weights included."""
+    images, whole, killed = write_images(tmp_path / "data"), tmp_path / "whole", tmp_path / "killed"
+    way = Way("a worker", [], ["--workers", "1", "--recipe", "modern"])
+    subprocess.run(way.command(images, whole, 2), env=ENVIRONMENT, check=True, capture_output=True)
+    command = way.command(images, killed, 2)
+    for aim in PLACES:
+        assert Victim(command, killed).kill_in(aim, np.random.default_rng(0)) == aim
+    done = subprocess.run([*command, "--json"], env=ENVIRONMENT, capture_output=True, text=True)
+    assert_same_run(killed, whole)
+
+    result = json.loads(done.stdout)
+    best = min(rows(killed), key=lambda row: row["ema_val_top1_error"])
+    assert result["best_ema"] == str(killed / "best-ema.pt")
+    assert (result["ema_epoch"], result["ema_top1_error"]) == (
+        best["epoch"], best["ema_val_top1_error"],
+    )  # fmt: skip
+    assert f"ema: top-1 {rows(killed)[-1]['ema_val_top1_error']:6.3f}" in done.stderr
+    average, last = Checkpoint.load(killed / "best-ema.pt"), Checkpoint.load(killed / "last.pt")
+    if average.epoch == last.epoch:
+        assert torch.equal(
+            average.state_dict["classifier.weight"], last.training["ema"]["classifier.weight"]
         )
-        wait_for(out / "last.pt", process)
-        time.sleep(rng.uniform(0, 0.6))
-        process.kill()
-        process.wait(timeout=60)
-    result = train(data, out)
-    assert result.returncode == 0, result.stderr
-    assert_same_run(out, finished)
+    assert load_model(killed / "best-ema.pt")(torch.zeros(1, 3, 75, 75)).shape == (1, 2)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -153,8 +171,122 @@ def test_a_diverging_run_stops_with_one_line(data, tmp_path):
     assert result.returncode == 1
     [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert "finite" in line
-    assert "lower --learning-rate" in line
+    assert f"--out NEW --learning-rate {1e30 / 2:g}, or with --warmup-steps" in line
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_learns_nothing_stops_and_says_what_to_try(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in ("one", "other"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(16):
+                pixels = rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / label / f"{i}.png")
+    out = tmp_path / "run"
+    more = ("--learning-rate", "1e-9", "--save-minutes", "0", "--chance-steps", "4")
+    result = train(tmp_path, out, *more)
+    assert result.returncode == 1
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert re.search(r"step 4: top-1 error .* of the last 32 images, as by guessing", line)
+    assert f"--out NEW --init-from {out}/last.pt --learning-rate 5e-10" in line
+    assert Checkpoint.load(out / "last.pt").step == 3
+
+
+def test_a_truncated_image_stops_the_run_after_saving_and_once_mended_it_goes_on(
+    data, finished, tmp_path
+):
+    images = tmp_path / "data"
+    shutil.copytree(data, images)
+    recipe = dataclasses.replace(SETTINGS["2"], batch_size=8, bn_group=4)
+    folder = open_split(images, "train")
+    victim = folder.path(batch_indices(len(folder), recipe, 1)[2][0])
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:2000])
+    out = tmp_path / "run"
+    result = train(images, out)
+    assert result.returncode == 2
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: {victim}: ")
+    assert line.endswith("replace the file or pass --bad-images skip")
+    assert f"saved {out}/last.pt; resume with: irv2-train" in result.stderr
+    assert Checkpoint.load(out / "last.pt").step == 2  # of the two batches before
+    victim.write_bytes(whole)
+    assert train(images, out).returncode == 0
+    assert_same_run(out, finished)
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_leaves_the_last_save(data, finished, tmp_path):
+    begun = tmp_path / "begun"
+    process = subprocess.Popen(
+        command(data, begun, "--save-minutes", "0"), stderr=subprocess.DEVNULL, env=ENVIRONMENT
+    )
+    wait_for(begun / "last.pt", process)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    before = (begun / "last.pt").read_bytes()
+    with small_disk(tmp_path / "small", len(before) * 3 // 2) as (small, limits):
+        out = small / "run"
+        shutil.copytree(begun, out)
+        result = subprocess.run(
+            command(data, out), capture_output=True, text=True, env=ENVIRONMENT, preexec_fn=limits
+        )
+        assert result.returncode == 1, result.stderr
+        [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+        assert line.startswith(f"error: {out}/last.pt: can't be written")
+        assert line.endswith("free some; the same command goes on from what there is")
+        assert (out / "last.pt").read_bytes() == before
+        assert not list(out.glob(".*.tmp"))
+        shutil.copytree(out, tmp_path / "large")
+    assert train(data, tmp_path / "large").returncode == 0
+    assert_same_run(tmp_path / "large", finished)
+
+
+@contextmanager
+def small_disk(path: Path, num_bytes: int) -> Iterator[tuple[Path, Callable[[], None] | None]]:
+    """A folder with room for so much; where mounting is not allowed a limit on a file's size.
+
+    The limit is set by a function for the child process.
+    """
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        yield path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes // 2,) * 2)
+        return
+    try:
+        yield path, None
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_the_first_lines_and_the_record_hold_the_whole_recipe_and_the_machine(data, tmp_path):
+    out, more = tmp_path / "run", ("--deterministic", "--no-flip", "--micro-batch", "4")
+    result = train(data, out, "--epochs", "1", *more)
+    assert result.returncode == 0, result.stderr
+    assert "setting 2 has no published result" in result.stderr
+    assert "momentum 0.4737" in result.stderr
+    assert "deterministic True" in result.stderr
+    config = json.loads((out / "config.json").read_text())
+    assert config["recipe"]["deterministic"] is True
+    assert config["recipe"]["flip"] is False
+    assert Checkpoint.load(out / "last.pt").recipe == config["recipe"]
+    machine = config["machine"]
+    assert (machine["workers"], machine["threads"], machine["processes"]) == (1, 1, 1)
+    assert machine["computation"]["micro_batch"] == 4
+    assert machine["versions"]["torch"] == torch.__version__
+    assert shlex.split(machine["command"])[-4:] == list(more[-4:])
+
+
+def test_a_missing_gpu_is_one_line(data, tmp_path):
+    result = subprocess.run(
+        command(data, tmp_path / "run", "--device", "cuda"), capture_output=True, text=True,
+        env={**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: --device cuda: torch finds no GPU; expected a GPU; use --device cpu\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_that_changed_since_the_run_started_are_noticed(data, finished, tmp_path):
@@ -188,9 +320,7 @@ def test_show_model_prints_the_published_networks_numbers():
 
 def test_a_second_trainer_in_the_same_folder_is_refused(data, tmp_path):
     out, more = tmp_path / "shared", ("--save-minutes", "0", "--epochs", "100")
-    first = subprocess.Popen(
-        command(data, out, *more), stderr=subprocess.DEVNULL, env=environment()
-    )
+    first = subprocess.Popen(command(data, out, *more), stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     try:
         wait_for(out / "last.pt", first)
         second = train(data, out, *more)

@@ -1,7 +1,10 @@
 """Several processes under torchrun: the same numbers as one, and the same safety."""
 
+import dataclasses
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from same_run import assert_same_run
+from same_run import assert_same_run, rows
+
+from irv2.checkpoint import Checkpoint
+from irv2.dataset import open_split
+from irv2.evaluate import Reading, evaluate_model
+from train.loader import batch_indices, share
+from train.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [
@@ -33,9 +42,9 @@ def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
 
 
 def states_after(out: Path, how: str) -> dict[str, dict[str, torch.Tensor]]:
-    """By dtype, the network after some steps of 2 x 4 images (tests/step_worker.py)."""
+    """By dtype, the network after some steps of 2 x 32 images (tests/step_worker.py)."""
     launcher = TORCHRUN if how == "processes" else [sys.executable]
-    micro_batch = 4 if how == "micro-batches" else 0
+    micro_batch = 32 if how == "micro-batches" else 0
     done = run(*launcher, ROOT / "tests/step_worker.py", out, micro_batch, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     states: dict[str, dict[str, torch.Tensor]] = torch.load(out, weights_only=True)
@@ -61,14 +70,18 @@ def test_groups_micro_batches_and_processes_give_the_same_network(tmp_path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that differ in brightness: 35 training and 10 validation images."""
+    """Two classes that differ in brightness: 35 training and 40 validation images.
+
+    Of these one process classifies 32, the other 8; every third is of no brightness in particular.
+    """
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for split, nums in (("train", (18, 17)), ("val", (5, 5))):
+    for split, nums in (("train", (18, 17)), ("val", (20, 20))):
         for label, low, num in (("dark", 0, nums[0]), ("light", 128, nums[1])):
             (root / split / label).mkdir(parents=True)
             for i in range(num):
-                pixels = rng.integers(low, low + 128, (80, 90, 3), dtype=np.uint8)
+                begin = rng.integers(0, 128) if split == "val" and i % 3 == 0 else low
+                pixels = rng.integers(begin, begin + 128, (80, 90, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / label / f"{i}.png")
     return root
 
@@ -88,6 +101,14 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_what_an_epoch_reports_are_the_errors_of_the_file_just_written(data, alone):
+    row = rows(alone)[-1]
+    expected = evaluate_model(alone / "last.pt", data, None, "cpu", "error", Reading())
+    assert (expected["n"], expected["top1_error"]) == (40, row["val_top1_error"])
+    assert row["num_val_images"] == 40
+    assert 0 < row["val_top1_error"] < 100
+
+
 def test_a_stopped_run_of_two_processes_resumes_and_equals_micro_batches_of_one(
     data, alone, tmp_path
 ):
@@ -100,9 +121,11 @@ def test_a_stopped_run_of_two_processes_resumes_and_equals_micro_batches_of_one(
     wait_for(out / "last.pt", process)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
-    assert stderr.count("resume with: the same torchrun around irv2-train") == 1, stderr
     assert "error: stopped by SIGTERM" in stderr
-    done = run(*command, "--json")
+    [line] = [line for line in stderr.splitlines() if "resume with: " in line]
+    same = shlex.split(line.partition("resume with: ")[2])
+    assert same == [*command, "--save-minutes", "0", "--resume"]
+    done = run(*same, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["best"] == str(out / "best.pt")
     assert done.stderr.count("epoch 2/2  lr") == 1
@@ -123,6 +146,31 @@ def test_losing_one_process_ends_the_other_with_one_line_and_torchrun_starts_bot
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     assert "resuming" in stderr
+    assert_same_run(out, alone)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save(
+    data, alone, tmp_path, split
+):
+    images = tmp_path / "data"
+    shutil.copytree(data, images)
+    folder = open_split(images, split)
+    recipe = dataclasses.replace(SETTINGS["2"], batch_size=8, bn_group=4)
+    of_second = share(batch_indices(35, recipe, 1)[2], recipe, rank=1, world_size=2)
+    victim = folder.path(of_second[0] if split == "train" else 39)
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:2000])
+    out = tmp_path / "two"
+    command = [*TORCHRUN, *train(images, out, "--epochs", 2)]
+    done = run(*command)
+    assert done.returncode == 1  # torchrun's own, for any failure
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: {victim}: ")
+    assert done.stderr.count("resume with: ") == 1
+    assert Checkpoint.load(out / "last.pt").step == (2 if split == "train" else 5)
+    victim.write_bytes(whole)
+    assert run(*command).returncode == 0
     assert_same_run(out, alone)
 
 

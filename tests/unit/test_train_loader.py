@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from irv2.dataset import ImageFolder, open_split
-from irv2.errors import ImageError
+from irv2.errors import DataError, ImageError
 from irv2.shard_writer import write_shards
 from train.batch_norm import split_groups
-from train.loader import Batch, batch_indices, load_epoch, share
+from train.loader import Batch, batch_indices, load_epoch, num_batches, share
 from train.settings import SETTINGS, Recipe
 
 RECIPE = dataclasses.replace(
@@ -77,6 +77,34 @@ def test_a_last_batch_of_one_image_is_skipped_with_a_notice(caplog):
     assert "one image and is skipped" in caplog.text
 
 
+def test_the_notice_about_a_single_image_comes_once_an_epoch(folder, caplog):
+    caplog.set_level("INFO")
+    few = folder.subset(range(17))
+    assert len(load(few)) == num_batches(17, RECIPE) == 2
+    assert caplog.text.count("one image and is skipped") == 1
+
+
+@pytest.mark.parametrize("num_images", [2, 7, 8, 9, 10, 16, 17])
+def test_batches_are_as_many_as_counted(num_images):
+    assert len(batch_indices(num_images, RECIPE, 1)) == num_batches(num_images, RECIPE)
+
+
+def test_a_single_image_makes_no_epoch():
+    with pytest.raises(DataError, match="at least 2"):
+        num_batches(1, RECIPE)
+
+
+def test_the_one_image_that_unreadable_ones_leave_of_a_batch_is_left_out_with_a_notice(
+    folder, caplog
+):
+    first, *others = batch_indices(20, RECIPE, 1)[2]
+    for i in others:
+        folder.path(i).write_bytes(b"\xff\xd8\xff")
+    assert [number for number, _ in load(folder, bad_images="skip")] == [0, 1]
+    assert "the one image that remains of batch 2" in caplog.text
+    assert folder.path(first).name not in caplog.text
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_folder_and_shards_give_the_same_epoch(folder, tmp_path, workers):
     write_shards(tmp_path, tmp_path / "shards", 20_000)
@@ -132,7 +160,7 @@ def test_loading_leaves_torchs_random_state_alone(folder):
 def test_a_truncated_image_stops_with_its_name_or_is_left_out(folder, workers, caplog):
     victim = folder.path(3)
     victim.write_bytes(victim.read_bytes()[:900])
-    with pytest.raises(ImageError, match=r"cat/3\.jpg"):
+    with pytest.raises(ImageError, match=r"cat/3\.jpg: .*replace the file or pass --bad-images"):
         load(folder, workers=workers)
     batches = load(folder, workers=workers, bad_images="skip")
     assert sum(len(batch.labels) for _, batch in batches) == 19

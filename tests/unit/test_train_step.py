@@ -167,6 +167,36 @@ def test_micro_batches_that_tear_a_group_are_refused():
         Computation(micro_batch=6).check(RECIPE, Processes())
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "bn_group", "micro_batch", "num_processes"),
+    [(12, 4, 8, 1), (96, 32, 64, 1), (24, 4, 8, 2)],
+)
+def test_micro_batches_of_unequal_numbers_of_groups_are_refused(
+    batch_size, bn_group, micro_batch, num_processes
+):
+    """The last would be split into as many groups as the others have: smaller ones."""
+    recipe = dataclasses.replace(RECIPE, batch_size=batch_size, bn_group=bn_group)
+    with pytest.raises(UsageError, match=f"--micro-batch: {micro_batch} images of "):
+        Computation(micro_batch=micro_batch).check(recipe, Processes(size=num_processes))
+
+
+@pytest.mark.parametrize("micro_batch", [4, 8, 16, 64])
+def test_micro_batches_of_equally_many_groups_are_taken(micro_batch):
+    recipe = dataclasses.replace(RECIPE, batch_size=16)
+    Computation(micro_batch=micro_batch).check(recipe, Processes())
+
+
+@pytest.mark.parametrize("damaged", ["weight", "running_var", "average"])
+def test_a_state_with_a_number_that_is_none_is_noticed(damaged):
+    mine = learner(dataclasses.replace(RECIPE, ema_decay=0.9))
+    assert mine.is_finite
+    norm = mine.model.stem[0][1]
+    values = {"weight": norm.weight.data, "running_var": norm.running_var,
+              "average": mine.ema.state_dict["classifier.weight"][0]}  # fmt: skip
+    values[damaged][1] = torch.nan
+    assert not mine.is_finite
+
+
 def test_a_batch_that_does_not_split_over_the_processes_is_refused():
     with pytest.raises(UsageError, match="8 images on 3 processes; expected a multiple of 12"):
         Computation().check(RECIPE, Processes(rank=0, size=3, local_rank=0, local_size=3))

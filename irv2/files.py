@@ -1,0 +1,47 @@
+"""What file systems do to a program: locks, and no room."""
+
+import errno
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from irv2.errors import Irv2Error
+
+logger = logging.getLogger(__name__)
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def try_lock(file: IO[str]) -> bool:
+    """Lock an open, writable file; False where another process holds the lock.
+
+    It ends with the process, however that ends, and processes forked from it do not inherit it. A
+    file system that knows no locks (some network disks) is named, and the file taken as locked.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        logger.warning(
+            "%s: can't be locked (%s); see to it that only one uses it", file.name, error.strerror
+        )
+    return True
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Around the writing of `path`: raises Irv2Error where there is no room for it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch wraps it
+        if not isinstance(cause, OSError) or cause.errno not in NO_ROOM:
+            raise
+        raise Irv2Error(
+            path, f"can't be written ({cause.strerror})", "free space",
+            "free some; the same command goes on from what there is",
+        ) from error  # fmt: skip

@@ -1,0 +1,128 @@
+"""A run's folder: whose it is, who may write in it, and what must not stop a training."""
+
+import errno
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from irv2.errors import DataError, UsageError
+from train.run import Run
+from train.settings import SETTINGS
+
+DATA = {"num_train": 4, "files_sha256": "f", "labels_sha256": "a"}
+
+
+def run_in(path: Path, data: dict[str, object] = DATA, **recipe: object) -> Run:
+    return Run(path, {"recipe": {**SETTINGS["2"].to_json(), **recipe}, "data": data})
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A folder in which a run has begun."""
+    run = run_in(tmp_path / "run")
+    with run.locked():
+        run.start()
+    return run.path
+
+
+def begin_older_run(path: Path, **recipe: object) -> None:
+    """As written before dropout was an option and labels were looked at."""
+    path.mkdir()
+    fields = {**SETTINGS["2"].to_json(), **recipe}
+    del fields["dropout"]
+    data = {key: value for key, value in DATA.items() if key != "labels_sha256"}
+    (path / "config.json").write_text(json.dumps({"recipe": fields, "data": data}))
+
+
+def test_the_same_run_may_go_on_whatever_the_machine(begun):
+    run_in(begun).check(must_exist=False)
+    Run(begun, {**run_in(begun).config, "machine": {"workers": 3}}).check(must_exist=False)
+
+
+def test_a_run_of_an_older_version_may_go_on(tmp_path):
+    begin_older_run(tmp_path / "run")
+    run_in(tmp_path / "run").check(must_exist=False)
+
+
+def test_a_run_of_an_older_version_had_the_default_of_what_was_no_option_yet(tmp_path):
+    begin_older_run(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"another recipe: dropout 0\.2 there and 0\.5"):
+        run_in(tmp_path / "run", dropout=0.5).check(must_exist=False)
+
+
+@pytest.mark.parametrize("key", ["files_sha256", "labels_sha256"])
+def test_other_images_are_refused(begun, key):
+    with pytest.raises(UsageError, match=f"other images: {key}"):
+        run_in(begun, {**DATA, key: "other"}).check(must_exist=False)
+
+
+def test_a_config_that_is_none_is_one_line(begun):
+    (begun / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="the configuration of a run"):
+        run_in(begun).check(must_exist=False)
+
+
+def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="holds other files"):
+        run_in(tmp_path).check(must_exist=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_first_start_that_was_killed_leaves_behind_is_swept_away(tmp_path):
+    left_over = tmp_path / ".config.json.123.tmp"
+    left_over.touch()
+    (tmp_path / ".lock").touch()
+    run = run_in(tmp_path)
+    run.check(must_exist=False)
+    with run.locked():
+        assert run.start() is None
+    assert not left_over.exists()
+
+
+def test_of_two_first_starts_one_is_refused(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from train.run import Run\n"
+        "with Run(Path(sys.argv[1]), {}).locked(): print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UsageError, match="another irv2-train"), run_in(tmp_path).locked():
+            pass
+        other.communicate("")
+    with run_in(tmp_path).locked():
+        pass
+
+
+def test_a_disk_that_knows_no_locks_is_named_and_used(tmp_path, monkeypatch, caplog):
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with run_in(tmp_path).locked():
+        pass
+    assert "can't be locked (No locks available)" in caplog.text
+
+
+def row(epoch: int) -> dict[str, float]:
+    return {"epoch": epoch, "train_top1_error": 1.0, "train_top5_error": 0.0,
+            "val_top1_error": 1.0, "val_top5_error": 0.0}  # fmt: skip
+
+
+def test_curves_that_can_not_be_drawn_are_named_and_drawn_after_the_next_epoch(tmp_path, caplog):
+    run = run_in(tmp_path)
+    obstacle = tmp_path / "curves.png"
+    obstacle.mkdir()
+    run.finish_epoch(row(1), {})
+    assert "curves.png: can't be written" in caplog.text
+    assert len(run.metrics()) == 1
+    obstacle.rmdir()
+    run.finish_epoch(row(2), {})
+    assert obstacle.read_bytes().startswith(b"\x89PNG")

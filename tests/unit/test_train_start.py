@@ -1,0 +1,48 @@
+"""From options to a recipe and its record."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from irv2.errors import UsageError
+from train.processes import Processes, check_gpus
+from train.settings import SETTINGS, Recipe
+from train.start import Request, resolve_recipe
+
+
+def resolved(**overrides: object) -> Recipe:
+    request = Request(setting="2", out=Path("run"), overrides=overrides)
+    return resolve_recipe(request, on_sample=False, num_images=1000)
+
+
+def test_every_value_of_a_setting_can_be_overridden():
+    values = {
+        "resampling": "opencv-cubic", "flip": False, "resize": 320, "dropout": 0.5,
+        "momentum": 0.9, "weight_decay": 4e-5, "epochs": 3, "gamma": 0.94, "decay_steps": 10,
+    }  # fmt: skip
+    recipe = resolved(**values)
+    assert {name: getattr(recipe, name) for name in values} == values
+    assert recipe.model_config(10).dropout == 0.5
+    assert (recipe.preprocess.resize, recipe.preprocess.resampling) == (320, "opencv-cubic")
+
+
+def test_the_resized_side_follows_the_crop_unless_it_is_given():
+    assert resolved(image_size=150).resize == round(328 * 150 / 299)
+    assert resolved(image_size=150, resize=150).resize == 150
+    with pytest.raises(UsageError, match="--resize: 149 pixels; expected 150 or more"):
+        resolved(image_size=150, resize=149)
+
+
+def test_the_line_about_a_recipe_leaves_nothing_out():
+    text = str(SETTINGS["2"])
+    names = {field.name for field in dataclasses.fields(Recipe)} - {"init_sha256"}  # of no file
+    assert {part.split()[0] for part in text.split(", ")} == names
+    assert "momentum 0.4737, weight_decay 0.0001, batch_size 64, bn_group 32, blocks 5 10 5" in text
+
+
+def test_a_gpu_for_every_process_of_this_machine():
+    eight = Processes(rank=8, size=16, local_rank=0, local_size=8)
+    check_gpus(8, eight)
+    with pytest.raises(UsageError, match="--device cuda: 4 GPUs for 8 processes here"):
+        check_gpus(4, eight)
