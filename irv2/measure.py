@@ -18,8 +18,8 @@ import numpy as np
 import platformdirs
 
 from irv2.errors import UsageError
-from irv2.machine import num_cores, processor
 from irv2.files import try_lock
+from irv2.machine import num_cores, processor
 from irv2.progress import Progress
 from irv2.types import FloatArray
 
