@@ -151,4 +151,7 @@ class _Stream:
         else:
             response.response.CopyFrom(outcome)
         async with self._writing:
-            await self._context.write(response)
+            try:
+                await self._context.write(response)
+            except grpc.aio.BaseError as error:  # the client has gone: there is nobody to tell
+                raise asyncio.CancelledError from error
