@@ -34,7 +34,7 @@ AT_LEAST = {"save": 2, "evaluation": 2, "after the first step": 15}
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 RANDOM_S = (3.0, 9.0)  # after the start, which itself takes about four
 PATIENCE_S = 120.0
-PLACES = ("save", "evaluation", "steps")  # steps: between the first and the last of an epoch
+PLACES = ("save", "evaluation", "steps")  # steps: after the first, before the last of an epoch
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # equal bits need a fixed number of threads
 
 
@@ -112,10 +112,9 @@ class Victim:
             os.killpg(leader, number)
 
     def _is_in(self, place: str) -> bool:
-        if place == "save":
-            return bool(set(self._parts()) - self._old_parts)
-        if self._last_save() == self._old_save:
-            return False
+        is_saving = bool(set(self._parts()) - self._old_parts)
+        if place == "save" or is_saving or self._last_save() == self._old_save:
+            return place == "save" and is_saving
         state = Checkpoint.load(self._out / "last.pt").training
         is_trained = state["batch"] == NUM_TRAIN // BATCH
         is_evaluated = is_trained and state["epoch"] > num_rows(self._out)
