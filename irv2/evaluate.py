@@ -7,7 +7,6 @@ one process would have found.
 
 import hashlib
 import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from irv2.crops import combine, views
 from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.decode import ImageLimits, decode
 from irv2.errors import DataError, ImageError
+from irv2.machine import num_cores
 from irv2.preprocess import Preprocess
 from irv2.progress import Progress
 from irv2.results import top_k_indices
@@ -200,7 +200,7 @@ def load_batches(
 
     num_images = max(1, batch_size // crops)
     starts = range(0, len(folder), num_images)
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(workers or num_cores()) as pool:
         ahead: deque[list[tuple[int, Future[tuple[UInt8Array, str]]]]] = deque()
         try:
             for start in [*starts, None, None]:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from irv2 import __version__
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.errors import ImageError, UsageError
+from irv2.machine import num_cores
 from irv2.model import inception_resnet_v2
 from irv2.options import Terminated
 from irv2.runners.torch import resolve_device
@@ -71,7 +71,7 @@ def train(request: Request) -> dict[str, Any] | None:
         machine.computation.check(recipe, processes)
         _log_recipe(recipe, train_set, val_set)
         _log_machine(recipe, machine, processes)
-        config = _config(recipe, train_set, val_set)
+        config = run_config(recipe, train_set, val_set)
         config["machine"] = _machine_json(machine, processes, request.command)
         run = Run(request.out, config)
         processes.from_first(lambda: run.check(must_exist=request.resume))
@@ -138,7 +138,7 @@ def resolve_recipe(
 
 
 def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine:
-    cores = max(1, len(os.sched_getaffinity(0)) // processes.local_size)
+    cores = max(1, num_cores() // processes.local_size)
     workers = request.workers
     if workers is None:  # the sample's 1437 small files are not worth starting processes for
         workers = 0 if on_sample else cores
@@ -172,7 +172,7 @@ def show_model(request: Request) -> dict[str, Any]:
     }
 
 
-def _config(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) -> dict[str, Any]:
+def run_config(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) -> dict[str, Any]:
     """What a run must have in common with one that it resumes, and where the images lie."""
     files = hashlib.sha256("\n".join([*train_set.files, "", *val_set.files]).encode())
     labels = hashlib.sha256(json.dumps(train_set.classes).encode())

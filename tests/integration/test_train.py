@@ -175,6 +175,18 @@ def test_a_diverging_run_stops_with_one_line(data, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_a_state_that_is_not_finite_replaces_no_checkpoint(data, tmp_path):
+    """The first step's weights are huge, the second's are no numbers, whatever its loss."""
+    out = tmp_path / "diverged"
+    result = train(data, out, "--learning-rate", "1e30", "--save-minutes", "0")
+    assert result.returncode == 1
+    assert "error: step 2: weights, statistics or loss are not finite" in result.stderr
+    assert f"--out NEW --init-from {out}/last.pt --learning-rate" in result.stderr
+    last = Checkpoint.load(out / "last.pt")
+    assert last.step == 1
+    assert all(value.isfinite().all() for value in last.state_dict.values())
+
+
 def test_a_run_that_learns_nothing_stops_and_says_what_to_try(tmp_path):
     rng = np.random.default_rng(0)
     for split in ("train", "val"):

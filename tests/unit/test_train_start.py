@@ -3,12 +3,14 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from irv2.dataset import ImageFolder
 from irv2.errors import UsageError
 from train.processes import Processes, check_gpus
 from train.settings import SETTINGS, Recipe
-from train.start import Request, resolve_recipe
+from train.start import Request, resolve_recipe, run_config
 
 
 def resolved(**overrides: object) -> Recipe:
@@ -39,6 +41,34 @@ def test_the_line_about_a_recipe_leaves_nothing_out():
     names = {field.name for field in dataclasses.fields(Recipe)} - {"init_sha256"}  # of no file
     assert {part.split()[0] for part in text.split(", ")} == names
     assert "momentum 0.4737, weight_decay 0.0001, batch_size 64, bn_group 32, blocks 5 10 5" in text
+
+
+def images(**other: object) -> ImageFolder:
+    """Three images in a shard, or what `other` makes of them."""
+    fields: dict[str, object] = {
+        "root": Path("data/train"), "classes": ("cat", "dog"), "labels": np.array([0, 0, 1]),
+        "files": ("0.tar/cat/a.jpg", "0.tar/cat/b.jpg", "0.tar/dog/a.jpg"),
+        "spans": np.array([[512, 90], [1536, 80], [2560, 70]]),
+    }  # fmt: skip
+    return ImageFolder(**{**fields, **other})
+
+
+def identity(train_set: ImageFolder) -> dict[str, object]:
+    return run_config(SETTINGS["2"], train_set, images())["data"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"classes": ("dog", "cat")},
+        {"labels": np.array([0, 1, 1])},
+        {"spans": np.array([[512, 91], [1536, 80], [2560, 70]])},
+        {"files": ("0.tar/cat/a.jpg", "0.tar/cat/c.jpg", "0.tar/dog/a.jpg")},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_other_classes_labels_spans_or_files_are_other_images(other):
+    assert identity(images(**other)) != identity(images()) == identity(images())
 
 
 def test_a_gpu_for_every_process_of_this_machine():
