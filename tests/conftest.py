@@ -1,6 +1,7 @@
 """What all tests share: no setting of the user's leaks in, and one sample folder per session."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from irv2.samples import sample_folder
 
 # Before torch is imported, here and in the processes that tests start: they share the cores.
 os.environ["OMP_NUM_THREADS"] = "2"
+# Shells start jobs in the background with Ctrl-C ignored, which the processes of tests inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
