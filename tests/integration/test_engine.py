@@ -465,7 +465,8 @@ def test_where_nothing_builds_engines_the_line_says_what_to_install(exported, tm
         "from irv2.cli import main; main()"
     )
     command = [sys.executable, "-c", program, "export", str(exported.checkpoint_path), "--trt",
-               "--data", str(exported.data), "--out", str(tmp_path / "b")]  # fmt: skip
+               "--precision", "fp32", "--data", str(exported.data),
+               "--out", str(tmp_path / "b")]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert result.returncode == 1, result.stderr
     [line] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
