@@ -34,6 +34,7 @@ AT_LEAST = {"save": 2, "evaluation": 2, "after the first step": 15}
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 RANDOM_S = (3.0, 9.0)  # after the start, which itself takes about four
 PATIENCE_S = 120.0
+LOOK_EVERY_S = 0.003
 PLACES = ("save", "evaluation", "steps")  # steps: after the first, before the last of an epoch
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # equal bits need a fixed number of threads
 
@@ -93,23 +94,36 @@ class Victim:
         while True:
             if self.process.poll() is not None or time.monotonic() > until:
                 raise SystemExit(f"no {aim} to be seen; see {self._log.name}")
+            self._stop()  # so that the moment can't pass while it is looked at
             if aim == "anywhere" or self._is_in(aim):
-                self._signal(signal.SIGSTOP)  # so that the moment can't pass
-                if aim == "anywhere" or self._is_in(aim):
-                    break
-                self._signal(signal.SIGCONT)
+                break
+            self._signal(signal.SIGCONT)
+            time.sleep(LOOK_EVERY_S)
         place = next((place for place in PLACES if self._is_in(place)), "elsewhere")
         self._signal(signal.SIGKILL)
         self.process.wait()
         self._log.close()
         return place
 
+    def _stop(self) -> None:
+        """Returns when every thread stands still: the signal alone does not wait for that."""
+        self._signal(signal.SIGSTOP)
+        while not all(
+            stat.read_text().rpartition(")")[2].split()[0] in "TZX"
+            for leader in self._leaders()
+            for stat in Path(f"/proc/{leader}/task").glob("*/stat")
+        ):
+            time.sleep(0.001)
+
     def _signal(self, number: int) -> None:
-        """To the program and, where it is torchrun, to its processes: each has its own group."""
+        for leader in self._leaders():
+            os.killpg(leader, number)
+
+    def _leaders(self) -> set[int]:
+        """The program and, where it is torchrun, its processes: each leads a group of its own."""
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for leader in {os.getpgid(int(child)) for child in children} | {pid}:
-            os.killpg(leader, number)
+        return {os.getpgid(int(child)) for child in children} | {pid}
 
     def _is_in(self, place: str) -> bool:
         is_saving = bool(set(self._parts()) - self._old_parts)
