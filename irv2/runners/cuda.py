@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from irv2.errors import EngineError
+from irv2.types import UInt8Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,28 @@ class PinnedArray:
     def close(self) -> None:
         """Give it back; the array is not used afterwards."""
         call(self._cuda.cudaFreeHost, self._address)
+
+
+class PinnedBatches:
+    """Page-locked memory for batches of images, from which a GPU fetches them by itself."""
+
+    def __init__(self, gpu: int, image_size: int) -> None:
+        self._gpu, self._image_size = gpu, image_size
+        self._pinned: list[PinnedArray] = []
+
+    def new(self, num_images: int) -> UInt8Array:
+        """uint8 (num_images, S, S, 3), until `close`."""
+        use_gpu(self._gpu)
+        shape = (num_images, self._image_size, self._image_size, 3)
+        self._pinned.append(PinnedArray(shape, np.uint8))
+        images: UInt8Array = self._pinned[-1].array
+        return images
+
+    def close(self) -> None:
+        """Give all of it back."""
+        for pinned in self._pinned:
+            pinned.close()
+        self._pinned.clear()
 
 
 class Graph:

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from irv2.errors import EngineError
 from irv2.runners.base import Runner
-from irv2.runners.cuda import PinnedArray, use_gpu
+from irv2.runners.cuda import PinnedBatches
 from irv2.types import FloatArray, UInt8Array
 
 MAX_BATCH = 64
@@ -44,12 +42,11 @@ class OnnxRunner(Runner):
         found = self._session.get_providers()[0]
         if found != provider:
             raise EngineError(model_path, f"runs on {found}", provider, "check driver and CUDA")
-        self._gpu = gpu if device == "cuda" else None
-        self._batches: list[PinnedArray] = []
         self.backend = f"onnxruntime-{device}"
         self.max_batch = max_batch
         self.image_size = int(self._session.get_inputs()[0].shape[1])
         self.num_classes = int(self._session.get_outputs()[0].shape[1])
+        self._pinned = PinnedBatches(gpu, self.image_size) if device == "cuda" else None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -69,20 +66,12 @@ class OnnxRunner(Runner):
 
     def batch_memory(self, num_images: int) -> UInt8Array:
         """uint8 (num_images, S, S, 3); page-locked for a GPU, which fetches a batch itself."""
-        if self._gpu is None:
-            return super().batch_memory(num_images)
-        use_gpu(self._gpu)
-        self._batches.append(
-            PinnedArray((num_images, self.image_size, self.image_size, 3), np.uint8)
-        )
-        images: UInt8Array = self._batches[-1].array
-        return images
+        return self._pinned.new(num_images) if self._pinned else super().batch_memory(num_images)
 
     def close(self) -> None:
         """Free the memory of batches; the session goes with its object."""
-        for batch in self._batches:
-            batch.close()
-        self._batches.clear()
+        if self._pinned:
+            self._pinned.close()
 
 
 def cuda_settings(gpu: int) -> dict[str, str]:

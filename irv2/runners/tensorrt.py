@@ -26,6 +26,7 @@ from irv2.runners.cuda import (
     Gpu,
     Graph,
     PinnedArray,
+    PinnedBatches,
     Stream,
     find_gpu,
     use_gpu,
@@ -73,7 +74,7 @@ class TensorRTRunner(Runner):
         self._logits = DeviceMemory(self.max_batch * self.num_classes * 4)
         self._activations = DeviceMemory(self._engine.device_memory_size_v2)
         self._answers = PinnedArray((self.max_batch, self.num_classes), np.float32)
-        self._batches: list[PinnedArray] = []
+        self._pinned = PinnedBatches(gpu, self.image_size)
         self._context = self._new_context()
         # TensorRT-RTX compiles its kernels in the background, for the shapes that it has seen: what
         # is recorded first would stay slow. It has a strategy of its own, left as it is.
@@ -98,12 +99,7 @@ class TensorRTRunner(Runner):
 
     def batch_memory(self, num_images: int) -> UInt8Array:
         """uint8 (num_images, S, S, 3), page-locked: the GPU fetches a batch itself."""
-        use_gpu(self._gpu)
-        self._batches.append(
-            PinnedArray((num_images, self.image_size, self.image_size, 3), np.uint8)
-        )
-        images: UInt8Array = self._batches[-1].array
-        return images
+        return self._pinned.new(num_images)
 
     def close(self) -> None:
         """Free everything on the GPU, each before what it refers to."""
@@ -112,10 +108,8 @@ class TensorRTRunner(Runner):
             graph.close()
         self._recorded.clear()
         del self._context
-        for memory in (self._images, self._logits, self._activations):
+        for memory in (self._images, self._logits, self._activations, self._answers, self._pinned):
             memory.close()
-        for pinned in (self._answers, *self._batches):
-            pinned.close()
         self._stream.close()
         del self._engine, self._runtime
 
