@@ -27,6 +27,7 @@ from serve.open_inference import SERVICE as OPEN_INFERENCE
 from serve.open_inference import OpenInference
 from serve.options import ServeOptions
 from serve.reload import Reloader
+from serve.scheduling import wait_for_a_turn
 from serve.served import Opened, ServedModel, open_model, start_model
 from serve.servicer import Classifier
 from serve.tls import Tls
@@ -44,6 +45,7 @@ def serve(bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server]
     `on_ready` is called once requests are answered.
     """
     keep_few_arenas()
+    wait_for_a_turn()
     stopped_by = asyncio.run(_serve(bundle_path, options, on_ready))
     return 130 if stopped_by == signal.SIGINT else 0
 

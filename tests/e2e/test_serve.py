@@ -91,6 +91,11 @@ def test_the_ready_line_names_what_is_served(server, bundle_path):
     assert f"{what} selftest=passed max_batch=8" in server.ready_line
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux only")
+def test_its_threads_do_not_interrupt_those_that_run(server):
+    assert os.sched_getscheduler(server.popen.pid) == os.SCHED_BATCH  # its threads inherit it
+
+
 def test_with_json_the_ready_line_is_an_object_on_stdout(bundle_path):
     command = [sys.executable, "-m", "irv2", "serve", str(bundle_path), "--listen", LOOPBACK]
     pipe = subprocess.PIPE
