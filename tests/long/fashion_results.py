@@ -173,6 +173,7 @@ def collect(out: Path) -> Iterator[dict[str, object]]:
     """A row per experiment that has runs."""
     for name, experiment in EXPERIMENTS.items():
         runs = [out / f"{name}-seed{seed}" for seed in experiment.seeds]
+        runs = [run for run in runs if minutes_path(run).exists()]  # others are under way
         found = [(run, summary(run)) for run in runs if summary(run)]
         if found:
             keys = sorted({key for _, errors in found for key in errors} - {"epochs", "n"})

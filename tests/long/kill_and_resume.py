@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +36,7 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-
 RANDOM_S = (3.0, 9.0)  # after the start, which itself takes about four
 PATIENCE_S = 120.0
 LOOK_EVERY_S = 0.003
+STOP_S = 1.0
 PLACES = ("save", "evaluation", "steps")  # steps: after the first, before the last of an epoch
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # equal bits need a fixed number of threads
 
@@ -106,14 +108,25 @@ class Victim:
         return place
 
     def _stop(self) -> None:
-        """Returns when every thread stands still: the signal alone does not wait for that."""
-        self._signal(signal.SIGSTOP)
-        while not all(
-            stat.read_text().rpartition(")")[2].split()[0] in "TZX"
-            for leader in self._leaders()
-            for stat in Path(f"/proc/{leader}/task").glob("*/stat")
-        ):
-            time.sleep(0.001)
+        """Returns when every thread stands still: the signal alone does not wait for that.
+
+        A process that was stopped between fork and exec keeps its parent from stopping: then both
+        go on for a moment.
+        """
+        while True:
+            self._signal(signal.SIGSTOP)
+            until = time.monotonic() + STOP_S
+            while time.monotonic() < until:
+                if all(state in "TZX" for state in self._thread_states()):
+                    return
+                time.sleep(0.001)
+            self._signal(signal.SIGCONT)
+            time.sleep(LOOK_EVERY_S)
+
+    def _thread_states(self) -> Iterator[str]:
+        for leader in self._leaders():
+            for stat in Path(f"/proc/{leader}/task").glob("*/stat"):
+                yield stat.read_text().rpartition(")")[2].split()[0]
 
     def _signal(self, number: int) -> None:
         for leader in self._leaders():
