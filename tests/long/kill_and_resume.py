@@ -49,7 +49,7 @@ class Way:
     launcher: list[str]
     options: list[str]
 
-    def command(self, data: Path, out: Path, num_epochs: int = 40) -> list[str]:
+    def command(self, data: Path, out: Path, num_epochs: int = 80) -> list[str]:
         """A small network, saved after every step; by default long enough for 20 kills."""
         return [
             sys.executable, "-m", *self.launcher, "irv2", "train", "--setting", "2",
