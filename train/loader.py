@@ -5,8 +5,9 @@ epoch, image), so that a run resumes anywhere with the same batches, whatever th
 """
 
 import logging
+import multiprocessing
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from irv2.dataset import BadImages, ImageFolder
 from irv2.decode import decode
-from irv2.errors import DataError, ImageError
+from irv2.errors import DataError, EngineError, ImageError
 from irv2.evaluate import BAD_IMAGE_WAY_OUT, FILE_LIMITS
 from irv2.preprocess import resize_and_crop
 from irv2.types import FloatArray, UInt8Array
@@ -27,6 +28,9 @@ from train.settings import Recipe
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+# In what the loader says where a worker was killed, or found no shared memory for its batch.
+LOST_WORKER = ("exited unexpectedly", "is killed by signal", "shared memory", "/torch_")
 
 
 class Batch(NamedTuple):
@@ -131,8 +135,9 @@ def load_epoch(
     """This rank's share of the batches of `epoch` from number `start` on, each with its number.
 
     `workers` processes decode; 0 decodes here. Raises ImageError for an unreadable image unless
-    `bad_images` is skip. A share with fewer than two images left is passed over in a lone process;
-    among several it comes as a batch of none, so that all ranks see the same numbers.
+    `bad_images` is skip, and EngineError where a worker is lost. A share with fewer than two
+    images left is passed over in a lone process; among several it comes as a batch of none, so
+    that all ranks see the same numbers.
 
     Whoever stops before the end closes it: while it is referred to, as an error's traceback does,
     the workers stay, and a process waits for them when it ends.
@@ -149,7 +154,7 @@ def load_epoch(
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # else the loader draws from the run's own random state
     )
-    for number, (batch, errors) in enumerate(loader, start):
+    for number, (batch, errors) in enumerate(_sent(loader), start):
         for error in errors:
             if bad_images == "error":
                 raise error
@@ -158,6 +163,25 @@ def load_epoch(
             logger.warning("left out: the one image that remains of batch %d", number)
         if len(batch.labels) or world_size > 1:
             yield number, batch
+
+
+def _sent(loader: Iterable[T]) -> Iterator[T]:
+    """What the workers send. Raises EngineError where one is lost, and ends the others.
+
+    These ignore SIGTERM, and this process would wait for them when it ends.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        text = str(error)
+        if not any(sign in text for sign in LOST_WORKER):
+            raise
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise EngineError(
+            "a decoding process", f"was lost ({text.strip().splitlines()[-1]})",
+            "memory for each, and room in /dev/shm", "lower --workers",
+        ) from error  # fmt: skip
 
 
 def _as_it_is(batch: T) -> T:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
-from irv2.errors import DataError, ImageError
+from irv2.errors import DataError, EngineError, ImageError, Irv2Error
 from irv2.evaluate import Ledger, Reading, classify_part, share
 from irv2.model import InceptionResNetV2
 from irv2.progress import Progress
@@ -90,8 +90,9 @@ class Trainer:
     def train(self) -> None:
         """Train to the last epoch. A signal saves and then raises KeyboardInterrupt or Terminated.
 
-        Raises ImageError for an unreadable image, after saving, and DivergenceError where the loss
-        is not finite or nothing is learnt; the last checkpoint stays.
+        Raises, after saving, ImageError for an unreadable image and EngineError for a lost worker.
+        Raises DivergenceError where the loss is not finite or nothing is learnt, and EngineError
+        where a step can't be computed; the last checkpoint stays.
         """
         try:
             with self._interrupt, self._saver:
@@ -141,27 +142,29 @@ class Trainer:
                 bar.advance(num_images, **(self._shown() if is_shown else {}))
                 self._guard.check_step(self._step, totals)
                 self._after_step()
+        if not self._totals[3]:
+            self._processes.fail(_none_readable(self._train_set))
         self._batch = last
 
     def _next(self, batches: Iterator[tuple[int, Batch]]) -> tuple[int, Batch, int] | None:
         """The next batch with its number and its images in all processes; None after the last.
 
-        An unreadable image in any process ends all, once the state is saved.
+        An unreadable image or a lost worker in any process ends all, once the state is saved.
         """
-        asked, unreadable, num_images = time.monotonic(), None, 0
+        asked, failure, num_images = time.monotonic(), None, 0
         try:
             number, batch = next(batches)
             num_images = len(batch.labels)
         except StopIteration:
             return None
-        except ImageError as error:
-            unreadable = error
+        except (ImageError, EngineError) as error:
+            failure = error
         self._waited_s += time.monotonic() - asked
-        num_images, num_unreadable = self._processes.totals(num_images, int(bool(unreadable)))
-        if num_unreadable:
+        num_images, num_failures = self._processes.totals(num_images, int(bool(failure)))
+        if num_failures:
             self._save()
             self._wait_for_save()
-            raise unreadable or SystemExit(ImageError.exit_code)
+            raise failure or SystemExit(Irv2Error.exit_code)
         return number, batch, num_images
 
     def _shown(self) -> dict[str, str]:
@@ -270,7 +273,7 @@ class Trainer:
             counts = [self._processes.sum(_wrong(ledger)).tolist() for ledger in ledgers]
         num = counts[0][0]
         if not num:
-            raise DataError(self._val_set.root, "no image could be read", "at least one")
+            self._processes.fail(_none_readable(self._val_set))
         errors: dict[str, float] = {}
         for name, (_, top1, top5) in zip(candidates, counts, strict=True):
             errors[f"{name}val_top1_error"] = 100 * top1 / num
@@ -290,6 +293,10 @@ class Trainer:
             len(str(self._recipe.epochs)), self._epoch, self._recipe.epochs, row["learning_rate"],
             shown, row["images_per_s"], row["data_wait_percent"], left,
         )  # fmt: skip
+
+
+def _none_readable(images: ImageFolder) -> DataError:
+    return DataError(images.root, "no image could be read", "at least one")
 
 
 def _wrong(ledger: Ledger) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 from irv2.bundle import write_atomically
 from irv2.checkpoint import Checkpoint
-from irv2.errors import DataError, UsageError
+from irv2.errors import CheckpointError, DataError, UsageError
 from irv2.files import full_disk_named, try_lock
 from train.curves import METRICS, draw_curves, read_metrics
 from train.settings import RECIPE_DEFAULTS
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 LEFT_OVER = ".*.tmp"  # of write_atomically in a process that was killed
 CURVES = "curves.png"
+ANEW = "put it back, or begin anew: --out NEW --init-from {best}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,21 @@ class Run:
         """The average of the weights with the lowest top-1 error so far."""
         return self.path / "best-ema.pt"
 
+    @property
+    def initial_sha256(self) -> str | None:
+        """Of the checkpoint that a run here began with; None where none has begun or it had none.
+
+        Raises DataError where config.json is no run's.
+        """
+        if not (self._has_begun and self._config_path.is_file()):
+            return None
+        sha256: str | None = self._found_config()["recipe"].get("init_sha256")
+        return sha256
+
+    @property
+    def _has_begun(self) -> bool:
+        return self.last.is_file() or (self.path / METRICS).is_file()
+
     def check(self, must_exist: bool) -> None:
         """Whether a run with this config may begin or go on here; writes nothing.
 
@@ -63,7 +79,8 @@ class Run:
         if must_exist and not self.last.is_file():
             raise UsageError("--resume", f"no {self.last}", "a run to resume", "leave out --resume")
         if self._config_path.is_file():
-            self._check_same()
+            if self._has_begun:  # a start that failed before that binds nobody
+                self._check_same()
         elif self.path.is_dir() and any(not _is_ours(path.name) for path in self.path.iterdir()):
             raise UsageError(self.path, "holds other files", "a new folder or a run", "pass --out")
 
@@ -87,13 +104,19 @@ class Run:
     def start(self) -> Checkpoint | None:
         """Enter the config where it is a new run; the checkpoint to resume from, if there is one.
 
-        For the holder of the lock. Raises UsageError where another run has begun meanwhile.
+        For the holder of the lock. Raises UsageError where another run has begun meanwhile, or
+        where only the checkpoint is missing, and CheckpointError where that is not this run's.
         """
-        if self._config_path.is_file():
-            self._check_same()
-        else:
+        if not self._has_begun:
             _write(self._config_path, json.dumps(self.config, indent=2) + "\n")
-        return Checkpoint.load(self.last) if self.last.is_file() else None
+            return None
+        self._check_same()
+        if not self.last.is_file():
+            got = f"{len(self.metrics())} finished epochs, but no {self.last.name}"
+            raise UsageError(self.path, got, "both", ANEW.format(best=self.best))
+        checkpoint = self._load_last()
+        self._go_back_to(checkpoint.step)
+        return checkpoint
 
     def metrics(self) -> list[dict[str, float]]:
         """One row per finished epoch."""
@@ -110,9 +133,36 @@ class Run:
             if kind in candidates and all(row[name] < other[name] for other in rows):
                 replace(candidates[kind], metrics=row).save(path)
         rows.append(row)
+        self._write_metrics(rows)
+        self._show(rows)
+
+    def _load_last(self) -> Checkpoint:
+        way_out = ANEW.format(best=self.best)
+        try:
+            checkpoint = Checkpoint.load(self.last)
+        except CheckpointError as error:
+            raise CheckpointError(error.what, error.got, error.expected, way_out) from error
+        recipe = {**RECIPE_DEFAULTS, **checkpoint.recipe}
+        if not checkpoint.training or _differing(self.config["recipe"], recipe):
+            raise CheckpointError(
+                self.last, "a checkpoint of something else", "the one that this run wrote", way_out
+            )
+        return checkpoint
+
+    def _go_back_to(self, step: int) -> None:
+        """Forget the epochs that ended after `step`, where an older checkpoint was put back."""
+        rows = self.metrics()
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            logger.warning(
+                "%s is older than %s: epochs after step %d are trained again",
+                self.last, METRICS, step,
+            )  # fmt: skip
+            self._write_metrics(kept)
+
+    def _write_metrics(self, rows: list[dict[str, float]]) -> None:
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         _write(self.path / METRICS, text)
-        self._show(rows)
 
     def _show(self, rows: list[dict[str, float]]) -> None:
         """Draw the curves and write the last row's scalars: what fails is tried after the next."""
@@ -130,12 +180,7 @@ class Run:
     def _check_same(self) -> None:
         found = self._found_config()
         for part, what in (("recipe", "another recipe"), ("data", "other images")):
-            mine, theirs = self.config[part], found[part]
-            differing = [
-                f"{key} {theirs[key]} there and {value} here"
-                for key, value in mine.items()
-                if key in theirs and theirs[key] != value
-            ]
+            differing = _differing(self.config[part], found[part])
             if differing:
                 raise UsageError(
                     self.path, f"holds a run with {what}: {', '.join(differing)}",
@@ -152,6 +197,14 @@ class Run:
             return {**found, "recipe": recipe, "data": dict(found["data"])}
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(path, repr(error), "the configuration of a run") from error
+
+
+def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} {theirs[key]} there and {value} here"
+        for key, value in mine.items()
+        if key in theirs and theirs[key] != value
+    ]
 
 
 def _write(path: Path, text: str) -> None:

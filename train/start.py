@@ -14,7 +14,7 @@ import torch
 from irv2 import __version__
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder, open_split
-from irv2.errors import ImageError, UsageError
+from irv2.errors import EngineError, ImageError, UsageError
 from irv2.machine import num_cores
 from irv2.model import inception_resnet_v2
 from irv2.options import Terminated
@@ -81,7 +81,8 @@ def train(request: Request) -> dict[str, Any] | None:
         else:
             processes.from_first(lambda: held.enter_context(run.locked()))
             checkpoint = processes.from_first(run.start)
-            model = initial_model(recipe, train_set.classes, request.init_from)
+            init_from = request.init_from if checkpoint is None else None
+            model = initial_model(recipe, train_set.classes, init_from)
             trainer = Trainer(run, recipe, data, model, machine, processes)
             _train(trainer, run, checkpoint, request, processes)
         return _result(run) if processes.is_first else None
@@ -96,7 +97,8 @@ def _train(
         logger.info("resuming %s after step %d", run.last, checkpoint.step)
     try:
         trainer.train()
-    except (KeyboardInterrupt, Terminated, ImageError, SystemExit):  # the last: of another process
+    except (KeyboardInterrupt, Terminated, ImageError, EngineError, SystemExit):
+        # the last: another process has failed
         if processes.is_first and run.last.is_file():
             option = "" if request.resume else " --resume"
             logger.warning("saved %s; resume with: %s%s", run.last, request.command, option)
@@ -133,7 +135,9 @@ def resolve_recipe(
     group = overrides.get("bn_group", base.bn_group)
     overrides.setdefault("batch_size", max(base.batch_size, group * num_processes))
     if request.init_from is not None:
-        overrides["init_sha256"] = fingerprint(request.init_from)
+        # Once begun, a run needs the file no more.
+        begun = None if request.init_from.exists() else Run(request.out, {}).initial_sha256
+        overrides["init_sha256"] = begun or fingerprint(request.init_from)
     return dataclasses.replace(base, **overrides)
 
 

@@ -8,7 +8,7 @@ micro-batch or process the weights are the same bit for bit.
 import dataclasses
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from irv2.checkpoint import Checkpoint
-from irv2.errors import UsageError
+from irv2.errors import EngineError, UsageError
 from irv2.model import InceptionResNetV2
 from irv2.runners.torch import use_full_float32
 from train.augment import apply_color
@@ -111,9 +111,14 @@ class Learner:
         """Step `number` of the run over this process's share of a batch of `num_images`.
 
         Returns, over all processes: summed loss, images wrong in top 1 and in top 5, images.
+        Raises EngineError where memory or, with `compile`, a compiler is missing.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.learning_rate_at(number)
+        with _failures_named():
+            return self._step(number, batch, num_images)
+
+    def _step(self, number: int, batch: Batch, num_images: int) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros(4, dtype=torch.float64, device=self._device)
         batch = Batch(*(part.to(self._device, non_blocking=True) for part in batch))
@@ -192,6 +197,25 @@ class Learner:
             self._scaler.load_state_dict(checkpoint.training["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint.training["ema"])
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """Around a step: those that the machine is to blame for, as EngineError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise EngineError(
+                "--compile", reason, "a compiler that works (g++, Triton)", "leave out --compile"
+            ) from error
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise EngineError(
+                "memory", reason, "room for the images of a step",
+                "pass --micro-batch or --checkpoint-activations",
+            ) from error  # fmt: skip
+        raise
 
 
 def _configure_torch(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import resource
 import shlex
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,60 @@ def test_a_truncated_image_stops_the_run_after_saving_and_once_mended_it_goes_on
     victim.write_bytes(whole)
     assert train(images, out).returncode == 0
     assert_same_run(out, finished)
+
+
+def test_a_killed_worker_ends_the_run_after_saving(data, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(data, out, "--epochs", "500", "--workers", "2"), stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT,
+    )  # fmt: skip
+    wait_for(out / "metrics.jsonl", process)
+    until = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until:
+        kill_a_child(process.pid)
+        time.sleep(0.02)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
+    [line] = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: a decoding process: was lost (")
+    assert f"saved {out}/last.pt; resume with: irv2-train" in stderr
+    assert "Traceback" not in stderr
+    assert Checkpoint.load(out / "last.pt").step > 0
+
+
+def kill_a_child(pid: int) -> None:
+    """What the kernel does where memory is short."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    with suppress(FileNotFoundError, ProcessLookupError):  # each may have just ended
+        for child in children.read_text().split()[:1]:
+            os.kill(int(child), signal.SIGKILL)
+
+
+def test_a_run_needs_what_it_began_with_only_once(data, finished, tmp_path):
+    begin_with, out = tmp_path / "old.pt", tmp_path / "run"
+    shutil.copy(finished / "best.pt", begin_with)
+    more = ("--init-from", str(begin_with), "--epochs", "1")
+    assert train(data, out, *more).returncode == 0
+    (out / "metrics.jsonl").unlink()  # as killed before the evaluation's end
+    begin_with.unlink()
+    result = train(data, out, *more)
+    assert result.returncode == 0, result.stderr
+    new = train(data, tmp_path / "new", *more)
+    assert new.returncode == 2
+    assert f"error: {begin_with}: no such file" in new.stderr
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_of_which_no_image_can_be_read_is_one_line(data, tmp_path, split):
+    images = tmp_path / "data"
+    shutil.copytree(data, images)
+    for path in (images / split).rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:2000])
+    result = train(images, tmp_path / "run", "--bad-images", "skip")
+    assert result.returncode == 2
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert line == f"error: {images / split}: no image could be read; expected at least one"
 
 
 def test_a_full_disk_stops_the_run_with_one_line_and_leaves_the_last_save(data, finished, tmp_path):

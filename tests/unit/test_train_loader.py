@@ -1,4 +1,5 @@
 import dataclasses
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from PIL import Image
 
 from irv2.dataset import ImageFolder, open_split
-from irv2.errors import DataError, ImageError
+from irv2.errors import DataError, EngineError, ImageError
 from irv2.shard_writer import write_shards
 from train.batch_norm import split_groups
 from train.loader import Batch, batch_indices, load_epoch, num_batches, share
@@ -165,3 +166,18 @@ def test_a_truncated_image_stops_with_its_name_or_is_left_out(folder, workers, c
     batches = load(folder, workers=workers, bad_images="skip")
     assert sum(len(batch.labels) for _, batch in batches) == 19
     assert "cat/3.jpg" in caplog.text
+
+
+def test_a_lost_worker_is_one_line_and_ends_the_others(folder):
+    before = multiprocessing.active_children()
+    batches = load_epoch(
+        folder, RECIPE, 1, start=0, workers=2, bad_images="error", device=torch.device("cpu")
+    )
+    next(batches)
+    victim, other = [w for w in multiprocessing.active_children() if w not in before]
+    victim.kill()
+    victim.join()
+    with pytest.raises(EngineError, match=r"a decoding process: was lost .*lower --workers"):
+        list(batches)
+    other.join(timeout=20)
+    assert not other.is_alive()

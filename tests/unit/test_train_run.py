@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from irv2.errors import DataError, UsageError
+from irv2.checkpoint import Checkpoint
+from irv2.errors import CheckpointError, DataError, UsageError
+from irv2.model import inception_resnet_v2
 from train.run import Run
 from train.settings import SETTINGS
 
@@ -22,11 +24,22 @@ def run_in(path: Path, data: dict[str, object] = DATA, **recipe: object) -> Run:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Path:
-    """A folder in which a run has begun."""
+    """A folder in which a run has begun, with a checkpoint of its step 10."""
     run = run_in(tmp_path / "run")
     with run.locked():
         run.start()
+    checkpoint(run).save(run.last)
     return run.path
+
+
+def checkpoint(run: Run, step: int = 10, **other: object) -> Checkpoint:
+    model = inception_resnet_v2(2, (1, 1, 1), 0.1)
+    fields: dict[str, object] = {
+        "model": model.config, "state_dict": model.state_dict(), "classes": ["cat", "dog"],
+        "preprocess": SETTINGS["2"].preprocess, "setting": "2", "epoch": 1, "step": step,
+        "recipe": run.config["recipe"], "training": {"epoch": 1},
+    }  # fmt: skip
+    return Checkpoint(**{**fields, **other})
 
 
 def begin_older_run(path: Path, **recipe: object) -> None:
@@ -36,11 +49,55 @@ def begin_older_run(path: Path, **recipe: object) -> None:
     del fields["dropout"]
     data = {key: value for key, value in DATA.items() if key != "labels_sha256"}
     (path / "config.json").write_text(json.dumps({"recipe": fields, "data": data}))
+    (path / "last.pt").touch()
 
 
 def test_the_same_run_may_go_on_whatever_the_machine(begun):
     run_in(begun).check(must_exist=False)
     Run(begun, {**run_in(begun).config, "machine": {"workers": 3}}).check(must_exist=False)
+
+
+def test_a_start_that_failed_before_its_first_save_binds_nobody(tmp_path):
+    first, second = run_in(tmp_path / "run"), run_in(tmp_path / "run", width=0.2)
+    for run in (first, second):
+        run.check(must_exist=False)
+        with run.locked():
+            assert run.start() is None
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == second.config
+
+
+def test_epochs_after_an_older_checkpoint_are_trained_again(begun, caplog):
+    run = run_in(begun)
+    for epoch in (1, 2, 3):
+        run.finish_epoch(row(epoch), {})
+    assert run.start().step == 10
+    assert run.metrics() == [row(1), row(2)]  # the third ended at step 12
+    assert "epochs after step 10 are trained again" in caplog.text
+
+
+def test_finished_epochs_without_a_checkpoint_do_not_begin_anew(begun):
+    run = run_in(begun)
+    run.finish_epoch(row(1), {})
+    run.last.unlink()
+    with pytest.raises(UsageError, match=r"1 finished epochs, but no last\.pt.* --init-from "):
+        run.start()
+
+
+@pytest.mark.parametrize(
+    "other", [{"training": {}}, {"recipe": SETTINGS["1"].to_json()}], ids=["best.pt", "another run"]
+)
+def test_a_checkpoint_that_this_run_did_not_write_is_refused(begun, other):
+    run = run_in(begun)
+    checkpoint(run, **other).save(run.last)
+    with pytest.raises(CheckpointError, match=r"something else; .* --out NEW --init-from"):
+        run.start()
+
+
+def test_the_way_out_of_a_damaged_checkpoint_is_a_new_run(begun):
+    run = run_in(begun)
+    run.last.write_bytes(run.last.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"--out NEW --init-from .*best\.pt"):
+        run.start()
 
 
 def test_a_run_of_an_older_version_may_go_on(tmp_path):
@@ -112,8 +169,8 @@ def test_a_disk_that_knows_no_locks_is_named_and_used(tmp_path, monkeypatch, cap
 
 
 def row(epoch: int) -> dict[str, float]:
-    return {"epoch": epoch, "train_top1_error": 1.0, "train_top5_error": 0.0,
-            "val_top1_error": 1.0, "val_top5_error": 0.0}  # fmt: skip
+    return {"epoch": epoch, "step": 4 * epoch, "train_top1_error": 1.0,
+            "train_top5_error": 0.0, "val_top1_error": 1.0, "val_top5_error": 0.0}  # fmt: skip
 
 
 def test_curves_that_can_not_be_drawn_are_named_and_drawn_after_the_next_epoch(tmp_path, caplog):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from irv2.errors import UsageError
+from irv2.errors import EngineError, UsageError
 from irv2.model import InceptionResNetV2, inception_resnet_v2
 from train.augment import apply_color
 from train.ema import Ema
@@ -200,3 +200,10 @@ def test_a_state_with_a_number_that_is_none_is_noticed(damaged):
 def test_a_batch_that_does_not_split_over_the_processes_is_refused():
     with pytest.raises(UsageError, match="8 images on 3 processes; expected a multiple of 12"):
         Computation().check(RECIPE, Processes(rank=0, size=3, local_rank=0, local_size=3))
+
+
+def test_a_step_without_memory_is_one_line(monkeypatch):
+    mine = learner()
+    monkeypatch.setattr(mine, "_forward", lambda images: torch.empty(2**60))
+    with pytest.raises(EngineError, match=r"memory: .*can't allocate.*--micro-batch"):
+        mine.step(1, batch(), 8)
