@@ -45,7 +45,8 @@ def refusal_from(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcErr
         pause_s = retry_after_s(error)
         return MessageTooLarge(name, text) if pause_s is None else Overloaded(name, text, pause_s)
     if code is _CODES.UNAUTHENTICATED:
-        return RequestError(name, f"takes no request without a token ({text})", way_out="pass one")
+        got = f"takes no request without a valid token ({text})"
+        return RequestError(name, got, way_out="pass one of its --token-file")
     if code is _CODES.INVALID_ARGUMENT:
         return InvalidRequest(name, text)
     if code is _CODES.UNIMPLEMENTED:
