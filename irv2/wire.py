@@ -26,7 +26,8 @@ from irv2.v1 import classifier_pb2
 ImageSource = str | Path | bytes | UInt8Array
 
 IMAGES_PER_REQUEST = 32  # more gain nothing and make a retry dearer
-MESSAGE_OVERHEAD_BYTES = 64 * 1024  # framing of the images, id, top_k
+# What protobuf adds: up to 30 bytes to each image (tags, lengths, height, width), 6 for top_k.
+IMAGE_OVERHEAD_BYTES, REQUEST_OVERHEAD_BYTES = 32, 16
 _CODES = grpc.StatusCode
 
 
@@ -59,11 +60,11 @@ def split_into_requests(
 ) -> Iterator[list[ImageSource]]:  # fmt: skip
     """Images in order, so many together as the server's limits allow."""
     most_images = images_per_request(limits)
-    most_bytes = limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES
+    most_bytes = limits.max_message_bytes - REQUEST_OVERHEAD_BYTES
     request: list[ImageSource] = []
     num_bytes = 0
     for image in images:
-        size = _num_bytes(image)
+        size = _num_bytes(image) + IMAGE_OVERHEAD_BYTES
         if request and (len(request) == most_images or num_bytes + size > most_bytes):
             yield request
             request, num_bytes = [], 0
@@ -76,6 +77,11 @@ def split_into_requests(
 def images_per_request(limits: classifier_pb2.Limits) -> int:
     """How many images a request holds where their bytes allow it."""
     return min(limits.max_images, IMAGES_PER_REQUEST)
+
+
+def bytes_per_image(limits: classifier_pb2.Limits) -> int:
+    """How large an image may be that has a request to itself."""
+    return max(0, limits.max_message_bytes - REQUEST_OVERHEAD_BYTES - IMAGE_OVERHEAD_BYTES)
 
 
 def _num_bytes(image: ImageSource) -> int:
