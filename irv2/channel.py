@@ -1,6 +1,7 @@
 """The connection to one server, or to several that take turns: round robin, TLS, a token."""
 
 import json
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,8 +75,8 @@ def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
 
 def _target(names: list[str]) -> str:
     """gRPC's name for the addresses; a list has to be resolved here, it takes no host names."""
-    if not names or not all(name.rpartition(":")[2].isdecimal() for name in names):
-        raise UsageError("address", repr(", ".join(names)), "HOST:PORT")
+    if not names or not all(map(_has_port, names)):
+        raise UsageError("address", repr(", ".join(names)), "HOST:PORT, the port from 1 to 65535")
     if len(names) == 1:
         return names[0]
     found = list(chain.from_iterable(map(_resolve, names)))
@@ -87,14 +88,20 @@ def _target(names: list[str]) -> str:
     )
 
 
+def _has_port(name: str) -> bool:
+    """Checked here, since gRPC takes larger ones modulo 65536."""
+    match = re.fullmatch(r".*:([0-9]{1,5})", name)
+    return match is not None and 1 <= int(match[1]) <= 65535
+
+
 def _resolve(name: str) -> list[tuple[IPv4Address | IPv6Address, str]]:
     """A host's IPv4 addresses, or its IPv6 ones where it has no other: one server, one share."""
     host, port = _host_and_port(name)
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             found = socket.getaddrinfo(host, int(port), family, socket.SOCK_STREAM)
-        except OSError as error:
-            reason = error.strerror
+        except (OSError, UnicodeError) as error:  # a..b is no name that could be looked up
+            reason = getattr(error, "strerror", error)
         else:
             return [(ip_address(address[4][0]), port) for address in found]
     raise NotServing(name, f"unknown host ({reason})")
