@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -34,7 +35,7 @@ class Tls:
             raise UsageError("TLS", "a certificate without its key, or a key alone", "both or none")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Raises UsageError where a file can't be read."""
+        """Raises UsageError where a file can't be read or does not hold what it should."""
         try:
             ca, key, certificate = (
                 path.read_bytes() if path else None
@@ -42,7 +43,23 @@ class Tls:
             )
         except OSError as error:
             raise UsageError(error.filename, error.strerror or "can't be read", "PEM") from error
+        self._check()
         return grpc.ssl_channel_credentials(ca, key, certificate)
+
+    def _check(self) -> None:
+        """gRPC would notice only at a handshake, and not say which file it is."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if self.ca:
+                context.load_verify_locations(self.ca)
+        except ssl.SSLError as error:
+            raise UsageError(self.ca, f"no certificates ({error.reason})", "PEM") from error
+        try:
+            if self.certificate:  # gRPC takes no password
+                context.load_cert_chain(self.certificate, self.key, password="")
+        except ssl.SSLError as error:
+            got = f"no certificate with its key ({error.reason or error})"
+            raise UsageError(self.certificate, got, "PEM files that belong together") from error
 
 
 def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:

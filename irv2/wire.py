@@ -35,9 +35,7 @@ def refusal_from(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcErr
     """The one place where the server's status codes become our errors."""
     code, text = error.code(), error.details()
     if code is _CODES.UNAVAILABLE:
-        way_out = "start one with `irv2-serve BUNDLE --listen HOST:PORT`, or wait for it"
-        reason = text.rpartition(": ")[2]  # gRPC tells the whole story, the cause is last
-        return NotServing(name, f"no server answers ({reason})", way_out=way_out)
+        return _no_answer(text, name)
     if code is _CODES.CANCELLED:  # not by us: gRPC sheds calls before the server looks at them
         return NotServing(name, "turned the call away unseen", way_out="ask with fewer at a time")
     if code is _CODES.DEADLINE_EXCEEDED:
@@ -53,6 +51,17 @@ def refusal_from(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcErr
     if code is _CODES.UNIMPLEMENTED:
         return RequestError(name, "serves no irv2.v1.Classifier", "an irv2 server")
     return RequestError(name, f"{code.name} {text}")
+
+
+def _no_answer(text: str, name: str) -> NotServing:
+    """gRPC's `text` tells a story; the cause is at its end, or what OpenSSL says up to ": OK"."""
+    _, is_openssl, reason = text.removesuffix(": OK").partition("OPENSSL_internal:")
+    if not is_openssl:
+        reason = text.rpartition(": ")[2]
+    way_out = "start one with `irv2-serve BUNDLE --listen HOST:PORT`, or wait for it"
+    if reason == "Socket closed":
+        way_out += ", or, if it speaks TLS, pass --tls-ca (and --tls-cert where it asks for one)"
+    return NotServing(name, f"no server answers ({reason})", way_out=way_out)
 
 
 def split_into_requests(

@@ -1,8 +1,15 @@
 """Addresses and TLS files of a client, checked before anything is sent."""
 
 import pytest
+from certificates import issue
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
-from irv2.channel import open_channel
+from irv2.channel import Tls, open_channel
 from irv2.errors import NotServing, UsageError
 
 
@@ -28,3 +35,25 @@ def test_no_address_is_wrong_usage():
 def test_an_unknown_host_of_a_list_is_named(host):
     with pytest.raises(NotServing, match=rf"^{host}:8500: unknown host \(.+\)"):
         open_channel(["127.0.0.1:8500", f"{host}:8500"], None)
+
+
+@pytest.mark.parametrize("content", ["", "junk\n", "KEY"])
+def test_a_ca_file_without_a_certificate_is_named_at_the_start(tmp_path, content):
+    issued = issue(tmp_path)
+    issued.ca.write_text(content.replace("KEY", issued.key.read_text()))
+    with pytest.raises(UsageError, match=rf"^{issued.ca}: no certificates \(.+\); expected PEM"):
+        open_channel(["127.0.0.1:8500"], Tls(ca=issued.ca))
+
+
+@pytest.mark.parametrize("damage", ["junk", "another key", "encrypted"])
+def test_a_certificate_without_its_key_is_named_at_the_start(tmp_path, damage):
+    issued, other = issue(tmp_path / "ours"), issue(tmp_path / "other")
+    key = load_pem_private_key(issued.key.read_bytes(), None)
+    secret = BestAvailableEncryption(b"secret")
+    issued.key.write_bytes({
+        "junk": b"junk",
+        "another key": other.key.read_bytes(),
+        "encrypted": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secret),
+    }[damage])  # fmt: skip
+    with pytest.raises(UsageError, match=rf"^{issued.certificate}: no certificate with its key"):
+        open_channel(["127.0.0.1:8500"], Tls(certificate=issued.certificate, key=issued.key))

@@ -43,8 +43,8 @@ def ask(site: Site, timeout_s: float = 10, **how):
     return asyncio.to_thread(classify)
 
 
-async def assert_not_served(site: Site, **how) -> None:
-    with pytest.raises(NotServing, match="no server answers"):
+async def assert_not_served(site: Site, reason: str = "", **how) -> None:
+    with pytest.raises(NotServing, match=rf"no server answers \({reason}"):
         await ask(site, timeout_s=0.3, **how)
 
 
@@ -57,10 +57,17 @@ def test_only_those_who_trust_the_certificate_are_answered(bundle, tmp_path):
 
     async def scenario(site):
         assert await ask(site, tls=Tls(ca=issued.ca))
-        await assert_not_served(site)
-        await assert_not_served(site, tls=Tls(ca=stranger.ca))
+        await assert_not_served(site, r"Socket closed\).* if it speaks TLS, pass --tls-ca")
+        await assert_not_served(site, "CERTIFICATE_VERIFY_FAILED", tls=Tls(ca=stranger.ca))
 
     scenario_with(bundle, scenario, tls=files_of(issued))
+
+
+def test_a_client_that_encrypts_is_told_that_the_server_does_not(bundle, tmp_path):
+    async def scenario(site):
+        await assert_not_served(site, "WRONG_VERSION_NUMBER", tls=Tls(ca=issue(tmp_path).ca))
+
+    scenario_with(bundle, scenario)
 
 
 def test_with_a_client_ca_a_client_needs_a_certificate_of_it(bundle, tmp_path):
