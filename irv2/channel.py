@@ -1,7 +1,9 @@
 """The connection to one server, or to several that take turns: round robin, TLS, a token."""
 
 import json
+import re
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -33,7 +35,7 @@ class Tls:
             raise UsageError("TLS", "a certificate without its key, or a key alone", "both or none")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Raises UsageError where a file can't be read."""
+        """Raises UsageError where a file can't be read or does not hold what it should."""
         try:
             ca, key, certificate = (
                 path.read_bytes() if path else None
@@ -41,7 +43,23 @@ class Tls:
             )
         except OSError as error:
             raise UsageError(error.filename, error.strerror or "can't be read", "PEM") from error
+        self._check()
         return grpc.ssl_channel_credentials(ca, key, certificate)
+
+    def _check(self) -> None:
+        """gRPC would notice only at a handshake, and not say which file it is."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if self.ca:
+                context.load_verify_locations(self.ca)
+        except ssl.SSLError as error:
+            raise UsageError(self.ca, f"no certificates ({error.reason})", "PEM") from error
+        try:
+            if self.certificate:  # gRPC takes no password
+                context.load_cert_chain(self.certificate, self.key, password="")
+        except ssl.SSLError as error:
+            got = f"no certificate with its key ({error.reason or error})"
+            raise UsageError(self.certificate, got, "PEM files that belong together") from error
 
 
 def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
@@ -74,8 +92,8 @@ def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
 
 def _target(names: list[str]) -> str:
     """gRPC's name for the addresses; a list has to be resolved here, it takes no host names."""
-    if not names or not all(name.rpartition(":")[2].isdecimal() for name in names):
-        raise UsageError("address", repr(", ".join(names)), "HOST:PORT")
+    if not names or not all(map(_has_port, names)):
+        raise UsageError("address", repr(", ".join(names)), "HOST:PORT, the port from 1 to 65535")
     if len(names) == 1:
         return names[0]
     found = list(chain.from_iterable(map(_resolve, names)))
@@ -87,14 +105,20 @@ def _target(names: list[str]) -> str:
     )
 
 
+def _has_port(name: str) -> bool:
+    """Checked here, since gRPC takes larger ones modulo 65536."""
+    match = re.fullmatch(r".*:([0-9]{1,5})", name)
+    return match is not None and 1 <= int(match[1]) <= 65535
+
+
 def _resolve(name: str) -> list[tuple[IPv4Address | IPv6Address, str]]:
     """A host's IPv4 addresses, or its IPv6 ones where it has no other: one server, one share."""
     host, port = _host_and_port(name)
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             found = socket.getaddrinfo(host, int(port), family, socket.SOCK_STREAM)
-        except OSError as error:
-            reason = error.strerror
+        except (OSError, UnicodeError) as error:  # a..b is no name that could be looked up
+            reason = getattr(error, "strerror", error)
         else:
             return [(ip_address(address[4][0]), port) for address in found]
     raise NotServing(name, f"unknown host ({reason})")

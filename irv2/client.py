@@ -25,8 +25,8 @@ from irv2.errors import Expired, ImageError, NotServing, RequestError
 from irv2.results import DEFAULT_TOP_K, Result
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 from irv2.wire import (
-    MESSAGE_OVERHEAD_BYTES,
     ImageSource,
+    bytes_per_image,
     images_per_request,
     refusal_from,
     result_from,
@@ -135,7 +135,7 @@ class Client:
     ) -> list[Result]:  # fmt: skip
         encoded: list[classifier_pb2.Image] = []
         results: dict[int, Result] = {}  # of those that can't be sent
-        most = self._server(deadline).limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES
+        most = bytes_per_image(self._server(deadline).limits)
         for i, image in enumerate(images):
             try:
                 encoded.append(wire_image(image, most))

@@ -1,11 +1,13 @@
 """The options by which a program names a server and how to speak to it."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from irv2.errors import UsageError
 from irv2.options import F
 
 if TYPE_CHECKING:
@@ -48,5 +50,15 @@ def connect(
         tls=Tls(ca=tls_ca, certificate=tls_cert, key=tls_key, server_name=tls_server_name)
         if encrypted
         else None,
-        token=token_file.read_text().strip() if token_file else None,
+        token=read_token(token_file) if token_file else None,
     )
+
+
+def read_token(path: Path) -> str:
+    """The token of a file that holds nothing else. Raises UsageError, which never shows it."""
+    words = path.read_bytes().split()
+    if not all(re.fullmatch(rb"[!-~]+", word) for word in words):
+        raise UsageError(path, "not printable ASCII", "a file that holds one token alone")
+    if len(words) != 1:
+        raise UsageError(path, f"{len(words)} words", "a file that holds one token alone")
+    return words[0].decode()

@@ -26,7 +26,8 @@ from irv2.v1 import classifier_pb2
 ImageSource = str | Path | bytes | UInt8Array
 
 IMAGES_PER_REQUEST = 32  # more gain nothing and make a retry dearer
-MESSAGE_OVERHEAD_BYTES = 64 * 1024  # framing of the images, id, top_k
+# What protobuf adds: up to 30 bytes to each image (tags, lengths, height, width), 6 for top_k.
+IMAGE_OVERHEAD_BYTES, REQUEST_OVERHEAD_BYTES = 32, 16
 _CODES = grpc.StatusCode
 
 
@@ -34,9 +35,7 @@ def refusal_from(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcErr
     """The one place where the server's status codes become our errors."""
     code, text = error.code(), error.details()
     if code is _CODES.UNAVAILABLE:
-        way_out = "start one with `irv2-serve BUNDLE --listen HOST:PORT`, or wait for it"
-        reason = text.rpartition(": ")[2]  # gRPC tells the whole story, the cause is last
-        return NotServing(name, f"no server answers ({reason})", way_out=way_out)
+        return _no_answer(text, name)
     if code is _CODES.CANCELLED:  # not by us: gRPC sheds calls before the server looks at them
         return NotServing(name, "turned the call away unseen", way_out="ask with fewer at a time")
     if code is _CODES.DEADLINE_EXCEEDED:
@@ -45,7 +44,8 @@ def refusal_from(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcErr
         pause_s = retry_after_s(error)
         return MessageTooLarge(name, text) if pause_s is None else Overloaded(name, text, pause_s)
     if code is _CODES.UNAUTHENTICATED:
-        return RequestError(name, f"takes no request without a token ({text})", way_out="pass one")
+        got = f"takes no request without a valid token ({text})"
+        return RequestError(name, got, way_out="pass one of its --token-file")
     if code is _CODES.INVALID_ARGUMENT:
         return InvalidRequest(name, text)
     if code is _CODES.UNIMPLEMENTED:
@@ -53,16 +53,27 @@ def refusal_from(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcErr
     return RequestError(name, f"{code.name} {text}")
 
 
+def _no_answer(text: str, name: str) -> NotServing:
+    """gRPC's `text` tells a story; the cause is at its end, or what OpenSSL says up to ": OK"."""
+    _, is_openssl, reason = text.removesuffix(": OK").partition("OPENSSL_internal:")
+    if not is_openssl:
+        reason = text.rpartition(": ")[2]
+    way_out = "start one with `irv2-serve BUNDLE --listen HOST:PORT`, or wait for it"
+    if reason == "Socket closed":
+        way_out += ", or, if it speaks TLS, pass --tls-ca (and --tls-cert where it asks for one)"
+    return NotServing(name, f"no server answers ({reason})", way_out=way_out)
+
+
 def split_into_requests(
     images: Iterable[ImageSource], limits: classifier_pb2.Limits
 ) -> Iterator[list[ImageSource]]:  # fmt: skip
     """Images in order, so many together as the server's limits allow."""
     most_images = images_per_request(limits)
-    most_bytes = limits.max_message_bytes - MESSAGE_OVERHEAD_BYTES
+    most_bytes = limits.max_message_bytes - REQUEST_OVERHEAD_BYTES
     request: list[ImageSource] = []
     num_bytes = 0
     for image in images:
-        size = _num_bytes(image)
+        size = _num_bytes(image) + IMAGE_OVERHEAD_BYTES
         if request and (len(request) == most_images or num_bytes + size > most_bytes):
             yield request
             request, num_bytes = [], 0
@@ -75,6 +86,11 @@ def split_into_requests(
 def images_per_request(limits: classifier_pb2.Limits) -> int:
     """How many images a request holds where their bytes allow it."""
     return min(limits.max_images, IMAGES_PER_REQUEST)
+
+
+def bytes_per_image(limits: classifier_pb2.Limits) -> int:
+    """How large an image may be that has a request to itself."""
+    return max(0, limits.max_message_bytes - REQUEST_OVERHEAD_BYTES - IMAGE_OVERHEAD_BYTES)
 
 
 def _num_bytes(image: ImageSource) -> int:

@@ -23,6 +23,7 @@ from PIL import Image
 from scripted_server import Scripted
 from scripted_server import served as scripted
 from serving_process import LOOPBACK, get, serving
+from terminal import run_on_terminal
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
@@ -180,6 +181,15 @@ def test_classify_prints_a_table_for_people(server, folder):
     assert "NOT_AN_IMAGE: begins with" in bad
     assert done.returncode == 1
     assert irv2("classify", folder / "a.jpg", "--server", server.address).returncode == 0
+
+
+def test_on_a_terminal_a_bar_counts_the_files_and_is_gone_at_the_end(server, folder):
+    command = [sys.executable, "-m", "irv2", "classify", str(folder), "--server", server.address]
+    returncode, stdout, drawn = run_on_terminal(command)
+    assert returncode == 1, "two of the six files are bad"
+    assert re.findall(r"classify: .*? (\d)/6 \[", drawn) == list("0123456")
+    assert re.search(r"\r +\r$", drawn)
+    assert len(stdout.splitlines()) == 2 + 6
 
 
 @pytest.mark.parametrize(

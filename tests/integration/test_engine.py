@@ -4,19 +4,18 @@ import dataclasses
 import importlib.util
 import json
 import os
-import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import termios
 import threading
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 import pytest
+from terminal import run_on_terminal
 from tiny_checkpoint import Exported, tree
 
 from convert.engine import (
@@ -155,24 +154,11 @@ def test_a_build_draws_its_steps_on_a_terminal(exported, tmp_path):
     )
     command = [sys.executable, "-c", program, str(exported.bundle / "model.onnx"),
                str(tmp_path / "a.plan")]  # fmt: skip
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 200))
-    environment = {**os.environ, "TQDM_MININTERVAL": "0"}  # draw every step
-    with subprocess.Popen(command, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        drawn = b"".join(iter(lambda: read_terminal(ours), b"")).decode()
-    os.close(ours)
-    assert process.returncode == 0, drawn
+    returncode, _, drawn = run_on_terminal(command)
+    assert returncode == 0, drawn
     done = [int(num) for num in re.findall(r"build a\.plan: .*? (\d+)/\d+ \[.*?, phase=", drawn)]
     assert done == sorted(done)
     assert len(done) > 50
-
-
-def read_terminal(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 65536)
-    except OSError:  # what Linux says when the other end was closed
-        return b""
 
 
 class FakeTensorRT:

@@ -214,7 +214,7 @@ def test_a_server_that_asks_for_a_token_is_verified_with_one(bundle, exported, t
             [*command, "--token-file", str(token), "--json"], capture_output=True, text=True
         )
     assert refused.returncode == 1
-    assert "takes no request without a token" in refused.stderr
+    assert "takes no request without a valid token" in refused.stderr
     assert asked.returncode == 0, asked.stderr
     report = json.loads(asked.stdout)
     assert report["n"] == report["num_equal"] == report["num_checkpoint_top1"] == 48

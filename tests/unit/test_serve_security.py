@@ -43,8 +43,8 @@ def ask(site: Site, timeout_s: float = 10, **how):
     return asyncio.to_thread(classify)
 
 
-async def assert_not_served(site: Site, **how) -> None:
-    with pytest.raises(NotServing, match="no server answers"):
+async def assert_not_served(site: Site, reason: str = "", **how) -> None:
+    with pytest.raises(NotServing, match=rf"no server answers \({reason}"):
         await ask(site, timeout_s=0.3, **how)
 
 
@@ -57,10 +57,17 @@ def test_only_those_who_trust_the_certificate_are_answered(bundle, tmp_path):
 
     async def scenario(site):
         assert await ask(site, tls=Tls(ca=issued.ca))
-        await assert_not_served(site)
-        await assert_not_served(site, tls=Tls(ca=stranger.ca))
+        await assert_not_served(site, r"Socket closed\).* if it speaks TLS, pass --tls-ca")
+        await assert_not_served(site, "CERTIFICATE_VERIFY_FAILED", tls=Tls(ca=stranger.ca))
 
     scenario_with(bundle, scenario, tls=files_of(issued))
+
+
+def test_a_client_that_encrypts_is_told_that_the_server_does_not(bundle, tmp_path):
+    async def scenario(site):
+        await assert_not_served(site, "WRONG_VERSION_NUMBER", tls=Tls(ca=issue(tmp_path).ca))
+
+    scenario_with(bundle, scenario)
 
 
 def test_with_a_client_ca_a_client_needs_a_certificate_of_it(bundle, tmp_path):
@@ -109,7 +116,7 @@ def test_only_a_token_of_the_file_opens_the_door(bundle, tmp_path, caplog):
         assert await ask(site, token=TOKEN)
         assert await ask(site, token=OTHER)
         for wrong in (None, "", TOKEN[:-1], f"alice {TOKEN}"):
-            with pytest.raises(RequestError, match="takes no request without a token"):
+            with pytest.raises(RequestError, match="takes no request without a valid token"):
                 await ask(site, token=wrong)
         for call in (site.stub.Classify(request(0)), site.stub.ClassifyStream()):
             assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -152,7 +159,7 @@ def test_tokens_are_taken_in_and_withdrawn_without_a_restart(bundle, tmp_path):
         assert await ask(site, token=TOKEN)
         path.write_text(f"bob {OTHER}\n")
         assert await ask(site, token=OTHER)
-        with pytest.raises(RequestError, match="without a token"):
+        with pytest.raises(RequestError, match="without a valid token"):
             await ask(site, token=TOKEN)
 
     scenario_with(bundle, scenario, token_file=path)
