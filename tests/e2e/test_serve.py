@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import grpc
 import numpy as np
 import pytest
 import simplejpeg
+from certificates import issue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
@@ -332,6 +334,31 @@ def test_a_second_signal_ends_the_grace_period(bundle_path):
         process.popen.send_signal(signal.SIGTERM)
         assert "stopping" in process.popen.stderr.readline()
         assert process.stop(signal.SIGTERM)[0] == 0
+
+
+def connect_silently(address: str, ca: Path | None) -> socket.socket:
+    """To the operators' port; with `ca` the handshake is made first."""
+    host, _, port = address.rpartition(":")
+    connection = socket.create_connection((host, int(port)))
+    if ca is None:
+        return connection
+    return ssl.create_default_context(cafile=ca).wrap_socket(connection, server_hostname=host)
+
+
+@pytest.mark.parametrize("state", ["plain", "half a handshake", "encrypted"])
+def test_a_silent_connection_to_the_operators_port_does_not_delay_the_stop(
+    state, bundle_path, tmp_path
+):
+    issued = issue(tmp_path)
+    options = () if state == "plain" else issued.server_options
+    with serving(bundle_path, "--http", LOOPBACK, "--grace-s", "0", *options) as process:
+        ca = issued.ca if state == "encrypted" else None
+        with connect_silently(process.http, ca):
+            time.sleep(0.2)  # the server has it
+            sent_at = time.monotonic()
+            exit_code, stderr = process.stop(signal.SIGTERM)
+            assert (exit_code, "Traceback" in stderr) == (0, False), stderr
+            assert time.monotonic() - sent_at < 4, "of 5 s that a request may take"
 
 
 @pytest.mark.parametrize("option", ["--listen", "--http"])
