@@ -383,6 +383,18 @@ def test_a_used_port_is_said_in_one_line(option, bundle_path, server):
         ["--listen", LOOPBACK, "--max-batch", "17"],
         ["--max-images", "0"],
         ["--listen", LOOPBACK, "--max-queue", "63"],
+        ["--listen", LOOPBACK, "--http", "a..b:1", "--insecure"],
+        ["--backend", "foo"],
+        ["--threads", "1025"],
+        ["--default-deadline-ms", "2147483648"],
+        ["--max-connections", "2147483647"],
+        ["--max-streams", "2147483648"],
+        ["--max-image-bytes", "2147483648"],
+        ["--max-image-pixels", "2147483648"],
+        ["--max-connection-age-s", "2592000"],
+        ["--max-connection-age-s", "nan"],
+        ["--max-queue-delay-ms", "nan"],
+        ["--grace-s", "inf"],
     ],
 )
 def test_options_that_make_no_sense_are_wrong_usage(options, bundle_path):
