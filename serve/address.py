@@ -21,7 +21,7 @@ class Address:
         host, _, port = text.rpartition(":")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
-        if not host or not port.isdecimal() or int(port) > 65535:
+        if not _is_host(host) or not port.isdecimal() or int(port) > 65535:
             raise UsageError(option, repr(text), "HOST:PORT, as in 127.0.0.1:8500")
         return cls(host, int(port))
 
@@ -48,3 +48,11 @@ class Address:
         return Irv2Error(
             self, reason, "a free port of this machine", "stop what uses it or take another port"
         )
+
+
+def _is_host(text: str) -> bool:
+    """Whether the system can be asked for it; it may still know no such host."""
+    try:
+        return bool(text.encode("idna"))
+    except UnicodeError:  # "a..b", or a label of more than 63 characters
+        return False

@@ -222,11 +222,17 @@ class Batcher:
         total = len(self._deadlines) + num_images
         place = bisect_right(self._deadlines, deadline) + num_images  # of the first one behind
         free_s = self._free_s(num_images)
-        _refuse_late(free_s + self._run_s(place - 1, total), deadline - now)
+        answer_s, left_s = free_s + self._run_s(place - 1, total), deadline - now
+        if (late_s := answer_s * MARGIN - left_s) > 0:
+            got = f"{answer_s:.3g} s to the answer, {left_s:.3g} s to the deadline"
+            raise Overloaded("server", got, late_s, reason="deadline")
         # Of those behind, the first of each batch: the others are due later, and done with it.
         while place < total:
             behind = self._deadlines[place - num_images]
-            _refuse_late(free_s + self._run_s(place, total), behind - now)
+            late_s = (free_s + self._run_s(place, total)) * MARGIN - (behind - now)
+            if late_s > 0:
+                got = f"a request admitted earlier would be {late_s:.3g} s late"
+                raise Overloaded("server", got, late_s, reason="deadline")
             place += size - place % size
 
     def _free_s(self, num_images: int) -> float:
@@ -410,10 +416,3 @@ class Batcher:
                 entry.answer.set_exception(EngineError("engine", "failed on this batch"))
         self._advance()
         self._note_idle()
-
-
-def _refuse_late(wait_s: float, left_s: float) -> None:
-    """Raise Overloaded where `left_s` to a deadline are not enough."""
-    if wait_s * MARGIN > left_s:
-        got = f"{wait_s:.3g} s to the answer, {left_s:.3g} s to the deadline"
-        raise Overloaded("server", got, wait_s * MARGIN - left_s, reason="deadline")

@@ -9,19 +9,23 @@ import click
 
 from irv2.errors import UsageError
 from irv2.options import Program, json_option, print_json
+from irv2.runners.choose import BACKENDS
 from irv2.runners.cuda import count_gpus
 
 # Before gRPC is imported: its C core would add lines of its own to our one-line errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from serve.address import Address
-from serve.limits import ConnectionLimits
+from serve.limits import MAX_CONNECTION_AGE_S, ConnectionLimits
 from serve.logs import log_as_json
 from serve.options import ServeOptions
 from serve.server import Server, serve
 from serve.tls import tls_files
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_NUM_THREADS = click.IntRange(0, 1024)
+_COUNT = click.IntRange(1, 2**31 - 1)  # gRPC's and protobuf's int
+_NUM_CONNECTIONS = click.IntRange(1, 2**31 - 2)  # gRPC aborts at one more
 
 
 def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) -> int:
@@ -72,12 +76,11 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
 )
 @click.option(
     "--backend",
-    metavar="NAME",
-    help="Serve with onnxruntime-cpu, onnxruntime-cuda, tensorrt or tensorrt_rtx.  "
-    "[default: the fastest here]",
+    type=click.Choice(BACKENDS),
+    help="Serve with this one.  [default: the fastest here]",
 )
 @click.option(
-    "--threads", type=click.IntRange(0), default=0, help="Threads of the engine; 0: one per core."
+    "--threads", type=_NUM_THREADS, default=0, help="Threads of the engine; 0: one per core."
 )
 @click.option(
     "--gpus", "num_gpus", default="1", metavar="N|all", callback=_read_gpus,
@@ -85,7 +88,7 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
 )  # fmt: skip
 @click.option(
     "--workers",
-    type=click.IntRange(0),
+    type=_NUM_THREADS,
     default=0,
     help="Threads that decode images; 0: one per core.",
 )
@@ -111,7 +114,7 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
 )
 @click.option(
     "--default-deadline-ms",
-    type=click.IntRange(1),
+    type=_COUNT,
     default=10_000,
     help="Time for a request that names no deadline.",
 )
@@ -127,38 +130,38 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
 )  # fmt: skip
 @click.option(
     "--max-message-bytes",
-    type=click.IntRange(1, 2**31 - 1),
+    type=_COUNT,
     default=64 * 2**20,
     help="Limit on one request.",
 )
 @click.option(
     "--max-images",
-    type=click.IntRange(1, 2**31 - 1),
+    type=_COUNT,
     default=64,
     help="Limit on the images of one request.",
 )
 @click.option(
     "--max-image-bytes",
-    type=click.IntRange(1),
+    type=_COUNT,
     default=16 * 2**20,
     help="Limit on one encoded image.",
 )
 @click.option(
     "--max-image-pixels",
-    type=click.IntRange(1),
+    type=_COUNT,
     default=64_000_000,
     help="Limit on width times height of one image.",
 )
 @click.option(
-    "--max-connections", type=click.IntRange(1), default=1000, metavar="N",
+    "--max-connections", type=_NUM_CONNECTIONS, default=1000, metavar="N",
     help="Connections at a time; more are closed at once.",
 )  # fmt: skip
 @click.option(
-    "--max-streams", type=click.IntRange(1), default=1000, metavar="N",
+    "--max-streams", type=_COUNT, default=1000, metavar="N",
     help="Open calls of one connection; more wait in the client, or fail there (UNAVAILABLE).",
 )  # fmt: skip
 @click.option(
-    "--max-connection-age-s", type=click.FloatRange(0), default=0.0,
+    "--max-connection-age-s", type=click.FloatRange(0, MAX_CONNECTION_AGE_S), default=0.0,
     help="Ask clients to connect anew after so long, so that new servers get some; 0: never.",
 )  # fmt: skip
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text",

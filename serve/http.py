@@ -23,19 +23,31 @@ class HttpServer:
     ) -> None:  # fmt: skip
         self._metrics, self._is_ready, self._tls = metrics, is_ready, tls
         self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port, which 0 leaves to the system. Raises OSError."""
+        tls_timeout_s = READ_TIMEOUT_S if self._tls else None
         self._server = await asyncio.start_server(
-            self._serve_connection, host, port, limit=MAX_HEAD_BYTES, ssl=self._tls
-        )
+            self._accept, host, port, limit=MAX_HEAD_BYTES, ssl=self._tls,
+            ssl_handshake_timeout=tls_timeout_s, ssl_shutdown_timeout=tls_timeout_s,
+        )  # fmt: skip
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Close the port."""
+        """Close the port and the connections; waits for no client, as wait_closed() would."""
         if self._server:
             self._server.close()
-            await self._server.wait_closed()
+        for connection in self._connections:
+            connection.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own: asyncio 3.11 reports the cancellation of one of its own as an error.
+        connection = asyncio.create_task(self._serve_connection(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
 
     async def _serve_connection(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

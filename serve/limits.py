@@ -19,6 +19,7 @@ class ConnectionLimits:
     keepalive_timeout_s: float = 20.0
 
 
+MAX_CONNECTION_AGE_S = (2**31 - 1) // 1000  # 24 days: gRPC's milliseconds are an int
 IDLE_TIMEOUT_MS = 15 * 60_000  # a connection without calls; clients reconnect unnoticed
 # Clients may ping every 10 s; more often, and the third time the connection is closed.
 MIN_PING_INTERVAL_MS, MAX_PING_STRIKES = 10_000, 2

@@ -141,6 +141,7 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ModelInferRequest, deadline: float
     ) -> oip.ModelInferResponse:  # fmt: skip
         _check_model("model_name", request.model_name, request.model_version)
+        _check_numbers(request)
         _check_parameters(request)
         if any(output.name != "logits" for output in request.outputs):
             raise InvalidRequest("outputs", "an unknown tensor", "logits")
@@ -154,11 +155,10 @@ async def _images(
     request: oip.ModelInferRequest, image_shape: tuple[int, int, int], most: int
 ) -> UInt8Array:  # fmt: skip
     """The input tensor, uint8 (N, S, S, 3), N up to `most`. Raises InvalidRequest."""
-    if [tensor.name for tensor in request.inputs] != ["images"]:
-        got = ", ".join(tensor.name for tensor in request.inputs) or "none"
-        raise InvalidRequest("inputs", got, "the tensor images alone")
     (tensor,) = request.inputs
-    num_images = tensor.shape[0] if tensor.shape else 0
+    if tensor.name != "images":
+        raise InvalidRequest("inputs", repr(tensor.name), "the tensor images")
+    num_images = tensor.shape[0]
     shape = (num_images, *image_shape)
     if tensor.datatype != "UINT8" or tuple(tensor.shape) != shape or not 0 < num_images <= most:
         got = f"{tensor.datatype} {list(tensor.shape)}"
@@ -178,9 +178,8 @@ def _elements(
 ) -> bytes | Sequence[int]:  # fmt: skip
     if not request.raw_input_contents:
         return tensor.contents.uint_contents
-    if len(request.raw_input_contents) != 1 or tensor.HasField("contents"):
-        got = f"{len(request.raw_input_contents)} of them"
-        raise InvalidRequest("raw_input_contents", got, "one per input, or typed contents")
+    if tensor.HasField("contents"):
+        raise InvalidRequest("raw_input_contents", "typed contents as well", "one of them")
     return request.raw_input_contents[0]
 
 
@@ -215,12 +214,29 @@ def _timeout_ms(request: oip.ModelInferRequest) -> float:
     return max(0, request.parameters["timeout"].int64_param) / 1e3
 
 
+def _check_numbers(request: oip.ModelInferRequest) -> None:
+    """Raise InvalidRequest where there is more of anything than our model has a use for.
+
+    Before anything walks over it: millions fit into a message, and everybody would wait.
+    """
+    if len(request.inputs) != 1:
+        raise InvalidRequest("inputs", f"{len(request.inputs)} tensors", "the tensor images alone")
+    if len(request.outputs) > 1:
+        raise InvalidRequest("outputs", f"{len(request.outputs)} tensors", "logits, or none named")
+    if len(request.inputs[0].shape) != 4:
+        got = f"{len(request.inputs[0].shape)} dimensions"
+        raise InvalidRequest("inputs[0]", got, "4, those of uint8 (N, S, S, 3)")
+    if len(request.raw_input_contents) > 1:
+        got = f"{len(request.raw_input_contents)} of them"
+        raise InvalidRequest("raw_input_contents", got, "one per input, or typed contents")
+
+
 def _check_parameters(request: oip.ModelInferRequest) -> None:
     """Raise InvalidRequest where one asks for what the answer would not be."""
-    asked: list[tuple[str, Iterable[str]]] = [("parameters", request.parameters)]
-    asked += [(f"inputs[{i}].parameters", each.parameters) for i, each in enumerate(request.inputs)]
-    asked += [
-        (f"outputs[{i}].parameters", each.parameters) for i, each in enumerate(request.outputs)
+    asked: list[tuple[str, Iterable[str]]] = [
+        ("parameters", request.parameters),
+        ("inputs[0].parameters", request.inputs[0].parameters),
+        *(("outputs[0].parameters", output.parameters) for output in request.outputs),
     ]
     for field, names in asked:
         for name in names:

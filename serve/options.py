@@ -1,6 +1,7 @@
 """The options of one server, checked against each other."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from irv2.errors import UsageError
@@ -39,6 +40,10 @@ class ServeOptions:
     num_gpus: int = 1
 
     def __post_init__(self) -> None:
+        for name, value in (asdict(self) | asdict(self.connections)).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(option, str(value), "a finite number")
         if self.max_queue < self.max_images:
             raise UsageError(
                 "--max-queue", str(self.max_queue), f"at least --max-images, {self.max_images}",

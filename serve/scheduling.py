@@ -15,9 +15,10 @@ def wait_for_a_turn() -> None:
     are threads, which inherit it. Another policy than the default one was somebody's choice and
     stays.
     """
-    if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
+    if not hasattr(os, "SCHED_BATCH"):
         return
     try:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError as error:  # a sandbox that forbids it: the server is the slower for it, no more
         logger.warning("no_batch_scheduling error=%s", error)

@@ -97,6 +97,7 @@ class Server:
         self._metrics = Metrics()
         opened = Opened(bundle, artifact, runner)
         self._served = ServedModel(opened, options, self._metrics, self._tell_health)
+        self._closing: set[asyncio.Task[None]] = set()  # models that another one has followed
         self._wants_requests = False
         self._metrics.watch(
             lambda: self._served.batcher.num_admitted,
@@ -142,14 +143,13 @@ class Server:
         # A request is admitted in the same step of the loop in which it takes its model, so the
         # old one knows all of its requests, and closes when they are answered.
         old, self._served = self._served, new
+        closing = asyncio.create_task(self._close(old))  # its engine may never return
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
         self._metrics.serving(new.model, new.artifact.file)
         self._metrics.observe_reload("ok")
         await self._tell_health()
         logger.info("reloaded %s", self._what_is_served)
-        await old.close()
-        logger.info("closed model=%s", old.model.id[:12])
-        del old
-        await asyncio.to_thread(return_freed_memory)
 
     async def announce_stop(self) -> None:
         """Tell load balancers to go elsewhere; requests are still answered."""
@@ -165,6 +165,7 @@ class Server:
         last_answer_s = self._answering.time_to_answer_s() + LAST_ANSWER_S
         await self._grpc.stop(min(last_answer_s, self._options.stop_timeout_s))
         await self._served.close()
+        await asyncio.gather(*self._closing)
         await self._http.stop()
         await self._follower.close()
 
@@ -207,6 +208,15 @@ class Server:
         """A second model beside the one that serves, ready to take over."""
         opened = await asyncio.to_thread(open_model, bundle_path, self._options)
         return await start_model(opened, self._options, self._metrics, self._tell_health)
+
+    async def _close(self, old: ServedModel) -> None:
+        try:
+            await old.close()
+            logger.info("closed model=%s", old.model.id[:12])
+        except Exception:  # whatever an engine's library raises; the new one serves
+            logger.exception("close_failed model=%s", old.model.id[:12])
+        del old
+        await asyncio.to_thread(return_freed_memory)
 
     def _grpc_server(self) -> grpc.aio.Server:
         options, tokens = self._options, self._options.token_file

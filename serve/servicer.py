@@ -80,7 +80,7 @@ class _Stream:
         self._classifier, self._answering, self._context = classifier, answering, context
         self._max_images, self._num_images = max_images, 0
         self._open: set[str] = set()
-        self._answered = asyncio.Event()  # since the reader looked
+        self._answered = asyncio.Event()  # since the one that waits for room looked
         self._writing = asyncio.Lock()
 
     async def answer_all(
@@ -115,12 +115,9 @@ class _Stream:
                 await self._write(request.id, status_from_error(refusal))
                 continue
             self._open.add(request.id)
-            num_images = max(1, len(request.images))  # an empty one is work too
-            while self._num_images and self._num_images + num_images > self._max_images:
-                self._answered.clear()
-                await self._answered.wait()
-            self._num_images += num_images
-            tasks.create_task(self._answer(request, deadline, num_images))
+            has_room = asyncio.Event()
+            tasks.create_task(self._answer(request, deadline, has_room))
+            await has_room.wait()
 
     def _check_id(self, request_id: str) -> InvalidRequest | None:
         if not request_id:
@@ -130,17 +127,31 @@ class _Stream:
         return None
 
     async def _answer(
-        self, request: classifier_pb2.ClassifyRequest, deadline: float, num_images: int
+        self, request: classifier_pb2.ClassifyRequest, deadline: float, has_room: asyncio.Event
     ) -> None:  # fmt: skip
+        num_images = max(1, len(request.images))  # an empty one is work too
         try:
-            work = self._classifier.classify(request, deadline, self._context)
+            work = self._classify(request, deadline, num_images, has_room)
             outcome = await self._answering.outcome(work, deadline)
             # Closed before it is written: with the answer the client may use the id again.
             self._open.remove(request.id)
             await self._write(request.id, outcome)
         finally:
-            self._num_images -= num_images
-            self._answered.set()
+            if has_room.is_set():
+                self._num_images -= num_images
+                self._answered.set()
+
+    async def _classify(
+        self, request: classifier_pb2.ClassifyRequest, deadline: float, num_images: int,
+        has_room: asyncio.Event,
+    ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
+        """When there is room, for which one request at a time waits: nothing more is read then."""
+        while self._num_images and self._num_images + num_images > self._max_images:
+            self._answered.clear()
+            await self._answered.wait()
+        self._num_images += num_images
+        has_room.set()
+        return await self._classifier.classify(request, deadline, self._context)
 
     async def _write(
         self, request_id: str, outcome: classifier_pb2.ClassifyResponse | status_pb2.Status

@@ -77,20 +77,18 @@ class Tls:
         return current
 
     def _load(self) -> _Loaded:
-        certificate, key, client_ca = (
-            self._files.certificate,
-            self._files.key,
-            self._files.client_ca,
-        )
+        certificate, key = self._files.certificate, self._files.key
+
+        def no_passphrase() -> str:
+            raise UsageError(key, "encrypted", "a key without passphrase")
+
+        client_ca = _client_ca(self._files.client_ca) if self._files.client_ca else None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             # gRPC would notice files that do not fit each other only at a handshake.
-            context.load_cert_chain(certificate, key)
-            if client_ca:
-                ssl.create_default_context(cafile=client_ca)
+            context.load_cert_chain(certificate, key, no_passphrase)
             configuration = grpc.ssl_server_certificate_configuration(
-                [(key.read_bytes(), certificate.read_bytes())],
-                root_certificates=client_ca.read_bytes() if client_ca else None,
+                [(key.read_bytes(), certificate.read_bytes())], root_certificates=client_ca
             )
         except OSError as error:  # ssl.SSLError is one
             raise UsageError(
@@ -98,3 +96,12 @@ class Tls:
                 "PEM files that belong together",
             ) from error  # fmt: skip
         return _Loaded(configuration, context)
+
+
+def _client_ca(path: Path) -> bytes:
+    try:
+        ssl.create_default_context(cafile=path)
+        return path.read_bytes()
+    except OSError as error:
+        got = f"no certificate of an authority ({error.strerror or error})"
+        raise UsageError(path, got, "a PEM file") from error

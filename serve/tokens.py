@@ -72,6 +72,8 @@ def read_tokens(path: Path) -> dict[str, str]:
             got = f"{name!r} twice" if name in tokens else "no token, or a short one"
             expected = f"NAME TOKEN, the token {MIN_TOKEN_CHARACTERS} characters or more"
             raise UsageError(f"{path}:{number}", got, expected)
+        if not token.isascii():  # a header holds nothing else
+            raise UsageError(f"{path}:{number}", f"a token of {name!r} beyond ASCII", "ASCII alone")
         tokens[name] = token.strip()
     if not tokens:
         raise UsageError(path, "holds no token, nobody could ask", "lines NAME TOKEN")

@@ -86,6 +86,20 @@ def plain_ppm(side: int) -> bytes:
     return b"P3\n%d %d\n255\n" % (side, side) + b"200 30 7\n" * side**2
 
 
+def crowds(num_bytes: int) -> list[tuple[str, bytes]]:
+    """Methods and messages of so many bytes: many images, inputs, outputs, pieces or dimensions."""
+    model, tensor = b"\x0a\x04irv2", b"\x2a\x0f\x0a\x06images\x12\x05UINT8"
+    shape = oip.ModelInferRequest.InferInputTensor(name="images", shape=[1] * num_bytes)
+    sized = oip.ModelInferRequest(model_name="irv2", inputs=[shape]).SerializeToString()
+    return [
+        (CLASSIFY, b"\x0a\x00" * (num_bytes // 2)),
+        (INFER, model + b"\x2a\x00" * (num_bytes // 2)),
+        (INFER, model + tensor + b"\x32\x08\x0a\x06logits" * (num_bytes // 10)),
+        (INFER, model + tensor + b"\x3a\x00" * (num_bytes // 2)),
+        (INFER, sized),
+    ]
+
+
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
     """A few bytes flipped, overwritten, cut out or repeated, most often near the beginning."""
     mutated = bytearray(data)
@@ -140,6 +154,7 @@ class Inputs:
         self._typed = typed.SerializeToString()
         named = oip.ModelMetadataRequest(name="irv2", version="1")
         self._named = named.SerializeToString()
+        self._crowds = crowds(100_000)
 
     def __getitem__(self, number: int) -> Input:
         rng = np.random.default_rng((self._seed, number))
@@ -150,6 +165,9 @@ class Inputs:
         match number % 8:
             case 0 | 4:
                 return CLASSIFY, [mutate(self._request, rng)]
+            case 1 if number % 32 == 1:
+                method, message = self._crowds[int(rng.integers(len(self._crowds)))]
+                return method, [mutate(message, rng)]
             case 1 | 5:
                 return INFER, [mutate(self._infer, rng)]
             case 3:

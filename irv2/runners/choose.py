@@ -16,6 +16,7 @@ _FASTEST: dict[str, tuple[str, ...]] = {
     "onnxruntime-cuda": ("fp16", "bf16", "fp32"),
     "onnxruntime-cpu": ("int8", "fp32", "fp16"),
 }
+BACKENDS = tuple(_FASTEST)
 # Two files are int8: ONNX Runtime runs the first faster than float32, the second slower.
 INT8_CPU, INT8_TRT = "model.int8-cpu.onnx", "model.int8-trt.onnx"
 
@@ -26,10 +27,9 @@ def open_best(
 ) -> tuple[Artifact, Runner]:  # fmt: skip
     """Open the fastest artefact with a passed verdict that this machine can run.
 
-    `precision` and `backend` (onnxruntime-cpu, onnxruntime-cuda, tensorrt, tensorrt_rtx) narrow
-    the choice; evidence counts only for the one it was taken on. More GPUs than one share each
-    batch, and no CPU stands in for them. Raises BundleError that says of each artefact why it was
-    not taken.
+    `precision` and `backend` (one of BACKENDS) narrow the choice; evidence counts only for the one
+    it was taken on. More GPUs than one share each batch, and no CPU stands in for them. Raises
+    BundleError that says of each artefact why it was not taken.
     """
     reasons = []
     pairs = [(a, device) for a in bundle.manifest.artifacts for device in devices(a)]

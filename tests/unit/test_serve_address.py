@@ -25,7 +25,10 @@ def test_an_address_is_read_and_written_back(text, host, port, loopback):
     assert str(address) == text
 
 
-@pytest.mark.parametrize("text", ["", "8500", ":8500", "host:", "host:http", "host:65536"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "8500", ":8500", "host:", "host:http", "host:65536", "a..b:1", "x" * 64 + ":1"],
+)
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(UsageError, match="--listen"):
         Address.parse(text, "--listen")

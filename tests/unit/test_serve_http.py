@@ -1,12 +1,15 @@
 """The operators' HTTP port, over a real socket."""
 
 import asyncio
+import ssl
+import time
 import urllib.error
 import urllib.request
 
 import pytest
+from certificates import issue
 
-from serve.http import HttpServer
+from serve.http import READ_TIMEOUT_S, HttpServer
 
 
 class Site:
@@ -27,10 +30,10 @@ class Site:
                 return error.code, error.read().decode()
 
 
-def with_site(scenario):
+def with_site(scenario, tls: ssl.SSLContext | None = None):
     async def run():
         site = Site()
-        server = HttpServer(lambda: b"irv2_up 1\n", lambda: site.ready)
+        server = HttpServer(lambda: b"irv2_up 1\n", lambda: site.ready, tls)
         site.port = await server.start("127.0.0.1", 0)
         try:
             await scenario(site)
@@ -76,3 +79,18 @@ def test_junk_does_not_disturb_the_next_client(junk):
         assert (await site.get("/healthz"))[0] == 200
 
     with_site(scenario)
+
+
+def test_a_connection_that_never_begins_its_handshake_is_closed(tmp_path):
+    issued = issue(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(issued.certificate, issued.key)
+
+    async def scenario(site):
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        started_at = time.monotonic()
+        assert await asyncio.wait_for(reader.read(), READ_TIMEOUT_S + 5) == b""
+        assert time.monotonic() - started_at > READ_TIMEOUT_S - 1
+        writer.close()
+
+    with_site(scenario, tls)

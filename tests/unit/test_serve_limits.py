@@ -14,7 +14,7 @@ from irv2.bundle import Bundle
 from irv2.errors import UsageError
 from irv2.v1.classifier_pb2 import ClassifyRequest, Image
 from irv2.v1.classifier_pb2_grpc import ClassifierStub
-from serve.limits import ConnectionLimits
+from serve.limits import MAX_CONNECTION_AGE_S, ConnectionLimits
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +179,20 @@ def test_a_queue_that_could_never_hold_a_whole_request_is_wrong_usage():
     replace(OPTIONS, max_queue=20)
     with pytest.raises(UsageError, match="--max-queue: 19; expected at least --max-images, 20"):
         replace(OPTIONS, max_queue=19)
+
+
+def test_the_largest_limits_of_the_command_line_are_taken(bundle):
+    async def scenario(site):
+        assert (await site.stub.Classify(request(0))).results[0].scores
+
+    most = 2**31 - 1
+    limits = ConnectionLimits(
+        max_connections=most - 1, max_streams=most, max_connection_age_s=MAX_CONNECTION_AGE_S
+    )
+    scenario_with(
+        bundle, scenario, connections=limits, max_message_bytes=most, max_image_bytes=most,
+        max_image_pixels=most, default_deadline_ms=most,
+    )  # fmt: skip
 
 
 def test_a_message_over_the_limit_is_refused_and_never_to_be_retried(bundle):

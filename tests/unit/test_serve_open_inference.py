@@ -102,6 +102,9 @@ def test_raw_is_answered_raw_and_typed_typed(bundle, logits, typed):
         (infer_request(IMAGES[:1], raw_input_contents=[b"x"]), "raw_input_contents"),
         (infer_request(np.full((1, SIDE, SIDE, 3), 256), typed=True), "inputs[0].contents"),
         (infer_request(outputs=[{"name": "probabilities"}]), "outputs"),
+        (infer_request(outputs=[{"name": "logits"}] * 2), "outputs"),
+        (infer_request(IMAGES.ravel()), "inputs[0]"),
+        (infer_request(inputs=[{"name": "images"}]), "inputs"),
     ],
 )  # fmt: skip
 def test_a_wrong_request_names_its_field(bundle, request_, field):
@@ -113,6 +116,43 @@ def test_a_wrong_request_names_its_field(bundle, request_, field):
         assert violation.field == field
 
     scenario_with(bundle, scenario, max_message_bytes=2_000_000)
+
+
+def crowded(field: str, num: int) -> oip.ModelInferRequest:
+    """Right but for so many more of one thing."""
+    request = infer_request(IMAGES[:1])
+    match field:
+        case "inputs":
+            request.inputs.extend([oip.ModelInferRequest.InferInputTensor()] * num)
+        case "outputs":
+            output = oip.ModelInferRequest.InferRequestedOutputTensor(name="logits")
+            request.outputs.extend([output] * num)
+        case "inputs[0]":
+            request.inputs[0].shape.extend([1] * num)
+        case "raw_input_contents":
+            request.raw_input_contents.extend([b""] * num)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("field", "num"),
+    [("inputs", 400_000), ("outputs", 90_000), ("inputs[0]", 900_000),
+     ("raw_input_contents", 400_000)],
+)  # fmt: skip
+def test_what_a_message_holds_too_much_of_is_counted_and_not_walked_over(bundle, field, num):
+    request = crowded(field, num)  # 0.9 MB
+
+    async def scenario(site):
+        stub = GRPCInferenceServiceStub(site.channel)
+        async with loop_watched() as longest_s:
+            code, status = await site.refusal(request, method=stub.ModelInfer)
+            assert longest_s() < 0.2
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        (violation,) = detail(status, error_details_pb2.BadRequest).field_violations
+        assert violation.field == field
+        assert len(violation.description) < 100
+
+    scenario_with(bundle, scenario)
 
 
 def asking_for(place: str, name: str) -> oip.ModelInferRequest:

@@ -11,6 +11,12 @@ import numpy as np
 import pytest
 import trustme
 from certificates import issue
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from fuzzing import mutate, printable
 from grpc_health.v1 import health_pb2
 from serving_site import OPTIONS, Site, jpeg, request, scenario_with
@@ -21,6 +27,7 @@ from irv2.client import Client, Tls
 from irv2.errors import NotServing, RequestError, UsageError
 from irv2.v1.classifier_pb2 import ClassifyStreamRequest
 from serve.address import Address
+from serve.tls import Tls as ServerTls
 from serve.tls import TlsFiles, tls_files
 from serve.tokens import read_tokens
 
@@ -190,11 +197,35 @@ def test_a_token_file_that_makes_no_sense_is_wrong_usage(text, tmp_path):
         read_tokens(tmp_path / "none")
 
 
+def test_a_token_that_no_header_can_carry_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"alice {TOKEN}\nbob {TOKEN}\u00e4\n")
+    with pytest.raises(UsageError, match="tokens:2: a token of 'bob' beyond ASCII"):
+        read_tokens(path)
+
+
 def test_a_key_of_another_certificate_is_wrong_usage(bundle, tmp_path):
     issued, stranger = issue(tmp_path / "server"), issue(tmp_path / "stranger")
     mixed = TlsFiles(certificate=issued.certificate, key=stranger.key)
     with pytest.raises(UsageError, match="no certificate with its key"):
         scenario_with(bundle, None, tls=mixed)
+
+
+def test_a_client_ca_that_is_none_is_named(tmp_path):
+    issued, junk = issue(tmp_path), tmp_path / "junk.pem"
+    junk.write_text("no certificate")
+    with pytest.raises(UsageError, match=f"{junk}: no certificate of an authority"):
+        ServerTls(files_of(issued, junk))
+
+
+def test_an_encrypted_key_is_wrong_usage_and_nobody_is_asked_for_a_passphrase(tmp_path):
+    issued = issue(tmp_path)
+    key = load_pem_private_key(issued.key.read_bytes(), None)
+    issued.key.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    )
+    with pytest.raises(UsageError, match=f"{issued.key}: encrypted; expected a key without"):
+        ServerTls(files_of(issued))
 
 
 def test_half_of_tls_is_wrong_usage(tmp_path):

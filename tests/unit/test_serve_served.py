@@ -1,6 +1,7 @@
 """One model from its start to its end: what is tried and warmed up, what happens when it breaks."""
 
 import asyncio
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -227,5 +228,55 @@ def test_a_reload_mends_a_broken_engine(bundle):
         assert site.server.is_ready
         assert await health_of(site) == SERVING
         assert (await site.stub.Classify(request(0))).results[0].scores
+
+    scenario_with(bundle, scenario)
+
+
+async def wait_until(is_so) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():
+            await asyncio.sleep(0.02)
+
+
+def test_new_bundles_are_taken_while_the_engine_of_an_old_one_hangs(bundle):
+    async def scenario(site):
+        returns = threading.Event()
+        site.runner.error = RuntimeError("never raised")
+        site.runner.fails_on = lambda images: not returns.wait()
+        hanging = asyncio.create_task(site.refusal(request(0), timeout_s=0.3))
+        await wait_until(lambda: site.runner.sizes)
+        try:
+            for _ in range(2):
+                await asyncio.wait_for(site.server.reload(bundle.path), 20)
+                assert (await site.stub.Classify(request(0), timeout=10)).results[0].scores
+            await hanging
+            assert not site.runner.is_closed
+        finally:
+            returns.set()
+        await wait_until(lambda: site.runner.is_closed)
+
+    scenario_with(bundle, scenario)
+
+
+def test_an_old_engine_that_can_not_be_closed_is_in_the_log_and_the_new_one_serves(bundle, caplog):
+    async def scenario(site):
+        def fail():
+            raise RuntimeError("the device is lost")
+
+        site.runner.close = fail
+        await site.server.reload(bundle.path)
+        await wait_until(lambda: "close_failed" in caplog.text)
+        assert (await site.stub.Classify(request(0))).results[0].scores
+
+    scenario_with(bundle, scenario)
+
+
+def test_a_stop_waits_until_an_old_engine_is_closed(bundle):
+    async def scenario(site):
+        site.runner.close_s = 0.5
+        await site.server.reload(bundle.path)
+        assert not site.runner.is_closed
+        await site.server.stop()
+        assert site.runner.is_closed
 
     scenario_with(bundle, scenario)

@@ -342,6 +342,25 @@ def test_a_stream_of_large_requests_waits_for_its_turn_and_none_is_refused(bundl
     scenario_with(bundle, scenario, max_queue=64)
 
 
+def test_a_request_that_was_read_and_waits_for_room_in_its_stream_is_answered_at_the_stop(bundle):
+    async def scenario(site):
+        call = site.stub.ClassifyStream()
+        await call.write(message("in work", 0, timeout_ms=1500))
+        await call.write(message("waits", *range(15)))  # 2 s more, beyond the other's deadline
+        await call.write(message("in the client", 0))
+        while not site.runner.sizes:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        stopping = asyncio.create_task(site.server.stop())
+        answers = [await call.read(), await call.read()]
+        assert [answer.id for answer in answers] == ["in work", "waits"]
+        assert all(answer.response.results for answer in answers)
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        await stopping
+
+    scenario_with(bundle, scenario, seconds=0.5, max_queue=20)
+
+
 def test_small_requests_of_a_stream_are_worked_on_together(bundle):
     async def scenario(site):
         call = site.stub.ClassifyStream()
