@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
-from irv2.errors import DataError, ImageError
-from irv2.evaluate import Ledger, Reading, classify_part, share
+from irv2.errors import ImageError
+from irv2.evaluate import Reading
 from irv2.model import InceptionResNetV2
 from irv2.progress import Progress
 from irv2.runners.torch import TorchRunner
+from train.counting import count_wrong
 from train.guard import DivergenceError, Guard
 from train.interrupt import Interrupt
 from train.loader import Batch, load_epoch, num_batches
@@ -258,19 +259,16 @@ class Trainer:
 
     def _evaluate(self, candidates: dict[str, Checkpoint]) -> dict[str, float]:
         """Errors of each in percent, every image counted once, by one of the processes."""
-        mine = share(self._val_set, self._processes.rank, self._processes.size)
         device = str(self._device)
         runners = [TorchRunner(checkpoint, device) for checkpoint in candidates.values()]
         with self._interrupt.at_once():
-            ledgers = self._processes.together(lambda: classify_part(
-                runners, mine, self._recipe.preprocess, bad_images=self._machine.bad_images,
+            counts = count_wrong(
+                self._processes, runners, self._val_set, self._recipe.preprocess,
+                bad_images=self._machine.bad_images,
                 title=f"epoch {self._epoch}/{self._recipe.epochs} evaluation",
                 reading=Reading(workers=self._machine.threads),
-            ))  # fmt: skip
-            counts = [self._processes.sum(_wrong(ledger)).tolist() for ledger in ledgers]
+            )  # fmt: skip
         num = counts[0][0]
-        if not num:
-            raise DataError(self._val_set.root, "no image could be read", "at least one")
         errors: dict[str, float] = {}
         for name, (_, top1, top5) in zip(candidates, counts, strict=True):
             errors[f"{name}val_top1_error"] = 100 * top1 / num
@@ -290,9 +288,3 @@ class Trainer:
             len(str(self._recipe.epochs)), self._epoch, self._recipe.epochs, row["learning_rate"],
             shown, row["images_per_s"], row["data_wait_percent"], left,
         )  # fmt: skip
-
-
-def _wrong(ledger: Ledger) -> Tensor:
-    """Images, wrong in top 1, wrong in top 5."""
-    right = ledger.top5 == ledger.labels[:, None]
-    return torch.tensor([len(ledger), int((~right[:, 0]).sum()), int((~right.any(axis=1)).sum())])
