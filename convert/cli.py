@@ -8,6 +8,7 @@ import click
 from convert.engine_options import EngineOptions, engine_options
 from irv2.connection import connect, connection_options
 from irv2.errors import BundleError, ParityError, UsageError
+from irv2.files import check_folder_of
 from irv2.options import (
     Program,
     bad_images_option,
@@ -185,6 +186,7 @@ def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bo
     from irv2.samples import resolve_data
 
     if sheet_path is not None:
+        check_folder_of(sheet_path)
         data = resolve_data(data)
     difference = run_diff(load_named(a, data), load_named(b, data), data)
     if sheet_path is not None and difference.rows:

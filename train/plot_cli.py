@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from irv2.files import check_folder_of
 from irv2.options import Program, json_option, print_json
 
 
@@ -27,6 +28,7 @@ def main(
     """
     from train.curves import Curve, draw_curves, read_curve
 
+    check_folder_of(out)
     curves = [read_curve(run) for run in runs]
     if len({curve.name for curve in curves}) < len(curves):  # folders of one name: their paths
         curves = [Curve(str(run), curve.rows) for run, curve in zip(runs, curves, strict=True)]
