@@ -32,7 +32,7 @@ from train.memory import peak_memory_mib
 from train.processes import Processes
 from train.run import Run
 from train.saver import Saver
-from train.settings import Recipe
+from train.settings import Recipe, check_finite
 from train.step import Computation, Learner
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,11 @@ class Machine:
     save_minutes: float = 10.0
     chance_steps: int = 5000
     bad_images: BadImages = "error"
+
+    def check(self, recipe: Recipe, processes: Processes) -> None:
+        """Raises UsageError for a time or a division of batches that no run can use."""
+        check_finite("--save-minutes", self.save_minutes)
+        self.computation.check(recipe, processes)
 
 
 class Trainer:

@@ -22,6 +22,12 @@ REFERENCE_BATCH = 64
 REFERENCE_STEPS_PER_EPOCH = 20_019
 
 
+def check_finite(option: str, value: float) -> None:
+    """Raises UsageError for inf and for nan, which lies in any of click's ranges."""
+    if not math.isfinite(value):
+        raise UsageError(option, str(value), "a finite number")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Everything that decides the weights, but for the images.
@@ -61,13 +67,14 @@ class Recipe:
     init_sha256: str = ""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), float):
+                check_finite("--" + field.name.replace("_", "-"), value)
         if self.image_size < 75:
             raise UsageError("--image-size", f"{self.image_size} pixels", "75 or more")
         if self.resize < self.image_size:
             raise UsageError("--resize", f"{self.resize} pixels", f"{self.image_size} or more, the "
                              "side of the crop", "change it or --image-size")  # fmt: skip
-        if not math.isfinite(self.learning_rate):
-            raise UsageError("--learning-rate", str(self.learning_rate), "a finite number")
         if self.batch_size % self.bn_group:
             raise UsageError(
                 "--batch-size", f"{self.batch_size} images", f"a multiple of {self.bn_group}",
@@ -148,7 +155,7 @@ SETTINGS = {
 PUBLISHED = {
     "1": "setting 1 reached 24.407 / 7.407 % top-1 / top-5 error on ImageNet",
     "2": "setting 2 has no published result",
-    "paper": "the paper's schedule was estimated by the original's author and never run",
+    "paper": "the paper's schedule, which the original's author estimated, has no published result",
 }
 SAMPLE_EPOCHS = 16
 SAMPLE_WIDTH = 0.25
