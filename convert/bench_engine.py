@@ -34,7 +34,7 @@ from irv2.checkpoint import Checkpoint
 from irv2.dataset import find_images
 from irv2.measure import Rounds, machine, machine_lock, rate, run_rounds
 from irv2.model import inception_resnet_v2
-from irv2.options import Program, json_option, print_json
+from irv2.options import FloatRange, Program, json_option, print_json
 from irv2.preprocess import Preprocess
 from irv2.runners.base import Runner
 from irv2.runners.choose import INT8_CPU
@@ -59,7 +59,7 @@ class ExportCost:
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path),
                 required=False)  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=9, help="Times that each case is run.")
-@click.option("--seconds", type=click.FloatRange(0.01), default=5.0, help="Length of one run.")
+@click.option("--seconds", type=FloatRange(0.01), default=5.0, help="Length of one run.")
 @click.option("--batch-size", type=click.IntRange(1, 64), default=8, help="Images per batch.")
 @click.option("--threads", type=click.IntRange(1), default=2, help="Threads of every engine.")
 @json_option

@@ -8,7 +8,9 @@ import click
 from convert.engine_options import EngineOptions, engine_options
 from irv2.connection import connect, connection_options
 from irv2.errors import BundleError, ParityError, UsageError
+from irv2.files import check_folder_of
 from irv2.options import (
+    FloatRange,
     Program,
     bad_images_option,
     data_option,
@@ -51,15 +53,15 @@ bundle_argument = click.argument(
 )  # fmt: skip
 @limit_option
 @click.option(
-    "--tolerance-top1", type=click.FloatRange(0, 100, min_open=True), metavar="POINTS",
+    "--tolerance-top1", type=FloatRange(0, 100, min_open=True), metavar="POINTS",
     help="Top-1 loss the gate accepts, in percentage points.  [default: by precision]",
 )  # fmt: skip
 @click.option(
-    "--tolerance-top5", type=click.FloatRange(0, 100, min_open=True), metavar="POINTS",
+    "--tolerance-top5", type=FloatRange(0, 100, min_open=True), metavar="POINTS",
     help="Top-5 loss the gate accepts, in percentage points.  [default: by precision]",
 )  # fmt: skip
 @click.option(
-    "--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95,
+    "--confidence", type=FloatRange(0.5, 1, max_open=True), default=0.95,
     help="One-sided confidence of the gate's limits.",
 )  # fmt: skip
 @click.option(
@@ -185,6 +187,7 @@ def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bo
     from irv2.samples import resolve_data
 
     if sheet_path is not None:
+        check_folder_of(sheet_path)
         data = resolve_data(data)
     difference = run_diff(load_named(a, data), load_named(b, data), data)
     if sheet_path is not None and difference.rows:

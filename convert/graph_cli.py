@@ -6,6 +6,7 @@ import click
 
 from irv2.bundle import Bundle
 from irv2.errors import UsageError
+from irv2.files import check_folder_of
 from irv2.options import Program, json_option, print_json
 
 SUFFIXES = (".png", ".svg")
@@ -23,6 +24,7 @@ def main(model: Path, out: Path, as_json: bool) -> None:
 
     if out.suffix not in SUFFIXES:
         raise UsageError("--out", str(out), f"a name that ends in {' or '.join(SUFFIXES)}")
+    check_folder_of(out)
     path = Bundle.open(model).path / "model.onnx" if model.is_dir() else model
     blocks = read_blocks(path)
     draw_graph(blocks, path.absolute().relative_to(model.absolute().parent).as_posix(), out)

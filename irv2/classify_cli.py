@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from irv2.connection import connect, connection_options
 from irv2.errors import InputError, UsageError
-from irv2.options import Program, json_option, print_json
+from irv2.options import FloatRange, Program, json_option, print_json
 from irv2.progress import progress
 from irv2.results import DEFAULT_TOP_K, Result
 
@@ -31,7 +31,7 @@ BATCH = 8  # files that a bundle classifies between two steps of the progress
               help="Classify here, with the artefact that a server would choose.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(1), default=DEFAULT_TOP_K, metavar="N",
               help="Number of classes per image.")  # fmt: skip
-@click.option("--timeout-s", type=click.FloatRange(0, min_open=True),
+@click.option("--timeout-s", type=FloatRange(0, min_open=True),
               help="Time for a server's answers.  [default: 60 s per request]")  # fmt: skip
 @json_option
 def main(

@@ -6,6 +6,7 @@ import click
 
 from irv2.dataset import BadImages
 from irv2.evaluate import BATCH_SIZE, Reading, evaluate_model
+from irv2.files import check_folder_of
 from irv2.options import (
     Program,
     bad_images_option,
@@ -44,6 +45,8 @@ def main(
     ledger_path: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure top-1 and top-5 error over DIR/val, each image counted exactly once."""
+    if ledger_path is not None:
+        check_folder_of(ledger_path)
     reading = Reading(batch_size=batch_size, workers=workers, crops=int(crops))
     result = evaluate_model(model, data, limit, device, bad_images, reading, ledger_path)
     if not legacy_average:

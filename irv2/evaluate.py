@@ -1,8 +1,8 @@
 """Classify an image folder through one or several runners: exact counts, one row per image.
 
 Used by `irv2 eval`, by the trainer after every epoch and by the parity gate, which judges all
-artefacts in one pass over the images. Several processes take a `share` each; `merge` gives what
-one process would have found.
+artefacts in one pass over the images. The trainer's processes take a `share` each and add up their
+counts.
 """
 
 import hashlib
@@ -69,15 +69,17 @@ class Ledger:
         """Indices of the five best classes of each image, best first: (n, 5) or fewer."""
         return top_k_indices(self.logits, 5)
 
-    def errors(self) -> dict[str, float]:
-        """`n`, and the errors in percent of exactly n images."""
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Images, wrong in top 1, wrong in top 5."""
         right = self.top5 == self.labels[:, None]
         n = len(self)
-        return {
-            "n": n,
-            "top1_error": 100 * (n - int(right[:, 0].sum())) / n,
-            "top5_error": 100 * (n - int(right.any(axis=1).sum())) / n,
-        }
+        return n, n - int(right[:, 0].sum()), n - int(right.any(axis=1).sum())
+
+    def errors(self) -> dict[str, float]:
+        """`n`, and the errors in percent of exactly n images."""
+        n, top1, top5 = self.counts
+        return {"n": n, "top1_error": 100 * top1 / n, "top5_error": 100 * top5 / n}
 
     def legacy_errors(self, batch_size: int = LEGACY_BATCH_SIZE) -> dict[str, float]:
         """The errors as the original averaged them: over batches, the last short one in full.
@@ -107,14 +109,16 @@ def classify_folder(
     runners: Sequence[Runner], folder: ImageFolder, config: Preprocess, *,
     bad_images: BadImages = "error", title: str = "evaluate", reading: Reading = Reading(),
 ) -> list[Ledger]:  # fmt: skip
-    """One ledger per runner, all from one pass over the images.
+    """One ledger per runner, all from one pass over the images, in the folder's order.
 
     Raises DataError where no image is left, ImageError for a bad one unless `bad_images` is skip.
     """
-    parts = classify_part(
+    ledgers = classify_part(
         runners, folder, config, bad_images=bad_images, title=title, reading=reading
     )
-    return [merge(folder, [part]) for part in parts]
+    if not all(map(len, ledgers)):
+        raise DataError(folder.root, "no image could be read", "at least one")
+    return ledgers
 
 
 def share(folder: ImageFolder, rank: int, world_size: int) -> ImageFolder:
@@ -126,26 +130,6 @@ def share(folder: ImageFolder, rank: int, world_size: int) -> ImageFolder:
     starts = range(rank * BATCH_SIZE, len(folder), world_size * BATCH_SIZE)
     end = len(folder)
     return folder.subset([i for s in starts for i in range(s, min(s + BATCH_SIZE, end))])
-
-
-def merge(folder: ImageFolder, parts: Sequence[Ledger]) -> Ledger:
-    """The ledger of `folder` from those of its shares, in the folder's order.
-
-    Raises DataError where no image was read.
-    """
-    files = [file for part in parts for file in part.files]
-    if not files:
-        raise DataError(folder.root, "no image could be read", "at least one")
-    assert len(set(files)) == len(files), "an image was counted twice"
-    position = {file: i for i, file in enumerate(folder.files)}
-    order = sorted(range(len(files)), key=lambda i: position[files[i]])
-    hashes = [sha256 for part in parts for sha256 in part.sha256]
-    return Ledger(
-        tuple(files[i] for i in order),
-        tuple(hashes[i] for i in order),
-        np.concatenate([part.labels for part in parts])[order],
-        np.concatenate([part.logits for part in parts])[order],
-    )
 
 
 def classify_part(

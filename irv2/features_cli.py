@@ -10,7 +10,7 @@ import click
 
 from irv2.classify_cli import image_files
 from irv2.dataset import BadImages
-from irv2.errors import InputError
+from irv2.files import check_folder_of
 from irv2.options import Program, bad_images_option, device_option, json_option, print_json
 
 
@@ -32,8 +32,7 @@ def main(
 
     Of a folder, every image file below it. TF-slim's network has 1536 features, a narrow one fewer.
     """
-    if not out.absolute().parent.is_dir():
-        raise InputError(out, "no such folder", "an existing one", f"mkdir -p {out.parent}")
+    check_folder_of(out)
     files = dict.fromkeys(file for path in images for file in image_files(path))  # each once
     shape = write_features(list(files), model, out, device, bad_images)
     if as_json:

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from irv2.errors import Irv2Error
+from irv2.errors import InputError, Irv2Error
 
 logger = logging.getLogger(__name__)
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+GO_ON = "free some; the same command goes on from what there is"
+START_AGAIN = "free some; the same command starts again"
 
 
 def try_lock(file: IO[str]) -> bool:
@@ -33,7 +35,7 @@ def try_lock(file: IO[str]) -> bool:
 
 
 @contextmanager
-def full_disk_named(path: Path) -> Iterator[None]:
+def full_disk_named(path: Path, way_out: str = GO_ON) -> Iterator[None]:
     """Around the writing of `path`: raises Irv2Error where there is no room for it."""
     try:
         yield
@@ -42,6 +44,11 @@ def full_disk_named(path: Path) -> Iterator[None]:
         if not isinstance(cause, OSError) or cause.errno not in NO_ROOM:
             raise
         raise Irv2Error(
-            path, f"can't be written ({cause.strerror})", "free space",
-            "free some; the same command goes on from what there is",
-        ) from error  # fmt: skip
+            path, f"can't be written ({cause.strerror})", "free space", way_out
+        ) from error
+
+
+def check_folder_of(out: Path) -> None:
+    """Raises InputError where `out` is to be written and the folder for it is missing."""
+    if not out.absolute().parent.is_dir():
+        raise InputError(out, "no such folder", "an existing one", f"mkdir -p {out.parent}")

@@ -7,6 +7,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 parity gate not met,
 import importlib
 import json
 import logging
+import math
 import signal
 import sys
 import traceback
@@ -55,6 +56,19 @@ class _OneLineErrors(click.Command):
             _log_traceback()
             _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
         sys.exit(0)
+
+
+class FloatRange(click.FloatRange):
+    """A finite number: nan lies in any of click's ranges, and inf in those without an end."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None  # noqa: ANN401
+    ) -> float:  # fmt: skip
+        """click's hook."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is no finite number.", param, ctx)
+        return number
 
 
 class Program(_OneLineErrors):

@@ -21,6 +21,7 @@ from PIL import Image
 
 from irv2 import __version__
 from irv2.errors import DataError
+from irv2.files import START_AGAIN, full_disk_named
 from irv2.progress import progress
 from irv2.types import UInt8Array
 
@@ -142,10 +143,11 @@ def _write_folder(out: Path, pictures: list[_Picture]) -> int:
         raise DataError(out, "is not empty", "a new folder", "pass another --out")
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        for name, image in progress(pictures, f"write {out}", len(pictures), "images"):
-            path = beside / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
+        with full_disk_named(out, START_AGAIN):
+            for name, image in progress(pictures, f"write {out}", len(pictures), "images"):
+                path = beside / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
         try:
             beside.replace(out)
         except OSError as error:  # another process wrote it meanwhile

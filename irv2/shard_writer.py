@@ -12,6 +12,7 @@ import msgspec
 
 from irv2.dataset import LAYOUT, BadImages, ImageFolder, open_split
 from irv2.errors import DataError
+from irv2.files import START_AGAIN, full_disk_named
 from irv2.progress import Progress
 from irv2.shards import CONTENTS, LABEL_SUFFIX, Contents
 
@@ -29,7 +30,8 @@ def write_shards(
     splits = list(_open_splits(source, bad_images))
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        with Progress(f"write {out}", sum(map(len, splits))) as bar:
+        progress = Progress(f"write {out}", sum(map(len, splits)))
+        with full_disk_named(out, START_AGAIN), progress as bar:
             for split in splits:
                 _write_split(split, beside / split.root.name, shard_bytes, bar)
         beside.replace(out)

@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from irv2.bundle import Bundle
 from irv2.measure import machine, machine_lock
-from irv2.options import Program, json_option, print_json
+from irv2.options import FloatRange, Program, json_option, print_json
 from irv2.resample import RESAMPLERS
 from serve.bench_clients import Call, ClosedLoop, GrpcTarget, num_wrong, open_loop
 from serve.bench_site import Served, make_pictures, our_server, our_top1, served, write_tiny_bundle
@@ -177,11 +177,11 @@ def _p99(percentiles: dict[str, float] | None) -> float | None:
 @click.command(cls=Program)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--factor", "factors", type=click.FloatRange(0, min_open=True), multiple=True,
+    "--factor", "factors", type=FloatRange(0, min_open=True), multiple=True,
     default=(0.5, 0.9, 3.0, 10.0), help="Rate as a multiple of the capacity; several in turn.",
 )  # fmt: skip
 @click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), default=60.0, help="Length of each load."
+    "--seconds", type=FloatRange(0, min_open=True), default=60.0, help="Length of each load."
 )
 @click.option(
     "--deadline-ms", type=click.IntRange(1), default=2000, help="Time each request is given."

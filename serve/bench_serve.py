@@ -22,7 +22,7 @@ from tabulate import tabulate
 from irv2.bundle import Bundle
 from irv2.errors import EngineError
 from irv2.measure import Rounds, machine, machine_lock, run_rounds
-from irv2.options import Program, json_option, print_json
+from irv2.options import FloatRange, Program, json_option, print_json
 from irv2.resample import RESAMPLERS
 from serve.bench_clients import ClosedLoop, GrpcTarget, HttpTarget, Target, Window, num_wrong
 from serve.bench_peers import PillowOnnx
@@ -171,10 +171,10 @@ def _table(result: dict[str, Any]) -> str:
 @click.command(cls=Program)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), default=3.0, help="Length of one window."
+    "--seconds", type=FloatRange(0, min_open=True), default=3.0, help="Length of one window."
 )
 @click.option(
-    "--settle-s", type=click.FloatRange(0), default=0.5,
+    "--settle-s", type=FloatRange(0), default=0.5,
     help="Load before each window that is not counted.",
 )  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=9, help="Windows per case.")

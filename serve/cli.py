@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from irv2.errors import UsageError
-from irv2.options import Program, json_option, print_json
+from irv2.options import FloatRange, Program, json_option, print_json
 from irv2.runners.choose import BACKENDS
 from irv2.runners.cuda import count_gpus
 
@@ -108,7 +108,7 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
 )
 @click.option(
     "--max-queue-delay-ms",
-    type=click.FloatRange(0),
+    type=FloatRange(0),
     default=0.0,
     help="How long an idle engine waits for a fuller batch.",
 )
@@ -120,12 +120,12 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
 )
 @click.option(
     "--grace-s",
-    type=click.FloatRange(0),
+    type=FloatRange(0),
     default=5.0,
     help="How long SIGTERM leaves load balancers to notice.",
 )
 @click.option(
-    "--stop-timeout-s", type=click.FloatRange(0), default=60.0,
+    "--stop-timeout-s", type=FloatRange(0), default=60.0,
     help="How long open requests may take after that; they end at their own deadlines.",
 )  # fmt: skip
 @click.option(
@@ -161,7 +161,7 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
     help="Open calls of one connection; more wait in the client, or fail there (UNAVAILABLE).",
 )  # fmt: skip
 @click.option(
-    "--max-connection-age-s", type=click.FloatRange(0, MAX_CONNECTION_AGE_S), default=0.0,
+    "--max-connection-age-s", type=FloatRange(0, MAX_CONNECTION_AGE_S), default=0.0,
     help="Ask clients to connect anew after so long, so that new servers get some; 0: never.",
 )  # fmt: skip
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text",

@@ -1,7 +1,6 @@
 """The options of one server, checked against each other."""
 
-import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from irv2.errors import UsageError
@@ -40,10 +39,6 @@ class ServeOptions:
     num_gpus: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in (asdict(self) | asdict(self.connections)).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                option = f"--{name.replace('_', '-')}"
-                raise UsageError(option, str(value), "a finite number")
         if self.max_queue < self.max_images:
             raise UsageError(
                 "--max-queue", str(self.max_queue), f"at least --max-images, {self.max_images}",

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from irv2.bicubic import kernel
 from irv2.dataset import ImageFolder, open_split
 from irv2.measure import Rounds, machine, machine_lock, rate, run_rounds
-from irv2.options import Program, json_option, print_json
+from irv2.options import FloatRange, Program, json_option, print_json
 from irv2.types import UInt8Array
 from train.augment import PRINCIPAL, apply_color, draw_color, draw_crop
 from train.loader import Batch, load_epoch
@@ -42,7 +42,7 @@ RATIOS = {
 
 @click.command(cls=Program)
 @click.option("--rounds", type=click.IntRange(1), default=9, help="Times that each case is run.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=4.0, help="Length of one run.")
+@click.option("--seconds", type=FloatRange(0.1), default=4.0, help="Length of one run.")
 @click.option(
     "--quality", type=click.IntRange(1, 100), default=90,
     help="Of the JPEGs: 90 makes 50 kB each, 97 makes ImageNet's 110 kB, more of it decoding.",

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from irv2.dataset import ImageFolder, open_split
 from irv2.measure import Rounds, machine, machine_lock, rate, run_rounds
 from irv2.model import inception_resnet_v2
-from irv2.options import Program, device_option, json_option, print_json
+from irv2.options import FloatRange, Program, device_option, json_option, print_json
 from irv2.runners.torch import resolve_device, use_full_float32
 from irv2.summary import summarize
 from train.bench_loader import write_photos
@@ -64,10 +64,10 @@ class Options:
               help="Images at a time through ours.  [default: all]")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(75), default=299, metavar="PIXELS",
               help="Side of an image.")  # fmt: skip
-@click.option("--width", type=click.FloatRange(0, 4, min_open=True), default=1.0,
+@click.option("--width", type=FloatRange(0, 4, min_open=True), default=1.0,
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=5, help="Times each case runs.")
-@click.option("--seconds", type=click.FloatRange(0), default=10.0,
+@click.option("--seconds", type=FloatRange(0), default=10.0,
               help="Time of a case in a round; one step at least.")  # fmt: skip
 @click.option("--compile", is_flag=True, help="Also measure ours through torch.compile.")
 @click.option("--workers", type=click.IntRange(0), default=2, help="Decoding processes.")

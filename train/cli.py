@@ -10,6 +10,7 @@ import click
 
 from irv2.dataset import BadImages
 from irv2.options import (
+    FloatRange,
     Program,
     bad_images_option,
     data_option,
@@ -31,15 +32,15 @@ from irv2.options import (
               help="Insist on a run to resume; one in DIR is resumed all the same.")  # fmt: skip
 @click.option("--show-model", is_flag=True, help="Print the network's blocks and stop.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the images.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True),
+@click.option("--learning-rate", type=FloatRange(0, min_open=True),
               help="Initial rate, for steps of 64 images.")  # fmt: skip
-@click.option("--gamma", type=click.FloatRange(0, 1, min_open=True), help="Factor of a decay.")
+@click.option("--gamma", type=FloatRange(0, 1, min_open=True), help="Factor of a decay.")
 @click.option("--decay-steps", type=click.IntRange(1), help="Steps of 64 images between decays.")
-@click.option("--momentum", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+@click.option("--momentum", type=FloatRange(0, 1, min_open=True, max_open=True),
               help="Nesterov momentum. The original ran with 0.4737; 0.9, which a reviewer named "
               "as the paper's, makes the effective rate 5.3 times larger; the only report of such "
               "runs is that they came out wrong.")  # fmt: skip
-@click.option("--weight-decay", type=click.FloatRange(0), help="On every parameter.")
+@click.option("--weight-decay", type=FloatRange(0), help="On every parameter.")
 @click.option("--batch-size", type=click.IntRange(2), metavar="IMAGES",
               help="Images per step, of all processes together.  [default: 64, or a group per "
               "process]")  # fmt: skip
@@ -60,12 +61,12 @@ from irv2.options import (
 @click.option("--augmentation", type=click.Choice(["area-crop", "shift"]),
               help="area-crop: the original's random areas of photographs; shift: whole images "
               "moved by up to --max-shift, for small ones.  [default: area-crop]")  # fmt: skip
-@click.option("--max-shift", type=click.FloatRange(0, 0.5), metavar="FRACTION",
+@click.option("--max-shift", type=FloatRange(0, 0.5), metavar="FRACTION",
               help="Largest shift, of the image's side.  [default: 0]")  # fmt: skip
 @click.option("--flip/--no-flip", default=None,
               help="Mirror half of the training images.  [default: flip; on the sample "
               "no-flip]")  # fmt: skip
-@click.option("--width", type=click.FloatRange(0, 4, min_open=True),
+@click.option("--width", type=FloatRange(0, 4, min_open=True),
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
               metavar="A B C", help="Residual blocks of each grid; published: 5 10 5.")  # fmt: skip
@@ -83,15 +84,15 @@ from irv2.options import (
 @click.option("--recipe", type=click.Choice(["setting", "modern"]), default="setting",
               help="modern: momentum 0.9, label smoothing 0.1, warm-up, cosine, and an average of "
               "the weights in best-ema.pt; not the original's.")  # fmt: skip
-@click.option("--residual-scale", type=click.FloatRange(0, min_open=True),
+@click.option("--residual-scale", type=FloatRange(0, min_open=True),
               help="Factor of every residual.  [default: 0.1]")  # fmt: skip
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True),
+@click.option("--dropout", type=FloatRange(0, 1, max_open=True),
               help="Share of features dropped before the last layer.  [default: 0.2]")  # fmt: skip
-@click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True),
+@click.option("--label-smoothing", type=FloatRange(0, 1, max_open=True),
               help="Share of a label that goes to all classes alike.  [default: 0]")  # fmt: skip
 @click.option("--warmup-steps", type=click.IntRange(0),
               help="Steps of 64 images until the full rate.  [default: 0]")  # fmt: skip
-@click.option("--ema-decay", type=click.FloatRange(0, 1, max_open=True),
+@click.option("--ema-decay", type=FloatRange(0, 1, max_open=True),
               help="Of an average of the weights; 0: none.  [default: 0]")  # fmt: skip
 @click.option("--init-from", type=click.Path(path_type=Path, dir_okay=False), metavar="CKPT",
               help="Begin with the weights of a checkpoint; with other classes all but the last "
@@ -99,7 +100,7 @@ from irv2.options import (
 @click.option("--workers", type=click.IntRange(0), metavar="N",
               help="Decoding processes.  [default: this process's share of the cores; 0 for the "
               "sample]")  # fmt: skip
-@click.option("--save-minutes", type=click.FloatRange(0), default=10.0, metavar="MINUTES",
+@click.option("--save-minutes", type=FloatRange(0), default=10.0, metavar="MINUTES",
               help="Time between checkpoints within an epoch.")  # fmt: skip
 @click.option("--chance-steps", type=click.IntRange(0), default=5000, metavar="STEPS",
               help="Stop where so many steps were no better than guessing; 0: never.")  # fmt: skip

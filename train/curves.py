@@ -56,13 +56,16 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     Raises DataError for a line that is something else.
     """
     rows = []
-    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # of the text or of its bytes
             raise DataError(path, f"line {number} is not JSON", "one object per epoch") from error
         if not isinstance(row, dict) or not row.keys() >= _DRAWN:
             raise DataError(path, f"line {number} lacks an epoch's errors", "a run's metrics")
+        for name, value in row.items():
+            if not isinstance(value, int | float):
+                raise DataError(path, f"line {number}: {name} is {value!r:.60}", "a number")
         rows.append(row)
     return rows
 

@@ -20,10 +20,11 @@ from tqdm import tqdm
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
 from irv2.errors import DataError, EngineError, ImageError, Irv2Error
-from irv2.evaluate import Ledger, Reading, classify_part, share
+from irv2.evaluate import Reading
 from irv2.model import InceptionResNetV2
 from irv2.progress import Progress
 from irv2.runners.torch import TorchRunner
+from train.counting import count_wrong
 from train.guard import DivergenceError, Guard
 from train.interrupt import Interrupt
 from train.loader import Batch, load_epoch, num_batches
@@ -143,7 +144,8 @@ class Trainer:
                 self._guard.check_step(self._step, totals)
                 self._after_step()
         if not self._totals[3]:
-            self._processes.fail(_none_readable(self._train_set))
+            root = self._train_set.root
+            self._processes.fail(DataError(root, "no image could be read", "at least one"))
         self._batch = last
 
     def _next(self, batches: Iterator[tuple[int, Batch]]) -> tuple[int, Batch, int] | None:
@@ -261,19 +263,16 @@ class Trainer:
 
     def _evaluate(self, candidates: dict[str, Checkpoint]) -> dict[str, float]:
         """Errors of each in percent, every image counted once, by one of the processes."""
-        mine = share(self._val_set, self._processes.rank, self._processes.size)
         device = str(self._device)
         runners = [TorchRunner(checkpoint, device) for checkpoint in candidates.values()]
         with self._interrupt.at_once():
-            ledgers = self._processes.together(lambda: classify_part(
-                runners, mine, self._recipe.preprocess, bad_images=self._machine.bad_images,
+            counts = count_wrong(
+                self._processes, runners, self._val_set, self._recipe.preprocess,
+                bad_images=self._machine.bad_images,
                 title=f"epoch {self._epoch}/{self._recipe.epochs} evaluation",
                 reading=Reading(workers=self._machine.threads),
-            ))  # fmt: skip
-            counts = [self._processes.sum(_wrong(ledger)).tolist() for ledger in ledgers]
+            )  # fmt: skip
         num = counts[0][0]
-        if not num:
-            self._processes.fail(_none_readable(self._val_set))
         errors: dict[str, float] = {}
         for name, (_, top1, top5) in zip(candidates, counts, strict=True):
             errors[f"{name}val_top1_error"] = 100 * top1 / num
@@ -293,13 +292,3 @@ class Trainer:
             len(str(self._recipe.epochs)), self._epoch, self._recipe.epochs, row["learning_rate"],
             shown, row["images_per_s"], row["data_wait_percent"], left,
         )  # fmt: skip
-
-
-def _none_readable(images: ImageFolder) -> DataError:
-    return DataError(images.root, "no image could be read", "at least one")
-
-
-def _wrong(ledger: Ledger) -> Tensor:
-    """Images, wrong in top 1, wrong in top 5."""
-    right = ledger.top5 == ledger.labels[:, None]
-    return torch.tensor([len(ledger), int((~right[:, 0]).sum()), int((~right.any(axis=1)).sum())])

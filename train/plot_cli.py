@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from irv2.options import Program, json_option, print_json
+from irv2.files import check_folder_of
+from irv2.options import FloatRange, Program, json_option, print_json
 
 
 @click.command(cls=Program)
@@ -15,7 +16,7 @@ from irv2.options import Program, json_option, print_json
 @click.option("--published", is_flag=True,
               help="Add the validation curve that setting 1 reached on ImageNet, read off its "
               "published picture to about 0.5 points.")  # fmt: skip
-@click.option("--max-error", type=click.FloatRange(0, 100, min_open=True), default=100.0,
+@click.option("--max-error", type=FloatRange(0, 100, min_open=True), default=100.0,
               metavar="PERCENT", help="Upper end of the error axis.")  # fmt: skip
 @json_option
 def main(
@@ -27,6 +28,7 @@ def main(
     """
     from train.curves import Curve, draw_curves, read_curve
 
+    check_folder_of(out)
     curves = [read_curve(run) for run in runs]
     if len({curve.name for curve in curves}) < len(curves):  # folders of one name: their paths
         curves = [Curve(str(run), curve.rows) for run, curve in zip(runs, curves, strict=True)]

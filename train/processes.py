@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from irv2.errors import Irv2Error, UsageError
+from irv2.runners.torch import resolve_device
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -77,16 +78,17 @@ class Processes:
         raise error if self.is_first else SystemExit(error.exit_code)
 
     def together(self, work: Callable[[], T]) -> T:
-        """`work` in every process; an Irv2Error in one of them ends all, told by that one."""
+        """`work` in every process; an Irv2Error in any ends all, told by the first that has one."""
         mine: list[T] = []
         found = None
         try:
             mine.append(work())
         except Irv2Error as error:
             found = error
-        [status] = self.largest(found.exit_code if found else 0)
+        turn = self.size - self.rank  # the first process's is the largest
+        status, teller = self.largest(*((found.exit_code, turn) if found else (0, 0)))
         if status:
-            raise found or SystemExit(status)
+            raise found if found and teller == turn else SystemExit(status)
         return mine[0]
 
     def in_turn(self, work: Callable[[], T]) -> T:
@@ -100,21 +102,25 @@ class Processes:
 def joined(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun started with this one (its environment says so), if any.
 
-    Raises Irv2Error where one of them is lost: torchrun then ends, or restarts, all.
+    `device` is --device's. Raises Irv2Error where it is missing, or where a process is lost:
+    torchrun then ends, or restarts, all.
     """
     processes = _from_environment()
     if processes.size == 1:
+        resolve_device(device)
         yield processes
         return
     if not processes.is_first:
         logging.getLogger().setLevel(logging.WARNING)
-    if device == "cuda":
-        check_gpus(torch.cuda.device_count(), processes)
+    num_gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    has_gpu = processes.local_rank < num_gpus
+    if has_gpu:
         torch.cuda.set_device(processes.local_rank)
     try:
-        _connect("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", processes)
+        # Without a GPU too they connect, to agree on who says so.
+        _connect("cpu:gloo,cuda:nccl" if has_gpu else "cpu:gloo", processes)
+        processes.together(lambda: check_gpus(resolve_device(device), num_gpus, processes))
         yield processes
-        dist.destroy_process_group()
     except (RuntimeError, dist.DistError) as error:
         if not _means_lost_peer(error):
             raise
@@ -122,11 +128,17 @@ def joined(device: str) -> Iterator[Processes]:
             f"process {processes.rank} of {processes.size}", "lost the others", "all of them alive",
             "see what ended first; torchrun --max-restarts N starts all again from the last save",
         ) from error  # fmt: skip
+    except BaseException:  # all end; a gloo that is left to the interpreter's end may abort
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        raise
+    else:
+        dist.destroy_process_group()
 
 
-def check_gpus(num_gpus: int, processes: Processes) -> None:
-    """Raises UsageError where this machine has fewer GPUs than processes of the run."""
-    if num_gpus < processes.local_size:
+def check_gpus(device: str, num_gpus: int, processes: Processes) -> None:
+    """Raises UsageError where, on cuda, this machine has fewer GPUs than processes of the run."""
+    if device == "cuda" and num_gpus < processes.local_size:
         raise UsageError(
             "--device cuda", f"{num_gpus} GPUs for {processes.local_size} processes here",
             "one each", "lower torchrun's --nproc-per-node",

@@ -66,8 +66,6 @@ class Recipe:
         if self.resize < self.image_size:
             raise UsageError("--resize", f"{self.resize} pixels", f"{self.image_size} or more, the "
                              "side of the crop", "change it or --image-size")  # fmt: skip
-        if not math.isfinite(self.learning_rate):
-            raise UsageError("--learning-rate", str(self.learning_rate), "a finite number")
         if self.batch_size % self.bn_group:
             raise UsageError(
                 "--batch-size", f"{self.batch_size} images", f"a multiple of {self.bn_group}",
@@ -148,7 +146,7 @@ SETTINGS = {
 PUBLISHED = {
     "1": "setting 1 reached 24.407 / 7.407 % top-1 / top-5 error on ImageNet",
     "2": "setting 2 has no published result",
-    "paper": "the paper's schedule was estimated by the original's author and never run",
+    "paper": "the paper's schedule, which the original's author estimated, has no published result",
 }
 SAMPLE_EPOCHS = 16
 SAMPLE_WIDTH = 0.25

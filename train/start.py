@@ -63,12 +63,14 @@ def train(request: Request) -> dict[str, Any] | None:
     Among several processes only the first has something to return. Raises Irv2Error; on SIGTERM or
     Ctrl-C the state is saved first.
     """
-    with joined(resolve_device(request.device)) as processes, ExitStack() as held:
+    with joined(request.device) as processes, ExitStack() as held:
         train_set, val_set = data = processes.in_turn(lambda: _open_data(request))
         on_sample = is_sample(resolve_data(request.data))
-        recipe = resolve_recipe(request, on_sample, len(train_set), processes.size)
+        recipe = processes.from_first(
+            lambda: resolve_recipe(request, on_sample, len(train_set), processes.size)
+        )
         machine = _machine(request, on_sample, processes)
-        machine.computation.check(recipe, processes)
+        processes.from_first(lambda: machine.computation.check(recipe, processes))
         _log_recipe(recipe, train_set, val_set)
         _log_machine(recipe, machine, processes)
         config = run_config(recipe, train_set, val_set)
@@ -82,7 +84,7 @@ def train(request: Request) -> dict[str, Any] | None:
             processes.from_first(lambda: held.enter_context(run.locked()))
             checkpoint = processes.from_first(run.start)
             init_from = request.init_from if checkpoint is None else None
-            model = initial_model(recipe, train_set.classes, init_from)
+            model = processes.together(lambda: initial_model(recipe, train_set.classes, init_from))
             trainer = Trainer(run, recipe, data, model, machine, processes)
             _train(trainer, run, checkpoint, request, processes)
         return _result(run) if processes.is_first else None

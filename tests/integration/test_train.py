@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from kill_and_resume import ENVIRONMENT, PLACES, Victim, Way, write_images
 from PIL import Image
 from same_run import assert_same_run, rows
 
 from irv2.checkpoint import Checkpoint, load_model
 from irv2.dataset import open_split
+from train.cli import main as program
 from train.loader import batch_indices
 from train.settings import SETTINGS
 
@@ -399,13 +402,29 @@ def test_a_second_trainer_in_the_same_folder_is_refused(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--momentum", "0"), ("--seed", "99999999999999999999"),
-                          ("--learning-rate", "nan")]
-)  # fmt: skip
+    ("option", "value"), [("--momentum", "0"), ("--seed", "99999999999999999999")]
+)
 def test_values_that_no_run_can_use_are_refused_before_anything_is_written(
     data, tmp_path, option, value
 ):
     result = train(data, tmp_path / "run", option, value)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+FLOAT_OPTIONS = [
+    option.opts[0] for option in program.params if isinstance(option.type, click.FloatRange)
+]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("option", FLOAT_OPTIONS)
+def test_numbers_that_are_not_finite_are_refused_by_their_option(data, tmp_path, option, value):
+    arguments = [*SMALL, "--data", str(data), "--out", str(tmp_path / "run"), option, value]
+    result = CliRunner().invoke(program, arguments)
+    assert result.exit_code == 2, result.output
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert option in line
+    assert value in line
     assert not (tmp_path / "run").exists()

@@ -145,6 +145,7 @@ def test_losing_one_process_ends_the_other_with_one_line_and_torchrun_starts_bot
     os.kill(process_of_rank(1, process.pid), signal.SIGKILL)
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
+    assert stderr.count("error: ") == stderr.count("error: process 0 of 2: lost the others") == 1
     assert "resuming" in stderr
     assert_same_run(out, alone)
 
@@ -174,11 +175,23 @@ def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save
     assert_same_run(out, alone)
 
 
-def test_an_error_is_told_once(data, tmp_path):
-    done = run(*TORCHRUN, *train(data, tmp_path / "none", "--resume"))
+@pytest.mark.parametrize(
+    ("options", "line", "status"),
+    [
+        (["--resume"], "--resume: no ", 2),
+        (["--batch-size", 12], "--batch-size: 12 images on 2 processes", 2),
+        (["--init-from", "gone.pt"], "gone.pt: no such file", 2),
+        (["--init-from", __file__], f"{__file__}: ", 2),
+        (["--device", "cuda"], "--device cuda: ", 1),
+    ],
+)
+def test_an_error_is_told_once(data, tmp_path, options, line, status):
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
+    done = run(*TORCHRUN, *train(data, tmp_path / "none", *options), **environment)
     assert done.returncode == 1  # torchrun's own, for any failure
-    assert done.stderr.count("error: --resume: no ") == 1
-    assert "exitcode  : 2" in done.stderr
+    assert done.stderr.count("error: ") == done.stderr.count(f"error: {line}") == 1
+    assert f"exitcode  : {status}" in done.stderr
+    assert not (tmp_path / "none" / "last.pt").exists()
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import resource
 import shutil
 import signal
 import struct
@@ -134,6 +135,10 @@ def test_eval_prints_one_object_even_where_it_logs(tmp_path, sample):
         (["eval", "/", "--limit", "0"], "0 is not in the range x>=1"),
         (["eval", "/", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["eval", "/", "--data", "/"], "no bundle.json in it; expected a bundle"),
+        (["plot", "/", "-o", "/gone/p.png"], "/gone/p.png: no such folder"),
+        (["graph", "/", "-o", "/gone/g.png"], "/gone/g.png: no such folder"),
+        (["diff", "a", "b", "-o", "/gone/d.png"], "/gone/d.png: no such folder"),
+        (["eval", "/", "--ledger", "/gone/l.npz"], "/gone/l.npz: no such folder"),
         (["train"], "Missing option '--setting'. Choose from: 1, 2, paper; see irv2 train --help"),
     ],
 )
@@ -155,6 +160,22 @@ def test_a_full_disk_is_one_line():
         )
     assert done.returncode == 1
     assert done.stderr == "error: system: No space left on device\n"
+
+
+@pytest.mark.parametrize("program", ["sample", "shard"])
+def test_a_data_folder_that_has_no_room_is_named(sample, tmp_path, program):
+    out = tmp_path / "out"
+    arguments = ["--out", out] if program == "sample" else [sample, out]
+    done = subprocess.run(
+        [BIN / "irv2", "data", program, *arguments], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (  # after, perhaps, a warning about the index
+        f"error: {out}: can't be written (File too large); expected free space; free some; "
+        "the same command starts again"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reader_that_leaves_is_no_error_message():

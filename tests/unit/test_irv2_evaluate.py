@@ -19,9 +19,7 @@ from irv2.evaluate import (
     Ledger,
     Reading,
     classify_folder,
-    classify_part,
     load_batches,
-    merge,
     share,
 )
 from irv2.preprocess import Preprocess
@@ -222,25 +220,6 @@ def test_shares_hold_every_image_once_in_whole_batches(folder, num, world_size):
     alone = [whole.files[s : s + BATCH_SIZE] for s in range(0, num, BATCH_SIZE)]
     assert sorted(batches) == sorted(alone)
     assert max(map(len, parts)) - min(map(len, parts)) <= BATCH_SIZE
-
-
-def test_merged_parts_are_the_whole_in_its_order(data, folder):
-    (data / "val/class3/1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    [expected] = classify_folder([PixelRunner(5)], folder, CONFIG, bad_images="skip")
-    parts = [
-        classify_part([PixelRunner(5)], folder.subset(kept), CONFIG, bad_images="skip")[0]
-        for kept in (range(20, 28), [], range(5, 20), range(5))
-    ]
-    merged = merge(folder, parts)
-    assert (merged.files, merged.sha256) == (expected.files, expected.sha256)
-    np.testing.assert_array_equal(merged.labels, expected.labels)
-    np.testing.assert_array_equal(merged.logits, expected.logits)
-
-
-def test_an_image_in_two_parts_is_never_counted_twice(folder):
-    [part] = classify_part([PixelRunner(5)], folder.subset(range(3)), CONFIG)
-    with pytest.raises(AssertionError, match="counted twice"):
-        merge(folder, [part, part])
 
 
 def test_the_original_average_gives_a_short_last_batch_full_weight():

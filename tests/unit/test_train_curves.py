@@ -14,6 +14,8 @@ from train.torch7_log import read_torch7_log
 
 STEP = " | Epoch: [{}][{}/2]    Time 0.901  Data 0.004  Err 6.9078  top1 {:7.3f}  top5 {:7.3f}\n"
 TEST = " | Test: [{}][1/1]    Time 0.2  Data 0.0  top1  80.000 ( 80.000)  top5  60.000 ( 60.000)\n"
+ROW = json.dumps({"epoch": 1, "train_top1_error": 9, "train_top5_error": 1, "val_top1_error": 3.5,
+                  "val_top5_error": 2}) + "\n"  # fmt: skip
 DONE = " * Finished epoch # {}     top1: {:7.3f}  top5: {:7.3f}\n\n"
 
 
@@ -144,6 +146,9 @@ def test_two_folders_of_one_name_are_told_apart_by_their_paths(run, tmp_path):
         ("metrics.jsonl", "", "no finished epoch in it"),
         ("metrics.jsonl", "{]\n", "line 1 is not JSON"),
         ("metrics.jsonl", '{"epoch": 1}\n', "line 1 lacks an epoch's errors"),
+        ("metrics.jsonl", b'{"epoch": "\xff"}\n', "line 1 is not JSON"),
+        ("metrics.jsonl", ROW.replace("3.5", '"3.5"'), "line 1: val_top1_error is '3.5'"),
+        ("metrics.jsonl", ROW.replace("3.5", "null"), "line 1: val_top1_error is None"),
         ("x.log", " | Epoch: [1][1/2] cut\n", "line 1 is damaged"),
     ],
 )

@@ -73,6 +73,7 @@ def test_other_classes_labels_spans_or_files_are_other_images(other):
 
 def test_a_gpu_for_every_process_of_this_machine():
     eight = Processes(rank=8, size=16, local_rank=0, local_size=8)
-    check_gpus(8, eight)
+    check_gpus("cuda", 8, eight)
+    check_gpus("cpu", 0, eight)
     with pytest.raises(UsageError, match="--device cuda: 4 GPUs for 8 processes here"):
-        check_gpus(4, eight)
+        check_gpus("cuda", 4, eight)
