@@ -128,8 +128,9 @@ def joined(device: str) -> Iterator[Processes]:
             f"process {processes.rank} of {processes.size}", "lost the others", "all of them alive",
             "see what ended first; torchrun --max-restarts N starts all again from the last save",
         ) from error  # fmt: skip
-    except BaseException:  # all end; a gloo that is left to the interpreter's end may abort
-        if dist.is_initialized():
+    except BaseException:
+        # A gloo that is left to the interpreter's end may abort; NCCL might wait here for others.
+        if dist.is_initialized() and not has_gpu:
             dist.destroy_process_group()
         raise
     else:
