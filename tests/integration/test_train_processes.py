@@ -181,8 +181,8 @@ def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save
         (["--resume"], "--resume: no ", 2),
         (["--batch-size", 12], "--batch-size: 12 images on 2 processes", 2),
         (["--init-from", "gone.pt"], "gone.pt: no such file", 2),
-        (["--init-from", __file__], f"{__file__}: ", 2),
-        (["--device", "cuda"], "--device cuda: ", 1),
+        pytest.param(["--init-from", __file__], f"{__file__}: ", 2, marks=pytest.mark.slow),
+        pytest.param(["--device", "cuda"], "--device cuda: ", 1, marks=pytest.mark.slow),
     ],
 )
 def test_an_error_is_told_once(data, tmp_path, options, line, status):
