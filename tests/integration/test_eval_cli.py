@@ -27,7 +27,7 @@ def evaluate(arguments, *more):
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("crops", ["1", "10", "12"])
+@pytest.mark.parametrize("crops", ["1", "10", pytest.param("12", marks=pytest.mark.slow)])
 def test_every_image_is_counted_once_with_any_number_of_crops(arguments, crops):
     found = evaluate(arguments, "--crops", crops)
     assert (found["n"], found["crops"]) == (48, int(crops))

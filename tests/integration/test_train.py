@@ -260,6 +260,7 @@ def kill_a_child(pid: int) -> None:
             os.kill(int(child), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_run_needs_what_it_began_with_only_once(data, finished, tmp_path):
     begin_with, out = tmp_path / "old.pt", tmp_path / "run"
     shutil.copy(finished / "best.pt", begin_with)

@@ -150,7 +150,7 @@ def test_losing_one_process_ends_the_other_with_one_line_and_torchrun_starts_bot
     assert_same_run(out, alone)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("split", ["train", pytest.param("val", marks=pytest.mark.slow)])
 def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save(
     data, alone, tmp_path, split
 ):
