@@ -170,8 +170,9 @@ def test_a_truncated_image_stops_with_its_name_or_is_left_out(folder, workers, c
 
 def test_a_lost_worker_is_one_line_and_ends_the_others(folder):
     before = multiprocessing.active_children()
+    many = folder.subset(list(range(20)) * 20)  # far more than workers fetch ahead
     batches = load_epoch(
-        folder, RECIPE, 1, start=0, workers=2, bad_images="error", device=torch.device("cpu")
+        many, RECIPE, 1, start=0, workers=2, bad_images="error", device=torch.device("cpu")
     )
     next(batches)
     victim, other = [w for w in multiprocessing.active_children() if w not in before]
