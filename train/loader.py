@@ -176,6 +176,8 @@ def _sent(loader: Iterable[T]) -> Iterator[T]:
         text = str(error)
         if not any(sign in text for sign in LOST_WORKER):
             raise
+        # Its handler would raise once more for each of them, wherever this process then is.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for worker in multiprocessing.active_children():
             worker.kill()
         raise EngineError(
