@@ -170,14 +170,16 @@ def _sent(loader: Iterable[T]) -> Iterator[T]:
 
     These ignore SIGTERM, and this process would wait for them when it ends.
     """
+    batches = iter(loader)
+    # The loader's handler raises wherever this process is, in a step or a save as well. Without it
+    # a lost worker is found within 5 s of asking for its batch.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        yield from loader
+        yield from batches
     except RuntimeError as error:
         text = str(error)
         if not any(sign in text for sign in LOST_WORKER):
             raise
-        # Its handler would raise once more for each of them, wherever this process then is.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for worker in multiprocessing.active_children():
             worker.kill()
         raise EngineError(
