@@ -195,12 +195,15 @@ def _in_order(
     send: Callable[[list[ImageSource]], list[Result]], requests: Iterable[list[ImageSource]],
     window: int,
 ) -> Iterator[Result]:  # fmt: skip
-    """The results of all requests, up to `window` of them under way at a time."""
+    """The results of all requests, up to `window` of them under way at a time.
+
+    As many more wait, so that one that is answered late does not keep others from being sent.
+    """
     open_ones: deque[Future[list[Result]]] = deque()
     pool = ThreadPoolExecutor(window, thread_name_prefix="irv2-client")
     try:
         for request in requests:
-            if len(open_ones) == window:
+            if len(open_ones) == 2 * window:
                 yield from open_ones.popleft().result()
             open_ones.append(pool.submit(send, request))
         for answer in open_ones:
