@@ -166,19 +166,9 @@ class Batcher:
     def admit(self, num_images: int, deadline: float, *, prepared: bool = False) -> Admission:
         """Places for `num_images`, all to be answered by `deadline` (the loop's clock).
 
-        `prepared` images need no time before they are submitted. What is due later runs later, so
-        only those due before count, and those due later must still be in time.
-
-        Raises Overloaded, Expired or NotServing, at once. An idle server always tries: nobody else
-        would suffer, and one slow batch (a machine that slept) must not be believed for ever.
+        `prepared` images need no time before they are submitted. Raises what `check` raises.
         """
-        if self._closing:
-            raise NotServing("server", "is stopping", way_out="ask another one")
-        left_s = deadline - self._loop.time()
-        if left_s <= 0:
-            raise Expired("deadline", "passed before the request arrived", "arrival")
-        if self._num_admitted:
-            self._refuse_overload(num_images, deadline)
+        self.check(num_images, deadline)
         admission = Admission(self, num_images, deadline, prepared)
         self._num_admitted += num_images
         at = bisect_right(self._deadlines, deadline)
@@ -186,6 +176,20 @@ class Batcher:
         admission._to_prepare(num_images)
         self._idle.clear()
         return admission
+
+    def check(self, num_images: int, deadline: float) -> None:
+        """Raise Overloaded, Expired or NotServing where there is no place for them; takes none.
+
+        What is due later runs later, so only those due before count, and those due later must
+        still be in time. An idle server always tries: nobody else would suffer, and one slow batch
+        (a machine that slept) must not be believed for ever.
+        """
+        if self._closing:
+            raise NotServing("server", "is stopping", way_out="ask another one")
+        if deadline <= self._loop.time():
+            raise Expired("deadline", "passed before the request arrived", "arrival")
+        if self._num_admitted:
+            self._refuse_overload(num_images, deadline)
 
     async def warm_up(self, sizes: Iterable[int]) -> None:
         """Run blank batches of these sizes, so that their times are known before any request."""

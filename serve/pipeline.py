@@ -17,6 +17,7 @@ from irv2.errors import (
     ImageReason,
     InvalidRequest,
     NotServing,
+    RequestError,
 )
 from irv2.results import DEFAULT_TOP_K, ranked_scores
 from irv2.types import FloatArray, UInt8Array
@@ -113,9 +114,21 @@ class Pipeline:
             if outcome.result.HasField("error"):
                 raise EngineError("warm-up", outcome.result.error.message, "an answer")
 
-    def _check(self, request_id: str, num_images: int) -> None:
+    def check(self, deadline: float) -> None:
+        """Raise the RequestError that awaits every request due by `deadline`, if one does."""
+        self._check_serving()
+        try:
+            self._batcher.check(1, deadline)
+        except RequestError:
+            self._metrics.observe_failure(0.0)
+            raise
+
+    def _check_serving(self) -> None:
         if not self.is_serving:
             raise NotServing("server", "is starting", way_out="ask again in a few seconds")
+
+    def _check(self, request_id: str, num_images: int) -> None:
+        self._check_serving()
         num_bytes = len(request_id.encode())
         if num_bytes > MAX_ID_BYTES:
             raise InvalidRequest("id", f"{num_bytes} bytes", f"at most {MAX_ID_BYTES}")

@@ -21,7 +21,7 @@ from serve.follow import Follower
 from serve.http import HttpServer
 from serve.limits import channel_options
 from serve.memory import keep_few_arenas, return_freed_memory
-from serve.messages import Readable
+from serve.messages import Reading
 from serve.metrics import Metrics
 from serve.open_inference import SERVICE as OPEN_INFERENCE
 from serve.open_inference import OpenInference
@@ -221,18 +221,16 @@ class Server:
     def _grpc_server(self) -> grpc.aio.Server:
         options, tokens = self._options, self._options.token_file
         guards = [Tokens(tokens, self._metrics.observe_call)] if tokens else []
+        model_and_records = (lambda: self._served, self._answering, self._follower)
         server = grpc.aio.server(
-            interceptors=[*guards, Readable()],
+            interceptors=[*guards, Reading(*model_and_records)],
             options=channel_options(options.max_message_bytes, options.connections),
         )
         classifier = Classifier(
-            lambda: self._served, self._answering, self._follower, self._stopping,
-            max_stream_images=options.max_queue // 4,
-        )  # fmt: skip
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, server)
-        open_inference = OpenInference(
-            lambda: self._served, self._answering, self._follower, lambda: self.is_ready
+            *model_and_records, self._stopping, max_stream_images=options.max_queue // 4
         )
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, server)
+        open_inference = OpenInference(*model_and_records, lambda: self.is_ready)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -416,7 +416,11 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
 def test_every_request_gets_exactly_one_answer_its_own(
     arrivals, max_batch, max_queue, delay_ms, per_image_s, failing
 ):
-    """Over random arrivals, deadlines, cancellations and failures of the engine."""
+    """Over random arrivals, deadlines, cancellations and failures of the engine.
+
+    And where one image is refused, so are more of them, and at an earlier deadline: a request may
+    be refused before it is read.
+    """
 
     def batch_s(size):
         return per_image_s * (1 + size) / 2
@@ -432,6 +436,10 @@ def test_every_request_gets_exactly_one_answer_its_own(
                 await asyncio.sleep(prepare_s)
                 return await admission.run(image(number))
 
+            if is_refused(bench.batcher, 1, deadline):
+                earlier = (bench.loop.time() + deadline) / 2
+                assert is_refused(bench.batcher, len(images), deadline)
+                assert is_refused(bench.batcher, len(images), earlier)
             try:
                 async with asyncio.timeout_at(deadline):
                     with bench.batcher.admit(len(images), deadline) as admission:
@@ -486,6 +494,13 @@ def test_every_request_gets_exactly_one_answer_its_own(
             if start < until
         )
         return busy_s >= until - since - 1e-6
+
+    def is_refused(batcher, num_images, deadline):
+        try:
+            batcher.check(num_images, deadline)
+        except (Expired, Overloaded):
+            return True
+        return False
 
     run(scenario())
 

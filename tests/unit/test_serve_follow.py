@@ -1,5 +1,6 @@
 """A request can be followed: a line in the log, a span in a trace, and nothing of its image."""
 
+import asyncio
 import gzip
 import io
 import json
@@ -67,6 +68,20 @@ def test_every_request_is_a_line_with_its_id_and_outcome(bundle, lines):
     assert found[0]["inference_us"] > 0
     assert found[0]["total_us"] >= found[0]["inference_us"]
     assert secret.decode() not in json.dumps(lines())
+
+
+def test_a_refusal_before_the_message_is_read_has_a_line_without_an_id(bundle, lines):
+    async def scenario(site):
+        waiting = site.stub.Classify(request(*range(8), id="first"))
+        await asyncio.sleep(0.1)
+        await site.refusal(request(9, id="second"), timeout_s=0.5)
+        await waiting
+
+    scenario_with(bundle, scenario, seconds=0.4, log_requests=True)
+    found = [line for line in lines() if line["message"] == "request"]
+    assert [(line["method"], line["id"], line["outcome"]) for line in found] == [
+        ("Classify", "", "resource_exhausted"), ("Classify", "first", "ok"),
+    ]  # fmt: skip
 
 
 def test_an_id_forges_neither_a_line_nor_a_field_nor_fills_the_log(bundle, lines, caplog):

@@ -17,6 +17,7 @@ from irv2.v1.classifier_pb2 import (
     GetModelRequest,
     Image,
 )
+from serve.messages import QUEUED
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,39 @@ def test_overload_is_refused_at_once_with_the_time_to_come_back(bundle):
             assert response.results[0].scores
 
     scenario_with(bundle, scenario, seconds=0.5, max_batch=1)
+
+
+@pytest.mark.parametrize("method", QUEUED)
+def test_what_cannot_be_answered_in_time_is_refused_before_its_message_comes(bundle, method):
+    async def scenario(site):
+        async def messages():
+            await asyncio.Event().wait()
+            yield b""
+
+        waiting = site.stub.Classify(request(*range(8)))
+        await asyncio.sleep(0.1)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await site.channel.stream_unary(method)(messages(), timeout=0.5)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await waiting).results[0].scores
+        assert sum(site.runner.sizes) == 8
+        assert counted(site, 'refused_total{reason="deadline"}') == 1
+        assert site.server._served.statistics.num_failures == 1
+
+    scenario_with(bundle, scenario, seconds=0.4)
+
+
+def test_a_call_without_a_message_is_invalid(bundle):
+    async def scenario(site):
+        async def messages():
+            return
+            yield
+
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await site.channel.stream_unary(QUEUED[0])(messages())
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+    scenario_with(bundle, scenario)
 
 
 def counted(site, name: str) -> float:
