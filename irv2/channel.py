@@ -17,6 +17,11 @@ from irv2.errors import NotServing, UsageError
 SERVICE = "irv2.v1.Classifier"
 
 
+def is_token(text: str) -> bool:
+    """Whether a header can carry it as a bearer token: one word of printable ASCII."""
+    return re.fullmatch(r"[!-~]+", text) is not None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
     """Whom the client trusts and who it is; PEM files.

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Self
 import grpc
 from google.protobuf.message import Message
 
-from irv2.channel import Tls, open_channel
-from irv2.errors import Expired, ImageError, NotServing, RequestError
+from irv2.channel import Tls, is_token, open_channel
+from irv2.errors import Expired, ImageError, NotServing, RequestError, UsageError
 from irv2.results import DEFAULT_TOP_K, Result
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 from irv2.wire import (
@@ -55,8 +55,11 @@ class Client:
     ) -> None:  # fmt: skip
         """`addresses`: HOST:PORT, or a list of them. Connects when first used.
 
-        `tls` None speaks without encryption. `token` is sent with every request.
+        `tls` None speaks without encryption. `token` is sent with every request. Raises UsageError
+        where an address, a certificate or the token can't be used.
         """
+        if token and not is_token(token):
+            raise UsageError("token", "one that no header can carry", "one word of printable ASCII")
         names = [addresses] if isinstance(addresses, str) else list(addresses)
         self.name = ", ".join(names)  # for messages
         self._num_servers = len(names)

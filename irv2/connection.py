@@ -1,7 +1,6 @@
 """The options by which a program names a server and how to speak to it."""
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,9 +55,11 @@ def connect(
 
 def read_token(path: Path) -> str:
     """The token of a file that holds nothing else. Raises UsageError, which never shows it."""
-    words = path.read_bytes().split()
-    if not all(re.fullmatch(rb"[!-~]+", word) for word in words):
+    from irv2.channel import is_token
+
+    words = path.read_text("ascii", "replace").split()
+    if not all(map(is_token, words)):
         raise UsageError(path, "not printable ASCII", "a file that holds one token alone")
     if len(words) != 1:
         raise UsageError(path, f"{len(words)} words", "a file that holds one token alone")
-    return words[0].decode()
+    return words[0]

@@ -18,14 +18,18 @@ def keep_few_arenas() -> None:
         libc.mallopt(_M_ARENA_MAX, len(os.sched_getaffinity(0)))
 
 
-def return_freed_memory() -> None:
-    """Free what nothing refers to, and hand freed pages back.
+def tidy_up() -> None:
+    """Free what nothing refers to, hand freed pages back, and spare what is left the collector.
 
     Parts of a model know each other, so that only the collector finds them. And glibc keeps what
     an engine freed in small pieces: 640 MB are resident after a new model took over, 359 MB with
-    this call (2026-11-24).
+    this call (2026-11-24). What is left lives as long as the model. Walking over it stopped the
+    event loop for 32 ms every other second under load, and of refusals 1 % reached their clients
+    after 32 ms instead of 12 (2026-11-26).
     """
+    gc.unfreeze()
     gc.collect()
+    gc.freeze()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

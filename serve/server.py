@@ -20,7 +20,7 @@ from serve.answering import Answering
 from serve.follow import Follower
 from serve.http import HttpServer
 from serve.limits import channel_options
-from serve.memory import keep_few_arenas, return_freed_memory
+from serve.memory import keep_few_arenas, tidy_up
 from serve.messages import Reading
 from serve.metrics import Metrics
 from serve.open_inference import SERVICE as OPEN_INFERENCE
@@ -126,7 +126,7 @@ class Server:
                 raise self._http_listen.why_not() from error
         await self._grpc.start()
         await self._served.start()
-        return_freed_memory()
+        tidy_up()
         self._metrics.serving(self._served.model, self._served.artifact.file)
         self._wants_requests = True
         await self._tell_health()
@@ -216,7 +216,7 @@ class Server:
         except Exception:  # whatever an engine's library raises; the new one serves
             logger.exception("close_failed model=%s", old.model.id[:12])
         del old
-        await asyncio.to_thread(return_freed_memory)
+        await asyncio.to_thread(tidy_up)
 
     def _grpc_server(self) -> grpc.aio.Server:
         options, tokens = self._options, self._options.token_file

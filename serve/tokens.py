@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from irv2.channel import is_token
 from irv2.errors import UsageError
 from serve.watched import Watched
 
@@ -67,14 +68,16 @@ def read_tokens(path: Path) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
-        name, _, token = line.strip().partition(" ")
-        if len(token.strip()) < MIN_TOKEN_CHARACTERS or name in tokens:
+        name, *words = line.split()
+        token = " ".join(words)
+        if len(token) < MIN_TOKEN_CHARACTERS or name in tokens:
             got = f"{name!r} twice" if name in tokens else "no token, or a short one"
             expected = f"NAME TOKEN, the token {MIN_TOKEN_CHARACTERS} characters or more"
             raise UsageError(f"{path}:{number}", got, expected)
-        if not token.isascii():  # a header holds nothing else
-            raise UsageError(f"{path}:{number}", f"a token of {name!r} beyond ASCII", "ASCII alone")
-        tokens[name] = token.strip()
+        if not is_token(token):
+            got = f"a token of {name!r} that no header can carry"
+            raise UsageError(f"{path}:{number}", got, "one word of printable ASCII")
+        tokens[name] = token
     if not tokens:
         raise UsageError(path, "holds no token, nobody could ask", "lines NAME TOKEN")
     return tokens

@@ -122,7 +122,7 @@ def test_only_a_token_of_the_file_opens_the_door(bundle, tmp_path, caplog):
     async def scenario(site):
         assert await ask(site, token=TOKEN)
         assert await ask(site, token=OTHER)
-        for wrong in (None, "", TOKEN[:-1], f"alice {TOKEN}"):
+        for wrong in (None, "", TOKEN[:-1], f"alice:{TOKEN}"):
             with pytest.raises(RequestError, match="takes no request without a valid token"):
                 await ask(site, token=wrong)
         for call in (site.stub.Classify(request(0)), site.stub.ClassifyStream()):
@@ -197,11 +197,15 @@ def test_a_token_file_that_makes_no_sense_is_wrong_usage(text, tmp_path):
         read_tokens(tmp_path / "none")
 
 
-def test_a_token_that_no_header_can_carry_is_refused_in_one_line(tmp_path):
+@pytest.mark.parametrize("token", [f"{TOKEN}\u00e4", f"{TOKEN} {TOKEN}", f"{TOKEN}\x7f"])
+def test_a_token_that_no_header_can_carry_is_refused_on_either_side(token, tmp_path):
     path = tmp_path / "tokens"
-    path.write_text(f"alice {TOKEN}\nbob {TOKEN}\u00e4\n")
-    with pytest.raises(UsageError, match="tokens:2: a token of 'bob' beyond ASCII"):
+    path.write_text(f"alice {TOKEN}\nbob {token}\n")
+    with pytest.raises(UsageError, match="tokens:2: a token of 'bob' that no header can carry"):
         read_tokens(path)
+    with pytest.raises(UsageError, match="one word of printable ASCII") as refused:
+        Client("localhost:1", token=token)
+    assert TOKEN not in str(refused.value)
 
 
 def test_a_key_of_another_certificate_is_wrong_usage(bundle, tmp_path):
