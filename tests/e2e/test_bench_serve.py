@@ -18,6 +18,7 @@ def bench(*arguments: str) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_bench_serve_compares_the_server_with_the_bare_loop_and_a_naive_server():
     result = bench("serve", "--seconds", "0.2", "--settle-s", "0.1", "--rounds", "1",
                    "--resampling", "opencv-cubic")  # fmt: skip
@@ -52,6 +53,7 @@ def test_a_wrong_or_missing_class_counts_as_wrong():
     assert num_wrong([*calls, refused], GrpcTarget.top1, expected=[3]) == 2
 
 
+@pytest.mark.slow
 def test_bench_load_offers_too_much_and_counts_what_became_of_every_request():
     result = bench(
         "load", "--seconds", "1", "--factor", "0.3", "--factor", "8", "--deadline-ms", "300",

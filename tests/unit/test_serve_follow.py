@@ -72,12 +72,12 @@ def test_every_request_is_a_line_with_its_id_and_outcome(bundle, lines):
 
 def test_a_refusal_before_the_message_is_read_has_a_line_without_an_id(bundle, lines):
     async def scenario(site):
-        waiting = site.stub.Classify(request(*range(8), id="first"))
-        await asyncio.sleep(0.1)
-        await site.refusal(request(9, id="second"), timeout_s=0.5)
+        waiting = site.stub.Classify(request(*range(8), id="first"))  # two batches
+        await asyncio.sleep(0.05)
+        await site.refusal(request(9, id="second"), timeout_s=0.3)
         await waiting
 
-    scenario_with(bundle, scenario, seconds=0.4, log_requests=True)
+    scenario_with(bundle, scenario, seconds=0.2, log_requests=True)
     found = [line for line in lines() if line["message"] == "request"]
     assert [(line["method"], line["id"], line["outcome"]) for line in found] == [
         ("Classify", "", "resource_exhausted"), ("Classify", "first", "ok"),

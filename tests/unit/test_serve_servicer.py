@@ -169,17 +169,17 @@ def test_what_cannot_be_answered_in_time_is_refused_before_its_message_comes(bun
             await asyncio.Event().wait()
             yield b""
 
-        waiting = site.stub.Classify(request(*range(8)))
-        await asyncio.sleep(0.1)
+        waiting = site.stub.Classify(request(*range(8)))  # two batches
+        await asyncio.sleep(0.05)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await site.channel.stream_unary(method)(messages(), timeout=0.5)
+            await site.channel.stream_unary(method)(messages(), timeout=0.3)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert (await waiting).results[0].scores
         assert sum(site.runner.sizes) == 8
         assert counted(site, 'refused_total{reason="deadline"}') == 1
         assert site.server._served.statistics.num_failures == 1
 
-    scenario_with(bundle, scenario, seconds=0.4)
+    scenario_with(bundle, scenario, seconds=0.2)
 
 
 def test_a_call_without_a_message_is_invalid(bundle):
