@@ -2,7 +2,7 @@
 
     python tests/long/fuzz_server.py [--inputs 100000] [--seed 0]
 
-Against a real server with a tiny network; some 600 inputs a second on two cores. Beside a hundred
+Against a real server with a tiny network; some 2,000 inputs a second on two cores. Beside a hundred
 inputs come a connection that speaks no HTTP/2 and a request to the operators' port. Prints the
 rate, outcomes and memory on the way; exit status 1 where an answer was wrong, the server died or
 logged a traceback, or its memory grew by more than 50 MB, or its open files by more than 10, from
