@@ -14,6 +14,10 @@ from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the group of the moment as a default: imported by DistributedDataParallel,
+# after a group was made, they keep it and its threads to the interpreter's end, which may abort.
+import torch.distributed.nn
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
