@@ -7,6 +7,8 @@ small tensors on the CPU; DistributedDataParallel sums the gradients.
 
 import logging
 import os
+import signal
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,7 +108,8 @@ class Processes:
 def joined(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun started with this one (its environment says so), if any.
 
-    `device` is --device's. Raises Irv2Error where it is missing, or where a process is lost:
+    `device` is --device's. Nothing that uses the group, as a DistributedDataParallel does, may
+    outlive the block. Raises Irv2Error where the device is missing, or where a process is lost:
     torchrun then ends, or restarts, all.
     """
     processes = _from_environment()
@@ -125,20 +128,33 @@ def joined(device: str) -> Iterator[Processes]:
         _connect("cpu:gloo,cuda:nccl" if has_gpu else "cpu:gloo", processes)
         processes.together(lambda: check_gpus(resolve_device(device), num_gpus, processes))
         yield processes
-    except (RuntimeError, dist.DistError) as error:
-        if not _means_lost_peer(error):
+    except BaseException as error:
+        is_lost = _means_lost_peer(error)
+        if is_lost:  # torchrun's SIGTERM, which follows, would hide it
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _forget_locals(error)
+        # A gloo that is left to the interpreter's end may abort; NCCL might wait here for others.
+        if dist.is_initialized() and not has_gpu:
+            dist.destroy_process_group()
+        if not is_lost:
             raise
         raise Irv2Error(
             f"process {processes.rank} of {processes.size}", "lost the others", "all of them alive",
             "see what ended first; torchrun --max-restarts N starts all again from the last save",
         ) from error  # fmt: skip
-    except BaseException:
-        # A gloo that is left to the interpreter's end may abort; NCCL might wait here for others.
-        if dist.is_initialized() and not has_gpu:
-            dist.destroy_process_group()
-        raise
     else:
         dist.destroy_process_group()
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Free what the frames of a failure hold, which a DistributedDataParallel may be among.
+
+    It keeps the process group, and where it is the last to do so ends gloo with the interpreter's
+    lock held, for which gloo's threads may wait.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def check_gpus(device: str, num_gpus: int, processes: Processes) -> None:
@@ -172,6 +188,8 @@ def _from_environment() -> Processes:
     return Processes(**{key: int(os.environ[name]) for key, name in names.items()})
 
 
-def _means_lost_peer(error: Exception) -> bool:
+def _means_lost_peer(error: BaseException) -> bool:
     # gloo raises plain RuntimeErrors, told apart by its file names in their text.
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )

@@ -63,7 +63,13 @@ def train(request: Request) -> dict[str, Any] | None:
     Among several processes only the first has something to return. Raises Irv2Error; on SIGTERM or
     Ctrl-C the state is saved first.
     """
-    with joined(request.device) as processes, ExitStack() as held:
+    with joined(request.device) as processes:
+        # In a function of its own: what uses the processes' group must be gone when it ends.
+        return _train_among(processes, request)
+
+
+def _train_among(processes: Processes, request: Request) -> dict[str, Any] | None:
+    with ExitStack() as held:
         train_set, val_set = data = processes.in_turn(lambda: _open_data(request))
         on_sample = is_sample(resolve_data(request.data))
         recipe = processes.from_first(

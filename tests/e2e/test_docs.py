@@ -47,11 +47,14 @@ def test_commands_of_a_document_run(document, project, environment, tmp_path):
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            status = process.wait(timeout=240)
+            process.wait(timeout=240)
+        except subprocess.TimeoutExpired:
+            output.write("still running after 240 s\n")
         finally:
             with suppress(ProcessLookupError):  # nothing was left in the background
                 os.killpg(process.pid, signal.SIGTERM)
-    assert status == 0, log.read_text()
+            process.wait(timeout=60)
+    assert process.returncode == 0, log.read_text()
 
 
 def test_ci_calls_the_targets_that_the_readme_names():

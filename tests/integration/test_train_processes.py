@@ -31,7 +31,8 @@ SMALL = [
     "--setting", "2", "--width", "0.1", "--blocks", "1", "1", "1", "--image-size", "75",
     "--batch-size", "8", "--bn-group", "4", "--workers", "0", "--device", "cpu",
 ]  # fmt: skip
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # equal bits need a fixed number of threads
+# Equal bits need a fixed number of threads.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +46,7 @@ def states_after(out: Path, how: str) -> dict[str, dict[str, torch.Tensor]]:
     """By dtype, the network after some steps of 2 x 32 images (tests/step_worker.py)."""
     launcher = TORCHRUN if how == "processes" else [sys.executable]
     micro_batch = 32 if how == "micro-batches" else 0
-    done = run(*launcher, ROOT / "tests/step_worker.py", out, micro_batch, PYTHONPATH=str(ROOT))
+    done = run(*launcher, ROOT / "tests/step_worker.py", out, micro_batch)
     assert done.returncode == 0, done.stderr
     states: dict[str, dict[str, torch.Tensor]] = torch.load(out, weights_only=True)
     return states
@@ -87,9 +88,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(data: Path, out: Path, *more: object) -> list[str]:
-    """The program and its arguments, for after a launcher."""
-    return [str(part) for part in
-            ("-m", "irv2", "train", *SMALL, "--data", data, "--out", out, *more)]  # fmt: skip
+    """The program and its arguments, for after a launcher (tests/group_worker.py)."""
+    program = ROOT / "tests/group_worker.py"
+    return [str(part) for part in (program, *SMALL, "--data", data, "--out", out, *more)]
 
 
 @pytest.fixture(scope="module")
