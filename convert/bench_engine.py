@@ -29,7 +29,7 @@ from tabulate import tabulate
 from torch.nn import functional as F
 
 from convert.conversion import ExportOptions, convert
-from irv2.bundle import Bundle
+from irv2.bundle import ONNX_FILE, Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import find_images
 from irv2.measure import Rounds, machine, machine_lock, rate, run_rounds
@@ -41,7 +41,7 @@ from irv2.runners.choose import INT8_CPU
 from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 from irv2.runners.torch import TorchRunner
 
-FP32, EAGER = "model.onnx", "torch eager NCHW"
+FP32, EAGER = ONNX_FILE, "torch eager NCHW"
 ORT_PEAK, TORCH_PEAK = "onnxruntime convolutions", "torch convolutions"
 CHANNELS, SIDE, NUM_CONVOLUTIONS = 256, 35, 4
 NUM_CALIBRATION_IMAGES = 256  # as many as an export takes by default

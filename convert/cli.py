@@ -1,4 +1,4 @@
-"""`irv2 export`, `irv2 verify` and `irv2 inspect`."""
+"""`irv2 export`, `irv2 verify`, `irv2 inspect` and `irv2 diff`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

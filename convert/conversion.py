@@ -13,7 +13,7 @@ from convert.gate import CONFIDENCE, Tolerance, tolerance_for
 from convert.half import Half, require_fp16_range
 from convert.sensitivity import blocks_to_keep
 from convert.variants import write_half, write_int8
-from irv2.bundle import Artifact, Precision, file_sha256
+from irv2.bundle import ONNX_FILE, Artifact, Precision, file_sha256
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
 from irv2.errors import UsageError
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 DEFAULT_MAX_BATCH = 64
-ONNX_FILE = "model.onnx"
 NUM_RANGE_IMAGES = 8  # on which fp16's range is tried
 
 

@@ -14,12 +14,10 @@ from tabulate import tabulate
 from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE, hash_files
 from irv2.answers import Answers
-from irv2.bundle import Bundle, file_sha256
+from irv2.bundle import ONNX_FILE, Bundle, file_sha256
 from irv2.dataset import ImageFolder, open_split
 from irv2.errors import BundleError, DataError
 from irv2.samples import resolve_data
-
-_DEFAULT_ARTIFACT = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +102,7 @@ def load_named(name: str, data: Path | None = None) -> Named:
     """
     if name.endswith(".npz"):
         return Named(name=name, answers=Answers.load(Path(name)), classes=[])
-    path, artifact = Path(name), _DEFAULT_ARTIFACT
+    path, artifact = Path(name), ONNX_FILE
     if path.is_file():
         return _ask_checkpoint(path, resolve_data(data))
     if not path.is_dir() and ":" in name:

@@ -104,15 +104,18 @@ def _states(images: ImageFolder) -> Iterator[tuple[str, int, int | str]]:
 
 def _hashes(images: ImageFolder) -> set[str]:
     """The sha256 of each, from the cache where none of them has changed."""
-    states = [str(images.root.resolve()), *_states(images)]
+    root = str(images.root.resolve())
+    states = [root, *_states(images)]
     key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
-    cache = Path(platformdirs.user_cache_dir("irv2")) / "train-hashes" / f"{key}.txt"
-    if cache.is_file():
-        return set(cache.read_text().split())
+    name = hashlib.sha256(root.encode()).hexdigest()  # one file for each folder
+    cache = Path(platformdirs.user_cache_dir("irv2")) / "train-hashes" / f"{name}.txt"
+    kept = cache.read_text().split() if cache.is_file() else []
+    if kept[:1] == [key]:
+        return set(kept[1:])
     hashes = set(hash_files(images))
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, "\n".join(sorted(hashes)).encode())
+        write_atomically(cache, "\n".join([key, *sorted(hashes)]).encode())
     except OSError as error:  # a read-only home: hashed again the next time
         logger.warning("%s: the hashes can't be kept (%s)", cache, error.strerror)
     return hashes

@@ -13,7 +13,6 @@ import msgspec
 from convert.artifacts import open_artifacts, undecided, with_judgements
 from convert.conversion import (
     DEFAULTS,
-    ONNX_FILE,
     Candidate,
     ExportOptions,
     convert,
@@ -31,6 +30,7 @@ from convert.self_test import choose_self_test
 from convert.torch_blocks import torch_block_outputs
 from irv2.bundle import (
     MANIFEST,
+    ONNX_FILE,
     SCHEMA,
     Artifact,
     Bundle,

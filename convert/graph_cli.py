@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from irv2.bundle import Bundle
+from irv2.bundle import ONNX_FILE, Bundle
 from irv2.errors import UsageError
 from irv2.files import check_folder_of
 from irv2.options import Program, json_option, print_json
@@ -25,7 +25,7 @@ def main(model: Path, out: Path, as_json: bool) -> None:
     if out.suffix not in SUFFIXES:
         raise UsageError("--out", str(out), f"a name that ends in {' or '.join(SUFFIXES)}")
     check_folder_of(out)
-    path = Bundle.open(model).path / "model.onnx" if model.is_dir() else model
+    path = Bundle.open(model).path / ONNX_FILE if model.is_dir() else model
     blocks = read_blocks(path)
     draw_graph(blocks, path.absolute().relative_to(model.absolute().parent).as_posix(), out)
     if as_json:

@@ -13,15 +13,13 @@ from convert.judging import LEDGER_SUFFIX, judge_all, ledger_files, write_eviden
 from convert.localize import block_outputs
 from convert.reference import REFERENCE, Reference
 from convert.report import REPORT, Report, chance_remark, remarks_on
-from irv2.bundle import MANIFEST, Artifact, Bundle, Manifest, read_manifest
+from irv2.bundle import MANIFEST, ONNX_FILE, Artifact, Bundle, Manifest, read_manifest
 from irv2.dataset import BadImages, open_split
 from irv2.errors import BundleError, DataError, EngineError
 from irv2.evaluate import classify_folder
 from irv2.samples import is_sample, resolve_data
 
 logger = logging.getLogger(__name__)
-
-ONNX_FILE = "model.onnx"
 
 
 def verify(

@@ -1,4 +1,4 @@
-"""A bundle: a folder that is all a server needs, as a chain of custody (CONTRACT: Bundle).
+"""A bundle: a folder that is all a server needs, as a chain of custody.
 
 `bundle.json` names every file with its hash and what it was made from, the preprocessing, the
 classes and the evidence of the parity gate. Nothing is loaded before every hash was checked.
@@ -20,7 +20,7 @@ from irv2.errors import BundleError, ImageError, ImageReason, InputError
 from irv2.preprocess import Preprocess, preprocess, resize_and_crop
 from irv2.results import DEFAULT_TOP_K, Result, top_k_scores
 from irv2.runners.base import Runner
-from irv2.types import UInt8Array
+from irv2.types import ImageSource, UInt8Array
 
 SCHEMA = "irv2.bundle/1"
 MANIFEST = "bundle.json"
@@ -29,7 +29,7 @@ _NO_SHA256 = "0" * 64
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Format = Literal["onnx", "tensorrt", "tensorrt_rtx"]
 Verdict = Literal["passed", "failed", "too_few_images"]
-ImageSource = str | Path | bytes | UInt8Array
+ONNX_FILE = "model.onnx"  # in float32, which all others are made from
 
 
 class ErrorChange(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ PROGRAMS = {
     "export": Entry("convert.cli:export", "Convert and verify a checkpoint.", "convert"),
     "verify": Entry("convert.cli:verify", "Judge a bundle again, on this machine.", "convert"),
     "inspect": Entry("convert.cli:inspect", "Show a bundle and check its hashes."),
-    "diff": Entry("convert.cli:diff", "List the images on which two models differ."),
+    "diff": Entry("convert.cli:diff", "List the images on which two models differ.", "convert"),
     "graph": Entry("convert.graph_cli:main", "Draw the network of an ONNX file.", "convert"),
     "serve": Entry("serve.cli:main", "Serve a bundle over gRPC."),
     "classify": Entry("irv2.classify_cli:main", "Classify image files."),

@@ -23,9 +23,9 @@ from google.protobuf.message import Message
 from irv2.channel import Tls, is_token, open_channel
 from irv2.errors import Expired, ImageError, NotServing, RequestError, UsageError
 from irv2.results import DEFAULT_TOP_K, Result
+from irv2.types import ImageSource
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 from irv2.wire import (
-    ImageSource,
     bytes_per_image,
     images_per_request,
     refusal_from,
@@ -121,7 +121,7 @@ class Client:
             yield from _in_order(send, chain(first, requests), known.window * self._num_servers)
 
     def _server(self, deadline: float | None) -> "_Known":
-        """Asked for once: limits are options of the server, which no new model changes."""
+        """Asked for once: no new model changes the limits; the window is a guess, and may age."""
         if self._known is None:
             description = self._describe(deadline)
             self._known = _Known(description.limits, _window(description))
@@ -164,6 +164,10 @@ class Client:
                 return method(request, timeout=left_s, metadata=self._metadata)
             except grpc.RpcError as error:
                 refusal, pause_s = refusal_from(error, self.name), retry_after_s(error)
+            except ValueError:  # gRPC's word for a channel that was closed a moment ago
+                if self._closed.is_set():
+                    break
+                raise
             if pause_s is None and isinstance(refusal, NotServing):
                 pause_s = next(pauses_s, None)
             if pause_s is None or time.monotonic() + pause_s >= deadline:

@@ -9,6 +9,7 @@ Irv2Error                 1   failed
 │   └── BundleError           a bundle
 ├── EngineError           1   a missing or failing engine, library or device
 ├── ParityError           3   the parity gate was not passed
+├── DivergenceError       1   a training that goes nowhere (train/guard.py)
 └── RequestError          1   a request the server refuses
     ├── InvalidRequest        it makes no sense
     ├── Overloaded            it can't be served in time; carries when to retry
@@ -48,7 +49,7 @@ class InputError(Irv2Error):
 
 
 class ImageReason(StrEnum):
-    """Why an image was refused; the `reason` of google.rpc.ErrorInfo (CONTRACT: gRPC)."""
+    """Why an image was refused; the `reason` of google.rpc.ErrorInfo."""
 
     NOT_AN_IMAGE = "NOT_AN_IMAGE"
     TRUNCATED = "TRUNCATED"

@@ -6,7 +6,6 @@ loads but computes nonsense (a driver, a damaged memory) is found before any cli
 
 import io
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,7 +13,6 @@ from typing import Self
 import numpy as np
 
 from irv2.errors import BundleError, EngineError
-from irv2.runners.base import Runner
 from irv2.types import FloatArray, IntArray, UInt8Array
 
 SELF_TEST = "selftest.npz"
@@ -28,11 +26,6 @@ class SelfTest:
     images: UInt8Array  # (n, S, S, 3) RGB
     top1: IntArray  # (n,)
     margins: FloatArray  # (n,): best logit minus second best
-
-    def run(self, runner: Runner, batch_sizes: Iterable[int]) -> None:
-        """Classify them in batches of each size. Raises EngineError where an answer is wrong."""
-        for size in batch_sizes:
-            self.check(runner.run(self.batch(size)), runner.backend)
 
     def batch(self, size: int) -> UInt8Array:
         """A batch of them, (size, S, S, 3)."""

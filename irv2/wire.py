@@ -20,10 +20,8 @@ from irv2.errors import (
     RequestError,
 )
 from irv2.results import Result, Score
-from irv2.types import UInt8Array
+from irv2.types import ImageSource
 from irv2.v1 import classifier_pb2
-
-ImageSource = str | Path | bytes | UInt8Array
 
 IMAGES_PER_REQUEST = 32  # more gain nothing and make a retry dearer
 # What protobuf adds: up to 30 bytes to each image (tags, lengths, height, width), 6 for top_k.

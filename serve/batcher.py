@@ -168,7 +168,7 @@ class Batcher:
 
         `prepared` images need no time before they are submitted. Raises what `check` raises.
         """
-        self.check(num_images, deadline)
+        self.check(num_images, deadline, prepared=prepared)
         admission = Admission(self, num_images, deadline, prepared)
         self._num_admitted += num_images
         at = bisect_right(self._deadlines, deadline)
@@ -177,7 +177,7 @@ class Batcher:
         self._idle.clear()
         return admission
 
-    def check(self, num_images: int, deadline: float) -> None:
+    def check(self, num_images: int, deadline: float, *, prepared: bool = False) -> None:
         """Raise Overloaded, Expired or NotServing where there is no place for them; takes none.
 
         What is due later runs later, so only those due before count, and those due later must
@@ -189,7 +189,7 @@ class Batcher:
         if deadline <= self._loop.time():
             raise Expired("deadline", "passed before the request arrived", "arrival")
         if self._num_admitted:
-            self._refuse_overload(num_images, deadline)
+            self._refuse_overload(num_images, deadline, 0 if prepared else num_images)
 
     async def warm_up(self, sizes: Iterable[int]) -> None:
         """Run blank batches of these sizes, so that their times are known before any request."""
@@ -216,7 +216,7 @@ class Batcher:
         # Its thread may still warm up or test a model that is given up; the loop must not wait.
         await asyncio.to_thread(self._engine.shutdown)
 
-    def _refuse_overload(self, num_images: int, deadline: float) -> None:
+    def _refuse_overload(self, num_images: int, deadline: float, num_unprepared: int) -> None:
         if self._num_admitted + num_images > self._max_queue:
             got = f"{self._num_admitted} images are waiting, at most {self._max_queue} may"
             raise Overloaded(
@@ -225,7 +225,7 @@ class Batcher:
         now, size = self._loop.time(), self._max_batch
         total = len(self._deadlines) + num_images
         place = bisect_right(self._deadlines, deadline) + num_images  # of the first one behind
-        free_s = self._free_s(num_images)
+        free_s = self._free_s(num_unprepared)
         answer_s, left_s = free_s + self._run_s(place - 1, total), deadline - now
         if (late_s := answer_s * MARGIN - left_s) > 0:
             got = f"{answer_s:.3g} s to the answer, {left_s:.3g} s to the deadline"
@@ -239,13 +239,13 @@ class Batcher:
                 raise Overloaded("server", got, late_s, reason="deadline")
             place += size - place % size
 
-    def _free_s(self, num_images: int) -> float:
-        """Until the engine is free, and all to be prepared are, with `num_images` more.
+    def _free_s(self, num_unprepared: int) -> float:
+        """Until the engine is free, and all to be prepared are, with `num_unprepared` more.
 
         Preparing and running overlap, so this is an upper limit: at most one of them is the
         bottleneck, and its time is nearly all of the sum.
         """
-        wait_s = self._prepare_s(self._num_preparing + num_images)
+        wait_s = self._prepare_s(self._num_preparing + num_unprepared)
         if self._running:
             wait_s += max(0.0, self._engine_free_at() - self._loop.time())
         return wait_s

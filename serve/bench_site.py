@@ -22,6 +22,7 @@ import simplejpeg
 
 from irv2.bundle import (
     MANIFEST,
+    ONNX_FILE,
     SCHEMA,
     Artifact,
     Bundle,
@@ -68,7 +69,7 @@ def write_tiny_bundle(folder: Path, resampling: str) -> Path:
         ) from error  # fmt: skip
     folder.mkdir(parents=True)
     config = Preprocess(resampling=resampling)
-    model_path = folder / "model.onnx"
+    model_path = folder / ONNX_FILE
     model = onnx.parser.parse_model(_tiny_model(config.crop))
     weight = onnx.numpy_helper.from_array(_tiny_weight(config.crop), "weight")
     model.graph.initializer.append(weight)

@@ -15,12 +15,14 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from irv2.channel import SERVICE
 from irv2.errors import RequestError
 from serve.answering import Answering, Context
 from serve.follow import Follower
+from serve.open_inference import SERVICE as OPEN_INFERENCE
 from serve.served import ServedModel
 
-QUEUED = ("/irv2.v1.Classifier/Classify", "/inference.GRPCInferenceService/ModelInfer")
+QUEUED = (f"/{SERVICE}/Classify", f"/{OPEN_INFERENCE}/ModelInfer")
 
 
 class Reading(grpc.aio.ServerInterceptor):

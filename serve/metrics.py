@@ -106,7 +106,7 @@ class Statistics:
 
     num_images: int = 0
     num_requests: int = 0  # answered
-    num_failures: int = 0  # requests that were refused, expired, failed or were given up
+    num_failures: int = 0  # refused by the queue, expired, failed or given up
     failure_ns: int = 0  # from arrival to that
     batches: "Tally[int]" = field(default_factory=Tally)  # how many of each size
     batch_ns: "Tally[int]" = field(default_factory=Tally)  # by size

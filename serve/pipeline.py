@@ -69,7 +69,7 @@ class Pipeline:
     ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
         """Answer by `deadline` or raise a RequestError; images that fail do so alone."""
         arrived_at = asyncio.get_running_loop().time()
-        self._check(request.id, len(request.images))
+        self._check_request(request.id, len(request.images))
         async with self._admitted(len(request.images), deadline) as admission:
             outcomes = await self._classify_images(request, admission)
         slowest = max(outcomes, key=lambda outcome: outcome.total_s)
@@ -88,7 +88,7 @@ class Pipeline:
     async def infer(self, images: UInt8Array, deadline: float, request_id: str = "") -> FloatArray:
         """Logits (N, num_classes) of prepared images, uint8 (N, S, S, 3), all of them or none."""
         arrived_at = asyncio.get_running_loop().time()
-        self._check(request_id, len(images))
+        self._check_request(request_id, len(images))
         async with self._admitted(len(images), deadline, prepared=True) as admission:
             answers = await _all(admission.run(image) for image in images)
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
@@ -118,7 +118,7 @@ class Pipeline:
         """Raise the RequestError that awaits every request due by `deadline`, if one does."""
         self._check_serving()
         try:
-            self._batcher.check(1, deadline)
+            self._batcher.check(1, deadline, prepared=True)  # whether it is, its message would tell
         except RequestError:
             self._metrics.observe_failure(0.0)
             raise
@@ -127,7 +127,7 @@ class Pipeline:
         if not self.is_serving:
             raise NotServing("server", "is starting", way_out="ask again in a few seconds")
 
-    def _check(self, request_id: str, num_images: int) -> None:
+    def _check_request(self, request_id: str, num_images: int) -> None:
         self._check_serving()
         num_bytes = len(request_id.encode())
         if num_bytes > MAX_ID_BYTES:

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from irv2.bundle import Artifact, Bundle
+from irv2.channel import SERVICE
 from irv2.errors import Irv2Error
 from irv2.inference import open_inference_pb2_grpc
 from irv2.runners.base import Runner
@@ -35,7 +36,6 @@ from serve.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
-SERVICE = "irv2.v1.Classifier"
 LAST_ANSWER_S = 0.5  # its way to the client, beyond its deadline
 
 

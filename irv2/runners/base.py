@@ -1,7 +1,6 @@
 """The interface between the gate, the evaluation or the server and an engine."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import Self
 
 import numpy as np
@@ -42,11 +41,6 @@ class Runner(ABC):
 
     def close(self) -> None:  # noqa: B027 (most engines are freed with their object)
         """Free the engine; the runner is not used afterwards."""
-
-    def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
-        """Run once at each batch size, so that no request pays for the engine's first time."""
-        for size in batch_sizes:
-            self.run(np.zeros((size, self.image_size, self.image_size, 3), np.uint8))
 
     def __enter__(self) -> Self:
         return self

@@ -84,6 +84,8 @@ def test_dependencies_each_have_a_line_of_reason():
     extras = project["optional-dependencies"]
     required = [*project["dependencies"], *(name for extra in extras.values() for name in extra)]
     text = (ROOT / "docs" / "dependencies.md").read_text()
+    columns = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)
+    reasoned = {name for column in columns for name in column.split(", ")}
     for requirement in required:
         name = re.match(r"[\w-]+", requirement).group()
-        assert name in text or name == "irv2" or name.startswith("types-"), name
+        assert name in reasoned or name == "irv2" or name.startswith("types-"), name

@@ -29,10 +29,11 @@ def test_an_export_keeps_images_that_its_own_engine_answers(exported: Exported):
     side = bundle.preprocess.crop
     assert kept.images.shape == (NUM_IMAGES, side, side, 3)
     with open_best(bundle)[1] as runner:
-        kept.run(runner, (1, 3, 8))
+        for size in (1, 3, 8):
+            kept.check(runner.run(kept.batch(size)), runner.backend)
         wrong = SelfTest(kept.images, (kept.top1 + 1) % runner.num_classes, kept.margins)
         with pytest.raises(EngineError, match="3 of 3 known images"):
-            wrong.run(runner, [3])
+            wrong.check(runner.run(wrong.batch(3)), runner.backend)
 
 
 def ledger(files, top1, margins) -> Ledger:
@@ -51,7 +52,7 @@ def test_the_clearest_images_of_different_classes_are_chosen_where_all_agree(exp
     assert chosen.top1.tolist() == [0, 2, 1, 0]
     assert chosen.margins.tolist() == [9, 3, 2, 8]
     with pytest.raises(EngineError):
-        chosen.run(StuckRunner(), [4])
+        chosen.check(StuckRunner().run(chosen.batch(4)), "stuck")
 
 
 def test_without_a_common_answer_there_is_nothing_to_keep(exported: Exported):

@@ -20,7 +20,7 @@ from irv2.cli import PROGRAMS, main
 from irv2.errors import ImageError, ImageReason, Irv2Error, Overloaded
 
 BIN = Path(sys.executable).parent
-# CONTRACT, section 1: the order of the pipeline, and every program's own statuses
+# The order of the pipeline, and every program's own statuses
 PIPELINE = ["data", "train", "plot", "eval", "export", "verify", "inspect", "serve", "classify"]
 
 

@@ -285,3 +285,16 @@ def test_closing_a_client_ends_its_requests_at_once(servicer):
         asking.join(10)
         assert not asking.is_alive()
     assert refusals
+
+
+def test_a_client_that_is_closed_just_before_a_call_says_so(monkeypatch):
+    with served(Scripted(answers=False)) as address, Client(address) as client:
+        ask = client._stub.GetModel
+
+        def closed_meanwhile(*message, **options):
+            client.close()
+            return ask(*message, **options)
+
+        monkeypatch.setattr(client._stub, "GetModel", closed_meanwhile)
+        with pytest.raises(RequestError, match="the client was closed"):
+            client.model()

@@ -318,6 +318,11 @@ def test_prepared_images_wait_for_no_preparation_of_their_own():
         with bench.batcher.admit(3, bench.loop.time() + 60.0, prepared=True) as admission:
             await admission.run(image(0))
             assert bench.batcher.predicted_wait_s() == pytest.approx(0.5 + 0.1)
+            soon = bench.loop.time() + 0.4
+            with pytest.raises(Overloaded):
+                bench.batcher.admit(1, soon)
+            with bench.batcher.admit(1, soon, prepared=True) as admission:
+                await admission.run(image(1))
 
     run(scenario())
 
