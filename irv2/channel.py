@@ -1,18 +1,20 @@
 """The connection to one server, or to several that take turns: round robin, TLS, a token."""
 
 import json
+import logging
 import re
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from itertools import chain
 from pathlib import Path
 
 import grpc
 
 from irv2.errors import NotServing, UsageError
+
+logger = logging.getLogger(__name__)
 
 SERVICE = "irv2.v1.Classifier"
 
@@ -77,6 +79,9 @@ def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
+        # A server that hangs, or a machine that is gone, is noticed while a call waits for it.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
     ]
     if len(addresses) > 1:
         # A server that is about to stop says so; then the others get its share. A lone one is
@@ -101,7 +106,7 @@ def _target(names: list[str]) -> str:
         raise UsageError("address", repr(", ".join(names)), "HOST:PORT, the port from 1 to 65535")
     if len(names) == 1:
         return names[0]
-    found = list(chain.from_iterable(map(_resolve, names)))
+    found = list(_resolve_all(names))
     if all(ip.version == 4 for ip, _ in found):
         return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in found)
     # A list is of one family: next to IPv6, IPv4 is written in its way.
@@ -114,6 +119,20 @@ def _has_port(name: str) -> bool:
     """Checked here, since gRPC takes larger ones modulo 65536."""
     match = re.fullmatch(r".*:([0-9]{1,5})", name)
     return match is not None and 1 <= int(match[1]) <= 65535
+
+
+def _resolve_all(names: list[str]) -> Iterator[tuple[IPv4Address | IPv6Address, str]]:
+    """Of all that are known: a server that was taken down loses its name, the others go on."""
+    unknown = []
+    for name in names:
+        try:
+            yield from _resolve(name)
+        except NotServing as error:
+            unknown.append(error)
+    if len(unknown) == len(names):
+        raise unknown[0]
+    for failure in unknown:
+        logger.warning("%s; going on without it", failure)
 
 
 def _resolve(name: str) -> list[tuple[IPv4Address | IPv6Address, str]]:

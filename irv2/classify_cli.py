@@ -1,9 +1,10 @@
 """`irv2-classify`: classify files, through a server or with a bundle on this machine."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from tabulate import tabulate
@@ -29,7 +30,7 @@ BATCH = 8  # files that a bundle classifies between two steps of the progress
 @connection_options
 @click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR",
               help="Classify here, with the artefact that a server would choose.")  # fmt: skip
-@click.option("--top-k", type=click.IntRange(1), default=DEFAULT_TOP_K, metavar="N",
+@click.option("--top-k", type=click.IntRange(1, 2**31 - 1), default=DEFAULT_TOP_K, metavar="N",
               help="Number of classes per image.")  # fmt: skip
 @click.option("--timeout-s", type=FloatRange(0, min_open=True),
               help="Time for a server's answers.  [default: 60 s per request]")  # fmt: skip
@@ -40,20 +41,27 @@ def main(
 ) -> None:  # fmt: skip
     """Classify image files; of a folder, every image file below it.
 
-    Exit status 1 if any image could not be classified; the others are answered all the same.
+    Exit status 1 if any image could not be classified; the others are answered all the same. What
+    was answered before an error or Ctrl-C is printed too.
     """
     files = [file for path in images for file in image_files(path)]
     if server and not bundle:
         client = connect(server, **connection)
-        results = _by_server(client, files, top_k, timeout_s)
+        answers = _by_server(client, files, top_k, timeout_s)
     elif bundle and not server:
-        results = _by_bundle(bundle, files, top_k)
+        answers = _by_bundle(bundle, files, top_k)
     else:
         raise UsageError("classify", "who should?", "either --server HOST:PORT or --bundle DIR")
-    if as_json:
-        print_json(report(files, results))
-    else:
-        click.echo(table(files, results))
+    results: list[Result] = []
+    try:
+        for result in progress(answers, "classify", len(files), "images"):
+            results.append(result)
+    finally:  # where the server or the user ends it, what was answered is not lost
+        answered = files[: len(results)]
+        if as_json and results:
+            print_json(report(answered, results))
+        elif results:
+            click.echo(table(answered, results))
     sys.exit(1 if any(result.error for result in results) else 0)
 
 
@@ -65,11 +73,20 @@ def image_files(path: Path) -> Iterator[Path]:
         yield path
         return
     found = sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()
+        file
+        for folder, _, names in os.walk(path, onerror=_refuse)
+        for file in (Path(folder, name) for name in names)
+        # A link to a file that is gone is named like one that can't be read.
+        if file.suffix.lower() in EXTENSIONS and (file.is_file() or not file.exists())
     )
     if not found:
         raise InputError(path, "no image files in it", " ".join(sorted(EXTENSIONS)))
     yield from found
+
+
+def _refuse(error: OSError) -> NoReturn:
+    got = error.strerror or "can't be read"
+    raise InputError(error.filename, got, "a folder that can be read") from error
 
 
 def report(files: list[Path], results: list[Result]) -> dict[str, Any]:
@@ -100,19 +117,17 @@ def table(files: list[Path], results: list[Result]) -> str:
 
 def _by_server(
     client: "Client", files: list[Path], top_k: int, timeout_s: float | None
-) -> list[Result]:  # fmt: skip
+) -> Iterator[Result]:  # fmt: skip
     with client:
-        answers = client.iter_classify(files, top_k, timeout_s)
-        return list(progress(answers, "classify", len(files), "images"))
+        yield from client.iter_classify(files, top_k, timeout_s)
 
 
-def _by_bundle(path: Path, files: list[Path], top_k: int) -> list[Result]:
+def _by_bundle(path: Path, files: list[Path], top_k: int) -> Iterator[Result]:
     from irv2.bundle import Bundle
 
     bundle = Bundle.open(path)
-    parts = (files[start : start + BATCH] for start in range(0, len(files), BATCH))
-    answers = (result for part in parts for result in bundle.classify(part, top_k))
-    return list(progress(answers, "classify", len(files), "images"))
+    for start in range(0, len(files), BATCH):
+        yield from bundle.classify(files[start : start + BATCH], top_k)
 
 
 def _entry(file: Path, result: Result) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple, Self
 
@@ -21,7 +22,15 @@ import grpc
 from google.protobuf.message import Message
 
 from irv2.channel import Tls, is_token, open_channel
-from irv2.errors import Expired, ImageError, NotServing, RequestError, UsageError
+from irv2.errors import (
+    Expired,
+    ImageError,
+    InvalidRequest,
+    MessageTooLarge,
+    NotServing,
+    RequestError,
+    UsageError,
+)
 from irv2.results import DEFAULT_TOP_K, Result
 from irv2.types import ImageSource
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
@@ -109,19 +118,32 @@ class Client:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
 
-        def send(request: list[ImageSource]) -> list[Result]:
-            return self._classify_request(request, top_k, deadline)
+        def send(request: list[ImageSource], limits: classifier_pb2.Limits) -> list[Result]:
+            try:
+                return self._classify_request(request, top_k, deadline)
+            except (InvalidRequest, MessageTooLarge):
+                self._known = None
+                found = self._server(deadline).limits
+                if found == limits:
+                    raise
+            parts = split_into_requests(request, found)  # the server was started anew
+            return list(chain.from_iterable(send(part, found) for part in parts))
 
         known = self._server(deadline)
         requests = split_into_requests(images, known.limits)
         first = list(islice(requests, 2))
+        send_first = partial(send, limits=known.limits)
         if len(first) < 2:  # the usual case needs no threads
-            yield from chain.from_iterable(map(send, first))
+            yield from chain.from_iterable(map(send_first, first))
         else:
-            yield from _in_order(send, chain(first, requests), known.window * self._num_servers)
+            window = known.window * self._num_servers
+            yield from _in_order(send_first, chain(first, requests), window)
 
     def _server(self, deadline: float | None) -> "_Known":
-        """Asked for once: no new model changes the limits; the window is a guess, and may age."""
+        """Asked for once, and again when a request breaks a limit: those are the server's options.
+
+        The window is a guess, and may age.
+        """
         if self._known is None:
             description = self._describe(deadline)
             self._known = _Known(description.limits, _window(description))

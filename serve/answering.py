@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -17,6 +18,9 @@ from serve.status import status_from_error
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# At its deadline a client ends the call, which counts for it from when it sent the request: so long
+# before the server's deadline the end of a call is that, and not a client that has gone.
+WAY_S = 0.05
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -25,10 +29,10 @@ class Answering:
 
     def __init__(self, metrics: Metrics, default_deadline_s: float) -> None:
         self._metrics, self._default_deadline_s = metrics, default_deadline_s
-        self._open: dict[Awaitable[Any], float] = {}  # what is being answered, and its deadline
+        self._open: dict[object, float] = {}  # what is being read or answered, and its deadline
 
     def time_to_answer_s(self) -> float:
-        """Until the last of the open requests is answered or has expired."""
+        """Until the last of the open requests is read and answered, or has expired."""
         now = asyncio.get_running_loop().time()
         return max(0.0, max(self._open.values(), default=now) - now)
 
@@ -42,6 +46,16 @@ class Answering:
         limits_s += [] if call_left_s is None else [call_left_s]
         return asyncio.get_running_loop().time() + min(limits_s, default=self._default_deadline_s)
 
+    @contextmanager
+    def awaiting(self, deadline: float) -> Iterator[None]:
+        """The block reads a request, and may answer it; a server that stops waits for it."""
+        reading = object()
+        self._open[reading] = deadline
+        try:
+            yield
+        finally:
+            del self._open[reading]
+
     async def outcome(
         self, work: Awaitable[T], deadline: float = -math.inf
     ) -> "T | status_pb2.Status":  # fmt: skip
@@ -51,7 +65,11 @@ class Answering:
         try:
             response = await work
         except asyncio.CancelledError:
-            self._metrics.observe_request("cancelled")
+            now = asyncio.get_running_loop().time()
+            has_expired = math.isfinite(deadline) and deadline - now < WAY_S
+            if has_expired:
+                self._metrics.observe_expiry("call")
+            self._metrics.observe_request("deadline_exceeded" if has_expired else "cancelled")
             raise
         except Exception as error:
             status = status_from_error(error)

@@ -19,6 +19,7 @@ import grpc
 from google.rpc import code_pb2
 
 from irv2.errors import EngineError
+from serve.answering import WAY_S
 from serve.status import status_from_error
 from serve.tokens import CALLER
 
@@ -54,6 +55,11 @@ class Follower:
         try:
             response = await work
             outcome, timing = "ok", getattr(response, "timing", None)
+        except asyncio.CancelledError:
+            left_s = context.time_remaining()
+            if left_s is not None and left_s < WAY_S:
+                outcome = "deadline_exceeded"
+            raise
         except Exception as error:
             outcome = code_pb2.Code.Name(status_from_error(error).code).lower()
             raise

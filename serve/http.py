@@ -4,6 +4,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -60,12 +61,15 @@ class HttpServer:
         except (
             TimeoutError,
             ConnectionError,
+            ssl.SSLError,
             asyncio.IncompleteReadError,
             asyncio.LimitOverrunError,
         ):
             logger.debug("http_request_unfinished")  # a scanner, or a client that has gone
         finally:
             writer.close()
+            with suppress(OSError):  # told, or asyncio may report it when it forgets the connection
+                await writer.wait_closed()
 
     def _response(self, head: bytes) -> bytes:
         method, _, rest = head.decode("latin-1").partition(" ")

@@ -8,6 +8,7 @@ gRPC itself would answer UNKNOWN with the text of the exception, and write a tra
 for every such message that a client sends.
 """
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, NoReturn
@@ -55,13 +56,16 @@ class Reading(grpc.aio.ServerInterceptor):
         messages: AsyncIterator[Any], context: Context,
     ) -> Any:  # noqa: ANN401 (the method's)  # fmt: skip
         deadline = self._answering.deadline(context)
+        # A message of ModelInfer may name a later one where the call has none.
+        may_wait = method == "ModelInfer" and context.time_remaining() is None
         try:
-            self._served().pipeline.check(deadline)
+            self._served().pipeline.check(math.inf if may_wait else deadline)
         except RequestError as error:
             refusal = self._follower.follow(_fail(error), method, "", 0, context)
             return await self._answering.unary(refusal, context, deadline)
-        async for message in messages:
-            return await answer(message, context)
+        with self._answering.awaiting(deadline):
+            async for message in messages:
+                return await answer(message, context)
         # Too large, or its client has gone: gRPC tells; or there was none.
         return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no message; expected one")
 

@@ -13,7 +13,8 @@ REFUSAL_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGES = ("queue", "preprocess", "inference", "total")
 _REFUSED = ("queue_full", "deadline")  # reasons of irv2.errors.Overloaded
-_EXPIRED = ("arrival", "queue", "engine")  # places of irv2.errors.Expired; decoding is "queue"
+# Places of irv2.errors.Expired, where decoding is "queue"; "call" where gRPC ended it.
+_EXPIRED = ("arrival", "queue", "engine", "call")
 
 
 class Metrics:
@@ -92,7 +93,10 @@ class Metrics:
         self._refused[reason].inc()
 
     def observe_expiry(self, where: str) -> None:
-        """A request's deadline passed on "arrival", in the "queue" or in the "engine"."""
+        """A request's deadline passed on "arrival", in the "queue" or in the "engine".
+
+        Or gRPC ended the "call" for it, wherever it was.
+        """
         self._expired[where].inc()
 
     def text(self) -> bytes:

@@ -7,7 +7,7 @@ import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from irv2.errors import InvalidRequest, NotServing
+from irv2.errors import Expired, InvalidRequest, NotServing
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 from serve.answering import Answering
 from serve.follow import Follower
@@ -146,11 +146,17 @@ class _Stream:
         has_room: asyncio.Event,
     ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
         """When there is room, for which one request at a time waits: nothing more is read then."""
-        while self._num_images and self._num_images + num_images > self._max_images:
-            self._answered.clear()
-            await self._answered.wait()
-        self._num_images += num_images
-        has_room.set()
+        try:
+            async with asyncio.timeout_at(deadline):
+                while self._num_images and self._num_images + num_images > self._max_images:
+                    self._answered.clear()
+                    await self._answered.wait()
+        except TimeoutError as error:
+            got = "passed before the stream's earlier requests were answered"
+            raise Expired("deadline", got, "arrival") from error
+        finally:
+            self._num_images += num_images
+            has_room.set()
         return await self._classifier.classify(request, deadline, self._context)
 
     async def _write(

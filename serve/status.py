@@ -16,9 +16,9 @@ from irv2.errors import (
 )
 
 DOMAIN = "irv2"
-# Characters. Statuses travel in headers, in gRPC at most 16 kB: there a character takes up to 12
-# bytes, and once more up to 11 in the details.
-MAX_MESSAGE = 300
+# Characters. Statuses travel in headers, of which gRPC's clients take 8 kB: there a character takes
+# up to 12 bytes in the message, and up to 6 in the details, which hold the message twice.
+MAX_MESSAGE, MAX_FIELD = 300, 100
 NOT_SERVING_RETRY_S = 0.5  # a server starts in seconds; behind others, the next one answers
 
 CODE_BY_ERROR: tuple[tuple[type[Irv2Error], int], ...] = (
@@ -44,7 +44,7 @@ def _details(error: Exception, code: int) -> list[any_pb2.Any]:
         return [_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
     if isinstance(error, InvalidRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=str(error.what), description=_shortened(str(error))
+            field=_shortened(str(error.what), MAX_FIELD), description=_shortened(str(error))
         )
         return [_packed(error_details_pb2.BadRequest(field_violations=[violation]))]
     if isinstance(error, Overloaded | NotServing):
@@ -57,9 +57,9 @@ def _details(error: Exception, code: int) -> list[any_pb2.Any]:
     return []
 
 
-def _shortened(message: str) -> str:
-    """Of what a client sent, a message may quote a lot; longer ones would lose their own code."""
-    return message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 4] + " ..."
+def _shortened(text: str, most: int = MAX_MESSAGE) -> str:
+    """Of what a client sent, a text may quote a lot; longer ones would lose their own code."""
+    return text if len(text) <= most else text[: most - 4] + " ..."
 
 
 def _packed(detail: Message) -> any_pb2.Any:

@@ -32,9 +32,11 @@ def test_no_address_is_wrong_usage():
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64, "no-such-host.invalid"])
-def test_an_unknown_host_of_a_list_is_named(host):
+def test_an_unknown_host_of_a_list_is_named_and_left_out(host, caplog):
+    open_channel(["127.0.0.1:8500", f"{host}:8500"], None).close()
+    assert f"{host}:8500: unknown host (" in caplog.text
     with pytest.raises(NotServing, match=rf"^{host}:8500: unknown host \(.+\)"):
-        open_channel(["127.0.0.1:8500", f"{host}:8500"], None)
+        open_channel([f"{host}:8500", f"{host}:8501"], None)
 
 
 @pytest.mark.parametrize("content", ["", "junk\n", "KEY"])

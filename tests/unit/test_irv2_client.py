@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
+from grpc_status import rpc_status
 from scripted_server import Scripted, served
 from serving_site import Site, jpeg, scenario_with
 from tiny_bundle import write_tiny_bundle
@@ -23,9 +24,10 @@ from irv2.errors import (
     Overloaded,
     RequestError,
 )
-from irv2.v1.classifier_pb2 import ClassifyRequest, Limits
+from irv2.v1.classifier_pb2 import ClassifyRequest, GetModelResponse, Limits
 from irv2.wire import bytes_per_image, split_into_requests, wire_image
 from serve.address import Address
+from serve.status import status_from_error
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +300,29 @@ def test_a_client_that_is_closed_just_before_a_call_says_so(monkeypatch):
         monkeypatch.setattr(client._stub, "GetModel", closed_meanwhile)
         with pytest.raises(RequestError, match="the client was closed"):
             client.model()
+
+
+class Shrinking(Scripted):
+    """Takes as many images in a request as it is told."""
+
+    max_images = 8
+
+    def GetModel(self, request, context):  # noqa: N802 (gRPC's name)
+        limits = Limits(max_message_bytes=2**20, max_images=self.max_images)
+        return GetModelResponse(limits=limits)
+
+    def Classify(self, request, context):  # noqa: N802
+        if len(request.images) > self.max_images:
+            error = InvalidRequest("images", str(len(request.images)), f"1 to {self.max_images}")
+            context.abort_with_status(rpc_status.to_status(status_from_error(error)))
+        return super().Classify(request, context)
+
+
+@pytest.mark.parametrize("num_images", [8, 30])
+def test_a_server_that_came_back_with_smaller_limits_gets_smaller_requests(num_images):
+    servicer = Shrinking()
+    with served(servicer) as address, Client(address) as client:
+        client.classify([jpeg(0)] * num_images)
+        servicer.max_images = 3
+        results = client.classify([jpeg(0)] * num_images)
+        assert [result.error for result in results] == [None] * num_images

@@ -1,10 +1,14 @@
 """The operators' HTTP port, over a real socket."""
 
 import asyncio
+import gc
+import os
+import socket
 import ssl
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
 import pytest
 from certificates import issue
@@ -94,3 +98,27 @@ def test_a_connection_that_never_begins_its_handshake_is_closed(tmp_path):
         writer.close()
 
     with_site(scenario, tls)
+
+
+def test_a_record_that_cannot_be_decrypted_ends_its_connection_quietly(tmp_path, caplog):
+    issued = issue(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(issued.certificate, issued.key)
+
+    def send_junk(port):
+        trusted = ssl.create_default_context(cafile=issued.ca)
+        with (
+            socket.create_connection(("127.0.0.1", port), 5) as plain,
+            trusted.wrap_socket(plain, server_hostname="127.0.0.1") as client,
+        ):
+            os.write(client.fileno(), b"\x17\x03\x03\x00\x20" + bytes(32))
+            with suppress(ssl.SSLError):  # the server's alert
+                assert client.recv(1) == b""
+
+    async def scenario(site):
+        await asyncio.to_thread(send_junk, site.port)
+        await asyncio.sleep(0.1)
+        gc.collect()  # where asyncio tells of an exception that nobody took
+
+    with_site(scenario, tls)
+    assert "exception" not in caplog.text

@@ -195,6 +195,19 @@ def test_a_timeout_is_kept_and_a_priority_changes_nothing(bundle):
     scenario_with(bundle, scenario, seconds=0.001)
 
 
+def test_a_timeout_beyond_the_default_deadline_is_kept_under_load_too(bundle):
+    async def scenario(site):
+        stub = GRPCInferenceServiceStub(site.channel)
+        waiting = stub.ModelInfer(infer_request(IMAGES), timeout=10)  # two batches
+        await asyncio.sleep(0.1)
+        request = infer_request(IMAGES[:1])
+        request.parameters["timeout"].int64_param = 10_000_000  # microseconds
+        assert (await stub.ModelInfer(request)).outputs
+        assert (await waiting).outputs
+
+    scenario_with(bundle, scenario, seconds=0.3, default_deadline_ms=200)
+
+
 def test_typed_contents_are_converted_without_holding_up_the_others():
     images = np.repeat(IMAGES, 40, axis=0)  # 4 million numbers: 0.5 s of conversion at once
     whole, cut = infer_request(images, typed=True), infer_request(images, typed=True)

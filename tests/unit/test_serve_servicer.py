@@ -13,11 +13,13 @@ from tiny_bundle import write_tiny_bundle
 from irv2.bundle import Bundle
 from irv2.v1.classifier_pb2 import (
     ClassifyRequest,
+    ClassifyResponse,
     ClassifyStreamRequest,
     GetModelRequest,
     Image,
 )
 from serve.messages import QUEUED
+from serve.server import LAST_ANSWER_S
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +239,44 @@ def test_expired_requests_are_counted_by_where_they_were(bundle):
     scenario_with(bundle, scenario, seconds=0.01)
 
 
+def test_a_call_that_grpc_ends_at_its_deadline_counts_as_expired(bundle):
+    async def scenario(site):
+        site.runner.seconds = 0.3
+        waiting = [site.stub.Classify(request(number), timeout=0.1) for number in range(20)]
+        codes = [await call.code() for call in waiting]
+        assert set(codes) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        left = site.stub.Classify(request(0), timeout=10)
+        await asyncio.sleep(0.1)
+        left.cancel()
+        while 'outcome="cancelled"' not in site.server._metrics.text().decode():
+            await asyncio.sleep(0.01)
+        assert counted(site, 'requests_total{outcome="cancelled"}') == 1
+        assert counted(site, 'requests_total{outcome="deadline_exceeded"}') == 20
+        places = ("arrival", "queue", "engine", "call")
+        assert sum(counted(site, f'expired_total{{where="{place}"}}') for place in places) == 20
+
+    scenario_with(bundle, scenario, seconds=0.001)
+
+
+def test_a_server_that_stops_waits_for_a_message_that_is_on_its_way(bundle):
+    async def scenario(site):
+        stopping = asyncio.Event()
+
+        async def messages():
+            await stopping.wait()
+            await asyncio.sleep(LAST_ANSWER_S + 0.3)
+            yield request(0).SerializeToString()
+
+        call = site.channel.stream_unary(QUEUED[0])(messages(), timeout=10)
+        await asyncio.sleep(0.2)
+        stop = asyncio.create_task(site.server.stop())
+        stopping.set()
+        assert (ClassifyResponse.FromString(await call)).results[0].scores
+        await stop
+
+    scenario_with(bundle, scenario)
+
+
 def test_what_was_admitted_is_answered_whatever_its_deadline_when_the_server_stops(bundle):
     async def scenario(site):
         waiting = [site.stub.Classify(request(number), timeout=10) for number in range(4)]
@@ -393,6 +433,21 @@ def test_a_request_that_was_read_and_waits_for_room_in_its_stream_is_answered_at
         await stopping
 
     scenario_with(bundle, scenario, seconds=0.5, max_queue=20)
+
+
+def test_a_message_that_waits_for_room_in_its_stream_keeps_its_deadline(bundle):
+    async def scenario(site):
+        call = site.stub.ClassifyStream()
+        await call.write(message("large", *range(20)))  # 2.5 s
+        await call.write(message("waits", 0, timeout_ms=100))
+        await call.write(message("next", 0))
+        answers = [await call.read() for _ in range(3)]
+        await call.done_writing()
+        assert [(answer.id, answer.error.code) for answer in answers] == [
+            ("waits", grpc.StatusCode.DEADLINE_EXCEEDED.value[0]), ("large", 0), ("next", 0),
+        ]  # fmt: skip
+
+    scenario_with(bundle, scenario, seconds=0.5, max_queue=40)
 
 
 def test_small_requests_of_a_stream_are_worked_on_together(bundle):

@@ -1,5 +1,8 @@
 """Errors to status codes."""
 
+import base64
+import urllib.parse
+
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
@@ -64,3 +67,12 @@ def test_a_long_message_is_cut_so_that_it_fits_into_headers():
     assert len(status.message) <= MAX_MESSAGE
     assert status.message.endswith(" ...")
     assert 12 * len(status.message) + 4 / 3 * status.ByteSize() < 16_384
+
+
+def test_a_status_fits_into_the_headers_that_clients_take():
+    """8 kB in all; the worst characters are percent-encoded to 12 bytes."""
+    name = "\N{SNAKE}" * 10_000
+    status = status_from_error(InvalidRequest(name, name, name))
+    message = urllib.parse.quote(status.message)
+    details = base64.b64encode(status.SerializeToString())
+    assert len(message) + len(details) < 7500
