@@ -58,18 +58,13 @@ class HttpServer:
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.write(self._response(head))
                 await writer.drain()
-        except (
-            TimeoutError,
-            ConnectionError,
-            ssl.SSLError,
-            asyncio.IncompleteReadError,
-            asyncio.LimitOverrunError,
-        ):
+        except (ConnectionError, ssl.SSLError):
+            with suppress(OSError):  # fetched, since asyncio may report it when it is forgotten
+                await writer.wait_closed()
+        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             logger.debug("http_request_unfinished")  # a scanner, or a client that has gone
         finally:
             writer.close()
-            with suppress(OSError):  # told, or asyncio may report it when it forgets the connection
-                await writer.wait_closed()
 
     def _response(self, head: bytes) -> bytes:
         method, _, rest = head.decode("latin-1").partition(" ")
