@@ -100,6 +100,7 @@ def open_split(
         raise DataError(data, "no such folder", f"a folder with {LAYOUT}", "see --data, IRV2_DATA")
     if not root.is_dir():
         raise DataError(data, f"no folder {split}/ in it", LAYOUT, "pass --data DIR")
+    _check_names(root)
     index = _index(root)
     if not index.files:
         raise DataError(root, "no class folders", LAYOUT)
@@ -155,6 +156,15 @@ def _report_bad(root: Path, bad: set[str], bad_images: BadImages) -> None:
             "remove them or pass --bad-images skip",
         )  # fmt: skip
     logger.warning("%s: %d files are no images and are left out: %s", root, len(bad), named)
+
+
+def _check_names(root: Path) -> None:
+    for path in (root, *_class_folders(root)):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            got = f"folder name {path.name!a} is not UTF-8"
+            raise DataError(root, got, "UTF-8 names", "rename it") from error
 
 
 def _index(root: Path) -> _Index:

@@ -132,7 +132,7 @@ def _scan_shard(path: Path) -> Iterator[Member]:
             file.seek(end)
             if file.read(2 * BLOCK) != bytes(2 * BLOCK):
                 raise tarfile.ReadError("ends early")
-    except (tarfile.TarError, ValueError, OSError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
         raise DataError(
             path, str(error), "a whole tar file of images and labels", "copy or write it again"
         ) from error

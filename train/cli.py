@@ -154,6 +154,6 @@ def _command() -> str:
     """This command line, whichever of its names it was called by; torchrun's where that did."""
     launcher = Path(f"/proc/{os.getppid()}/cmdline")
     if "TORCHELASTIC_RUN_ID" in os.environ and launcher.is_file():
-        return shlex.join(launcher.read_bytes().decode().rstrip("\0").split("\0"))
+        return shlex.join(os.fsdecode(launcher.read_bytes()).rstrip("\0").split("\0"))
     name_parts = 2 if sys.argv[1:2] == ["train"] else 1  # `irv2 train` or `irv2-train`
     return shlex.join(["irv2-train", *sys.argv[name_parts:]])

@@ -107,7 +107,10 @@ def draw_curves(
 
 def _label(name: str, row: dict[str, float], split: str) -> str:
     top1, top5 = row[f"{split}_top1_error"], row[f"{split}_top5_error"]
-    return f"{name}: {top1:.2f} / {top5:.2f} % after epoch {row['epoch']:.0f}"
+    shown = name.replace("$", r"\$")  # no formula
+    if shown.startswith("_"):  # matplotlib would leave it out
+        shown = f" {shown}"
+    return f"{shown}: {top1:.2f} / {top5:.2f} % after epoch {row['epoch']:.0f}"
 
 
 def _draw_errors(

@@ -73,6 +73,8 @@ class Processes:
                 outcome = [work()]
             except Irv2Error as error:
                 outcome = [error]
+            except OSError as error:  # no permission, no room, a disk that is gone
+                outcome = [Irv2Error(error.filename or "system", error.strerror or str(error))]
         dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         [result] = outcome
         if isinstance(result, Irv2Error):

@@ -14,7 +14,7 @@ import torch
 from irv2 import __version__
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder, open_split
-from irv2.errors import EngineError, ImageError, UsageError
+from irv2.errors import DataError, EngineError, ImageError, UsageError
 from irv2.machine import num_cores
 from irv2.model import inception_resnet_v2
 from irv2.options import Terminated
@@ -80,6 +80,8 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
         _log_recipe(recipe, train_set, val_set)
         _log_machine(recipe, machine, processes)
         config = run_config(recipe, train_set, val_set)
+        of_first = processes.from_first(lambda: config["data"])
+        processes.together(lambda: _check_copy(train_set.root.parent, config["data"], of_first))
         config["machine"] = _machine_json(machine, processes, request.command)
         run = Run(request.out, config)
         processes.from_first(lambda: run.check(must_exist=request.resume))
@@ -202,6 +204,16 @@ def run_config(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) -> 
         },
         "data_path": str(train_set.root.parent.absolute()),
     }
+
+
+def _check_copy(data: Path, found: dict[str, Any], of_first: dict[str, Any]) -> None:
+    """Raises DataError where this process would train on other images than the first one does."""
+    if found != of_first:
+        raise DataError(
+            data, f"here {found['num_train']} + {found['num_val']} images, or of other names and "
+            "labels", f"the {of_first['num_train']} + {of_first['num_val']} of the first process",
+            "copy the data anew, or give all machines one folder",
+        )  # fmt: skip
 
 
 def _machine_json(machine: Machine, processes: Processes, command: str) -> dict[str, Any]:

@@ -182,6 +182,7 @@ def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save
         (["--resume"], "--resume: no ", 2),
         (["--batch-size", 12], "--batch-size: 12 images on 2 processes", 2),
         (["--init-from", "gone.pt"], "gone.pt: no such file", 2),
+        (["--out", "/dev/null/run"], "/dev/null/run: Not a directory", 1),
         pytest.param(["--init-from", __file__], f"{__file__}: ", 2, marks=pytest.mark.slow),
         pytest.param(["--device", "cuda"], "--device cuda: ", 1, marks=pytest.mark.slow),
     ],
@@ -193,6 +194,20 @@ def test_an_error_is_told_once(data, tmp_path, options, line, status):
     assert done.stderr.count("error: ") == done.stderr.count(f"error: {line}") == 1
     assert f"exitcode  : {status}" in done.stderr
     assert not (tmp_path / "none" / "last.pt").exists()
+
+
+def test_a_machine_whose_copy_of_the_data_differs_is_refused(data, tmp_path):
+    for rank in (0, 1):
+        shutil.copytree(data, tmp_path / f"data{rank}")
+    for split in ("train", "val"):  # of other labels
+        (tmp_path / "data1" / split / "dark").rename(tmp_path / "data1" / split / "night")
+    command = shlex.join([sys.executable, *train(tmp_path / "data", tmp_path / "out")])
+    command = command.replace(f"{tmp_path}/data", f"{tmp_path}/data$RANK")
+    done = run(*TORCHRUN, "--no-python", "bash", "-c", f"exec {command}")
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: {tmp_path}/data1: here 35 + 40 images, or of other names and")
+    assert not (tmp_path / "out").exists()
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

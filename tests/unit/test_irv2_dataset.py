@@ -1,6 +1,7 @@
 """Image folders: what is found, what is refused, and when the index is made anew."""
 
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
@@ -204,3 +205,14 @@ def test_a_limit_beyond_the_folder_or_none_keeps_it_all(data):
     folder = open_split(data, "train")
     assert folder.first(None) is folder
     assert folder.first(100) is folder
+
+
+@pytest.mark.parametrize("where", ["class", "split"])
+def test_a_folder_whose_name_is_not_utf_8_is_refused_in_one_line(data, where):
+    odd = os.fsdecode(b"caf\xe9")
+    if where == "class":
+        (data / "train" / "ant").rename(data / "train" / odd)
+    else:
+        data = data.rename(data.with_name(odd))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        open_split(data, "train")

@@ -128,6 +128,16 @@ def test_an_image_without_its_label_is_named(shards):
         open_split(shards, "train")
 
 
+def test_a_shard_with_a_member_of_impossible_size_is_named(shards):
+    path = shards / "train/000000.tar"
+    content = bytearray(path.read_bytes())
+    content[124:136] = b"\x80" + b"\x7f" * 11  # a size in base 256
+    content[148:156] = b"%06o\0 " % (sum(content[:148]) + 8 * 32 + sum(content[156:512]))
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="expected a whole tar file"):
+        open_split(shards, "train")
+
+
 def test_a_shard_cut_off_after_it_was_indexed_is_named(shards):
     folder = open_split(shards, "train")
     path = shards / "train/000000.tar"

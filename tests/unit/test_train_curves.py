@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -9,7 +10,7 @@ from PIL import Image
 
 from irv2.cli import main
 from irv2.errors import DataError
-from train.curves import read_curve
+from train.curves import _label, read_curve
 from train.torch7_log import read_torch7_log
 
 STEP = " | Epoch: [{}][{}/2]    Time 0.901  Data 0.004  Err 6.9078  top1 {:7.3f}  top5 {:7.3f}\n"
@@ -164,3 +165,16 @@ def test_a_folder_without_metrics_is_one_line(tmp_path):
     done = plot(tmp_path, "-o", tmp_path / "out.png")
     assert done.exit_code == 2
     assert f"error: {tmp_path}: no metrics.jsonl in it" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "shown"), [("_under", " _under"), ("x$_{$", r"x\$_{\$")])
+def test_any_name_of_a_run_is_a_line_of_the_legend_as_it_stands(run, tmp_path, name, shown):
+    _, rows = read_curve(run)
+    assert _label(name, rows[-1], "val").startswith(f"{shown}: ")
+    odd = run.rename(run.with_name(name))
+    other = tmp_path / "other"
+    shutil.copytree(odd, other)
+    picture = tmp_path / "curves.png"
+    done = CliRunner().invoke(main, ["plot", str(odd), str(other), "-o", str(picture)])
+    assert done.exit_code == 0, done.output
+    assert picture.is_file()
