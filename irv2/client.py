@@ -144,10 +144,11 @@ class Client:
 
         The window is a guess, and may age.
         """
-        if self._known is None:
+        known = self._known  # other threads may forget it
+        if known is None:
             description = self._describe(deadline)
-            self._known = _Known(description.limits, _window(description))
-        return self._known
+            known = self._known = _Known(description.limits, _window(description))
+        return known
 
     def _describe(self, deadline: float | None) -> classifier_pb2.GetModelResponse:
         response: classifier_pb2.GetModelResponse = self._call(
