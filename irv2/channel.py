@@ -82,6 +82,7 @@ def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
         # A server that hangs, or a machine that is gone, is noticed while a call waits for it.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
     ]
     if len(addresses) > 1:
         # A server that is about to stop says so; then the others get its share. A lone one is
