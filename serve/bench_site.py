@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -183,8 +183,9 @@ class Served:
     def _tree(self, pid: int) -> Iterator[int]:
         yield pid
         for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield from self._tree(int(child))
+            with suppress(FileNotFoundError, ProcessLookupError):  # threads come and go
+                for child in (task / "children").read_text().split():
+                    yield from self._tree(int(child))
 
 
 def _cpu_ticks(pid: int) -> int:

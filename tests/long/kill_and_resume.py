@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -90,6 +91,16 @@ class Victim:
 
     def kill_in(self, aim: str, rng: np.random.Generator) -> str:
         """Kill at such a moment; returns where it truly was."""
+        try:
+            self._stop_in(aim, rng)
+            return next((place for place in PLACES if self._is_in(place)), "elsewhere")
+        finally:
+            if self.process.poll() is None:
+                self._signal(signal.SIGKILL)
+            self.process.wait()
+            self._log.close()
+
+    def _stop_in(self, aim: str, rng: np.random.Generator) -> None:
         until = time.monotonic() + PATIENCE_S
         if aim == "anywhere":
             time.sleep(rng.uniform(*RANDOM_S))
@@ -98,14 +109,9 @@ class Victim:
                 raise SystemExit(f"no {aim} to be seen; see {self._log.name}")
             self._stop()  # so that the moment can't pass while it is looked at
             if aim == "anywhere" or self._is_in(aim):
-                break
+                return
             self._signal(signal.SIGCONT)
             time.sleep(LOOK_EVERY_S)
-        place = next((place for place in PLACES if self._is_in(place)), "elsewhere")
-        self._signal(signal.SIGKILL)
-        self.process.wait()
-        self._log.close()
-        return place
 
     def _stop(self) -> None:
         """Returns when every thread stands still: the signal alone does not wait for that.
@@ -126,17 +132,22 @@ class Victim:
     def _thread_states(self) -> Iterator[str]:
         for leader in self._leaders():
             for stat in Path(f"/proc/{leader}/task").glob("*/stat"):
-                yield stat.read_text().rpartition(")")[2].split()[0]
+                with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+                    yield stat.read_text().rpartition(")")[2].split()[0]
 
     def _signal(self, number: int) -> None:
         for leader in self._leaders():
-            os.killpg(leader, number)
+            with suppress(ProcessLookupError):
+                os.killpg(leader, number)
 
     def _leaders(self) -> set[int]:
         """The program and, where it is torchrun, its processes: each leads a group of its own."""
         pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return {os.getpgid(int(child)) for child in children} | {pid}
+        leaders = {pid}
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                leaders.add(os.getpgid(int(child)))
+        return leaders
 
     def _is_in(self, place: str) -> bool:
         is_saving = bool(set(self._parts()) - self._old_parts)
