@@ -22,6 +22,7 @@ from irv2.runners.torch import resolve_device
 from irv2.samples import is_sample, resolve_data
 from irv2.summary import summarize, summary_table
 from train.initial import fingerprint, initial_model
+from train.loader import num_batches
 from train.loop import Machine, Trainer
 from train.processes import Processes, joined
 from train.run import Run
@@ -77,6 +78,7 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
         )
         machine = _machine(request, on_sample, processes)
         processes.from_first(lambda: machine.computation.check(recipe, processes))
+        processes.from_first(lambda: num_batches(len(train_set), recipe))
         _log_recipe(recipe, train_set, val_set)
         _log_machine(recipe, machine, processes)
         config = run_config(recipe, train_set, val_set)

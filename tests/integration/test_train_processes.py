@@ -6,9 +6,11 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +183,7 @@ def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save
     [
         (["--resume"], "--resume: no ", 2),
         (["--batch-size", 12], "--batch-size: 12 images on 2 processes", 2),
+        (["--limit", 1], "training images: 1; expected at least 2", 2),
         (["--init-from", "gone.pt"], "gone.pt: no such file", 2),
         (["--out", "/dev/null/run"], "/dev/null/run: Not a directory", 1),
         pytest.param(["--init-from", __file__], f"{__file__}: ", 2, marks=pytest.mark.slow),
@@ -208,6 +211,35 @@ def test_a_machine_whose_copy_of_the_data_differs_is_refused(data, tmp_path):
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert line.startswith(f"error: {tmp_path}/data1: here 35 + 40 images, or of other names and")
     assert not (tmp_path / "out").exists()
+
+
+def test_sigterm_ends_a_process_that_waits_for_the_others(data, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    environment = {
+        **ENVIRONMENT, "MASTER_ADDR": address[0], "MASTER_PORT": str(address[1]), "RANK": "0",
+        "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+    }  # fmt: skip
+    command = [sys.executable, *train(data, tmp_path / "out")]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    try:
+        until = time.monotonic() + 60
+        while not is_answered(address):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "out").exists()
+
+
+def is_answered(address: tuple[str, int]) -> bool:
+    with suppress(ConnectionRefusedError), socket.create_connection(address):
+        return True
+    return False
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
