@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -291,19 +292,33 @@ def file_sha256(path: Path) -> str:
 def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
     """Write bytes, or let a function write, beside `path`; then rename over it.
 
-    After a crash at any moment `path` is the old file or the new one, on disk (fsync).
+    After a crash at any moment `path` is the old file or the new one, on disk (fsync). A link is
+    replaced, and what it leads to stays as it is; a device or a pipe is written to. Raises OSError,
+    which names `path` however full the disk.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if isinstance(content, bytes):
-            beside.write_bytes(content)
-        else:
-            content(beside)
+        if path.exists() and not path.is_file():
+            _write(path, content)
+            return
+        _write(beside, content)
         _fsync(beside)
         beside.replace(path)
+        _fsync(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(beside)):
+            error.filename = str(path)
+        raise
     finally:
-        beside.unlink(missing_ok=True)
-    _fsync(path.parent)
+        with suppress(OSError):  # renamed by now, or never written
+            beside.unlink()
+
+
+def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)
 
 
 def _fsync(path: Path) -> None:
