@@ -1,16 +1,16 @@
 """`irv2-classify`: classify files, through a server or with a bundle on this machine."""
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 from tabulate import tabulate
 
 from irv2.connection import connect, connection_options
 from irv2.errors import InputError, UsageError
+from irv2.files import files_below
 from irv2.options import FloatRange, Program, json_option, print_json
 from irv2.progress import progress
 from irv2.results import DEFAULT_TOP_K, Result
@@ -74,19 +74,13 @@ def image_files(path: Path) -> Iterator[Path]:
         return
     found = sorted(
         file
-        for folder, _, names in os.walk(path, onerror=_refuse)
-        for file in (Path(folder, name) for name in names)
+        for file in files_below(path)
         # A link to a file that is gone is named like one that can't be read.
         if file.suffix.lower() in EXTENSIONS and (file.is_file() or not file.exists())
     )
     if not found:
         raise InputError(path, "no image files in it", " ".join(sorted(EXTENSIONS)))
     yield from found
-
-
-def _refuse(error: OSError) -> NoReturn:
-    got = error.strerror or "can't be read"
-    raise InputError(error.filename, got, "a folder that can be read") from error
 
 
 def report(files: list[Path], results: list[Result]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import platformdirs
 from irv2.bundle import write_atomically
 from irv2.decode import EXTENSIONS, looks_like_image, read_encoded
 from irv2.errors import DataError
+from irv2.files import files_below
 from irv2.imagenet import folder_names
 from irv2.progress import progress
 from irv2.samples import is_sample
@@ -138,7 +139,7 @@ def find_images(root: Path) -> ImageFolder:
         raise DataError(root, "no such folder", "a folder of images")
     files = sorted(
         str(path.relative_to(root))
-        for path in root.rglob("*")
+        for path in files_below(root)
         if path.suffix.lower() in EXTENSIONS and _is_image(path)
     )
     if not files:

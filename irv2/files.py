@@ -1,12 +1,13 @@
-"""What file systems do to a program: locks, and no room."""
+"""What file systems do to a program: locks, no room, closed folders."""
 
 import errno
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from irv2.errors import InputError, Irv2Error
 
@@ -46,6 +47,17 @@ def full_disk_named(path: Path, way_out: str = GO_ON) -> Iterator[None]:
         raise Irv2Error(
             path, f"can't be written ({cause.strerror})", "free space", way_out
         ) from error
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file in `folder` and the folders below it. Raises InputError for one that is closed."""
+    for place, _, names in os.walk(folder, onerror=_refuse):
+        yield from (Path(place, name) for name in names)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    got = error.strerror or "can't be read"
+    raise InputError(error.filename, got, "a folder that can be read") from error
 
 
 def check_folder_of(out: Path) -> None:

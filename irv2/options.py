@@ -5,6 +5,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 parity gate not met,
 """
 
 import importlib
+import io
 import json
 import logging
 import math
@@ -33,6 +34,8 @@ class _OneLineErrors(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 (click's signature)
         signal.signal(signal.SIGTERM, _raise_terminated)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name that is not UTF-8: as `ls`
+            sys.stdout.reconfigure(errors="surrogateescape")
         kwargs["standalone_mode"] = False
         try:
             super().main(*args, **kwargs)

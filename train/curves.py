@@ -1,6 +1,7 @@
 """Training curves in the original's style: of runs, of its own logs, and its published one."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +18,7 @@ _DRAWN = {
     "epoch",
     *(f"{split}_{top}_error" for split in ("train", "val") for top in ("top1", "top5")),
 }
+_AVERAGED = {"ema_val_top1_error", "ema_val_top5_error"}  # where every row has them
 # Epoch, top-1 and top-5 of setting 1 on ImageNet, read off the original's picture to about +-0.5.
 _PUBLISHED = (
     (1, 81, 59), (5, 51, 26), (10, 40.5, 17), (15, 36, 14), (20, 33, 12), (30, 30, 10),
@@ -64,7 +66,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         if not isinstance(row, dict) or not row.keys() >= _DRAWN:
             raise DataError(path, f"line {number} lacks an epoch's errors", "a run's metrics")
         for name, value in row.items():
-            if not isinstance(value, int | float):
+            if not isinstance(value, int | float) or abs(value) > sys.float_info.max:
                 raise DataError(path, f"line {number}: {name} is {value!r:.60}", "a number")
         rows.append(row)
     return rows
@@ -90,7 +92,7 @@ def draw_curves(
         if len(curves) == 1:
             _draw_errors(axes, rows, "train", "red", 1.2, _label("training", rows[-1], "train"))
             _draw_errors(axes, rows, "val", "blue", 1.2, _label("validation", rows[-1], "val"))
-            if "ema_val_top1_error" in rows[-1]:
+            if all(row.keys() >= _AVERAGED for row in rows):
                 label = _label("validation, averaged weights", rows[-1], "ema_val")
                 _draw_errors(axes, rows, "ema_val", "green", 1.2, label)
         else:

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -115,14 +118,12 @@ def test_one_run_is_red_and_blue_and_several_have_a_colour_each(run, log, tmp_pa
 
 
 def test_a_run_that_averages_its_weights_shows_them_in_green(run, tmp_path):
-    assert plot(run, "-o", tmp_path / "raw.png").exit_code == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [{**row, "ema_val_top1_error": 30, "ema_val_top5_error": 5} for row in rows]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert plot(run, "-o", tmp_path / "averaged.png").exit_code == 0
-    green = (0, 128, 0)
-    assert green in colours(tmp_path / "averaged.png")
-    assert green not in colours(tmp_path / "raw.png")
+    averaged = [{**row, "ema_val_top1_error": 30, "ema_val_top5_error": 5} for row in rows]
+    for name, content in (("raw", rows), ("cut", [averaged[0], rows[1]]), ("averaged", averaged)):
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        assert plot(run, "-o", tmp_path / f"{name}.png").exit_code == 0
+        assert ((0, 128, 0) in colours(tmp_path / f"{name}.png")) == (name == "averaged")
 
 
 def test_the_published_curve_is_added_when_asked_for(log, tmp_path):
@@ -150,6 +151,7 @@ def test_two_folders_of_one_name_are_told_apart_by_their_paths(run, tmp_path):
         ("metrics.jsonl", b'{"epoch": "\xff"}\n', "line 1 is not JSON"),
         ("metrics.jsonl", ROW.replace("3.5", '"3.5"'), "line 1: val_top1_error is '3.5'"),
         ("metrics.jsonl", ROW.replace("3.5", "null"), "line 1: val_top1_error is None"),
+        ("metrics.jsonl", ROW.replace("3.5", 400 * "9"), "line 1: val_top1_error is 9999"),
         ("x.log", " | Epoch: [1][1/2] cut\n", "line 1 is damaged"),
     ],
 )
@@ -165,6 +167,15 @@ def test_a_folder_without_metrics_is_one_line(tmp_path):
     done = plot(tmp_path, "-o", tmp_path / "out.png")
     assert done.exit_code == 2
     assert f"error: {tmp_path}: no metrics.jsonl in it" in done.stderr
+
+
+def test_a_picture_may_have_any_name(run, tmp_path):
+    picture = tmp_path / os.fsdecode(b"\xff.png")
+    command = [sys.executable, "-m", "irv2", "plot", run, "-o", picture]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as most terminals are
+    done = subprocess.run(command, env=strict, capture_output=True)
+    assert done.stdout == os.fsencode(picture) + b"\n", done.stderr
+    assert picture.is_file()
 
 
 @pytest.mark.parametrize(("name", "shown"), [("_under", " _under"), ("x$_{$", r"x\$_{\$")])
