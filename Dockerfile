@@ -56,8 +56,10 @@ RUN useradd --create-home --uid 10001 irv2
 USER 10001
 EXPOSE 8500 8501
 STOPSIGNAL SIGTERM
+# With TLS: -e READYZ=https://127.0.0.1:8501/readyz; it asks itself, by no name of a certificate.
+ENV READYZ=http://127.0.0.1:8501/readyz
 HEALTHCHECK --interval=10s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8501/readyz', timeout=2)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request; urllib.request.urlopen(os.environ['READYZ'], timeout=2, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["irv2-serve"]
 # Inside a container every address lies behind the network that was chosen for it.
 CMD ["/bundle", "--listen", "0.0.0.0:8500", "--http", "0.0.0.0:8501", "--insecure"]

@@ -1,11 +1,12 @@
-"""When to look for a new bundle: on SIGHUP, and with --watch whenever its bundle.json changes."""
+"""When to look for a new bundle: on SIGHUP, and with --watch whenever its files change."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 from irv2.bundle import MANIFEST
-from serve.watched import stamp
+from serve.watched import Stamp, stamp
 
 WATCH_EVERY_S = 1.0
 
@@ -19,10 +20,8 @@ class Reloader:
     ) -> None:  # fmt: skip
         """To be made before the bundle is opened: what comes after that is another one."""
         self._reload, self._wanted = reload, asyncio.Event()
-        self._watch_every_s = watch_every_s
-        # A bundle appears by rename, bundle.json in it: half of one is never seen.
-        self._manifest = [bundle_path / MANIFEST]
-        self._seen = stamp(self._manifest)
+        self._bundle_path, self._watch_every_s = bundle_path, watch_every_s
+        self._seen = self._look()
 
     def want(self) -> None:
         """Reload soon; asked for while one runs, it is done once more after it."""
@@ -33,14 +32,24 @@ class Reloader:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            self._seen = stamp(self._manifest)
+            self._seen = self._look()
             await self._reload()
 
     async def watch(self) -> None:
         """Want a reload whenever another bundle lies there; until cancelled."""
         # A link to the folder may be turned too, for which no file system sends word; hence a look
-        # every second.
+        # every second. What two of them find alike is no longer being written.
+        before = self._seen
         while True:
             await asyncio.sleep(self._watch_every_s)
-            if stamp(self._manifest) not in (self._seen, (None,)):
+            found = self._look()
+            if found and found == before != self._seen:
                 self.want()
+            before = found
+
+    def _look(self) -> dict[Path, Stamp]:
+        """Of what lies there now; nothing where that is no bundle."""
+        with suppress(FileNotFoundError):  # it may be taken away at any moment
+            if (self._bundle_path / MANIFEST).is_file():
+                return {path: stamp(path) for path in self._bundle_path.iterdir()}
+        return {}

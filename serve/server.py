@@ -64,13 +64,15 @@ async def _serve(
     background = []
     try:
         await server.start()
-        on_ready(server)
-        background.append(asyncio.create_task(reloader.run()))
-        if options.watch:
-            background.append(asyncio.create_task(reloader.watch()))
+        is_wanted = signals.empty()  # else nobody was told of it, and nobody has to notice
+        if is_wanted:
+            on_ready(server)
+            background.append(asyncio.create_task(reloader.run()))
+            if options.watch:
+                background.append(asyncio.create_task(reloader.watch()))
         stopped_by = await signals.get()
         await server.announce_stop()
-        if stopped_by == signal.SIGTERM:
+        if is_wanted and stopped_by == signal.SIGTERM:
             logger.info("stopping grace_s=%g", options.grace_s)
             await _wait_for_signal(signals, options.grace_s)  # a second one ends the grace
     finally:

@@ -9,7 +9,7 @@ from irv2.errors import Irv2Error
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-Stamp = tuple[tuple[int, int, int] | None, ...]
+Stamp = tuple[int, int, int] | None
 
 
 class Watched(Generic[T]):
@@ -22,14 +22,14 @@ class Watched(Generic[T]):
     def __init__(self, paths: Sequence[Path], load: Callable[[], T]) -> None:
         """Load for the first time; raises what `load` raises."""
         self._paths, self._load = paths, load
-        self._stamp = stamp(paths)
+        self._stamps = list(map(stamp, paths))
         self._value = load()
 
     def current(self) -> T:
         """The value for the files as they are now, or as they last made sense."""
-        found = stamp(self._paths)
-        if found != self._stamp:
-            self._stamp = found
+        found = list(map(stamp, self._paths))
+        if found != self._stamps:
+            self._stamps = found
             try:
                 self._value = self._load()
                 logger.info("file_reloaded file=%s", self._paths[0])
@@ -38,12 +38,8 @@ class Watched(Generic[T]):
         return self._value
 
 
-def stamp(paths: Sequence[Path]) -> Stamp:
-    """Something that differs after any of the files was written or replaced."""
-    return tuple(map(_stamp_of_one, paths))
-
-
-def _stamp_of_one(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> Stamp:
+    """Something that differs after the file was written or replaced; None where there is none."""
     try:
         found = path.stat()  # of what a link leads to: that is how Kubernetes swaps secrets
     except OSError:

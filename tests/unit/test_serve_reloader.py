@@ -80,6 +80,24 @@ def test_what_appears_during_a_reload_is_loaded_after_it(place):
     asyncio.run(scenario())
 
 
+def test_what_is_copied_into_place_is_loaded_once_it_is_whole(place):
+    async def scenario():
+        async with Watching(place) as watching:
+            publish(place, "second")  # names files that come after it
+            for _ in range(20):
+                with (place / "model.onnx").open("ab") as file:
+                    file.write(b"part")
+                await asyncio.sleep(EVERY_S / 4)
+            assert watching.loaded == []
+            await asyncio.sleep(10 * EVERY_S)
+            assert watching.loaded == ["second"]
+            (place / "model.onnx").write_bytes(b"mended")
+            await asyncio.sleep(10 * EVERY_S)
+        assert watching.loaded == ["second", "second"]
+
+    asyncio.run(scenario())
+
+
 def test_a_bundle_that_is_taken_away_is_no_new_one(place):
     async def scenario():
         async with Watching(place) as watching:

@@ -1,0 +1,31 @@
+"""A server's life around its requests, in this process."""
+
+import asyncio
+import dataclasses
+import os
+import signal
+import time
+
+import pytest
+from serving_site import OPTIONS
+from tiny_bundle import write_tiny_bundle
+
+from serve.server import Server, _serve
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_warms_up_ends_it_before_anybody_is_told(tmp_path, monkeypatch, number):
+    start = Server.start
+
+    async def start_and_be_stopped(server: Server) -> None:
+        os.kill(os.getpid(), number)
+        await start(server)
+
+    monkeypatch.setattr(Server, "start", start_and_be_stopped)
+    bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
+    options = dataclasses.replace(OPTIONS, grace_s=60)
+    told: list[Server] = []
+    began = time.monotonic()
+    assert asyncio.run(_serve(bundle, options, told.append)) == number
+    assert time.monotonic() - began < 30
+    assert not told
