@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 
 from irv2.decode import read_encoded
-from irv2.errors import BundleError, ImageError, ImageReason, InputError
+from irv2.errors import BundleError, ImageError, InputError
 from irv2.preprocess import Preprocess, preprocess, resize_and_crop
 from irv2.results import DEFAULT_TOP_K, Result, top_k_scores
 from irv2.runners.base import Runner
-from irv2.types import ImageSource, UInt8Array
+from irv2.types import ImageSource, UInt8Array, check_rgb
 
 SCHEMA = "irv2.bundle/1"
 MANIFEST = "bundle.json"
@@ -242,9 +242,7 @@ def prepare(image: ImageSource, config: Preprocess) -> UInt8Array:
             return preprocess(read_encoded(Path(image)), config)
         except ImageError as error:
             raise error.named(image) from error
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        found = f"{image.dtype} {image.shape}"
-        raise ImageError(ImageReason.BAD_PIXELS, found, "uint8 RGB (H, W, 3)")
+    check_rgb(image)
     return resize_and_crop(image, config)
 
 

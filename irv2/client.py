@@ -47,6 +47,7 @@ from irv2.wire import (
 __all__ = ["Client", "ImageSource", "Tls"]
 
 DEFAULT_TIMEOUT_S = 60.0  # of one request, where the caller names none
+LONGEST_S = 1e9  # gRPC's clock ends in 2262: what is beyond it has expired
 # Of each server: one request is decoded while another is on its way, and of images so many that a
 # batch can run while the next waits and one more is decoded.
 REQUESTS_PER_SERVER, BATCHES_PER_SERVER = 2, 3
@@ -104,7 +105,8 @@ class Client:
 
         An image that can't be read or that the server refuses gives a Result with an error.
         `timeout_s` is for all images together; None allows a minute per request. Raises Expired,
-        Overloaded, NotServing or another RequestError where there is no answer.
+        Overloaded, NotServing or another RequestError where there is no answer, and UsageError
+        where `timeout_s` is nan.
         """
         return list(self.iter_classify(images, top_k, timeout_s))
 
@@ -116,6 +118,8 @@ class Client:
 
         So many requests are under way that no server waits for the next one.
         """
+        if timeout_s is not None and math.isnan(timeout_s):
+            raise UsageError("timeout_s", "nan", "seconds")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
 
         def send(request: list[ImageSource], limits: classifier_pb2.Limits) -> list[Result]:
@@ -184,7 +188,8 @@ class Client:
             if left_s <= 0:
                 raise Expired(self.name, "no answer in the time allowed")
             try:
-                return method(request, timeout=left_s, metadata=self._metadata)
+                timeout_s = min(left_s, LONGEST_S)
+                return method(request, timeout=timeout_s, metadata=self._metadata)
             except grpc.RpcError as error:
                 refusal, pause_s = refusal_from(error, self.name), retry_after_s(error)
             except ValueError:  # gRPC's word for a channel that was closed a moment ago

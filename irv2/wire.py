@@ -20,7 +20,7 @@ from irv2.errors import (
     RequestError,
 )
 from irv2.results import Result, Score
-from irv2.types import ImageSource
+from irv2.types import ImageSource, check_rgb
 from irv2.v1 import classifier_pb2
 
 IMAGES_PER_REQUEST = 32  # more gain nothing and make a retry dearer
@@ -96,7 +96,7 @@ def _num_bytes(image: ImageSource) -> int:
         return len(image)
     if isinstance(image, str | Path):
         return Path(image).stat().st_size if Path(image).is_file() else 0
-    return image.nbytes
+    return image.nbytes if isinstance(image, np.ndarray) else 0  # wire_image refuses the rest
 
 
 def wire_image(image: ImageSource, max_bytes: int) -> classifier_pb2.Image:
@@ -112,9 +112,7 @@ def wire_image(image: ImageSource, max_bytes: int) -> classifier_pb2.Image:
         except OSError as error:
             got = error.strerror or "can't be read"
             raise ImageError(ImageReason.UNREADABLE, got, "an image file", what=image) from error
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        found = f"{image.dtype} {image.shape}"
-        raise ImageError(ImageReason.BAD_PIXELS, found, "uint8 RGB (H, W, 3)")
+    check_rgb(image)
     height, width, _ = image.shape
     pixels = classifier_pb2.Pixels(rgb=image.tobytes(), height=height, width=width)
     return classifier_pb2.Image(pixels=pixels)

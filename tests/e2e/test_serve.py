@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -240,11 +241,24 @@ def test_no_server_is_said_in_one_line(folder):
 
 def test_a_client_refuses_what_is_no_image_source(server, tmp_path):
     with Client(server.address) as client:
-        grey, missing = client.classify([np.zeros((4, 4), np.uint8), tmp_path / "none.jpg"])
-        assert grey.error.reason is ImageReason.BAD_PIXELS
+        missing, *others = client.classify([
+            tmp_path / "none.jpg", np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8),
+            bytearray(picture(0)), None,
+        ])  # fmt: skip
         assert missing.error.reason is ImageReason.UNREADABLE
+        assert {other.error.reason for other in others} == {ImageReason.BAD_PIXELS}
+        assert "bytearray; expected a path, bytes or uint8 RGB" in str(others[2].error)
     with pytest.raises(UsageError):
         Client("nonsense")
+
+
+def test_a_time_without_an_end_is_one_and_nan_is_none(server):
+    with Client(server.address) as client:
+        for timeout_s in (1e10, math.inf):
+            [result] = client.classify([picture(0)], timeout_s=timeout_s)
+            assert result.error is None
+        with pytest.raises(UsageError, match="timeout_s: nan"):
+            client.classify([picture(0)], timeout_s=math.nan)
 
 
 def test_a_server_that_was_killed_is_a_clear_error(bundle_path):
@@ -253,6 +267,25 @@ def test_a_server_that_was_killed_is_a_clear_error(bundle_path):
         process.stop(signal.SIGKILL)
         with pytest.raises(NotServing, match="no server answers"):
             client.classify([picture(0)])
+
+
+@pytest.mark.slow
+def test_of_two_servers_one_that_hangs_is_noticed_and_the_other_answers(bundle_path, tmp_path):
+    another = write_tiny_bundle(tmp_path / "another.bundle", seed=1)
+    with (
+        serving(bundle_path) as hanging,
+        serving(another) as other,
+        Client([hanging.address, other.address]) as client,
+    ):
+        answered_by: set[str] = set()
+        while len(answered_by) < 2:  # connected to both
+            answered_by.add(client.classify([picture(0)])[0].model_id)
+        hanging.popen.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        for _ in range(2):  # they take turns
+            [result] = client.classify([picture(0)])
+            assert result.model_id == Bundle.open(another).id
+        assert time.monotonic() - began < 55, "of the minute that each request is given"
 
 
 def test_health_and_reflection_answer(server):
