@@ -65,11 +65,7 @@ class Answering:
         try:
             response = await work
         except asyncio.CancelledError:
-            now = asyncio.get_running_loop().time()
-            has_expired = math.isfinite(deadline) and deadline - now < WAY_S
-            if has_expired:
-                self._metrics.observe_expiry("call")
-            self._metrics.observe_request("deadline_exceeded" if has_expired else "cancelled")
+            self.observe_end(deadline, "cancelled")
             raise
         except Exception as error:
             status = status_from_error(error)
@@ -87,6 +83,14 @@ class Answering:
             del self._open[work]
         self._metrics.observe_request("ok")
         return response
+
+    def observe_end(self, deadline: float, outcome: str) -> None:
+        """A call ended by itself, at its deadline or as `outcome` says."""
+        now = asyncio.get_running_loop().time()
+        if math.isfinite(deadline) and deadline - now < WAY_S:
+            self._metrics.observe_expiry("call")
+            outcome = "deadline_exceeded"
+        self._metrics.observe_request(outcome)
 
     async def unary(
         self, work: Awaitable[T], context: Context, deadline: float = -math.inf

@@ -66,6 +66,7 @@ class Reading(grpc.aio.ServerInterceptor):
         with self._answering.awaiting(deadline):
             async for message in messages:
                 return await answer(message, context)
+        self._answering.observe_end(deadline, "unread")
         # Too large, or its client has gone: gRPC tells; or there was none.
         return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no message; expected one")
 

@@ -73,7 +73,10 @@ class Metrics:
         self._info.labels(model.id, artifact_file, model.precision, model.backend).set(1)
 
     def observe_request(self, outcome: str) -> None:
-        """A request ended: "ok", "cancelled" or the status code's name."""
+        """A request ended: "ok", "cancelled" or the status code's name.
+
+        Or its message never came whole ("unread"): too large, given up, or there was none.
+        """
         self._requests.labels(outcome).inc()
 
     def observe_call(self, caller: str) -> None:

@@ -258,6 +258,33 @@ def test_a_call_that_grpc_ends_at_its_deadline_counts_as_expired(bundle):
     scenario_with(bundle, scenario, seconds=0.001)
 
 
+def test_calls_that_end_before_their_message_is_whole_are_counted(bundle):
+    async def scenario(site):
+        async def late():
+            await asyncio.sleep(10)
+            yield b""
+
+        async def none():
+            return
+            yield
+
+        call = site.channel.stream_unary(QUEUED[0])
+        expired, left = call(late(), timeout=0.1), call(late())
+        too_large, empty = call(iter([bytes(1_000_001)])), call(none())
+        codes = [await each.code() for each in (expired, too_large, empty)]
+        left.cancel()
+        assert codes == [
+            grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED,
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ]  # fmt: skip
+        while 'total{outcome="unread"} 3.0' not in site.server._metrics.text().decode():
+            await asyncio.sleep(0.01)
+        assert counted(site, 'requests_total{outcome="deadline_exceeded"}') == 1
+        assert counted(site, 'expired_total{where="call"}') == 1
+
+    scenario_with(bundle, scenario)
+
+
 def test_a_server_that_stops_waits_for_a_message_that_is_on_its_way(bundle):
     async def scenario(site):
         stopping = asyncio.Event()
