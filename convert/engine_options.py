@@ -102,7 +102,7 @@ def engine_options(command: F) -> F:
     for option in (
         click.option(
             "--version-compatible", is_flag=True,
-            help="An engine that later versions of tensorrt run too; can be slower.",
+            help="An engine that later versions run too; can be slower. Only tensorrt.",
         ),
         click.option(
             "--hardware-compatibility",

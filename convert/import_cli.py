@@ -37,11 +37,11 @@ def main(
     file: Path, out: Path, classes_path: Path | None, arch: str, keep_background: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Turn the weights in FILE into a checkpoint that every program here takes.
+    """Turn the weights in FILE into a checkpoint to evaluate, export and serve.
 
     FILE is recognised by its content: the original's .t7, or TF-slim's network as timm, Cadene
     (.pth, .safetensors) or Keras (.h5, .keras) ship it. The checkpoint carries the preprocessing
-    which those weights were trained with.
+    which those weights were trained with. One of the original's is also one to train on from.
     """
     from convert.importing.run import import_weights
 

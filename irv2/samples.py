@@ -20,7 +20,7 @@ import platformdirs
 from PIL import Image
 
 from irv2 import __version__
-from irv2.errors import DataError
+from irv2.errors import DataError, EngineError
 from irv2.files import START_AGAIN, full_disk_named
 from irv2.progress import progress
 from irv2.types import UInt8Array
@@ -90,8 +90,13 @@ def write_fashion_mnist(source: Path, out: Path) -> int:
 
 
 def _digits() -> Iterator[_Picture]:
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            "the built-in sample", "scikit-learn is not installed",
+            way_out='pip install "irv2[train]", or pass --data DIR',
+        ) from error  # fmt: skip
     digits = load_digits()
     for label in range(10):
         scans = [

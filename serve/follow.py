@@ -1,7 +1,8 @@
 """Following single requests: a log line each with --log-requests, an OpenTelemetry span each.
 
-Traces are sent when the standard variables ask for it (OTEL_EXPORTER_OTLP_ENDPOINT, or the one for
-traces alone); they set the endpoint, headers, sampling and service name too. Neither a line nor a
+Traces are sent, as OTLP over HTTP, when the standard variables ask for it
+(OTEL_EXPORTER_OTLP_ENDPOINT, or the one for traces alone); they set the endpoint, headers, sampling
+and service name too. Neither a line nor a
 span holds anything of an image.
 """
 
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import grpc
 from google.rpc import code_pb2
 
-from irv2.errors import EngineError
+from irv2.errors import EngineError, UsageError
 from serve.answering import WAY_S
 from serve.status import status_from_error
 from serve.tokens import CALLER
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+_OVER_HTTP = "http/protobuf"
 _STAGES = ("queue_us", "preprocess_us", "inference_us")
 MAX_ID_CHARACTERS = 128  # of what a client chose, in a record
 CLOSE_TIMEOUT_S = 3.0  # for the last spans, however dead their collector is
@@ -37,7 +40,10 @@ class Follower:
     """Wraps the work on a request; does nothing where nobody wants to know."""
 
     def __init__(self, *, log: bool) -> None:
-        """Raises EngineError where traces are asked for and the packages are missing."""
+        """Raises EngineError where traces are asked for and the packages are missing.
+
+        Raises UsageError where they are to go another way than over HTTP.
+        """
         self._log = log
         wants_traces = any(os.environ.get(name) for name in _ENDPOINTS)
         self._tracing = Tracing() if wants_traces else None
@@ -102,6 +108,10 @@ class Tracing:
     """Spans of kind SERVER, continuing the caller's trace (W3C traceparent)."""
 
     def __init__(self) -> None:
+        for name in _PROTOCOLS:
+            protocol = os.environ.get(name) or _OVER_HTTP
+            if protocol != _OVER_HTTP:
+                raise UsageError(name, protocol, f"{_OVER_HTTP}, port 4318 of a collector")
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource

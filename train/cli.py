@@ -37,9 +37,9 @@ from irv2.options import (
 @click.option("--gamma", type=FloatRange(0, 1, min_open=True), help="Factor of a decay.")
 @click.option("--decay-steps", type=click.IntRange(1), help="Steps of 64 images between decays.")
 @click.option("--momentum", type=FloatRange(0, 1, min_open=True, max_open=True),
-              help="Nesterov momentum. The original ran with 0.4737; 0.9, which a reviewer named "
-              "as the paper's, makes the effective rate 5.3 times larger; the only report of such "
-              "runs is that they came out wrong.")  # fmt: skip
+              help="Nesterov momentum. The original ran with 0.4737; 0.9, which a reader of "
+              "it named as the paper's, makes the effective rate 5.3 times larger; the only report "
+              "of such runs is that they came out wrong.")  # fmt: skip
 @click.option("--weight-decay", type=FloatRange(0), help="On every parameter.")
 @click.option("--batch-size", type=click.IntRange(2), metavar="IMAGES",
               help="Images per step, of all processes together.  [default: 64, or a group per "

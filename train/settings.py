@@ -157,7 +157,7 @@ def sample_recipe(setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS) ->
 
     A narrow network needs a smaller learning rate, in proportion to its width: batch norm makes
     the weights' scale free, and the initial one shrinks with the fan-in. Momentum is 0.9: with the
-    setting's 0.4737 so few steps end at 5.6 % error instead of 1.7 %. The run has as many
+    setting's 0.4737 so few steps end at several times the error (DECISIONS.md). The run has as many
     decays as the setting's, but for the rounding of `decay_steps` to whole steps.
     """
     full = SETTINGS[setting]

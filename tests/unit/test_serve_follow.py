@@ -21,7 +21,9 @@ from serving_site import request, scenario_with
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
+from irv2.errors import UsageError
 from irv2.v1.classifier_pb2 import ClassifyRequest, ClassifyStreamRequest, Image
+from serve.follow import Follower
 from serve.logs import JsonFormatter
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -140,6 +142,14 @@ Follower(log=False)
     assert without.returncode == 0, without.stderr
 
 
+def test_traces_go_over_http_or_the_server_does_not_start(collector, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    asyncio.run(Follower(log=False).close())
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
+    with pytest.raises(UsageError, match=r"TRACES_PROTOCOL: grpc; expected http/protobuf"):
+        Follower(log=False)
+
+
 @pytest.fixture
 def collector(monkeypatch):
     """A collector as OpenTelemetry's protocol asks for; the spans it was sent."""
@@ -177,6 +187,7 @@ import asyncio, sys, time
 sys.path.insert(0, sys.argv[1])
 from serving_site import Site, request
 from irv2.bundle import Bundle
+from irv2.errors import UsageError
 
 async def main():
     site = Site(Bundle.open(sys.argv[2]), 0.0)
