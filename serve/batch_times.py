@@ -4,19 +4,28 @@ from bisect import bisect_left
 
 
 class BatchTimes:
-    """How long a batch of each size takes: an exponential average of what was measured."""
+    """How long a batch of each size takes: an exponential average of what was measured.
+
+    And how long the fastest of each took, which no slow one (a machine that slept) can change.
+    """
 
     WEIGHT = 0.2  # of the newest; half forgotten after three batches
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
+        self._fastest: dict[int, float] = {}
         self._sizes: list[int] = []
 
     def learn(self, size: int, seconds: float) -> None:
         """A batch of `size` images took `seconds`."""
+        self._fastest[size] = min(seconds, self._fastest.get(size, seconds))
         before = self._seconds.get(size, seconds)
         self._seconds[size] = before + self.WEIGHT * (seconds - before)
         self._sizes = sorted(self._seconds)
+
+    def fastest(self, size: int) -> float:
+        """Seconds of the fastest batch of `size` images; 0 before any has run."""
+        return self._fastest.get(size, 0.0)
 
     def predict(self, size: int) -> float:
         """Seconds for `size` images: interpolated, in proportion beyond, 0 before any has run."""

@@ -181,14 +181,14 @@ class Batcher:
         """Raise Overloaded, Expired or NotServing where there is no place for them; takes none.
 
         What is due later runs later, so only those due before count, and those due later must
-        still be in time. An idle server always tries: nobody else would suffer, and one slow batch
-        (a machine that slept) must not be believed for ever.
+        still be in time. An idle server tries whatever was possible once: one slow batch (a machine
+        that slept) must not be believed for ever.
         """
         if self._closing:
             raise NotServing("server", "is stopping", way_out="ask another one")
         if deadline <= self._loop.time():
             raise Expired("deadline", "passed before the request arrived", "arrival")
-        if self._num_admitted:
+        if self._num_admitted or self._is_hopeless(num_images, deadline):
             self._refuse_overload(num_images, deadline, 0 if prepared else num_images)
 
     async def warm_up(self, sizes: Iterable[int]) -> None:
@@ -215,6 +215,14 @@ class Batcher:
         await self._idle.wait()
         # Its thread may still warm up or test a model that is given up; the loop must not wait.
         await asyncio.to_thread(self._engine.shutdown)
+
+    def _is_hopeless(self, num_images: int, deadline: float) -> bool:
+        """Whether full batches, each as fast as the fastest yet, take longer than is left.
+
+        One batch is always tried: nobody waits for longer than that.
+        """
+        fastest_s = num_images // self._max_batch * self._times.fastest(self._max_batch)
+        return num_images > self._max_batch and fastest_s > deadline - self._loop.time()
 
     def _refuse_overload(self, num_images: int, deadline: float, num_unprepared: int) -> None:
         if self._num_admitted + num_images > self._max_queue:

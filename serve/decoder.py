@@ -28,12 +28,16 @@ class Decoder:
         self._num_threads, self._image_s = num_threads, 0.0
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
-    async def decode(self, image: classifier_pb2.Image) -> tuple[UInt8Array, float]:
-        """uint8 RGB (S, S, 3) and the seconds it took. Raises ImageError.
+    async def decode(
+        self, image: classifier_pb2.Image, limits: ImageLimits | None = None
+    ) -> tuple[UInt8Array, float]:  # fmt: skip
+        """uint8 RGB (S, S, 3) and the seconds it took; `limits` None takes those for clients.
 
-        Cancelled while it waits for a thread, an image is never decoded.
+        Raises ImageError. Cancelled while it waits for a thread, an image is never decoded.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, image)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._timed, image, limits or self._limits
+        )
 
     def predict(self, num_images: int) -> float:
         """Seconds that `num_images` take from now on, by the average of the last ones."""
@@ -43,10 +47,12 @@ class Decoder:
         """Wait for the images in work and free the threads."""
         self._pool.shutdown()
 
-    def _timed(self, image: classifier_pb2.Image) -> tuple[UInt8Array, float]:
+    def _timed(
+        self, image: classifier_pb2.Image, limits: ImageLimits
+    ) -> tuple[UInt8Array, float]:  # fmt: skip
         started_at = time.monotonic()
         try:
-            image_hwc = input_from_image(image, self._config, self._limits)
+            image_hwc = input_from_image(image, self._config, limits)
         finally:  # an image that fails, or that nobody waits for any more, takes its time too
             seconds = time.monotonic() - started_at
             self._learn(seconds)

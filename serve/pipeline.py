@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import simplejpeg
 
+from irv2.decode import ImageLimits
 from irv2.errors import (
     EngineError,
     Expired,
@@ -101,18 +102,19 @@ class Pipeline:
         return np.stack([answer.logits for answer in answers])
 
     async def warm_up(self, num_images: int) -> None:
-        """Go the whole way with a request of photographs, so that no other pays for a first time.
+        """Go the way of a request of photographs, so that no other pays for a first time.
 
-        Raises EngineError where an answer is an error.
+        Raises EngineError where there is no answer.
         """
         photograph = classifier_pb2.Image(encoded=_photograph())
-        request = classifier_pb2.ClassifyRequest(images=[photograph] * num_images)
+
+        async def classify(admission: Admission) -> None:
+            image_hwc, _ = await self._decoder.decode(photograph, ImageLimits())
+            await admission.run(image_hwc)
+
         deadline = asyncio.get_running_loop().time() + WARM_UP_TIMEOUT_S
         async with self._admitted(num_images, deadline) as admission:
-            outcomes = await self._classify_images(request, admission)
-        for outcome in outcomes:
-            if outcome.result.HasField("error"):
-                raise EngineError("warm-up", outcome.result.error.message, "an answer")
+            await _all(classify(admission) for _ in range(num_images))
 
     def check(self, deadline: float) -> None:
         """Raise the RequestError that awaits every request due by `deadline`, if one does."""

@@ -228,6 +228,29 @@ def test_what_cannot_be_done_in_time_is_refused_with_the_time_to_come_back():
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("num_images", "timeout_s", "is_refused"),
+    [(4, 0.1, False), (5, 0.9, True), (5, 1.1, False), (12, 2.9, True), (12, 3.1, False)],
+)
+def test_an_idle_server_refuses_more_than_a_batch_only_where_it_could_never_be_in_time(
+    num_images, timeout_s, is_refused
+):
+    async def scenario():
+        bench = Bench(seconds=lambda size: 1.0)
+        await bench.batcher.warm_up((1, 4))
+        bench.engine.seconds = lambda size: 100.0  # a machine that slept is not believed
+        await bench.batcher.warm_up((4,))
+        deadline = bench.loop.time() + timeout_s
+        if is_refused:
+            with pytest.raises(Overloaded) as refused:
+                bench.batcher.check(num_images, deadline)
+            assert refused.value.reason == "deadline"
+        else:
+            bench.batcher.check(num_images, deadline)
+
+    run(scenario())
+
+
 def test_those_with_time_to_spare_do_not_shut_out_the_urgent():
     async def scenario():
         bench = Bench(seconds=lambda size: 0.05 + 0.05 * size)

@@ -7,10 +7,23 @@ import signal
 import time
 
 import pytest
-from serving_site import OPTIONS
+from google.rpc import error_details_pb2
+from serving_site import OPTIONS, detail, request, scenario_with
 from tiny_bundle import write_tiny_bundle
 
+from irv2.bundle import Bundle
 from serve.server import Server, _serve
+
+
+def test_limits_below_the_photographs_of_the_warm_up_are_only_for_clients(tmp_path):
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "tiny.bundle"))
+
+    async def scenario(site):
+        [result] = (await site.stub.Classify(request(0))).results
+        info = detail(result.error, error_details_pb2.ErrorInfo)
+        assert info.reason == "TOO_LARGE"
+
+    scenario_with(bundle, scenario, max_image_bytes=1, max_image_pixels=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
