@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import msgspec
-
 from convert.gate import Judgement
 from irv2.bundle import Artifact, Bundle
 from irv2.errors import EngineError
@@ -37,16 +35,6 @@ def open_artifacts(bundle: Bundle) -> Iterator[Opened]:
                 opened.reasons[artifact.file] = f"{error.what}: {error.got}"
                 logger.warning("%s is not run here: %s", artifact.file, error)
         yield opened
-
-
-def with_judgements(artifacts: list[Artifact], judged: dict[str, Judgement]) -> list[Artifact]:
-    """The artefacts with their new evidence; those without any keep what they had."""
-    return [
-        msgspec.structs.replace(artifact, parity=found.parity, invariance=found.invariance)
-        if (found := judged.get(artifact.file))
-        else artifact
-        for artifact in artifacts
-    ]
 
 
 def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> set[str]:

@@ -28,6 +28,7 @@ from PIL import Image
 from tabulate import tabulate
 from torch.nn import functional as F
 
+from convert.calibrate import DEFAULT_IMAGES
 from convert.conversion import ExportOptions, convert
 from irv2.bundle import ONNX_FILE, Bundle
 from irv2.checkpoint import Checkpoint
@@ -44,7 +45,6 @@ from irv2.runners.torch import TorchRunner
 FP32, EAGER = ONNX_FILE, "torch eager NCHW"
 ORT_PEAK, TORCH_PEAK = "onnxruntime convolutions", "torch convolutions"
 CHANNELS, SIDE, NUM_CONVOLUTIONS = 256, 35, 4
-NUM_CALIBRATION_IMAGES = 256  # as many as an export takes by default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +179,7 @@ def _export_full_network(folder: Path) -> tuple[Checkpoint, ExportCost]:
     checkpoint = _random_checkpoint()
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
-    for i in range(NUM_CALIBRATION_IMAGES):  # smooth, as photographs are, and of their usual size
+    for i in range(DEFAULT_IMAGES):  # smooth, as photographs are, and of their usual size
         blots = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
         blots.resize((500, 375)).save(folder / "images" / f"{i}.jpg", quality=90)
     checkpoint.save(folder / "random.pt")

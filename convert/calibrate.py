@@ -6,22 +6,21 @@ it finds is kept in the user's cache, under the hashes of model, preprocessing a
 """
 
 import hashlib
-import io
 import json
 import logging
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import onnx
-import platformdirs
 from onnx import TensorProto, helper, numpy_helper
 
 from convert.evidence import same_size
 from convert.reference import hash_files
-from irv2.bundle import file_sha256, write_atomically
+from irv2.arrays import bytes_from_arrays, load_arrays
+from irv2.bundle import file_sha256
+from irv2.cache import cache_folder, keep
 from irv2.dataset import BadImages, ImageFolder, find_images, open_split
 from irv2.errors import DataError, EngineError, UsageError
 from irv2.evaluate import load_batches
@@ -64,24 +63,18 @@ class Calibration:
 
     def to_bytes(self) -> bytes:
         """The contents of a file in the cache."""
-        buffer = io.BytesIO()
-        ranges = np.array(list(self.ranges.values()))
-        np.savez_compressed(
-            buffer, allow_pickle=False, names=list(self.ranges), ranges=ranges,
-            labels=self.labels, logits=self.logits,
+        return bytes_from_arrays(
+            names=list(self.ranges), ranges=list(self.ranges.values()), labels=self.labels,
+            logits=self.logits,
         )  # fmt: skip
-        return buffer.getvalue()
 
     @classmethod
     def load(cls, path: Path, images: ImageFolder, origin: dict[str, str]) -> Self:
-        """Read `to_bytes` back; raises ValueError, KeyError or BadZipFile on a damaged file."""
-        with np.load(path, allow_pickle=False) as arrays:
-            names, limits = arrays["names"].tolist(), arrays["ranges"].tolist()
-            ranges = {name: (low, high) for name, (low, high) in zip(names, limits, strict=True)}
-            return cls(
-                ranges=ranges, labels=arrays["labels"], logits=arrays["logits"], images=images,
-                origin=origin,
-            )  # fmt: skip
+        """Read `to_bytes` back; raises ValueError on a damaged file."""
+        names, limits, labels, logits = load_arrays(path, "names", "ranges", "labels", "logits")
+        pairs = zip(names.tolist(), limits.tolist(), strict=True)
+        ranges = {name: (low, high) for name, (low, high) in pairs}
+        return cls(ranges=ranges, labels=labels, logits=logits, images=images, origin=origin)
 
 
 def choose_images(
@@ -139,17 +132,13 @@ def calibrate(
         library_versions(), import_onnxruntime().__version__,
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-    cached = Path(platformdirs.user_cache_dir("irv2")) / "calibration" / f"{key}.npz"
+    cached = cache_folder("calibration") / f"{key}.npz"
     calibration = _load(cached, images, origin)
     if calibration is not None:
         logger.info("calibrate: ranges over %d images from %s", len(calibration.labels), cached)
         return calibration
     calibration = _observe(model, names, images, config, origin, bad_images)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cached, calibration.to_bytes())
-    except OSError as error:  # a read-only home: the next export calibrates again
-        logger.warning("%s: the calibration can't be kept (%s)", cached, error.strerror)
+    keep(cached, calibration.to_bytes(), "the calibration")
     return calibration
 
 
@@ -174,7 +163,7 @@ def _load(cached: Path, images: ImageFolder, origin: dict[str, str]) -> Calibrat
         return None
     try:
         return Calibration.load(cached, images, origin)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except ValueError as error:
         logger.warning("%s: unreadable calibration, made anew (%s)", cached, error)
         return None
 

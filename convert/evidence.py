@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from convert.reference import Reference, hash_files
-from irv2.bundle import write_atomically
+from irv2.cache import cache_folder, keep
 from irv2.dataset import ImageFolder, open_split
 from irv2.decode import EXTENSIONS
 from irv2.errors import InputError
@@ -108,14 +107,10 @@ def _hashes(images: ImageFolder) -> set[str]:
     states = [root, *_states(images)]
     key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
     name = hashlib.sha256(root.encode()).hexdigest()  # one file for each folder
-    cache = Path(platformdirs.user_cache_dir("irv2")) / "train-hashes" / f"{name}.txt"
-    kept = cache.read_text().split() if cache.is_file() else []
+    cache = cache_folder("train-hashes") / f"{name}.txt"
+    kept = cache.read_text(errors="replace").split() if cache.is_file() else []
     if kept[:1] == [key]:
         return set(kept[1:])
     hashes = set(hash_files(images))
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, "\n".join([key, *sorted(hashes)]).encode())
-    except OSError as error:  # a read-only home: hashed again the next time
-        logger.warning("%s: the hashes can't be kept (%s)", cache, error.strerror)
+    keep(cache, "\n".join([key, *sorted(hashes)]).encode(), "the hashes")
     return hashes

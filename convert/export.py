@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from convert.artifacts import open_artifacts, undecided, with_judgements
+from convert.artifacts import open_artifacts, undecided
 from convert.conversion import (
     DEFAULTS,
     Candidate,
@@ -25,7 +25,7 @@ from convert.judging import accepted_loss, judge_all, ledger_files, write_eviden
 from convert.reference import REFERENCE, Reference
 from convert.reference_cache import classify_with_reference
 from convert.rejection import forget_rejection, write_rejection
-from convert.report import Report, remarks_on
+from convert.report import Report, remarks_on, report_on
 from convert.self_test import choose_self_test
 from convert.torch_blocks import torch_block_outputs
 from irv2.bundle import (
@@ -138,23 +138,10 @@ def _judge(
     judged = {file: found for file, found in judged.items() if file not in left_out}
     remarks = remarks_on(reference, len(checkpoint.classes), options.confidence)
     remarks += evidence_remarks(reference, checkpoint.classes, images.root.parent)
-    remarks += [found.explanation for found in judged.values() if found.explanation]
     manifest = msgspec.structs.replace(
-        _manifest(candidate, with_judgements(artifacts, judged)),
-        accepted_loss=accepted_loss(artifacts, tolerance_of),
+        _manifest(candidate, artifacts), accepted_loss=accepted_loss(artifacts, tolerance_of)
     )
-    report = Report(
-        bundle=out,
-        manifest=manifest,
-        lines={
-            artifact.file: judged[artifact.file].line
-            if artifact.file in judged
-            else f"not verified here: {opened.reasons[artifact.file]}"
-            for artifact in artifacts
-        },
-        remarks=remarks,
-        failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
-    )
+    report = report_on(out, manifest, judged, opened.reasons, remarks)
     evidence = {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
     self_test = choose_self_test(ledgers, images, checkpoint.preprocess)
     if self_test and not report.failed:

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from convert.onnx_file import write_model
 from irv2 import __version__
-from irv2.bundle import write_atomically
 from irv2.checkpoint import Checkpoint
-from irv2.errors import EngineError
 from irv2.machine import describe_machine
 from irv2.model import ConvBN, Normalized, Residual
 
@@ -42,12 +41,7 @@ def write_onnx(checkpoint: Checkpoint, checkpoint_sha256: str, path: Path) -> No
     network = Normalized(fold(checkpoint.build_model()), config.mean, config.std).eval()
     model = _export(network, config.crop)
     _strip(model)
-    onnx.helper.set_model_props(model, _metadata(checkpoint, checkpoint_sha256))
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise EngineError(path, f"the exporter made an invalid model ({error})") from error
-    write_atomically(path, model.SerializeToString(deterministic=True))
+    write_model(model, path, _metadata(checkpoint, checkpoint_sha256))
 
 
 def versions() -> dict[str, str]:

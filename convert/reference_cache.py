@@ -7,15 +7,14 @@ damaged one is computed again. The oldest entries make room for new ones.
 import hashlib
 import json
 import logging
-import zipfile
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 
 from convert.reference import hash_files
-from irv2.bundle import write_atomically
+from irv2.arrays import load_arrays
+from irv2.cache import cache_folder, keep
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
 from irv2.errors import DataError
@@ -38,7 +37,7 @@ def classify_with_reference(
     `checkpoint_sha256` is the checkpoint's identity in the cache.
     """
     device = resolve_device("auto")
-    path = _folder() / f"{_key(checkpoint, checkpoint_sha256, images, device)}.npz"
+    path = cache_folder("reference") / f"{_key(checkpoint, checkpoint_sha256, images, device)}.npz"
     known = _load(path)
     if known is not None:
         logger.info("reference: %d answers of this checkpoint, kept from before", len(known))
@@ -64,22 +63,16 @@ def _key(checkpoint: Checkpoint, sha256: str, images: ImageFolder, device: str) 
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _folder() -> Path:
-    return Path(platformdirs.user_cache_dir("irv2")) / "reference"
-
-
 def _load(path: Path) -> Ledger | None:
     """The entry; None where there is none, or none that is whole."""
     if not path.is_file():
         return None
     try:
-        # Opened here, since numpy leaves a file that is no archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            files, sha256 = (tuple(arrays[name].tolist()) for name in ("files", "sha256"))
-            return Ledger(files, sha256, arrays["labels"], arrays["logits"])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        files, sha256, *arrays = load_arrays(path, "files", "sha256", "labels", "logits")
+    except ValueError as error:
         logger.warning("%s: damaged, computed again (%s)", path, error)
         return None
+    return Ledger(tuple(files.tolist()), tuple(sha256.tolist()), *arrays)
 
 
 def _store(path: Path, ledger: Ledger) -> None:
@@ -90,12 +83,8 @@ def _store(path: Path, ledger: Ledger) -> None:
                 sha256=np.array(ledger.sha256), labels=ledger.labels, logits=ledger.logits,
             )  # fmt: skip
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, write)
+    if keep(path, write, "the reference's answers"):
         _make_room(path.parent)
-    except OSError as error:  # a read-only home: the next export asks the checkpoint again
-        logger.warning("%s: the reference's answers can't be kept (%s)", path, error.strerror)
 
 
 def _make_room(folder: Path) -> None:

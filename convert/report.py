@@ -10,6 +10,7 @@ from tabulate import tabulate
 from convert.gate import (
     CONFIDENCE,
     TOLERANCE_POINTS,
+    Judgement,
     is_above_chance,
     smallest_passing_n,
     upper_loss_points,
@@ -78,6 +79,42 @@ class Report:
             if artifact.invariance is not None
         ]
         return [*lines, *batches, *self.remarks]
+
+
+def report_on(
+    place: Path, manifest: Manifest, judged: dict[str, Judgement], reasons: dict[str, str],
+    remarks: list[str],
+) -> Report:  # fmt: skip
+    """The new evidence in `manifest`; per artefact a line with its judgement or why it has none."""
+    artifacts = with_judgements(manifest.artifacts, judged)
+    return Report(
+        bundle=place, manifest=msgspec.structs.replace(manifest, artifacts=artifacts),
+        lines={
+            artifact.file: judged[artifact.file].line
+            if artifact.file in judged
+            else _kept(artifact, reasons[artifact.file])
+            for artifact in artifacts
+        },
+        remarks=[*remarks, *(found.explanation for found in judged.values() if found.explanation)],
+        failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
+    )  # fmt: skip
+
+
+def with_judgements(artifacts: list[Artifact], judged: dict[str, Judgement]) -> list[Artifact]:
+    """The artefacts with their new evidence; those without any keep what they had."""
+    return [
+        msgspec.structs.replace(artifact, parity=found.parity, invariance=found.invariance)
+        if (found := judged.get(artifact.file))
+        else artifact
+        for artifact in artifacts
+    ]
+
+
+def _kept(artifact: Artifact, reason: str) -> str:
+    if artifact.parity is None:
+        return f"not verified here: {reason}"
+    earlier = f"{artifact.parity.verdict.replace('_', ' ')} on {artifact.parity.ran_on}"
+    return f"not run here, keeps its evidence ({earlier}): {reason}"
 
 
 def remarks_on(reference: Reference, num_classes: int, confidence: float = CONFIDENCE) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from irv2.answers import Answers
 from irv2.bundle import prepare
 from irv2.dataset import ImageFolder
 from irv2.evaluate import Ledger
@@ -20,12 +21,10 @@ def choose_self_test(
     machine changes no answer; as many classes as possible, so that an engine that always answers
     the same is found.
     """
-    top5, logits = ledgers[0].top5, ledgers[0].logits
-    top1 = top5[:, 0]
-    rows = np.arange(len(top1))
-    margins = logits[rows, top1] - logits[rows, top5[:, min(1, top5.shape[1] - 1)]]
-    agreed = np.all([ledger.top5[:, 0] == top1 for ledger in ledgers], axis=0)
-    clearest = rows[agreed][np.argsort(-margins[agreed], kind="stable")]
+    answers = Answers.from_ledger(ledgers[0])
+    top1, margins = answers.top5[:, 0], answers.margins
+    agreed = np.flatnonzero(np.all([ledger.top5[:, 0] == top1 for ledger in ledgers], axis=0))
+    clearest = agreed[np.argsort(-margins[agreed], kind="stable")]
     _, first_of_class = np.unique(top1[clearest], return_index=True)
     is_repeated = np.ones(len(clearest), bool)
     is_repeated[first_of_class] = False

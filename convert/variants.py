@@ -8,10 +8,10 @@ import onnx
 
 from convert.calibrate import Calibration
 from convert.half import Half, to_half
+from convert.onnx_file import write_model
 from convert.quantize import Target, quantize
 from irv2 import __version__
-from irv2.bundle import Artifact, Precision, file_sha256, write_atomically
-from irv2.errors import EngineError
+from irv2.bundle import Artifact, Precision, file_sha256
 from irv2.machine import describe_machine
 from irv2.runners.choose import INT8_CPU, INT8_TRT
 from irv2.runners.onnx import import_onnxruntime
@@ -51,15 +51,7 @@ def _write(
     made_with: dict[str, str],
 ) -> Artifact:  # fmt: skip
     logger.info("export: %s", path.name)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(
-        model, metadata | made_with | {"precision": precision, "built_from": fp32.sha256}
-    )
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise EngineError(path, f"the conversion made an invalid model ({error})") from error
-    write_atomically(path, model.SerializeToString(deterministic=True))
+    write_model(model, path, made_with | {"precision": precision, "built_from": fp32.sha256})
     return Artifact(
         file=path.name, sha256=file_sha256(path), format="onnx", precision=precision,
         max_batch=fp32.max_batch, built_from=fp32.sha256, gpu=None, parity=None,

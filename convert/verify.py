@@ -6,13 +6,13 @@ from pathlib import Path
 
 import msgspec
 
-from convert.artifacts import open_artifacts, with_judgements
+from convert.artifacts import open_artifacts
 from convert.evidence import evidence_remarks
-from convert.gate import Judgement, Tolerance, tolerance_for
+from convert.gate import Tolerance, tolerance_for
 from convert.judging import LEDGER_SUFFIX, judge_all, ledger_files, write_evidence
 from convert.localize import block_outputs
 from convert.reference import REFERENCE, Reference
-from convert.report import REPORT, Report, chance_remark, remarks_on
+from convert.report import REPORT, Report, chance_remark, remarks_on, report_on
 from irv2.bundle import MANIFEST, ONNX_FILE, Artifact, Bundle, Manifest, read_manifest
 from irv2.dataset import BadImages, open_split
 from irv2.errors import BundleError, DataError, EngineError
@@ -56,8 +56,7 @@ def verify(
     confidence = tolerance_of(bundle.manifest.artifacts[0]).confidence
     remarks = remarks_on(reference, len(bundle.classes), confidence)
     remarks += evidence_remarks(reference, bundle.classes, data)
-    remarks += [found.explanation for found in judged.values() if found.explanation]
-    report = _report(bundle, place, judged, opened.reasons, remarks)
+    report = report_on(place, bundle.manifest, judged, opened.reasons, remarks)
     return write_evidence(path, report, ledger_files(judged))
 
 
@@ -79,32 +78,6 @@ def _tolerance(artifact: Artifact, manifest: Manifest, sample: bool) -> Toleranc
     accepted = manifest.accepted_loss.get(artifact.precision)
     given = {} if accepted is None else msgspec.structs.asdict(accepted)
     return tolerance_for(artifact.precision, is_sample=sample, **given)
-
-
-def _report(
-    bundle: Bundle, place: Path, judged: dict[str, Judgement], reasons: dict[str, str],
-    remarks: list[str],
-) -> Report:  # fmt: skip
-    artifacts = with_judgements(bundle.manifest.artifacts, judged)
-    manifest = msgspec.structs.replace(bundle.manifest, artifacts=artifacts)
-    return Report(
-        bundle=place, manifest=manifest,
-        lines={
-            artifact.file: judged[artifact.file].line
-            if artifact.file in judged
-            else _kept(artifact, reasons[artifact.file])
-            for artifact in artifacts
-        },
-        remarks=remarks,
-        failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
-    )  # fmt: skip
-
-
-def _kept(artifact: Artifact, reason: str) -> str:
-    if artifact.parity is None:
-        return f"not verified here: {reason}"
-    earlier = f"{artifact.parity.verdict.replace('_', ' ')} on {artifact.parity.ran_on}"
-    return f"not run here, keeps its evidence ({earlier}): {reason}"
 
 
 def _joined(reasons: dict[str, str]) -> str:

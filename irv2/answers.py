@@ -5,8 +5,6 @@ writes the same for any model. `irv2 diff` compares two of them.
 """
 
 import hashlib
-import io
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from irv2.arrays import bytes_from_arrays, load_arrays
 from irv2.errors import BundleError
 from irv2.types import FloatArray, IntArray
 
@@ -86,23 +85,18 @@ class Answers:
 
     def to_bytes(self) -> bytes:
         """The contents of a ledger file."""
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, allow_pickle=False,
+        return bytes_from_arrays(
             sha256=np.array([list(bytes.fromhex(sha)) for sha in self.sha256], np.uint8),
             labels=self.labels, top5=self.top5.astype(np.int32), top5_logits=self.top5_logits,
             margins=self.margins, max_abs_logit=np.float64(self.max_abs_logit),
         )  # fmt: skip
-        return buffer.getvalue()
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a ledger file; raises BundleError."""
         try:
-            # Opened here, since numpy leaves a file that is no archive open.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                sha256, labels, top5, top5_logits, margins, largest = (arrays[n] for n in _ARRAYS)
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            sha256, labels, top5, top5_logits, margins, largest = load_arrays(path, *_ARRAYS)
+        except ValueError as error:
             raise BundleError(path, str(error), "answers of a model", "make it again") from error
         return cls(
             sha256=tuple(row.tobytes().hex() for row in sha256), labels=labels,

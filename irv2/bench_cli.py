@@ -2,7 +2,6 @@
 
 import click
 
-from irv2 import __version__
 from irv2.options import Entry, TableGroup
 
 BENCHMARKS = {
@@ -15,6 +14,5 @@ BENCHMARKS = {
 
 
 @click.group(cls=TableGroup, table=BENCHMARKS, title="Benchmarks")
-@click.version_option(__version__, prog_name="irv2")
 def main() -> None:
     """Measure this machine: medians and ratios of cases timed in turn, in one run."""

@@ -9,7 +9,6 @@ from typing import NoReturn
 
 import click
 
-from irv2 import __version__
 from irv2.options import Entry, TableGroup
 
 PROGRAMS = {
@@ -31,7 +30,6 @@ PROGRAMS = {
 
 
 @click.group(cls=TableGroup, table=PROGRAMS, title="Programs, in the order of the pipeline")
-@click.version_option(__version__, prog_name="irv2")
 def main() -> None:
     """Inception-ResNet-v2: train, export, verify, serve, classify."""
 

@@ -1,6 +1,5 @@
 """The options by which a program names a server and how to speak to it."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,6 @@ from irv2.options import F
 
 if TYPE_CHECKING:
     from irv2.client import Client
-
-# Before gRPC is imported: its C core would add lines of its own to our one-line errors.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

@@ -66,7 +66,7 @@ def _squares(image_hwc: UInt8Array, num: int) -> list[UInt8Array]:
     side = min(height, width)
     center = center_window(height, width, side)
     ends = [Window(0, 0, side, side), Window(height - side, width - side, side, side)]
-    return [_cut(image_hwc, window) for window in ([center] if num == 1 else [center, *ends])]
+    return [window.cut(image_hwc) for window in ([center] if num == 1 else [center, *ends])]
 
 
 def _five(image_hwc: UInt8Array, size: int) -> list[UInt8Array]:
@@ -77,7 +77,7 @@ def _five(image_hwc: UInt8Array, size: int) -> list[UInt8Array]:
         for top, left in itertools.product((0, height - size), (0, width - size))
     ]
     windows = [*corners, center_window(height, width, size)]
-    return [_cut(image_hwc, window) for window in windows]
+    return [window.cut(image_hwc) for window in windows]
 
 
 def _six(square: UInt8Array, config: Preprocess) -> list[UInt8Array]:
@@ -90,8 +90,3 @@ def _six(square: UInt8Array, config: Preprocess) -> list[UInt8Array]:
 def _with_mirrors(images: list[UInt8Array]) -> UInt8Array:
     stacked = np.stack(images)
     return np.concatenate([stacked, stacked[:, :, ::-1]])
-
-
-def _cut(image_hwc: UInt8Array, window: Window) -> UInt8Array:
-    top, left, height, width = window
-    return image_hwc[top : top + height, left : left + width]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from irv2 import __version__, samples
+from irv2 import samples
 from irv2.dataset import BadImages
 from irv2.options import Program, ProgramGroup, bad_images_option, json_option, print_json
 from irv2.shard_writer import write_shards
@@ -16,7 +16,6 @@ out_option = click.option(
 
 
 @click.group(cls=ProgramGroup)
-@click.version_option(__version__, prog_name="irv2")
 def main() -> None:
     """Make data folders: train/CLASS/*, val/CLASS/*."""
 

@@ -14,9 +14,8 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-import platformdirs
 
-from irv2.bundle import write_atomically
+from irv2.cache import cache_folder, keep
 from irv2.decode import EXTENSIONS, looks_like_image, read_encoded
 from irv2.errors import DataError
 from irv2.files import files_below
@@ -174,17 +173,13 @@ def _index(root: Path) -> _Index:
     if cache.is_file():
         try:
             index = msgspec.json.decode(cache.read_bytes(), type=_Index)
-        except msgspec.MsgspecError as error:
+        except (UnicodeDecodeError, msgspec.MsgspecError) as error:
             logger.warning("%s: unreadable index, made anew (%s)", cache, error)
         else:
             if index.state == state:
                 return index
     index = _index_shards(root, state) if is_sharded(root) else _scan(root, state)
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, msgspec.json.encode(index))
-    except OSError as error:  # a read-only home: the next start scans again
-        logger.warning("%s: the index can't be kept (%s)", cache, error.strerror)
+    keep(cache, msgspec.json.encode(index), "the index")
     return index
 
 
@@ -246,4 +241,4 @@ def _is_image(path: Path) -> bool:
 
 def _cache_path(root: Path) -> Path:
     key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    return Path(platformdirs.user_cache_dir("irv2")) / "index" / f"{key}.json"
+    return cache_folder("index") / f"{key}.json"

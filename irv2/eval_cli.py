@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from irv2.crops import CROPS
 from irv2.dataset import BadImages
 from irv2.evaluate import BATCH_SIZE, Reading, evaluate_model
 from irv2.files import check_folder_of
@@ -21,7 +22,7 @@ from irv2.options import (
 @click.command(cls=Program)
 @click.argument("model", type=click.Path(exists=True, path_type=Path), metavar="CHECKPOINT|BUNDLE")
 @data_option
-@click.option("--crops", type=click.Choice(["1", "10", "12", "144"]), default="1",
+@click.option("--crops", type=click.Choice(list(map(str, CROPS))), default="1",
               help="Views of each image: the centre; the original's ten, logits summed; 12 or the "
               "paper's 144, softmax averaged.")  # fmt: skip
 @click.option("--legacy-average", is_flag=True,

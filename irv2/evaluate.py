@@ -36,6 +36,7 @@ BATCH_SIZE = 32
 LEGACY_BATCH_SIZE = 64
 # Files on one's own disk are trusted further than what clients send.
 FILE_LIMITS = ImageLimits(max_bytes=2**28, max_pixels=180_000_000)
+_Loading = tuple[int, "Future[tuple[UInt8Array, str]]"]  # an image's number; views and sha256
 BAD_IMAGE_WAY_OUT = "replace the file or pass --bad-images skip"
 
 
@@ -185,24 +186,25 @@ def load_batches(
     num_images = max(1, batch_size // crops)
     starts = range(0, len(folder), num_images)
     with ThreadPoolExecutor(workers or num_cores()) as pool:
-        ahead: deque[list[tuple[int, Future[tuple[UInt8Array, str]]]]] = deque()
+        ahead: deque[list[_Loading]] = deque()
         try:
-            for start in [*starts, None, None]:
-                if start is not None:
-                    indices = range(start, min(start + num_images, len(folder)))
-                    ahead.append([(i, pool.submit(load, i)) for i in indices])
-                if len(ahead) > 2 or start is None:
-                    yield from _collect(ahead, folder, bad_images)
+            for start in starts:
+                indices = range(start, min(start + num_images, len(folder)))
+                ahead.append([(i, pool.submit(load, i)) for i in indices])
+                if len(ahead) > 2:
+                    yield from _collect(ahead.popleft(), folder, bad_images)
+            while ahead:
+                yield from _collect(ahead.popleft(), folder, bad_images)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _collect(
-    ahead: "deque[list[tuple[int, Future[tuple[UInt8Array, str]]]]]", folder: ImageFolder,
-    bad_images: BadImages,
+    loading: list[_Loading], folder: ImageFolder, bad_images: BadImages
 ) -> Iterator[Batch]:  # fmt: skip
+    """The batch of these images, or none where none could be read."""
     images, labels, files, hashes = [], [], [], []
-    for i, future in ahead.popleft() if ahead else []:
+    for i, future in loading:
         try:
             views_of_one, sha256 = future.result()
         except ImageError as error:

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 
+from irv2.cache import cache_folder
 from irv2.errors import UsageError
 from irv2.files import try_lock
 from irv2.machine import num_cores, processor
@@ -101,7 +100,7 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 @contextmanager
 def machine_lock() -> Iterator[None]:
     """Keep other benchmarks of this user away; raises UsageError where one is running."""
-    path = Path(platformdirs.user_cache_dir("irv2")) / "bench.lock"
+    path = cache_folder() / "bench.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         if not try_lock(file):

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import traceback
@@ -22,6 +23,9 @@ import click
 from irv2 import __version__
 from irv2.errors import EngineError, Irv2Error
 
+# Before gRPC is imported: its C core would add lines of its own to our one-line errors.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -30,7 +34,16 @@ class Terminated(BaseException):
 
 
 class _OneLineErrors(click.Command):
-    """A command whose failures are one line on stderr and the exit status above."""
+    """A command whose failures are one line on stderr and the exit status above; has --version."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (click's signature)
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--version"], is_flag=True, expose_value=False, is_eager=True, show_default=False,
+                callback=_print_version, help="Show the version and exit.",
+            )
+        )  # fmt: skip
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 (click's signature)
         signal.signal(signal.SIGTERM, _raise_terminated)
@@ -75,21 +88,16 @@ class FloatRange(click.FloatRange):
 
 
 class Program(_OneLineErrors):
-    """One program; use as `@click.command(cls=Program)`. Adds --debug and --version."""
+    """One program; use as `@click.command(cls=Program)`. Adds --debug."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (click's signature)
         super().__init__(*args, **kwargs)
         self.context_settings.setdefault("show_default", True)
-        self.params += [
-            click.Option(
-                ["--debug"], is_flag=True, expose_value=False, is_eager=True, show_default=False,
-                callback=_configure_logging, help="Log more; give tracebacks of errors.",
-            ),
-            click.Option(
-                ["--version"], is_flag=True, expose_value=False, is_eager=True, show_default=False,
-                callback=_print_version, help="Show the version and exit.",
-            ),
-        ]  # fmt: skip
+        debug = click.Option(
+            ["--debug"], is_flag=True, expose_value=False, is_eager=True, show_default=False,
+            callback=_configure_logging, help="Log more; give tracebacks of errors.",
+        )  # fmt: skip
+        self.params.insert(-1, debug)  # before --version
 
 
 class ProgramGroup(_OneLineErrors, click.Group):

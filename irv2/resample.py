@@ -24,6 +24,11 @@ class Window(NamedTuple):
     height: int
     width: int
 
+    def cut(self, image_hwc: UInt8Array) -> UInt8Array:
+        """This part of (H, W, 3), as a view of it."""
+        top, left, height, width = self
+        return image_hwc[top : top + height, left : left + width]
+
 
 def resize_torch7(
     image_hwc: UInt8Array, height: int, width: int, window: Window, out: UInt8Array | None = None
@@ -60,8 +65,7 @@ def resize_pillow(
 
 
 def _cut(image_hwc: UInt8Array, window: Window, out: UInt8Array | None) -> UInt8Array:
-    top, left, height, width = window
-    part = image_hwc[top : top + height, left : left + width]
+    part = window.cut(image_hwc)
     if out is None:
         return part
     if not np.shares_memory(part, out):

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from irv2.errors import ImageError
-from irv2.types import FloatArray
+from irv2.types import FloatArray, IntArray
 
 DEFAULT_TOP_K = 5
-
-IndexArray = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +42,16 @@ def top_k_scores(logits: FloatArray, classes: Sequence[str], top_k: int) -> tupl
 
 
 def ranked_scores(
-    probabilities: FloatArray, order: IndexArray, classes: Sequence[str]
+    probabilities: FloatArray, order: IntArray, classes: Sequence[str]
 ) -> tuple[Score, ...]:  # fmt: skip
     """The classes of `order`, best first, with their probabilities (num_classes,)."""
     ranked = zip(order.tolist(), probabilities[order].tolist(), strict=True)
     return tuple(Score(index, classes[index], probability) for index, probability in ranked)
 
 
-def top_k_indices(logits: FloatArray, top_k: int) -> IndexArray:
+def top_k_indices(logits: FloatArray, top_k: int) -> IntArray:
     """Indices of the `top_k` largest of each row of (N, num_classes), best first."""
-    order: IndexArray = np.argsort(-logits, axis=1, kind="stable")
+    order: IntArray = np.argsort(-logits, axis=1, kind="stable")
     return order[:, :top_k]
 
 

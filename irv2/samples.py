@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 from PIL import Image
 
 from irv2 import __version__
+from irv2.cache import cache_folder
 from irv2.errors import DataError, EngineError
 from irv2.files import START_AGAIN, full_disk_named
 from irv2.progress import progress
@@ -67,7 +67,7 @@ def is_sample(data: Path) -> bool:
 
 
 def _sample_path() -> Path:
-    return Path(platformdirs.user_cache_dir("irv2")) / f"sample-{__version__}"
+    return cache_folder(f"sample-{__version__}")
 
 
 def write_digits(out: Path) -> int:

@@ -4,14 +4,13 @@
 loads but computes nonsense (a driver, a damaged memory) is found before any client meets it.
 """
 
-import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from irv2.arrays import bytes_from_arrays, load_arrays
 from irv2.errors import BundleError, EngineError
 from irv2.types import FloatArray, IntArray, UInt8Array
 
@@ -47,15 +46,12 @@ class SelfTest:
 
     def to_bytes(self) -> bytes:
         """The contents of selftest.npz."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, images=self.images, top1=self.top1, margins=self.margins)
-        return buffer.getvalue()
+        return bytes_from_arrays(images=self.images, top1=self.top1, margins=self.margins)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read selftest.npz; raises BundleError."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(arrays["images"], arrays["top1"], arrays["margins"])
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            return cls(*load_arrays(path, "images", "top1", "margins"))
+        except ValueError as error:
             raise BundleError(path, str(error), "images and answers", "export it again") from error

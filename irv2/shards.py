@@ -63,7 +63,7 @@ def read_contents(root: Path) -> Contents:
     path = root / CONTENTS
     try:
         return msgspec.json.decode(path.read_bytes(), type=Contents)
-    except msgspec.MsgspecError as error:
+    except (UnicodeDecodeError, msgspec.MsgspecError) as error:
         raise DataError(path, str(error), "classes and num_images", "write it anew") from error
 
 

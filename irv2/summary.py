@@ -7,7 +7,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from irv2.model import NetworkConfig
-from irv2.networks import Network, build
+from irv2.networks import build
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,10 @@ class BlockSummary:
     flop: int
 
 
-def summarize(model: Network, image_size: int) -> list[BlockSummary]:
+def summarize(config: NetworkConfig, image_size: int) -> list[BlockSummary]:
     """Rows in forward order for one image, from a forward pass without memory (meta device)."""
-    meta = build(model.config).to("meta").eval()
+    with torch.device("meta"):
+        meta = build(config).eval()
     rows: list[BlockSummary] = []
     flop_of: dict[nn.Module, int] = {}
     for module in meta.modules():
@@ -68,9 +69,7 @@ def summary_table(rows: list[BlockSummary]) -> str:
 
 def side_by_side(left: NetworkConfig, right: NetworkConfig, image_size: int) -> str:
     """Two networks, block by block, for people; `right` has every block of `left`."""
-    with torch.device("meta"):
-        networks = build(left), build(right)
-    rows, others = (_cells(summarize(network, image_size)) for network in networks)
+    rows, others = (_cells(summarize(config, image_size)) for config in (left, right))
     table = [(block, *rows.get(block, ("", "", "")), *others[block]) for block in others]
     columns = ("parameters", "GFLOP")
     headers = ("", left.arch, *columns, right.arch, *columns)

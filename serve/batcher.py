@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from irv2.errors import EngineError, Expired, NotServing, Overloaded
-from irv2.results import IndexArray, softmax, top_k_indices
+from irv2.results import softmax, top_k_indices
 from irv2.runners.base import Runner
-from irv2.types import FloatArray, UInt8Array
+from irv2.types import FloatArray, IntArray, UInt8Array
 from serve.batch_times import BatchTimes
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Answer:
 
     logits: FloatArray
     probabilities: FloatArray
-    order: IndexArray
+    order: IntArray
     queue_s: float
     inference_s: float
 
@@ -49,7 +49,7 @@ class _Ranked(NamedTuple):
 
     logits: FloatArray
     probabilities: FloatArray
-    order: IndexArray
+    order: IntArray
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,6 @@ ONNX Runtime as they come, no batching, FILE of the bundle so that all run the s
 
 import asyncio
 import io
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from irv2.bundle import Bundle
+from irv2.machine import num_cores
 from irv2.measure import rate
 from irv2.preprocess import center_window, preprocess, resized_shape
 from irv2.results import softmax
@@ -35,7 +35,7 @@ def bare(bundle: Bundle) -> None:
     """Decode the next batch on every core while the engine runs one."""
     pictures = cycle(make_pictures())
     _, runner = open_best(bundle)
-    with runner, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with runner, ThreadPoolExecutor(num_cores()) as pool:
 
         def decode_batch() -> list["Future[UInt8Array]"]:
             return [

@@ -1,6 +1,5 @@
 """`irv2-serve`: the command line of the server."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,6 @@ from irv2.errors import UsageError
 from irv2.options import FloatRange, Program, json_option, print_json
 from irv2.runners.choose import BACKENDS
 from irv2.runners.cuda import count_gpus
-
-# Before gRPC is imported: its C core would add lines of its own to our one-line errors.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
 from serve.address import Address
 from serve.limits import MAX_CONNECTION_AGE_S, ConnectionLimits
 from serve.logs import log_as_json

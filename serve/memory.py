@@ -2,7 +2,8 @@
 
 import ctypes
 import gc
-import os
+
+from irv2.machine import num_cores
 
 _M_ARENA_MAX = -8  # glibc's malloc.h
 
@@ -15,7 +16,7 @@ def keep_few_arenas() -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # other C libraries have none
-        libc.mallopt(_M_ARENA_MAX, len(os.sched_getaffinity(0)))
+        libc.mallopt(_M_ARENA_MAX, num_cores())
 
 
 def tidy_up() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import msgspec
 from irv2.bundle import Artifact, Bundle
 from irv2.decode import ImageLimits
 from irv2.errors import BundleError, UsageError
+from irv2.machine import num_cores
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.selftest import SELF_TEST, SelfTest
@@ -90,7 +90,7 @@ class ServedModel:
         image_limits = ImageLimits(
             max_bytes=options.max_image_bytes, max_pixels=options.max_image_pixels
         )
-        num_threads = options.num_decode_threads or len(os.sched_getaffinity(0))
+        num_threads = options.num_decode_threads or num_cores()
         self._decoder = Decoder(bundle.preprocess, image_limits, num_threads)
         self.batcher = Batcher(
             self._runner, max_batch=max_batch, max_queue=options.max_queue,

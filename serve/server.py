@@ -10,11 +10,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from irv2.bundle import Artifact, Bundle
 from irv2.channel import SERVICE
 from irv2.errors import Irv2Error
 from irv2.inference import open_inference_pb2_grpc
-from irv2.runners.base import Runner
 from irv2.v1 import classifier_pb2_grpc
 from serve.address import Address
 from serve.answering import Answering
@@ -57,7 +55,7 @@ async def _serve(
     reloader = Reloader(bundle_path, lambda: server.reload(bundle_path))
     loop.add_signal_handler(signal.SIGHUP, reloader.want)  # first: it would end the process
     # Nothing else may hold the opened model: it is to go when another takes over.
-    server = Server(*open_model(bundle_path, options), options)
+    server = Server(open_model(bundle_path, options), options)
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, signals.put_nowait, each)
@@ -92,12 +90,9 @@ async def _wait_for_signal(signals: "asyncio.Queue[signal.Signals]", timeout_s: 
 class Server:
     """The ports of one process and what answers on them. Belongs to one event loop."""
 
-    def __init__(
-        self, bundle: Bundle, artifact: Artifact, runner: Runner, options: ServeOptions
-    ) -> None:  # fmt: skip
+    def __init__(self, opened: Opened, options: ServeOptions) -> None:
         self._options = options
         self._metrics = Metrics()
-        opened = Opened(bundle, artifact, runner)
         self._served = ServedModel(opened, options, self._metrics, self._tell_health)
         self._closing: set[asyncio.Task[None]] = set()  # models that another one has followed
         self._wants_requests = False

@@ -20,6 +20,7 @@ from irv2.v1 import classifier_pb2_grpc
 from irv2.v1.classifier_pb2 import ClassifyRequest, Image
 from serve.address import Address
 from serve.options import ServeOptions
+from serve.served import Opened
 from serve.server import Server
 
 OPTIONS = ServeOptions(
@@ -62,7 +63,7 @@ class Site:
         self.bundle = bundle
         artifact, inner = open_best(bundle, num_threads=1)
         self.runner = PacedRunner(inner, seconds)
-        self.server = Server(bundle, artifact, self.runner, replace(OPTIONS, **options))
+        self.server = Server(Opened(bundle, artifact, self.runner), replace(OPTIONS, **options))
 
     def connect(self) -> None:
         address = self.server.ready_line.split()[1]

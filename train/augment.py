@@ -50,9 +50,7 @@ def random_sized_crop(
     if part is None:
         config = Preprocess(resize=size, crop=size, resampling=resampling)
         return resize_and_crop(image_hwc, config, out)
-    top, left, height, width = part
-    crop = image_hwc[top : top + height, left : left + width]
-    return RESAMPLERS[resampling](crop, size, size, Window(0, 0, size, size), out)
+    return RESAMPLERS[resampling](part.cut(image_hwc), size, size, Window(0, 0, size, size), out)
 
 
 def draw_crop(height: int, width: int, rng: np.random.Generator) -> Window | None:

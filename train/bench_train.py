@@ -258,10 +258,8 @@ def _report(
     options: Options, before: dict[str, Any], found: Rounds, cases: list[str], peaks: list[str]
 ) -> dict[str, Any]:  # fmt: skip
     recipe = options.recipe
-    model = inception_resnet_v2(NUM_CLASSES, recipe.blocks, recipe.width)
-    flop = BACKWARD_AND_FORWARD * sum(
-        row.flop for row in summarize(model, recipe.image_size)
-    )  # fmt: skip
+    rows = summarize(recipe.model_config(NUM_CLASSES), recipe.image_size)
+    flop = BACKWARD_AND_FORWARD * sum(row.flop for row in rows)
     peak = {
         name: max(found.median(case) for case in peaks if case.startswith(name))
         for name in DTYPES

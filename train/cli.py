@@ -19,6 +19,7 @@ from irv2.options import (
     limit_option,
     print_json,
 )
+from irv2.resample import RESAMPLERS
 
 
 @click.command(cls=Program)
@@ -54,8 +55,7 @@ from irv2.options import (
 @click.option("--resize", type=click.IntRange(75), metavar="PIXELS",
               help="Shorter side of an evaluation image before its centre is cut out.  [default: "
               "328/299 of --image-size]")  # fmt: skip
-@click.option("--resampling", type=click.Choice(["torch7-bicubic", "opencv-cubic",
-                                                 "pillow-bicubic"]),
+@click.option("--resampling", type=click.Choice(list(RESAMPLERS)),
               help="Of every resized image, in training and evaluation.  [default: torch7-bicubic, "
               "the original's]")  # fmt: skip
 @click.option("--augmentation", type=click.Choice(["area-crop", "shift"]),

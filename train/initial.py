@@ -1,11 +1,11 @@
 """The network a run begins with: fresh, or the weights of another checkpoint (`--init-from`)."""
 
-import hashlib
 import logging
 from pathlib import Path
 
 import torch
 
+from irv2.bundle import file_sha256
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError
 from irv2.model import InceptionResNetV2, initialize
@@ -18,8 +18,7 @@ def fingerprint(path: Path) -> str:
     """sha256 of the file, which becomes part of the recipe. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(path, "no such file", "a checkpoint to begin with")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def initial_model(

@@ -16,7 +16,6 @@ from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.errors import DataError, EngineError, ImageError, UsageError
 from irv2.machine import num_cores
-from irv2.model import inception_resnet_v2
 from irv2.options import Terminated
 from irv2.runners.torch import resolve_device
 from irv2.samples import is_sample, resolve_data
@@ -176,7 +175,7 @@ def show_model(request: Request) -> dict[str, Any]:
     recipe = resolve_recipe(request, on_sample=False, num_images=0)
     num_classes = len(open_split(request.data, "train").classes) if request.data else 1000
     config = recipe.model_config(num_classes)
-    rows = summarize(inception_resnet_v2(**dataclasses.asdict(config)), recipe.image_size)
+    rows = summarize(config, recipe.image_size)
     return {
         "model": config.to_json(),
         "image_size": recipe.image_size,

@@ -2,7 +2,3 @@
 
 Each runner imports its engine's library when it is built, so that none is needed for the others.
 """
-
-from irv2.runners.base import Runner
-
-__all__ = ["Runner"]

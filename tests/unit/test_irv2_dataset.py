@@ -173,11 +173,12 @@ def test_an_image_mended_in_place_is_no_longer_bad(data):
     assert "ant/1.png" in open_split(data, "train").files
 
 
-def test_a_damaged_index_is_made_anew(data, cache_dir, caplog):
+@pytest.mark.parametrize("content", [b'{"state": ', b'{"state": "\xff"}'])
+def test_a_damaged_index_is_made_anew(data, cache_dir, caplog, content):
     before = index_files(cache_dir)
     expected = open_split(data, "train").files
     [index] = index_files(cache_dir).keys() - before.keys()
-    index.write_text('{"state": ')
+    index.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert open_split(data, "train").files == expected
     assert f"{index}: unreadable index" in caplog.text

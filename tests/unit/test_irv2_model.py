@@ -118,7 +118,7 @@ def test_every_convolution_has_the_published_geometry_in_forward_order(published
 
 
 def test_every_block_has_the_published_output_and_number_of_convolutions(published):
-    rows = summarize(published, 299)
+    rows = summarize(published.config, 299)
     found = {row.name: (row.shape, row.num_convolutions) for row in rows}
     assert found == {name: (shape, len(convs)) for name, (shape, convs) in PUBLISHED.items()}
     assert [row.name for row in rows] == list(PUBLISHED)
@@ -132,7 +132,7 @@ def test_pooling_is_3x3_by_2_without_padding_once_in_each_of_the_four_shrinking_
 
 
 def test_parameters_and_operations_are_the_published_ones(published):
-    rows = summarize(published, 299)
+    rows = summarize(published.config, 299)
     assert sum(p.numel() for p in published.parameters()) == 31_574_440
     assert sum(row.num_parameters for row in rows) == 31_574_440
     assert round(sum(row.flop for row in rows) / 1e9, 1) == 18.4
@@ -148,7 +148,7 @@ def test_operations_are_twice_the_multiply_adds_counted_from_the_table(published
         2 * cin * cout * kh * kw * side**2
         for (cin, cout, kh, kw, *_), side in zip(STEM, stem_sides, strict=True)
     )
-    assert summarize(published, 299)[0].flop == expected
+    assert summarize(published.config, 299)[0].flop == expected
 
 
 def test_every_convolution_is_followed_by_batch_norm_and_relu_except_the_last_of_a_residual(
@@ -226,7 +226,7 @@ def test_the_residual_scale_is_a_parameter(scale):
 
 def test_a_narrow_network_is_the_same_code_at_75_pixels():
     model = narrow().eval()
-    rows = summarize(model, 75)
+    rows = summarize(model.config, 75)
     assert [row.shape for row in rows] == [
         (96, 7, 7), (96, 7, 7), (288, 3, 3), (288, 3, 3), (512, 1, 1), (512, 1, 1), (10,),
     ]  # fmt: skip

@@ -109,6 +109,10 @@ def test_a_shard_cut_off_anywhere_is_named_when_it_is_opened(shards):
         (lambda root: (root / "000000.tar").write_bytes(b"x" * 2000), "expected a whole tar file"),
         (lambda root: (root / "shards.json").write_text("{}"), r"shards\.json: .*classes"),
         (
+            lambda root: (root / "shards.json").write_bytes(b'{"classes": ["\xff"]}'),
+            r"shards\.json: .*utf-8",
+        ),
+        (
             lambda root: (root / "shards.json").write_text('{"classes": ["a"], "num_images": 9}'),
             "label 1; expected 0 to 0",
         ),
