@@ -1,11 +1,13 @@
 """`irv2 eval`: the errors of a checkpoint or a bundle on the validation images."""
 
+import os
 from pathlib import Path
 
 import click
 
 from irv2.crops import CROPS
 from irv2.dataset import BadImages
+from irv2.errors import UsageError
 from irv2.evaluate import BATCH_SIZE, Reading, evaluate_model
 from irv2.files import check_folder_of
 from irv2.options import (
@@ -46,6 +48,12 @@ def main(
     ledger_path: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure top-1 and top-5 error over DIR/val, each image counted exactly once."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
+    if num_processes > 1:
+        raise UsageError(
+            "irv2 eval", f"{num_processes} processes", "one",
+            "leave out torchrun, or unset WORLD_SIZE",
+        )  # fmt: skip
     if ledger_path is not None:
         check_folder_of(ledger_path)
     reading = Reading(batch_size=batch_size, workers=workers, crops=int(crops))

@@ -49,18 +49,20 @@ def test_a_rolling_restart_behind_a_round_robin_client_loses_nothing(bundle):
 
 def test_open_requests_of_a_stream_are_answered_before_the_server_stops(bundle):
     images = [Image(encoded=jpeg(number)) for number in range(20)]
-    leave = threading.Event()
+    are_sent, leave = threading.Event(), threading.Event()
 
     def messages():
         for number in range(3):
             request = ClassifyRequest(id=str(number), images=images)
             yield ClassifyStreamRequest(request=request)
+        are_sent.set()
         leave.wait()  # a client that would send more, at some time
 
-    with serving(bundle, "--grace-s", "0") as process:
+    with serving(bundle, "--grace-s", "0.5") as process:  # time to come by, on a busy machine
         with grpc.insecure_channel(process.address) as channel:
             answers = ClassifierStub(channel).ClassifyStream(messages())
             answered = {next(answers).id}
+            assert are_sent.wait(timeout=30)
             started_at = time.monotonic()
             process.popen.send_signal(signal.SIGTERM)
             with pytest.raises(grpc.RpcError) as end:

@@ -81,6 +81,13 @@ def test_epochs_are_compared_by_their_ledgers_or_as_checkpoints(arguments, tmp_p
     assert of_checkpoints["images"][0]["label"] in CLASSES
 
 
+def test_one_process_evaluates(arguments, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(main, ["eval", *arguments])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: irv2 eval: 2 processes; expected one; leave out torch")
+
+
 def test_another_number_of_crops_is_wrong_usage(arguments):
     result = CliRunner().invoke(main, ["eval", *arguments, "--crops", "7"])
     assert result.exit_code == 2
