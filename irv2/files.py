@@ -1,4 +1,4 @@
-"""What file systems do to a program: locks, no room, closed folders."""
+"""What file systems do to a program: locks, no room, folders that can't be read."""
 
 import errno
 import fcntl
@@ -50,7 +50,7 @@ def full_disk_named(path: Path, way_out: str = GO_ON) -> Iterator[None]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file in `folder` and the folders below it. Raises InputError for one that is closed."""
+    """Every file in `folder` and those below it; raises InputError for one that can't be read."""
     for place, _, names in os.walk(folder, onerror=_refuse):
         yield from (Path(place, name) for name in names)
 

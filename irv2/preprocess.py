@@ -110,7 +110,7 @@ def resize_and_crop(
 ) -> UInt8Array:
     """uint8 RGB (H, W, 3) of any size -> (crop, crop, 3), C-contiguous.
 
-    Written straight into `out`, such a part of a batch, where it is given.
+    Written straight into `out` where it is given, for example a row of a batch.
 
     The longer side is truncated to an integer and offsets are rounded up, as in the original
     (fb.resnet.torch, datasets/transforms.lua: Scale, CenterCrop).

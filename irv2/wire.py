@@ -100,7 +100,10 @@ def _num_bytes(image: ImageSource) -> int:
 
 
 def wire_image(image: ImageSource, max_bytes: int) -> classifier_pb2.Image:
-    """Raises ImageError for what can't be read or sent."""
+    """The message for one image: a file's bytes as they are, or pixels.
+
+    Raises ImageError for what can't be read, or is larger than `max_bytes`.
+    """
     if _num_bytes(image) > max_bytes:
         got, expected = f"{_num_bytes(image)} bytes", f"at most {max_bytes} in a message"
         raise ImageError(ImageReason.TOO_LARGE, got, expected, what=_name(image))
@@ -123,6 +126,7 @@ def _name(image: ImageSource) -> str | Path:
 
 
 def result_from(result: classifier_pb2.Result, image: ImageSource, model_id: str) -> Result:
+    """The scores of `image`, or the ImageError that the server answered, under the image's name."""
     if not result.HasField("error"):
         scores = tuple(Score(s.index, s.label, s.probability) for s in result.scores)
         return Result(scores, model_id=model_id)
@@ -135,6 +139,7 @@ def result_from(result: classifier_pb2.Result, image: ImageSource, model_id: str
 
 
 def retry_after_s(error: Any) -> float | None:  # noqa: ANN401 (RpcError lacks its methods)
+    """Seconds after which the server wants to be asked again (RetryInfo); None: never."""
     retry = _detail(rpc_status.from_call(error), error_details_pb2.RetryInfo())
     return None if retry is None else retry.retry_delay.ToNanoseconds() / 1e9
 
