@@ -89,11 +89,12 @@ class Learner:
         if computation.checkpoint_activations:
             checkpoint_activations(model)
         self.ema = Ema(model) if recipe.ema_decay else None
+        self._scaler = torch.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
+        # Fused SGD leaves momentum uninitialised where the scaler skips the first step.
         self._optimizer = torch.optim.SGD(
             model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, dampening=0,
-            weight_decay=recipe.weight_decay, nesterov=True, fused=True,
+            weight_decay=recipe.weight_decay, nesterov=True, fused=not self._scaler.is_enabled(),
         )  # fmt: skip
-        self._scaler = torch.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
         self._parallel = self._in_parallel() if processes.size > 1 else None
         self._forward: Any = self._parallel or model
         if computation.compile:

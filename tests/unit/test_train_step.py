@@ -138,6 +138,22 @@ def test_lower_precision_trains_float32_weights(precision):
     assert ("scaler" in mine.state()) == (precision == "fp16")
 
 
+def test_an_fp16_run_whose_first_step_overflows_stays_finite():
+    # Deterministic, torch fills memory that nobody has initialised with nan.
+    recipe = dataclasses.replace(RECIPE, precision="fp16", deterministic=True)
+    mine = learner(recipe, network(dtype=torch.float32))
+    before = mine.model.classifier.weight.clone()
+    moved = []
+    for step in range(1, 11):
+        mine.step(step, batch(dtype=torch.float32), 8)
+        moved.append(not torch.equal(mine.model.classifier.weight, before))
+    torch.use_deterministic_algorithms(False)
+    assert (moved[0], moved[-1]) == (False, True)  # the scaler begins with 65536
+    momenta = [state["momentum_buffer"] for state in mine.state()["optimizer"]["state"].values()]
+    assert mine.is_finite
+    assert all(momentum.isfinite().all() for momentum in momenta)
+
+
 def test_label_smoothing_is_in_the_loss():
     recipe = dataclasses.replace(RECIPE, label_smoothing=0.1)
     images = batch()
