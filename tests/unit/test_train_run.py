@@ -141,6 +141,18 @@ def test_what_a_first_start_that_was_killed_leaves_behind_is_swept_away(tmp_path
     assert not left_over.exists()
 
 
+def test_temporaries_of_other_programs_beside_a_run_are_left_alone(begun):
+    bundle, file = begun / ".best.bundle.x1y2.tmp", begun / ".model.onnx.123.tmp"
+    bundle.mkdir()
+    file.touch()
+    run = run_in(begun)
+    run.check(must_exist=True)
+    with run.locked():
+        assert run.start().step == 10
+    assert bundle.is_dir()
+    assert file.is_file()
+
+
 def test_of_two_first_starts_one_is_refused(tmp_path):
     program = (
         "import sys; from pathlib import Path; from train.run import Run\n"
