@@ -223,3 +223,20 @@ def test_a_step_without_memory_is_one_line(monkeypatch):
     monkeypatch.setattr(mine, "_forward", lambda images: torch.empty(2**60))
     with pytest.raises(EngineError, match=r"memory: .*can't allocate.*--micro-batch"):
         mine.step(1, batch(), 8)
+
+
+def test_compile_and_checkpointed_activations_are_refused_together():
+    both = Computation(compile=True, checkpoint_activations=True)
+    with pytest.raises(UsageError, match="given with --compile; expected one of the two"):
+        both.check(RECIPE, Processes())
+
+
+def test_what_a_compiler_failed_at_is_said(monkeypatch):
+    def broken_backend(*_: object) -> None:
+        raise ValueError("no Triton here")
+
+    mine = learner()
+    forward = torch.compile(lambda images: images + 1, backend=broken_backend)
+    monkeypatch.setattr(mine, "_forward", forward)
+    with pytest.raises(EngineError, match=r"--compile: ValueError: no Triton here; .* leave out"):
+        mine.step(1, batch(), 8)
