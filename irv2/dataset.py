@@ -153,7 +153,7 @@ def _report_bad(root: Path, bad: set[str], bad_images: BadImages) -> None:
     if bad_images == "error":
         raise DataError(
             root, f"{len(bad)} files are no images: {named}", "image files only",
-            "remove them or pass --bad-images skip",
+            "replace or remove them, or pass --bad-images skip",
         )  # fmt: skip
     logger.warning("%s: %d files are no images and are left out: %s", root, len(bad), named)
 

@@ -183,10 +183,19 @@ class Run:
         for part, what in (("recipe", "another recipe"), ("data", "other images")):
             differing = _differing(self.config[part], found[part])
             if differing:
+                way_out = "pass another --out or the same options"
+                if part == "data" and self._leaves_out(found):
+                    way_out = "replace the files that are left out, or pass another --out"
                 raise UsageError(
                     self.path, f"holds a run with {what}: {', '.join(differing)}",
-                    "the same to resume it", "pass another --out or the same options",
+                    "the same to resume it", way_out,
                 )  # fmt: skip
+
+    def _leaves_out(self, found: dict[str, Any]) -> bool:
+        """Whether --bad-images skip may be why there are fewer images than the run began with."""
+        mine, theirs = self.config["data"], found["data"]
+        is_skipping = self.config.get("machine", {}).get("bad_images") == "skip"
+        return is_skipping and any(mine[n] < theirs.get(n, 0) for n in ("num_train", "num_val"))
 
     def _found_config(self) -> dict[str, Any]:
         """config.json; raises DataError where it is no run's."""

@@ -117,6 +117,13 @@ def test_other_images_are_refused(begun, key):
         run_in(begun, {**DATA, key: "other"}).check(must_exist=False)
 
 
+def test_of_a_run_that_began_with_files_now_left_out_the_way_out_is_to_replace_them(begun):
+    skipping = run_in(begun, {**DATA, "num_train": 3, "num_val": 2})
+    skipping.config["machine"] = {"bad_images": "skip"}
+    with pytest.raises(UsageError, match=r"num_train 4 there and 3 here; .* replace the files"):
+        skipping.check(must_exist=False)
+
+
 def test_a_config_that_is_none_is_one_line(begun):
     (begun / "config.json").write_text("{}")
     with pytest.raises(DataError, match="the configuration of a run"):
