@@ -142,11 +142,13 @@ def verify(
     from convert.rejection import rejected_folder
     from convert.verify import verify as run_verify
 
+    bundle = bundle.absolute() if rebuild else bundle  # "." has a name too
     report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
     _print(report, as_json)
     if report.failed:
-        left = f"the old one is still there; see {rejected_folder(bundle)}/parity.md"
-        way_out = left if rebuild else "it is not served"
+        way_out = "it is not served"
+        if rebuild:
+            way_out = f"the old one is still there; see {rejected_folder(bundle)}/parity.md"
         raise ParityError(report.bundle, report.failure, way_out=way_out)
 
 

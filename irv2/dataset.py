@@ -6,6 +6,7 @@ their first bytes) is kept in the user's cache and made anew when a class folder
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def _report_bad(root: Path, bad: set[str], bad_images: BadImages) -> None:
     if bad_images == "error":
         raise DataError(
             root, f"{len(bad)} files are no images: {named}", "image files only",
-            "remove them or pass --bad-images skip",
+            "replace or remove them, or pass --bad-images skip",
         )  # fmt: skip
     logger.warning("%s: %d files are no images and are left out: %s", root, len(bad), named)
 
@@ -184,7 +185,7 @@ def _index(root: Path) -> _Index:
 
 
 def _folder_state(root: Path) -> str:
-    state = hashlib.sha256()
+    state = hashlib.sha256(" ".join(sorted(EXTENSIONS)).encode())
     for folder in _class_folders(root):
         state.update(f"{folder.name}/{folder.stat().st_mtime_ns};".encode())
     return state.hexdigest()
@@ -216,6 +217,7 @@ def _scan(root: Path, state: str) -> _Index:
         for folder in _class_folders(root)
     }
     paths = [file for members in files.values() for file in members]
+    _warn_of_others(root, paths)
     for path in paths:
         if any("\ud800" <= letter <= "\udfff" for letter in path):
             raise DataError(root, f"file name {path!a} is not UTF-8", "UTF-8 names", "rename it")
@@ -228,6 +230,21 @@ def _scan(root: Path, state: str) -> _Index:
         )  # fmt: skip
     bad = [path for path, good in zip(paths, is_image, strict=True) if not good]
     return _Index(state, files, bad, None)
+
+
+def _warn_of_others(root: Path, files: Sequence[str]) -> None:
+    """One line about what else lies in the split at any depth, but for what is hidden."""
+    listed = {f"{root}/{file}" for file in files}
+    others = []
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name[0] != "."]
+        paths = (f"{place}/{name}" for name in names if name[0] != ".")
+        others += [path for path in paths if path not in listed]
+    if others:
+        logger.warning(
+            "%s: %d files are left out, %s for one: only files in CLASS/ with an image's extension "
+            "are read", root, len(others), min(others),
+        )  # fmt: skip
 
 
 def _is_image(path: Path) -> bool:

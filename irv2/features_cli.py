@@ -10,6 +10,7 @@ import click
 
 from irv2.classify_cli import image_files
 from irv2.dataset import BadImages
+from irv2.errors import DataError
 from irv2.files import check_folder_of
 from irv2.options import Program, bad_images_option, device_option, json_option, print_json
 
@@ -50,16 +51,19 @@ def write_features(
     from irv2.bundle import write_atomically
     from irv2.checkpoint import Checkpoint
     from irv2.dataset import ImageFolder
-    from irv2.evaluate import classify_folder
+    from irv2.evaluate import classify_part
     from irv2.runners.torch import FeatureRunner, resolve_device
 
     checkpoint = Checkpoint.load(model)
     names = tuple(map(str, files))
     folder = ImageFolder(Path(), (), names, np.zeros(len(files), np.int64))  # labels unknown
     with FeatureRunner(checkpoint, resolve_device(device)) as runner:
-        [ledger] = classify_folder(
+        [ledger] = classify_part(
             [runner], folder, checkpoint.preprocess, bad_images=bad_images, title="features"
         )
+    if not len(ledger):
+        named = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        raise DataError(named, "no image could be read", "at least one")
     features = ledger.logits  # what the runner answers
 
     def save(beside: Path) -> None:

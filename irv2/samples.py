@@ -144,6 +144,7 @@ def _read_idx(source: Path, name: str, rank: int) -> UInt8Array:
 
 def _write_folder(out: Path, pictures: list[_Picture]) -> int:
     """Write beside `out` and rename, so that half a data set is never mistaken for one."""
+    out = out.absolute()  # "." has a name too
     if out.exists() and any(out.iterdir()):
         raise DataError(out, "is not empty", "a new folder", "pass another --out")
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -154,7 +155,11 @@ def _write_folder(out: Path, pictures: list[_Picture]) -> int:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(path)
         try:
-            beside.replace(out)
+            if out.is_dir():  # perhaps a shell's, which would be left in a folder that is gone
+                for split in beside.iterdir():
+                    split.replace(out / split.name)
+            else:
+                beside.replace(out)
         except OSError as error:  # another process wrote it meanwhile
             raise DataError(out, str(error.strerror), "a new folder") from error
     finally:

@@ -80,7 +80,8 @@ from irv2.resample import RESAMPLERS
               help="On a GPU too the same run gives the same bits, more slowly.")  # fmt: skip
 @click.option("--compile", is_flag=True, help="Use torch.compile: minutes at first, for GPUs.")
 @click.option("--checkpoint-activations", is_flag=True,
-              help="Compute activations twice to keep fewer; same results.")  # fmt: skip
+              help="Compute activations twice to keep fewer; same results. Not with "
+              "--compile.")  # fmt: skip
 @click.option("--recipe", type=click.Choice(["setting", "modern"]), default="setting",
               help="modern: momentum 0.9, label smoothing 0.1, warm-up, cosine, and an average of "
               "the weights in best-ema.pt; not the original's.")  # fmt: skip

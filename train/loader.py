@@ -110,8 +110,7 @@ def batch_indices(num_images: int, recipe: Recipe, epoch: int) -> list[list[int]
 
 def num_batches(num_images: int, recipe: Recipe) -> int:
     """How many batches an epoch has; raises DataError where there is none."""
-    full, rest = divmod(num_images, recipe.batch_size)
-    num = full + (rest > 1)
+    num = recipe.num_batches(num_images)
     if not num:
         raise DataError("training images", f"{num_images}", "at least 2")
     return num

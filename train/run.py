@@ -24,8 +24,8 @@ from train.tensorboard import FOLDER, write_scalars
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-LEFT_OVER = ".*.tmp"  # of write_atomically in a process that was killed
 CURVES = "curves.png"
+FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES)
 ANEW = "put it back, or begin anew: --out NEW --init-from {best}"
 
 
@@ -81,7 +81,7 @@ class Run:
         if self._config_path.is_file():
             if self._has_begun:  # a start that failed before that binds nobody
                 self._check_same()
-        elif self.path.is_dir() and any(not _is_ours(path.name) for path in self.path.iterdir()):
+        elif self.path.is_dir() and any(not _is_ours(path) for path in self.path.iterdir()):
             raise UsageError(self.path, "holds other files", "a new folder or a run", "pass --out")
 
     @contextmanager
@@ -97,8 +97,9 @@ class Run:
                     self.path, "another irv2-train is at work in it", "one at a time",
                     "wait for it or pass another --out",
                 )  # fmt: skip
-            for left_over in self.path.glob(LEFT_OVER):
-                left_over.unlink()
+            for path in self.path.iterdir():
+                if _is_left_over(path):
+                    path.unlink()
             yield
 
     def start(self) -> Checkpoint | None:
@@ -182,10 +183,19 @@ class Run:
         for part, what in (("recipe", "another recipe"), ("data", "other images")):
             differing = _differing(self.config[part], found[part])
             if differing:
+                way_out = "pass another --out or the same options"
+                if part == "data" and self._leaves_out(found):
+                    way_out = "replace the files that are left out, or pass another --out"
                 raise UsageError(
                     self.path, f"holds a run with {what}: {', '.join(differing)}",
-                    "the same to resume it", "pass another --out or the same options",
+                    "the same to resume it", way_out,
                 )  # fmt: skip
+
+    def _leaves_out(self, found: dict[str, Any]) -> bool:
+        """Whether --bad-images skip may be why there are fewer images than the run began with."""
+        mine, theirs = self.config["data"], found["data"]
+        is_skipping = self.config.get("machine", {}).get("bad_images") == "skip"
+        return is_skipping and any(mine[n] < theirs.get(n, 0) for n in ("num_train", "num_val"))
 
     def _found_config(self) -> dict[str, Any]:
         """config.json; raises DataError where it is no run's."""
@@ -212,6 +222,11 @@ def _write(path: Path, text: str) -> None:
         write_atomically(path, text.encode())
 
 
-def _is_ours(name: str) -> bool:
-    """Whether a first start that was killed may have left a file of this name."""
-    return name == LOCK or fnmatch(name, LEFT_OVER)
+def _is_ours(path: Path) -> bool:
+    """Whether a first start that was killed may have left this file."""
+    return path.name == LOCK or _is_left_over(path)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Of write_atomically in a trainer that was killed; other programs too have temporaries."""
+    return path.is_file() and any(fnmatch(path.name, f".{name}.*.tmp") for name in FILES)

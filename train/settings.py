@@ -82,6 +82,11 @@ class Recipe:
         """How many groups a full batch has."""
         return self.batch_size // self.bn_group
 
+    def num_batches(self, num_images: int) -> int:
+        """How many steps an epoch has; batch norm can't normalise a last batch of one image."""
+        full, rest = divmod(num_images, self.batch_size)
+        return full + (rest > 1)
+
     @property
     def preprocess(self) -> Preprocess:
         """The evaluation preprocessing that belongs to it."""
@@ -180,12 +185,14 @@ def sample_recipe(setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS) ->
 
 
 def modern_recipe(base: Recipe, num_images: int) -> Recipe:
-    """`base` with what later work added; none of it is the original's.
+    """`base` with what later work added, over its epochs; none of it is the original's.
 
     Label smoothing (arXiv:1512.00567), warm-up (arXiv:1706.02677), cosine (arXiv:1608.03983) and
     the average of the weights, which the paper too evaluated. Momentum is the usual 0.9.
     """
-    steps = base.epochs * math.ceil(num_images / REFERENCE_BATCH)
+    batches = base.epochs * base.num_batches(num_images)
+    # Rounded up, so that the rate is above 0 to the last step.
+    steps = math.ceil(batches * base.batch_size / REFERENCE_BATCH)
     return dataclasses.replace(
         base, momentum=0.9, label_smoothing=0.1, warmup_steps=max(1, steps // 20),
         cosine_steps=steps, ema_decay=0.9999,

@@ -135,12 +135,9 @@ def resolve_recipe(
     epochs = {"epochs": overrides["epochs"]} if "epochs" in overrides else {}
     if on_sample:
         base = sample_recipe(request.setting, num_images, **epochs)
-    if request.modern:
-        unused = overrides.keys() & {"gamma", "decay_steps"}
-        if unused:
-            raise UsageError("--recipe modern", "given with the setting's decays", "a cosine alone",
-                             "leave out --gamma and --decay-steps")  # fmt: skip
-        base = modern_recipe(dataclasses.replace(base, **epochs), num_images)
+    if request.modern and overrides.keys() & {"gamma", "decay_steps"}:
+        raise UsageError("--recipe modern", "given with the setting's decays", "a cosine alone",
+                         "leave out --gamma and --decay-steps")  # fmt: skip
     if "image_size" in overrides and "resize" not in overrides:
         overrides["resize"] = round(base.resize * overrides["image_size"] / base.image_size)
     group = overrides.get("bn_group", base.bn_group)
@@ -149,7 +146,10 @@ def resolve_recipe(
         # Once begun, a run needs the file no more.
         begun = None if request.init_from.exists() else Run(request.out, {}).initial_sha256
         overrides["init_sha256"] = begun or fingerprint(request.init_from)
-    return dataclasses.replace(base, **overrides)
+    recipe = dataclasses.replace(base, **overrides)
+    if request.modern:  # its cosine ends with the run, so it needs the final epochs and batches
+        recipe = dataclasses.replace(modern_recipe(recipe, num_images), **overrides)
+    return recipe
 
 
 def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine:

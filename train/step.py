@@ -45,7 +45,13 @@ class Computation:
     checkpoint_activations: bool = False
 
     def check(self, recipe: Recipe, processes: Processes) -> None:
-        """Raises UsageError where groups of batch norm would be torn."""
+        """Raises UsageError where batch-norm groups would be torn or options exclude each other."""
+        if self.compile and self.checkpoint_activations:
+            # torch.compile knows no second pass that leaves the running statistics alone.
+            raise UsageError(
+                "--checkpoint-activations", "given with --compile", "one of the two",
+                "leave out --compile, or pass --micro-batch to save memory",
+            )  # fmt: skip
         if recipe.bn_groups % processes.size:
             raise UsageError(
                 "--batch-size", f"{recipe.batch_size} images on {processes.size} processes",
@@ -89,11 +95,12 @@ class Learner:
         if computation.checkpoint_activations:
             checkpoint_activations(model)
         self.ema = Ema(model) if recipe.ema_decay else None
+        self._scaler = torch.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
+        # Fused SGD leaves momentum uninitialised where the scaler skips the first step.
         self._optimizer = torch.optim.SGD(
             model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, dampening=0,
-            weight_decay=recipe.weight_decay, nesterov=True, fused=True,
+            weight_decay=recipe.weight_decay, nesterov=True, fused=not self._scaler.is_enabled(),
         )  # fmt: skip
-        self._scaler = torch.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
         self._parallel = self._in_parallel() if processes.size > 1 else None
         self._forward: Any = self._parallel or model
         if computation.compile:
@@ -205,7 +212,8 @@ def _failures_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = [line for line in str(error).splitlines() if line and not line.endswith("raised:")]
+        reason = lines[0] if lines else type(error).__name__
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise EngineError(
                 "--compile", reason, "a compiler that works (g++, Triton)", "leave out --compile"

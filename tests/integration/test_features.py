@@ -72,6 +72,17 @@ def test_a_bad_image_is_one_line_and_leaves_no_file(site):
     assert len(np.load(site / "f.npz")["files"]) == 48
 
 
+@pytest.mark.parametrize(("num", "named"), [(1, "0.png"), (3, "0.png and 2 more")])
+def test_where_no_image_is_left_they_are_named(site, num, named):
+    bad = [site / f"{i}.png" for i in range(num)]
+    for path in bad:
+        path.touch()
+    arguments = ("--model", site / "best.pt", "-o", site / "f.npz", "--bad-images", "skip")
+    done = features(*bad, *arguments)
+    line = f"error: {site / named}: no image could be read; expected at least one"
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (2, line)
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [

@@ -78,8 +78,8 @@ def test_a_model_that_decides_otherwise_fails_with_3_and_is_no_longer_served(bun
     weights["classifier.weight"] = -weights["classifier.weight"]
     write_onnx(replace(checkpoint, state_dict=weights), "0" * 64, bundle / "model.onnx")
     forge(bundle, sha256=file_sha256(bundle / "model.onnx"))
-    command = [sys.executable, "-m", "irv2", "verify", str(bundle), "--data", str(exported.data)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "irv2", "verify", ".", "--data", str(exported.data)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=bundle)
     assert result.returncode == 3, result.stderr
     assert "model.onnx: fp32 failed: " in result.stderr
     after = Bundle.open(bundle)

@@ -123,11 +123,22 @@ def test_only_the_first_five_of_many_bad_files_are_named(data):
         open_split(data, "train")
 
 
-def test_other_files_and_hidden_folders_are_no_images(data):
-    (data / "train/ant/Thumbs.db").write_text("x")
-    (data / "train/README").write_text("x")
-    (data / "train/.cache").mkdir()
-    assert len(open_split(data, "train")) == 6
+def test_other_files_and_hidden_folders_are_no_images_and_counted_once(data, caplog):
+    for name in ("ant/notes.txt", "README", "zebra/2024/0.png", ".DS_Store", ".cache/0.png"):
+        path = data / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    for _ in range(2):
+        assert len(open_split(data, "train")) == 6
+    [line] = [record.getMessage() for record in caplog.records]
+    assert f"train: 3 files are left out, {data}/train/README for one" in line
+
+
+def test_images_alone_are_no_warning(data, caplog):
+    write_image(data / "train/ant/9.jpeg")
+    (data / "train/ant/9.jpeg").rename(data / "train/ant/9.JFIF")
+    assert "ant/9.JFIF" in open_split(data, "train").files
+    assert not caplog.text
 
 
 def test_a_wrong_extension_among_images_is_no_matter(data):

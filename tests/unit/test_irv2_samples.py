@@ -165,6 +165,15 @@ def test_fashion_mnist_is_written_as_named_classes(tmp_path, packed):
     assert len(open_split(tmp_path / "out", "val", train.classes)) == 2
 
 
+def test_the_folder_one_is_in_is_filled_and_stays_the_same_folder(tmp_path, monkeypatch):
+    source = write_source(tmp_path / "source", packed=False)
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert samples.write_fashion_mnist(source, Path()) == 14
+    assert sorted(map(str, Path().iterdir())) == ["train", "val"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["cut", "empty", "header", "text"])

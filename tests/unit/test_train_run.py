@@ -117,6 +117,13 @@ def test_other_images_are_refused(begun, key):
         run_in(begun, {**DATA, key: "other"}).check(must_exist=False)
 
 
+def test_of_a_run_that_began_with_files_now_left_out_the_way_out_is_to_replace_them(begun):
+    skipping = run_in(begun, {**DATA, "num_train": 3, "num_val": 2})
+    skipping.config["machine"] = {"bad_images": "skip"}
+    with pytest.raises(UsageError, match=r"num_train 4 there and 3 here; .* replace the files"):
+        skipping.check(must_exist=False)
+
+
 def test_a_config_that_is_none_is_one_line(begun):
     (begun / "config.json").write_text("{}")
     with pytest.raises(DataError, match="the configuration of a run"):
@@ -139,6 +146,18 @@ def test_what_a_first_start_that_was_killed_leaves_behind_is_swept_away(tmp_path
     with run.locked():
         assert run.start() is None
     assert not left_over.exists()
+
+
+def test_temporaries_of_other_programs_beside_a_run_are_left_alone(begun):
+    bundle, file = begun / ".best.bundle.x1y2.tmp", begun / ".model.onnx.123.tmp"
+    bundle.mkdir()
+    file.touch()
+    run = run_in(begun)
+    run.check(must_exist=True)
+    with run.locked():
+        assert run.start().step == 10
+    assert bundle.is_dir()
+    assert file.is_file()
 
 
 def test_of_two_first_starts_one_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """From options to a recipe and its record."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from irv2.dataset import ImageFolder
 from irv2.errors import UsageError
+from train.loader import num_batches
 from train.processes import Processes, check_gpus
 from train.settings import SETTINGS, Recipe
 from train.start import Request, resolve_recipe, run_config
@@ -34,6 +36,35 @@ def test_the_resized_side_follows_the_crop_unless_it_is_given():
     assert resolved(image_size=150, resize=150).resize == 150
     with pytest.raises(UsageError, match="--resize: 149 pixels; expected 150 or more"):
         resolved(image_size=150, resize=149)
+
+
+def modern(num_images: int, num_processes: int = 1, **overrides: object) -> Recipe:
+    request = Request(setting="2", out=Path("run"), modern=True, overrides=overrides)
+    return resolve_recipe(request, False, num_images, num_processes)
+
+
+@pytest.mark.parametrize("batch_size", [8, 32, 64, 96, 256, 1024])
+@pytest.mark.parametrize("num_images", [300, 1025, 5000])
+def test_the_modern_cosine_ends_with_the_run_whatever_the_batch(num_images, batch_size):
+    recipe = modern(num_images, epochs=30, batch_size=batch_size, bn_group=8)
+    last = recipe.epochs * num_batches(num_images, recipe)
+    full_rate = recipe.learning_rate * batch_size / 64
+    assert 0 < recipe.learning_rate_at(last) < 0.01 * full_rate
+    warm_up = recipe.warmup_steps / (last * batch_size / 64)
+    assert warm_up == pytest.approx(1 / 20, abs=0.02)  # whole steps of 64
+
+
+def test_the_modern_cosine_knows_the_batch_of_many_processes():
+    assert modern(300, num_processes=8, epochs=10).batch_size == 256
+    assert modern(300, num_processes=8, epochs=10) == modern(300, epochs=10, batch_size=256)
+
+
+def test_the_modern_schedule_of_batches_of_64_is_the_old_one():
+    for num_images in (300, 6400, 1_281_167):
+        recipe = modern(num_images, epochs=10)
+        steps = 10 * math.ceil(num_images / 64)
+        assert (recipe.warmup_steps, recipe.cosine_steps) == (steps // 20, steps)
+    assert modern(300, warmup_steps=7).warmup_steps == 7
 
 
 def test_the_line_about_a_recipe_leaves_nothing_out():

@@ -138,6 +138,22 @@ def test_lower_precision_trains_float32_weights(precision):
     assert ("scaler" in mine.state()) == (precision == "fp16")
 
 
+def test_an_fp16_run_whose_first_step_overflows_stays_finite():
+    # Deterministic, torch fills memory that nobody has initialised with nan.
+    recipe = dataclasses.replace(RECIPE, precision="fp16", deterministic=True)
+    mine = learner(recipe, network(dtype=torch.float32))
+    before = mine.model.classifier.weight.clone()
+    moved = []
+    for step in range(1, 11):
+        mine.step(step, batch(dtype=torch.float32), 8)
+        moved.append(not torch.equal(mine.model.classifier.weight, before))
+    torch.use_deterministic_algorithms(False)
+    assert (moved[0], moved[-1]) == (False, True)  # the scaler begins with 65536
+    momenta = [state["momentum_buffer"] for state in mine.state()["optimizer"]["state"].values()]
+    assert mine.is_finite
+    assert all(momentum.isfinite().all() for momentum in momenta)
+
+
 def test_label_smoothing_is_in_the_loss():
     recipe = dataclasses.replace(RECIPE, label_smoothing=0.1)
     images = batch()
@@ -206,4 +222,21 @@ def test_a_step_without_memory_is_one_line(monkeypatch):
     mine = learner()
     monkeypatch.setattr(mine, "_forward", lambda images: torch.empty(2**60))
     with pytest.raises(EngineError, match=r"memory: .*can't allocate.*--micro-batch"):
+        mine.step(1, batch(), 8)
+
+
+def test_compile_and_checkpointed_activations_are_refused_together():
+    both = Computation(compile=True, checkpoint_activations=True)
+    with pytest.raises(UsageError, match="given with --compile; expected one of the two"):
+        both.check(RECIPE, Processes())
+
+
+def test_what_a_compiler_failed_at_is_said(monkeypatch):
+    def broken_backend(*_: object) -> None:
+        raise ValueError("no Triton here")
+
+    mine = learner()
+    forward = torch.compile(lambda images: images + 1, backend=broken_backend)
+    monkeypatch.setattr(mine, "_forward", forward)
+    with pytest.raises(EngineError, match=r"--compile: ValueError: no Triton here; .* leave out"):
         mine.step(1, batch(), 8)
