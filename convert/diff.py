@@ -14,7 +14,7 @@ from tabulate import tabulate
 from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE, hash_files
 from irv2.answers import Answers
-from irv2.bundle import ONNX_FILE, Bundle, file_sha256
+from irv2.bundle import ONNX_FILE, Bundle
 from irv2.dataset import ImageFolder, open_split
 from irv2.errors import BundleError, DataError
 from irv2.samples import resolve_data
@@ -151,9 +151,9 @@ def _ask_checkpoint(path: Path, data: Path) -> Named:
     from convert.reference_cache import classify_with_reference  # ledgers alone need no torch
     from irv2.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.load(path)
+    checkpoint, sha256 = Checkpoint.load_with_sha256(path)
     images = open_split(data, "val", checkpoint.classes, bad_images="skip")
-    [ledger] = classify_with_reference(checkpoint, file_sha256(path), [], images, "skip")
+    [ledger] = classify_with_reference(checkpoint, sha256, [], images, "skip")
     return Named(
         name=str(path), answers=Answers.from_ledger(ledger), classes=checkpoint.classes
     )  # fmt: skip

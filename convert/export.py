@@ -37,7 +37,6 @@ from irv2.bundle import (
     Manifest,
     Source,
     bundle_id,
-    file_sha256,
 )
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import ImageFolder, open_split
@@ -58,7 +57,7 @@ def export(
     bundle was published. Raises an Irv2Error where it does not come to a judgement.
     """
     data = resolve_data(data)
-    checkpoint = Checkpoint.load(checkpoint_path)
+    checkpoint, sha256 = Checkpoint.load_with_sha256(checkpoint_path)
     out = out or checkpoint_path.with_suffix(".bundle")
     if out.name in ("", ".."):
         raise UsageError("--out", str(out), "a folder with a name of its own")
@@ -67,8 +66,8 @@ def export(
     images, training_images = val.first(options.limit), training_images_of(val, options)
     with folder_beside(out) as folder:
         candidate = convert(
-            checkpoint, file_sha256(checkpoint_path), folder, options, training_images,
-            images=images, sample=is_sample(data),
+            checkpoint, sha256, folder, options, training_images, images=images,
+            sample=is_sample(data),
         )  # fmt: skip
         return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
 

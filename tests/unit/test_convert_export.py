@@ -1,0 +1,46 @@
+"""What an export refuses or keeps right before and after its slow steps, which are not run here."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from tiny_checkpoint import make_checkpoint, write_images
+
+import convert.export
+from convert.export import export
+from irv2.bundle import file_sha256
+
+
+class ConvertedError(Exception):
+    """Ends an export where its conversion would begin."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("export") / "data")
+
+
+@pytest.fixture
+def checkpoint_path(data: Path, tmp_path: Path) -> Path:
+    make_checkpoint(data).save(tmp_path / "best.pt")
+    return tmp_path / "best.pt"
+
+
+def test_a_bundle_names_the_checkpoint_that_was_loaded_though_another_has_its_place_by_now(
+    data, checkpoint_path, monkeypatch
+):
+    loaded = file_sha256(checkpoint_path)
+    open_split = convert.export.open_split
+
+    def open_while_training_goes_on(*args: Any) -> Any:
+        make_checkpoint(data, seed=1).save(checkpoint_path)
+        return open_split(*args)
+
+    def conversion(checkpoint: Any, sha256: str, *_: Any, **__: Any) -> NoReturn:
+        raise ConvertedError(sha256)
+
+    monkeypatch.setattr(convert.export, "open_split", open_while_training_goes_on)
+    monkeypatch.setattr(convert.export, "convert", conversion)
+    options = convert.export.ExportOptions(precisions=("fp32",))
+    with pytest.raises(ConvertedError, match=loaded):
+        export(checkpoint_path, data, None, options)
