@@ -16,7 +16,7 @@ from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE
 from convert.rejection import forget_rejection, write_rejection
 from convert.report import Report
-from convert.verify import open_to_verify, verify
+from convert.verify import open_to_verify, require_same, verify
 from irv2.bundle import Artifact, Bundle, bundle_id
 from irv2.dataset import BadImages
 from irv2.errors import BundleError, EngineError
@@ -27,8 +27,8 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
     """Build every engine of the bundle again, judge all, and replace the bundle if it passed.
 
     Work is done on a copy: where the gate is not met the bundle stays as it was, and the report
-    lies in `path`.rejected. Raises BundleError where it holds no engine, EngineError where none
-    can be built here, or none that could take a verified one's place.
+    lies in `path`.rejected. Raises BundleError where it holds no engine or was replaced meanwhile,
+    EngineError where none can be built here, or none that could take a verified one's place.
     """
     old = open_to_verify(path).manifest
     engines = [artifact for artifact in old.artifacts if artifact.format != "onnx"]
@@ -52,6 +52,7 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
             paths = [folder / REFERENCE, *folder.glob(f"*{LEDGER_SUFFIX}")]
             write_rejection(report, {path.name: path.read_bytes() for path in paths})
         else:
+            require_same(path, old)
             replace_folder(folder, path)
             forget_rejection(path)
     return report

@@ -29,7 +29,8 @@ def verify(
 
     The images are those of the export, found by their content. An artefact that can't be run
     here keeps its evidence. The report names `place`, where the bundle will lie, if it is not
-    `path`. Raises EngineError where none can be run.
+    `path`. Raises EngineError where none can be run, BundleError where the bundle was replaced
+    meanwhile.
     """
     bundle, place = open_to_verify(path), place or path
     reference = Reference.load(path / REFERENCE)
@@ -57,6 +58,7 @@ def verify(
     remarks = remarks_on(reference, len(bundle.classes), confidence)
     remarks += evidence_remarks(reference, bundle.classes, data)
     report = report_on(place, bundle.manifest, judged, opened.reasons, remarks)
+    require_same(path, bundle.manifest)
     return write_evidence(path, report, ledger_files(judged))
 
 
@@ -71,6 +73,15 @@ def open_to_verify(path: Path) -> Bundle:
         if problem and file.name != REPORT and not file.name.endswith(LEDGER_SUFFIX):
             raise BundleError(file, problem, way_out="export it again")
     return bundle
+
+
+def require_same(path: Path, opened: Manifest) -> None:
+    """Raise BundleError where `path` is no longer the bundle that was opened, evidence included.
+
+    An export may have published there meanwhile, whose bundle is not to be overwritten.
+    """
+    if read_manifest(path / MANIFEST).sha256 != opened.sha256:
+        raise BundleError(path, "was replaced while it was judged", way_out="verify again")
 
 
 def _tolerance(artifact: Artifact, manifest: Manifest, sample: bool) -> Tolerance:

@@ -1,0 +1,115 @@
+"""What `irv2 verify` makes of a bundle that changes, or can't be written, while it judges."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import CLASSES, PREPROCESS, write_tiny_bundle
+from tiny_checkpoint import tree
+
+import convert.rebuild
+import convert.verify
+from convert.rebuild import rebuild
+from convert.reference import REFERENCE, Reference
+from convert.verify import verify
+from irv2.bundle import MANIFEST, Artifact, Bundle, bundle_id, file_sha256, read_manifest
+from irv2.dataset import open_split
+from irv2.errors import BundleError
+from irv2.evaluate import classify_folder
+from irv2.runners.onnx import OnnxRunner
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """An image of random colours for each class."""
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (tmp_path / "data" / "val" / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (3, 3, 3), np.uint8).repeat(30, 0).repeat(30, 1)
+        Image.fromarray(pixels).save(tmp_path / "data" / "val" / name / "0.png")
+    return tmp_path / "data"
+
+
+def write_bundle(path: Path, data: Path, seed: int = 0) -> Path:
+    """A tiny bundle with its float32 model's own answers as the reference."""
+    write_tiny_bundle(path, seed=seed)
+    with OnnxRunner(path / "model.onnx", num_threads=1) as runner:
+        [ledger] = classify_folder([runner], open_split(data, "val", CLASSES), PREPROCESS)
+    (path / REFERENCE).write_bytes(Reference.from_ledger(ledger).to_bytes())
+    manifest = read_manifest(path / MANIFEST)
+    files = manifest.files | {REFERENCE: file_sha256(path / REFERENCE)}
+    Bundle(path, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))
+    return path
+
+
+@pytest.fixture
+def bundle(data: Path, tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "b", data)
+
+
+@pytest.fixture
+def with_engine(bundle: Path) -> Path:
+    """The bundle with an engine that nothing here can run."""
+    (bundle / "model.plan").write_bytes(b"old")
+    manifest = read_manifest(bundle / MANIFEST)
+    artifacts = [*manifest.artifacts, engine_of(manifest.artifacts[0], bundle)]
+    identity = bundle_id(artifacts, manifest.preprocess, manifest.classes)
+    Bundle(bundle, manifest).with_manifest(
+        msgspec.structs.replace(manifest, artifacts=artifacts, id=identity)
+    )
+    return bundle
+
+
+def engine_of(model: Artifact, folder: Path) -> Artifact:
+    return msgspec.structs.replace(
+        model, file="model.plan", sha256=file_sha256(folder / "model.plan"), format="tensorrt",
+        built_from=model.sha256, gpu="another", parity=None,
+    )  # fmt: skip
+
+
+def first(step: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., Any]:
+    """`then`, after `step`."""
+
+    def both(*args: Any, **kwargs: Any) -> Any:
+        step()
+        return then(*args, **kwargs)
+
+    return both
+
+
+def test_a_bundle_that_was_published_meanwhile_is_not_overwritten(
+    bundle, data, tmp_path, monkeypatch
+):
+    newer = write_bundle(tmp_path / "newer", data, seed=1)
+
+    def publish() -> None:
+        shutil.rmtree(bundle)
+        shutil.copytree(newer, bundle)
+
+    judge_all = first(publish, convert.verify.judge_all)
+    monkeypatch.setattr(convert.verify, "judge_all", judge_all)
+    with pytest.raises(BundleError, match="b: was replaced while it was judged; verify again"):
+        verify(bundle, data)
+    assert tree(bundle) == tree(newer)
+
+
+def test_a_rebuilt_bundle_does_not_take_the_place_of_one_that_was_published_meanwhile(
+    with_engine, data, tmp_path, monkeypatch
+):
+    newer = write_bundle(tmp_path / "newer", data, seed=1)
+
+    def build(engine: Artifact, model: Artifact, folder: Path) -> Artifact:
+        (folder / "model.plan").write_bytes(b"new")
+        shutil.rmtree(with_engine)
+        shutil.copytree(newer, with_engine)
+        return engine_of(model, folder)
+
+    monkeypatch.setattr(convert.rebuild, "_built_again", build)
+    with pytest.raises(BundleError, match="b: was replaced while it was judged; verify again"):
+        rebuild(with_engine, data)
+    assert tree(with_engine) == tree(newer)
