@@ -1,5 +1,7 @@
 """`irv2 export`, `irv2 verify`, `irv2 inspect` and `irv2 diff`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +99,8 @@ def export(
         max_batch=max_batch, limit=limit, bad_images=bad_images, tolerance_top1=tolerance_top1,
         tolerance_top5=tolerance_top5, confidence=confidence,
     )  # fmt: skip
-    report = run_export(checkpoint, data, out, options)
+    with _printed_anyway(as_json):
+        report = run_export(checkpoint, data, out, options)
     _print(report, as_json)
     if report.failed:
         raise ParityError(
@@ -142,7 +145,8 @@ def verify(
     from convert.rejection import rejected_folder
     from convert.verify import verify as run_verify
 
-    report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
+    with _printed_anyway(as_json):
+        report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
     _print(report, as_json)
     if report.failed:
         left = f"the old one is still there; see {rejected_folder(bundle)}/parity.md"
@@ -214,6 +218,18 @@ def _verify_server(
     if report.differing:
         got = f"{len(report.differing)} of {report.n} images get other decisions"
         raise ParityError(report.server, got, "those that the bundle records", "see the list above")
+
+
+@contextmanager
+def _printed_anyway(as_json: bool) -> Iterator[None]:
+    """Print a report that can't be written before the line that says so."""
+    from convert.report import UnwrittenError
+
+    try:
+        yield
+    except UnwrittenError as error:
+        _print(error.report, as_json)
+        raise
 
 
 def _print(report: "Report", as_json: bool) -> None:

@@ -12,10 +12,13 @@ from PIL import Image
 from tiny_bundle import CLASSES, PREPROCESS, write_tiny_bundle
 from tiny_checkpoint import tree
 
+import convert.cli
 import convert.rebuild
 import convert.verify
 from convert.rebuild import rebuild
 from convert.reference import REFERENCE, Reference
+from convert.rejection import write_rejection
+from convert.report import REPORT, UnwrittenError
 from convert.verify import verify
 from irv2.bundle import MANIFEST, Artifact, Bundle, bundle_id, file_sha256, read_manifest
 from irv2.dataset import open_split
@@ -37,14 +40,18 @@ def data(tmp_path: Path) -> Path:
 
 def write_bundle(path: Path, data: Path, seed: int = 0) -> Path:
     """A tiny bundle with its float32 model's own answers as the reference."""
-    write_tiny_bundle(path, seed=seed)
-    with OnnxRunner(path / "model.onnx", num_threads=1) as runner:
-        [ledger] = classify_folder([runner], open_split(data, "val", CLASSES), PREPROCESS)
-    (path / REFERENCE).write_bytes(Reference.from_ledger(ledger).to_bytes())
-    manifest = read_manifest(path / MANIFEST)
-    files = manifest.files | {REFERENCE: file_sha256(path / REFERENCE)}
-    Bundle(path, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))
+    refer_to(write_tiny_bundle(path, seed=seed) / "model.onnx", path, data)
     return path
+
+
+def refer_to(model_path: Path, bundle: Path, data: Path) -> None:
+    """Make the answers of this model the bundle's reference."""
+    with OnnxRunner(model_path, num_threads=1) as runner:
+        [ledger] = classify_folder([runner], open_split(data, "val", CLASSES), PREPROCESS)
+    (bundle / REFERENCE).write_bytes(Reference.from_ledger(ledger).to_bytes())
+    manifest = read_manifest(bundle / MANIFEST)
+    files = manifest.files | {REFERENCE: file_sha256(bundle / REFERENCE)}
+    Bundle(bundle, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))
 
 
 @pytest.fixture
@@ -62,6 +69,13 @@ def with_engine(bundle: Path) -> Path:
     Bundle(bundle, manifest).with_manifest(
         msgspec.structs.replace(manifest, artifacts=artifacts, id=identity)
     )
+    return bundle
+
+
+@pytest.fixture
+def failing(bundle: Path, data: Path, tmp_path: Path) -> Path:
+    """The bundle with another model's answers as the reference."""
+    refer_to(write_tiny_bundle(tmp_path / "other", seed=1) / "model.onnx", bundle, data)
     return bundle
 
 
@@ -113,3 +127,26 @@ def test_a_rebuilt_bundle_does_not_take_the_place_of_one_that_was_published_mean
     with pytest.raises(BundleError, match="b: was replaced while it was judged; verify again"):
         rebuild(with_engine, data)
     assert tree(with_engine) == tree(newer)
+
+
+@pytest.mark.parametrize(("which", "exit_code"), [("bundle", 1), ("failing", 3)])
+def test_a_verdict_that_cannot_be_written_is_printed_and_decides_the_exit_status(
+    which, exit_code, request, data, capsys
+):
+    path = request.getfixturevalue(which)
+    (path / REPORT).mkdir()  # what also root can't write to
+    with pytest.raises(SystemExit) as caught:
+        convert.cli.verify.main([str(path), "--data", str(data)])
+    printed, line = capsys.readouterr()
+    assert caught.value.code == exit_code
+    assert "model.onnx: fp32 " in printed
+    verdict = "not passed: model.onnx: fp32 " if exit_code == 3 else "passed"
+    assert f"error: {path / REPORT}: can't be written (Is a directory); {verdict}" in line
+
+
+def test_a_rejection_that_cannot_be_written_still_says_what_was_rejected(failing, data, tmp_path):
+    report = verify(failing, data)
+    (tmp_path / "b.rejected").touch()
+    with pytest.raises(UnwrittenError, match=r"b\.rejected.*; not passed: model\.onnx") as caught:
+        write_rejection(report, {})
+    assert (caught.value.exit_code, caught.value.report) == (3, report)
