@@ -167,7 +167,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     else:
         click.echo(inspection.to_text())
     for file, problem in inspection.problems.items():
-        raise BundleError(file, problem, way_out="export it again")
+        raise BundleError(file, problem, way_out=inspection.bundle.way_out(file))
 
 
 @click.command(cls=Program)

@@ -11,10 +11,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE, hash_files
 from irv2.answers import Answers
-from irv2.bundle import ONNX_FILE, Bundle
+from irv2.bundle import LEDGER_SUFFIX, ONNX_FILE, Bundle
 from irv2.dataset import ImageFolder, open_split
 from irv2.errors import BundleError, DataError
 from irv2.samples import resolve_data

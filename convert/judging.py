@@ -13,10 +13,12 @@ from convert.engine_options import EngineOptions
 from convert.gate import Judgement, Tolerance, judge
 from convert.localize import BlockOutputs, explain
 from convert.reference import Reference
-from convert.report import REPORT, Report, written_down
+from convert.report import Report, written_down
 from irv2.answers import Answers
 from irv2.bundle import (
+    LEDGER_SUFFIX,
     MANIFEST,
+    REPORT,
     AcceptedLoss,
     Artifact,
     Bundle,
@@ -28,8 +30,6 @@ from irv2.dataset import ImageFolder
 from irv2.evaluate import Ledger
 from irv2.machine import describe_machine
 from irv2.types import UInt8Array
-
-LEDGER_SUFFIX = ".ledger.npz"
 
 
 def judge_all(

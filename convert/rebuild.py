@@ -12,12 +12,11 @@ import msgspec
 from convert.engine import choose_flavour, engine_artifact
 from convert.engine_options import EngineOptions
 from convert.folders import folder_beside, replace_folder
-from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE
 from convert.rejection import forget_rejection, write_rejection
 from convert.report import Report
 from convert.verify import open_to_verify, require_same, verify
-from irv2.bundle import Artifact, Bundle, bundle_id
+from irv2.bundle import LEDGER_SUFFIX, Artifact, Bundle, bundle_id
 from irv2.dataset import BadImages
 from irv2.errors import BundleError, EngineError
 from irv2.runners.choose import open_runner

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE
-from convert.report import REPORT, Report, written_down
-from irv2.bundle import write_atomically
+from convert.report import Report, written_down
+from irv2.bundle import LEDGER_SUFFIX, REPORT, write_atomically
 from irv2.selftest import SELF_TEST
 
 

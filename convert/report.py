@@ -22,7 +22,6 @@ from convert.reference import Reference
 from irv2.bundle import Artifact, ErrorChange, Manifest
 from irv2.errors import Irv2Error, ParityError
 
-REPORT = "parity.md"
 _HEADERS = (
     "artefact", "verdict", "top-1 error", "lost, gained", "top-5 error", "lost, gained",
     "agreement", "ran on",

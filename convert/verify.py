@@ -9,11 +9,11 @@ import msgspec
 from convert.artifacts import open_artifacts
 from convert.evidence import evidence_remarks
 from convert.gate import Tolerance, tolerance_for
-from convert.judging import LEDGER_SUFFIX, judge_all, ledger_files, write_evidence
+from convert.judging import judge_all, ledger_files, write_evidence
 from convert.localize import block_outputs
 from convert.reference import REFERENCE, Reference
-from convert.report import REPORT, Report, chance_remark, remarks_on, report_on
-from irv2.bundle import MANIFEST, ONNX_FILE, Artifact, Bundle, Manifest, read_manifest
+from convert.report import Report, chance_remark, remarks_on, report_on
+from irv2.bundle import MANIFEST, ONNX_FILE, Artifact, Bundle, Manifest, is_judged, read_manifest
 from irv2.dataset import BadImages, open_split
 from irv2.errors import BundleError, DataError, EngineError
 from irv2.evaluate import classify_folder
@@ -65,13 +65,12 @@ def verify(
 def open_to_verify(path: Path) -> Bundle:
     """Open a bundle without asking for report and ledgers, which are written anew.
 
-    They and bundle.json can't be renamed in one step: a crash in between leaves one that does
-    not match, and this mends it. Raises BundleError where another hash is wrong.
+    Raises BundleError where another hash is wrong.
     """
     bundle = Bundle(path, read_manifest(path / MANIFEST))
     for file, problem in bundle.check():
-        if problem and file.name != REPORT and not file.name.endswith(LEDGER_SUFFIX):
-            raise BundleError(file, problem, way_out="export it again")
+        if problem and not is_judged(file):
+            raise BundleError(file, problem, way_out=bundle.way_out(file))
     return bundle
 
 

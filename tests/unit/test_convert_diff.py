@@ -12,11 +12,10 @@ from PIL import Image
 from tiny_bundle import CLASSES, write_tiny_bundle
 
 from convert.diff import diff, load_named
-from convert.judging import LEDGER_SUFFIX
 from convert.reference import hash_files
 from convert.sheet import LINE, SIDE, write_sheet
 from irv2.answers import Answers
-from irv2.bundle import MANIFEST, Bundle, file_sha256, read_manifest
+from irv2.bundle import LEDGER_SUFFIX, MANIFEST, Bundle, file_sha256, read_manifest
 from irv2.dataset import open_split
 from irv2.errors import BundleError, DataError
 from irv2.evaluate import Ledger

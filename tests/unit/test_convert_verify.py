@@ -18,9 +18,9 @@ import convert.verify
 from convert.rebuild import rebuild
 from convert.reference import REFERENCE, Reference
 from convert.rejection import write_rejection
-from convert.report import REPORT, UnwrittenError
+from convert.report import UnwrittenError
 from convert.verify import verify
-from irv2.bundle import MANIFEST, Artifact, Bundle, bundle_id, file_sha256, read_manifest
+from irv2.bundle import MANIFEST, REPORT, Artifact, Bundle, bundle_id, file_sha256, read_manifest
 from irv2.dataset import open_split
 from irv2.errors import BundleError
 from irv2.evaluate import classify_folder
@@ -150,3 +150,24 @@ def test_a_rejection_that_cannot_be_written_still_says_what_was_rejected(failing
     with pytest.raises(UnwrittenError, match=r"b\.rejected.*; not passed: model\.onnx") as caught:
         write_rejection(report, {})
     assert (caught.value.exit_code, caught.value.report) == (3, report)
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        (REPORT, "run `irv2 verify "),
+        ("model.onnx.ledger.npz", "run `irv2 verify "),
+        (REFERENCE, "export it again"),
+        ("model.onnx", "export it again"),
+    ],
+)
+def test_a_file_that_verify_writes_is_mended_by_it_and_any_other_by_an_export(
+    name, way_out, bundle, data, capsys
+):
+    verify(bundle, data)
+    (bundle / name).write_bytes(b"half a fi")
+    with pytest.raises(BundleError, match=f"{name}: sha256 .*; {way_out}"):
+        Bundle.open(bundle)
+    with pytest.raises(SystemExit):
+        convert.cli.inspect.main([str(bundle)])
+    assert way_out in capsys.readouterr().err
