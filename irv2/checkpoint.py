@@ -9,8 +9,9 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ class Checkpoint:
             return checkpoint, hashlib.file_digest(file, "sha256").hexdigest()
 
     @classmethod
-    def _read(cls, file: IO[bytes], path: Path) -> Self:
+    def _read(cls, file: BufferedReader, path: Path) -> Self:
         content = _load(file, path)
         if content.get("schema") != SCHEMA:
             raise CheckpointError(
@@ -120,13 +121,13 @@ def _write(content: dict[str, Any], path: Path) -> None:
         torch.save(content, file)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BufferedReader:
     if not path.is_file():
         raise CheckpointError(path, "is a folder" if path.is_dir() else "no such file", _EXPECTED)
     return path.open("rb")
 
 
-def _load(file: IO[bytes], path: Path) -> dict[str, Any]:
+def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(file):  # its directory comes last: also where the end is missing
         size = f"{path.stat().st_size} bytes"
         raise CheckpointError(path, f"half a checkpoint, or another format ({size})", _EXPECTED)
