@@ -1,14 +1,20 @@
 """What an export refuses or keeps right before and after its slow steps, which are not run here."""
 
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from tiny_bundle import tiny_model
 from tiny_checkpoint import make_checkpoint, write_images
 
+import convert.conversion
 import convert.export
 from convert.export import export
+from convert.quantize import quantize
 from irv2.bundle import file_sha256
+from irv2.dataset import open_split
+from irv2.errors import EngineError
 
 
 class ConvertedError(Exception):
@@ -44,3 +50,20 @@ def test_a_bundle_names_the_checkpoint_that_was_loaded_though_another_has_its_pl
     options = convert.export.ExportOptions(precisions=("fp32",))
     with pytest.raises(ConvertedError, match=loaded):
         export(checkpoint_path, data, None, options)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named_before_int8_is_made_of_them(data, tmp_path, value):
+    checkpoint = make_checkpoint(data)
+    checkpoint.state_dict["classifier.weight"][0, 0] = value
+    images = open_split(data, "val", checkpoint.classes)
+    options = convert.export.ExportOptions()
+    with pytest.raises(EngineError, match=r"int8: classifier\.weight holds values that are not"):
+        convert.conversion.convert(checkpoint, "0" * 64, tmp_path, options, images)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["cpu", "trt"])
+def test_activations_that_are_not_finite_are_named_not_quantised(target):
+    with pytest.raises(EngineError, match="int8: features reaches"):
+        quantize(tiny_model(), {"features": (0.0, math.inf)}, target)
