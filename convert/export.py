@@ -19,7 +19,7 @@ from convert.conversion import (
     training_images_of,
 )
 from convert.evidence import evidence_remarks
-from convert.folders import folder_beside, replace_folder
+from convert.folders import folder_beside, replace_folder, require_replaceable
 from convert.gate import Tolerance
 from convert.judging import accepted_loss, judge_all, ledger_files, write_evidence
 from convert.reference import REFERENCE, Reference
@@ -29,7 +29,6 @@ from convert.report import Report, remarks_on, report_on
 from convert.self_test import choose_self_test
 from convert.torch_blocks import torch_block_outputs
 from irv2.bundle import (
-    MANIFEST,
     ONNX_FILE,
     SCHEMA,
     Artifact,
@@ -40,7 +39,7 @@ from irv2.bundle import (
 )
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import ImageFolder, open_split
-from irv2.errors import BundleError, EngineError, UsageError
+from irv2.errors import EngineError, UsageError
 from irv2.samples import is_sample, resolve_data
 from irv2.selftest import SELF_TEST
 
@@ -92,16 +91,6 @@ def judge_and_publish(
     replace_folder(candidate.folder, out)
     forget_rejection(out)
     return report
-
-
-def require_replaceable(out: Path) -> None:
-    """Raise BundleError where something other than a bundle lies at `out`."""
-    is_ours = (out / MANIFEST).is_file() or (out.is_dir() and not any(out.iterdir()))
-    if (out.exists() or out.is_symlink()) and not is_ours:
-        raise BundleError(
-            out, "is there and is no bundle", "a new place, or a bundle to replace",
-            "pass another --out",
-        )  # fmt: skip
 
 
 def _judge(

@@ -11,7 +11,7 @@ import msgspec
 
 from convert.engine import choose_flavour, engine_artifact
 from convert.engine_options import EngineOptions
-from convert.folders import folder_beside, replace_folder
+from convert.folders import folder_beside, replace_folder, require_replaceable
 from convert.reference import REFERENCE
 from convert.rejection import forget_rejection, write_rejection
 from convert.report import Report
@@ -33,6 +33,7 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
     engines = [artifact for artifact in old.artifacts if artifact.format != "onnx"]
     if not engines:
         raise BundleError(path, "holds no engine", "one to build anew", "irv2-export --trt")
+    require_replaceable(path)
     gone = {name for engine in engines for name in (engine.file, engine.file + LEDGER_SUFFIX)}
     with folder_beside(path) as folder:
         shutil.copytree(path, folder, dirs_exist_ok=True, ignore=lambda *_: gone)

@@ -1,5 +1,6 @@
 """Bundles appear whole, whoever is killed and whoever else publishes there."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.folders import folder_beside, replace_folder
+from convert.folders import folder_beside, replace_folder, require_replaceable
 from irv2.errors import BundleError
 
 # In a container every one of these may have the same process id.
@@ -73,6 +74,28 @@ def test_a_replacement_that_fails_is_one_line_and_leaves_the_old_bundle(tmp_path
     assert "\n" not in str(caught.value)
     assert (tmp_path / "b" / "bundle.json").read_text() == "old"
     assert left_overs(tmp_path / "b") == []
+
+
+def test_a_replacement_that_no_other_process_hinders_is_not_blamed_on_one(tmp_path):
+    publish(tmp_path / "b", "old")
+    # A folder can't move into itself.
+    with pytest.raises(BundleError, match=r"b: can't be replaced \(Invalid argument\)$"):
+        replace_folder(tmp_path, tmp_path / "b")
+    assert (tmp_path / "b" / "bundle.json").read_text() == "old"
+
+
+def test_a_place_that_can_not_be_renamed_is_refused_beforehand(tmp_path, monkeypatch):
+    place = tmp_path / "b"
+    require_replaceable(place)
+    publish(place, "old")
+    require_replaceable(place)
+    with monkeypatch.context() as patch:  # root may write anywhere
+        patch.setattr(os, "access", lambda path, _: path == place)
+        with pytest.raises(BundleError, match=r"can't be replaced \(Permission denied\)"):
+            require_replaceable(place)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == place)
+    with pytest.raises(BundleError, match="is a mount point"):
+        require_replaceable(place)
 
 
 def test_two_exports_to_one_place_each_publish_or_fail_with_one_line(tmp_path):
