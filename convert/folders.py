@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import glob
+import logging
 import os
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from irv2.bundle import MANIFEST
 from irv2.errors import BundleError
+
+logger = logging.getLogger(__name__)
 
 _NEW, _OLD, _LOCK = ".tmp", ".old", "lock"
 
@@ -46,7 +49,7 @@ def require_replaceable(place: Path) -> None:
 def folder_beside(place: Path) -> Iterator[Path]:
     """A new folder on the same file system, gone afterwards unless it was renamed.
 
-    First, what killed processes left beside `place` is removed.
+    First, what killed processes left beside `place` is removed, or put back.
     """
     with _holder(place, _NEW) as holder:
         _sweep(place)
@@ -100,10 +103,12 @@ def _holder(place: Path, suffix: str) -> Iterator[Path]:
 
 
 def _sweep(place: Path) -> None:
-    """Remove folders beside `place` whose lock is free; an old bundle only where there is a new."""
-    suffixes = (_NEW, _OLD) if place.exists() else (_NEW,)
+    """Remove folders beside `place` whose lock is free; an old bundle without a new comes back."""
     for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
-        if left.suffix in suffixes:
+        if left.suffix in (_NEW, _OLD):
             with suppress(OSError), (left / _LOCK).open("r+") as lock:  # it is in use, or gone
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if left.suffix == _OLD and not place.exists():
+                    (left / place.name).rename(place)
+                    logger.warning("%s: was left aside by a crash and is back in its place", place)
                 shutil.rmtree(left, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Bundles appear whole, whoever is killed and whoever else publishes there."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -50,15 +51,41 @@ def test_what_a_killed_process_left_is_swept_and_what_is_in_use_is_not(tmp_path)
     assert left_overs(place) == []
 
 
-def test_an_old_bundle_that_a_crash_left_aside_is_swept_only_when_there_is_a_new_one(tmp_path):
-    place = tmp_path / "b"
+@pytest.fixture
+def aside(tmp_path: Path) -> Path:
+    """What a crash between the two renames leaves of `tmp_path`/b."""
     aside = tmp_path / ".b.12345678.old"
-    aside.mkdir()
+    publish(aside / "b", "old")
     (aside / "lock").touch()
-    publish(place, "new")
-    assert aside.exists()  # when this export began it was the only one
-    publish(place, "newer")
+    return aside
+
+
+def test_an_old_bundle_that_a_crash_left_aside_comes_back_where_there_is_no_new_one(aside, caplog):
+    place = aside.parent / "b"
+    with folder_beside(place):  # an export, whose gate fails
+        pass
+    assert (place / "bundle.json").read_text() == "old"
+    assert f"{place}: was left aside by a crash and is back" in caplog.text
     assert left_overs(place) == []
+
+
+def test_an_old_bundle_that_a_crash_left_aside_is_swept_where_there_is_a_new_one(aside):
+    place = aside.parent / "b"
+    place.mkdir()
+    (place / "bundle.json").write_text("new")
+    with folder_beside(place):
+        pass
+    assert (place / "bundle.json").read_text() == "new"
+    assert left_overs(place) == []
+
+
+def test_an_old_bundle_that_is_just_being_replaced_stays_aside(aside):
+    place = aside.parent / "b"
+    with (aside / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with folder_beside(place):
+            assert not place.exists()
+    assert (aside / "b" / "bundle.json").read_text() == "old"
 
 
 def test_a_folder_has_the_users_usual_permissions(tmp_path):
