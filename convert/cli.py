@@ -149,7 +149,7 @@ def verify(
         report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
     _print(report, as_json)
     if report.failed:
-        left = f"the old one is still there; see {rejected_folder(bundle)}/parity.md"
+        left = f"the old one is still there; see {rejected_folder(report.bundle)}/parity.md"
         way_out = left if rebuild else "it is not served"
         raise ParityError(report.bundle, report.failure, way_out=way_out)
 

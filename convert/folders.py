@@ -45,6 +45,11 @@ def require_replaceable(place: Path) -> None:
         )  # fmt: skip
 
 
+def named(place: Path) -> Path:
+    """`place` itself, or what `.` or `..` stands for: only a name can be put beside another."""
+    return place.resolve() if place.name in ("", "..") else place
+
+
 @contextmanager
 def folder_beside(place: Path) -> Iterator[Path]:
     """A new folder on the same file system, gone afterwards unless it was renamed.

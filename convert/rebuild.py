@@ -11,7 +11,7 @@ import msgspec
 
 from convert.engine import choose_flavour, engine_artifact
 from convert.engine_options import EngineOptions
-from convert.folders import folder_beside, replace_folder, require_replaceable
+from convert.folders import folder_beside, named, replace_folder, require_replaceable
 from convert.reference import REFERENCE
 from convert.rejection import forget_rejection, write_rejection
 from convert.report import Report
@@ -29,6 +29,7 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
     lies in `path`.rejected. Raises BundleError where it holds no engine or was replaced meanwhile,
     EngineError where none can be built here, or none that could take a verified one's place.
     """
+    path = named(path)
     old = open_to_verify(path).manifest
     engines = [artifact for artifact in old.artifacts if artifact.format != "onnx"]
     if not engines:

@@ -8,6 +8,7 @@ import msgspec
 
 from convert.artifacts import open_artifacts
 from convert.evidence import evidence_remarks
+from convert.folders import named
 from convert.gate import Tolerance, tolerance_for
 from convert.judging import judge_all, ledger_files, write_evidence
 from convert.localize import block_outputs
@@ -32,7 +33,7 @@ def verify(
     `path`. Raises EngineError where none can be run, BundleError where the bundle was replaced
     meanwhile.
     """
-    bundle, place = open_to_verify(path), place or path
+    bundle, place = open_to_verify(path), named(place or path)
     reference = Reference.load(path / REFERENCE)
     data = resolve_data(data)
     split = open_split(data, "val", bundle.classes, bad_images)

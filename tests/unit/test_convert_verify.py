@@ -171,3 +171,26 @@ def test_a_file_that_verify_writes_is_mended_by_it_and_any_other_by_an_export(
     with pytest.raises(SystemExit):
         convert.cli.inspect.main([str(bundle)])
     assert way_out in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", [".", "../b", "part/.."])
+def test_a_bundle_may_be_named_by_the_working_folder(path, failing, data, monkeypatch, capsys):
+    monkeypatch.chdir(failing)
+    (failing / "part").mkdir()
+    with pytest.raises(SystemExit) as caught:
+        convert.cli.verify.main([path, "--data", str(data)])
+    assert caught.value.code == 3
+    assert "error: " in capsys.readouterr().err
+    assert (failing / REPORT).read_text().startswith("# Parity of b: not passed")
+
+
+def test_the_working_folders_bundle_may_be_rebuilt(with_engine, data, tmp_path, monkeypatch):
+    def build(engine: Artifact, model: Artifact, folder: Path) -> Artifact:
+        (folder / "model.plan").write_bytes(b"new")
+        return engine_of(model, folder)
+
+    monkeypatch.setattr(convert.rebuild, "_built_again", build)
+    monkeypatch.chdir(with_engine)
+    assert rebuild(Path(), data).bundle == with_engine
+    assert (with_engine / "model.plan").read_bytes() == b"new"
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "data"}
