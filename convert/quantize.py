@@ -30,9 +30,9 @@ def quantize(
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    for name, limits in ranges.items():
-        if not np.isfinite(limits).all():
-            raise EngineError("int8", f"{name} reaches {limits}", "finite activations")
+    for name, range_ in ranges.items():
+        if not np.isfinite(range_).all():
+            raise EngineError("int8", f"{name} reaches {range_}", "finite activations")
     if target == "cpu":
         result, pixels = fold_pixels(model)
         ranges = {pixels: (0.0, 255.0), **ranges}
