@@ -125,8 +125,7 @@ def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
 
     Raises DataError where they have no image in common, or name their classes differently.
     """
-    if a.classes and b.classes and a.classes != b.classes:
-        raise DataError(f"{a.name} and {b.name}", "they have other classes", "the same ones")
+    _require_same_classes(a, b)
     row_of_b = {key: row for row, key in enumerate(b.answers.keys)}
     common = [(i, row_of_b[key]) for i, key in enumerate(a.answers.keys) if key in row_of_b]
     if not common:
@@ -144,6 +143,14 @@ def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
         rows=[_row(namer, a.answers, b.answers, i, j, files) for i, j in different],
         images=images,
     )  # fmt: skip
+
+
+def _require_same_classes(a: Named, b: Named) -> None:
+    """Raise DataError where they differ, or a ledger knows more classes than the other has."""
+    classes = a.classes or b.classes
+    largest = max(int(named.answers.top5.max(initial=0)) for named in (a, b))
+    if classes and (largest >= len(classes) or classes != (b.classes or classes)):
+        raise DataError(f"{a.name} and {b.name}", "they have other classes", "the same ones")
 
 
 def _ask_checkpoint(path: Path, data: Path) -> Named:
