@@ -49,7 +49,10 @@ class ExportOptions:
             raise UsageError(
                 "--precision", f"{unknown[0]} can't be exported", " or ".join(PRECISIONS)
             )
-
+        if self.calibration.folder is not None and "int8" not in self.wanted:
+            raise UsageError(
+                "--calibration", "int8 is not made", way_out="name int8 in --precision too"
+            )
         if self.trt:
             self.engine.profiles_up_to(self.max_batch)
         elif self.engine != EngineOptions():

@@ -10,11 +10,12 @@ from tiny_checkpoint import make_checkpoint, write_images
 
 import convert.conversion
 import convert.export
-from convert.export import export
+from convert.calibrate import CalibrationOptions
+from convert.export import ExportOptions, export
 from convert.quantize import quantize
 from irv2.bundle import file_sha256
 from irv2.dataset import open_split
-from irv2.errors import EngineError
+from irv2.errors import EngineError, UsageError
 
 
 class ConvertedError(Exception):
@@ -47,7 +48,7 @@ def test_a_bundle_names_the_checkpoint_that_was_loaded_though_another_has_its_pl
 
     monkeypatch.setattr(convert.export, "open_split", open_while_training_goes_on)
     monkeypatch.setattr(convert.export, "convert", conversion)
-    options = convert.export.ExportOptions(precisions=("fp32",))
+    options = ExportOptions(precisions=("fp32",))
     with pytest.raises(ConvertedError, match=loaded):
         export(checkpoint_path, data, None, options)
 
@@ -57,7 +58,7 @@ def test_weights_that_are_not_finite_are_named_before_int8_is_made_of_them(data,
     checkpoint = make_checkpoint(data)
     checkpoint.state_dict["classifier.weight"][0, 0] = value
     images = open_split(data, "val", checkpoint.classes)
-    options = convert.export.ExportOptions()
+    options = ExportOptions()
     with pytest.raises(EngineError, match=r"int8: classifier\.weight holds values that are not"):
         convert.conversion.convert(checkpoint, "0" * 64, tmp_path, options, images)
     assert list(tmp_path.iterdir()) == []
@@ -67,3 +68,11 @@ def test_weights_that_are_not_finite_are_named_before_int8_is_made_of_them(data,
 def test_activations_that_are_not_finite_are_named_not_quantised(target):
     with pytest.raises(EngineError, match="int8: features reaches"):
         quantize(tiny_model(), {"features": (0.0, math.inf)}, target)
+
+
+def test_calibration_images_are_refused_where_no_int8_is_made():
+    calibration = CalibrationOptions(folder=Path("images"))
+    ExportOptions(calibration=calibration)
+    ExportOptions(precisions=("fp16", "int8"), calibration=calibration)
+    with pytest.raises(UsageError, match=r"--calibration: int8 is not made; name int8 in"):
+        ExportOptions(precisions=("fp32", "fp16"), calibration=calibration)
