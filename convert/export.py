@@ -119,9 +119,9 @@ def _judge(
             reference_blocks=partial(torch_block_outputs, checkpoint),
             tolerance_of=tolerance_of,
         )  # fmt: skip
-    left_out = undecided(candidate.artifacts, judged) if options.precisions is None else set()
-    for file in sorted(left_out):
-        logger.warning("%s is left out: %s", file, judged[file].line if file in judged else "")
+    left_out = undecided(candidate.artifacts, judged) if options.precisions is None else {}
+    for file, reason in sorted(left_out.items()):
+        logger.warning("%s is left out: %s", file, reason)
     artifacts = [a for a in candidate.artifacts if a.file not in left_out]
     judged = {file: found for file, found in judged.items() if file not in left_out}
     remarks = remarks_on(reference, len(checkpoint.classes), options.confidence)

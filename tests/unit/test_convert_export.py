@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from tiny_bundle import tiny_model
+from tiny_bundle import passed_parity, tiny_model
 from tiny_checkpoint import make_checkpoint, write_images
 
 import convert.conversion
 import convert.export
+from convert.artifacts import undecided
 from convert.calibrate import CalibrationOptions
 from convert.export import ExportOptions, export
+from convert.gate import Judgement
 from convert.quantize import quantize
-from irv2.bundle import file_sha256
+from irv2.bundle import Artifact, file_sha256
 from irv2.dataset import open_split
 from irv2.errors import EngineError, UsageError
 
@@ -76,3 +78,23 @@ def test_calibration_images_are_refused_where_no_int8_is_made():
     ExportOptions(precisions=("fp16", "int8"), calibration=calibration)
     with pytest.raises(UsageError, match=r"--calibration: int8 is not made; name int8 in"):
         ExportOptions(precisions=("fp32", "fp16"), calibration=calibration)
+
+
+def test_an_engine_that_is_left_out_with_its_model_says_which():
+    fp32, int8, plan, other = (
+        Artifact(
+            file=file, sha256=file, format="onnx", precision=precision, max_batch=1,
+            built_from=built_from, built_with={}, gpu=None, parity=None,
+        )
+        for file, precision, built_from in [
+            ("model.onnx", "fp32", "checkpoint"), ("model.int8-trt.onnx", "int8", "model.onnx"),
+            ("model.int8.plan", "int8", "model.int8-trt.onnx"), ("model.plan", "fp32", "model.onnx")
+        ]
+    )  # fmt: skip
+    judged = {
+        fp32.file: Judgement(passed_parity(), "fp32 passed"),
+        int8.file: Judgement(passed_parity("too_few_images"), "int8: too few images"),
+    }
+    assert undecided([fp32, int8, plan, other], judged) == {
+        int8.file: "int8: too few images", plan.file: "it is made of model.int8-trt.onnx"
+    }  # fmt: skip
