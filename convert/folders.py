@@ -40,8 +40,8 @@ def require_replaceable(place: Path) -> None:
     # What moves to another folder is written to: its `..`.
     if not os.access(place, os.W_OK) or not os.access(place.parent, os.W_OK):
         raise BundleError(
-            place, "can't be replaced (Permission denied)", "a folder that can be renamed",
-            f"chmod u+w {place} and the folder around it",
+            place, "can't be replaced: it or the folder around it is not writable",
+            "a folder that can be renamed", "name a place that you may write to",
         )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """What `irv2 verify` makes of a bundle that changes, or can't be written, while it judges."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,27 +85,19 @@ def engine_of(model: Artifact, folder: Path) -> Artifact:
     )  # fmt: skip
 
 
-def first(step: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., Any]:
-    """`then`, after `step`."""
-
-    def both(*args: Any, **kwargs: Any) -> Any:
-        step()
-        return then(*args, **kwargs)
-
-    return both
-
-
 def test_a_bundle_that_was_published_meanwhile_is_not_overwritten(
     bundle, data, tmp_path, monkeypatch
 ):
     newer = write_bundle(tmp_path / "newer", data, seed=1)
 
-    def publish() -> None:
+    judge_all = convert.verify.judge_all
+
+    def judge_too_long(*args: Any, **kwargs: Any) -> Any:
         shutil.rmtree(bundle)
         shutil.copytree(newer, bundle)
+        return judge_all(*args, **kwargs)
 
-    judge_all = first(publish, convert.verify.judge_all)
-    monkeypatch.setattr(convert.verify, "judge_all", judge_all)
+    monkeypatch.setattr(convert.verify, "judge_all", judge_too_long)
     with pytest.raises(BundleError, match="b: was replaced while it was judged; verify again"):
         verify(bundle, data)
     assert tree(bundle) == tree(newer)
