@@ -37,18 +37,21 @@ def open_artifacts(bundle: Bundle) -> Iterator[Opened]:
         yield opened
 
 
-def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> set[str]:
-    """Files beside float32 that too few images could judge, and the engines made of them."""
-    models = [
-        artifact
+def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> dict[str, str]:
+    """Files beside float32 that too few images could judge, and the engines made of them: why."""
+    models = {
+        artifact.sha256: artifact.file
         for artifact in artifacts
         if artifact.precision != "fp32"
         and artifact.file in judged
         and judged[artifact.file].parity.verdict == "too_few_images"
-    ]
-    hashes = {artifact.sha256 for artifact in models}
-    engines = [artifact for artifact in artifacts if artifact.built_from in hashes]
-    return {artifact.file for artifact in models + engines}
+    }
+    engines = {
+        artifact.file: f"it is made of {models[artifact.built_from]}"
+        for artifact in artifacts
+        if artifact.built_from in models
+    }
+    return engines | {file: judged[file].line for file in models.values()}
 
 
 def _open_fastest(bundle: Bundle, artifact: Artifact) -> Runner:

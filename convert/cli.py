@@ -1,5 +1,7 @@
 """`irv2 export`, `irv2 verify`, `irv2 inspect` and `irv2 diff`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +99,8 @@ def export(
         max_batch=max_batch, limit=limit, bad_images=bad_images, tolerance_top1=tolerance_top1,
         tolerance_top5=tolerance_top5, confidence=confidence,
     )  # fmt: skip
-    report = run_export(checkpoint, data, out, options)
+    with _printed_anyway(as_json):
+        report = run_export(checkpoint, data, out, options)
     _print(report, as_json)
     if report.failed:
         raise ParityError(
@@ -142,13 +145,12 @@ def verify(
     from convert.rejection import rejected_folder
     from convert.verify import verify as run_verify
 
-    bundle = bundle.absolute() if rebuild else bundle  # "." has a name too
-    report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
+    with _printed_anyway(as_json):
+        report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
     _print(report, as_json)
     if report.failed:
-        way_out = "it is not served"
-        if rebuild:
-            way_out = f"the old one is still there; see {rejected_folder(bundle)}/parity.md"
+        left = f"the old one is still there; see {rejected_folder(report.bundle)}/parity.md"
+        way_out = left if rebuild else "it is not served"
         raise ParityError(report.bundle, report.failure, way_out=way_out)
 
 
@@ -165,7 +167,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     else:
         click.echo(inspection.to_text())
     for file, problem in inspection.problems.items():
-        raise BundleError(file, problem, way_out="export it again")
+        raise BundleError(file, problem, way_out=inspection.bundle.way_out(file))
 
 
 @click.command(cls=Program)
@@ -216,6 +218,18 @@ def _verify_server(
     if report.differing:
         got = f"{len(report.differing)} of {report.n} images get other decisions"
         raise ParityError(report.server, got, "those that the bundle records", "see the list above")
+
+
+@contextmanager
+def _printed_anyway(as_json: bool) -> Iterator[None]:
+    """Print a report that can't be written before the line that says so."""
+    from convert.report import UnwrittenError
+
+    try:
+        yield
+    except UnwrittenError as error:
+        _print(error.report, as_json)
+        raise
 
 
 def _print(report: "Report", as_json: bool) -> None:

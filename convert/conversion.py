@@ -16,7 +16,7 @@ from convert.variants import write_half, write_int8
 from irv2.bundle import ONNX_FILE, Artifact, Precision, file_sha256
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
-from irv2.errors import UsageError
+from irv2.errors import EngineError, UsageError
 from irv2.evaluate import load_batches
 from irv2.preprocess import Preprocess
 from irv2.runners.choose import INT8_CPU
@@ -49,7 +49,10 @@ class ExportOptions:
             raise UsageError(
                 "--precision", f"{unknown[0]} can't be exported", " or ".join(PRECISIONS)
             )
-
+        if self.calibration.folder is not None and "int8" not in self.wanted:
+            raise UsageError(
+                "--calibration", "int8 is not made", way_out="name int8 in --precision too"
+            )
         if self.trt:
             self.engine.profiles_up_to(self.max_batch)
         elif self.engine != EngineOptions():
@@ -94,6 +97,8 @@ def convert(
     """
     from convert.onnx_export import versions, write_onnx
 
+    if training_images is not None:
+        _require_finite(checkpoint)
     # First, so that an option it lacks is refused before any work is done.
     flavour = choose_flavour(options.engine) if options.trt else None
     logger.info("export: %s", ONNX_FILE)
@@ -126,6 +131,16 @@ def training_images_of(val: ImageFolder, options: ExportOptions) -> ImageFolder 
     if "int8" not in options.wanted:
         return None
     return choose_images(val, options.calibration, options.bad_images)
+
+
+def _require_finite(checkpoint: Checkpoint) -> None:
+    """Raise EngineError where a weight has no place in 8 bits; in float32 the gate finds it."""
+    for name, tensor in checkpoint.state_dict.items():
+        if not tensor.isfinite().all():
+            raise EngineError(
+                "int8", f"{name} holds values that are not finite", "finite weights",
+                "use another checkpoint; what this one answers, --precision fp32 shows",
+            )  # fmt: skip
 
 
 def _halves(fp32: Artifact, folder: Path, options: ExportOptions) -> list[Artifact]:

@@ -11,10 +11,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE, hash_files
 from irv2.answers import Answers
-from irv2.bundle import ONNX_FILE, Bundle, file_sha256
+from irv2.bundle import LEDGER_SUFFIX, ONNX_FILE, Bundle
 from irv2.dataset import ImageFolder, open_split
 from irv2.errors import BundleError, DataError
 from irv2.samples import resolve_data
@@ -126,8 +125,7 @@ def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
 
     Raises DataError where they have no image in common, or name their classes differently.
     """
-    if a.classes and b.classes and a.classes != b.classes:
-        raise DataError(f"{a.name} and {b.name}", "they have other classes", "the same ones")
+    _require_same_classes(a, b)
     row_of_b = {key: row for row, key in enumerate(b.answers.keys)}
     common = [(i, row_of_b[key]) for i, key in enumerate(a.answers.keys) if key in row_of_b]
     if not common:
@@ -147,13 +145,21 @@ def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
     )  # fmt: skip
 
 
+def _require_same_classes(a: Named, b: Named) -> None:
+    """Raise DataError where they differ, or a ledger knows more classes than the other has."""
+    classes = a.classes or b.classes
+    largest = max(int(named.answers.top5.max(initial=0)) for named in (a, b))
+    if classes and (largest >= len(classes) or classes != (b.classes or classes)):
+        raise DataError(f"{a.name} and {b.name}", "they have other classes", "the same ones")
+
+
 def _ask_checkpoint(path: Path, data: Path) -> Named:
     from convert.reference_cache import classify_with_reference  # ledgers alone need no torch
     from irv2.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.load(path)
+    checkpoint, sha256 = Checkpoint.load_with_sha256(path)
     images = open_split(data, "val", checkpoint.classes, bad_images="skip")
-    [ledger] = classify_with_reference(checkpoint, file_sha256(path), [], images, "skip")
+    [ledger] = classify_with_reference(checkpoint, sha256, [], images, "skip")
     return Named(
         name=str(path), answers=Answers.from_ledger(ledger), classes=checkpoint.classes
     )  # fmt: skip

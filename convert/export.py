@@ -19,7 +19,7 @@ from convert.conversion import (
     training_images_of,
 )
 from convert.evidence import evidence_remarks
-from convert.folders import folder_beside, replace_folder
+from convert.folders import folder_beside, replace_folder, require_replaceable
 from convert.gate import Tolerance
 from convert.judging import accepted_loss, judge_all, ledger_files, write_evidence
 from convert.reference import REFERENCE, Reference
@@ -29,7 +29,6 @@ from convert.report import Report, remarks_on, report_on
 from convert.self_test import choose_self_test
 from convert.torch_blocks import torch_block_outputs
 from irv2.bundle import (
-    MANIFEST,
     ONNX_FILE,
     SCHEMA,
     Artifact,
@@ -37,11 +36,10 @@ from irv2.bundle import (
     Manifest,
     Source,
     bundle_id,
-    file_sha256,
 )
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import ImageFolder, open_split
-from irv2.errors import BundleError, EngineError, UsageError
+from irv2.errors import EngineError, UsageError
 from irv2.samples import is_sample, resolve_data
 from irv2.selftest import SELF_TEST
 
@@ -58,7 +56,7 @@ def export(
     bundle was published. Raises an Irv2Error where it does not come to a judgement.
     """
     data = resolve_data(data)
-    checkpoint = Checkpoint.load(checkpoint_path)
+    checkpoint, sha256 = Checkpoint.load_with_sha256(checkpoint_path)
     out = out or checkpoint_path.with_suffix(".bundle")
     if out.name in ("", ".."):
         raise UsageError("--out", str(out), "a folder with a name of its own")
@@ -67,8 +65,8 @@ def export(
     images, training_images = val.first(options.limit), training_images_of(val, options)
     with folder_beside(out) as folder:
         candidate = convert(
-            checkpoint, file_sha256(checkpoint_path), folder, options, training_images,
-            images=images, sample=is_sample(data),
+            checkpoint, sha256, folder, options, training_images, images=images,
+            sample=is_sample(data),
         )  # fmt: skip
         return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
 
@@ -93,16 +91,6 @@ def judge_and_publish(
     replace_folder(candidate.folder, out)
     forget_rejection(out)
     return report
-
-
-def require_replaceable(out: Path) -> None:
-    """Raise BundleError where something other than a bundle lies at `out`."""
-    is_ours = (out / MANIFEST).is_file() or (out.is_dir() and not any(out.iterdir()))
-    if (out.exists() or out.is_symlink()) and not is_ours:
-        raise BundleError(
-            out, "is there and is no bundle", "a new place, or a bundle to replace",
-            "pass another --out",
-        )  # fmt: skip
 
 
 def _judge(
@@ -131,9 +119,9 @@ def _judge(
             reference_blocks=partial(torch_block_outputs, checkpoint),
             tolerance_of=tolerance_of,
         )  # fmt: skip
-    left_out = undecided(candidate.artifacts, judged) if options.precisions is None else set()
-    for file in sorted(left_out):
-        logger.warning("%s is left out: %s", file, judged[file].line if file in judged else "")
+    left_out = undecided(candidate.artifacts, judged) if options.precisions is None else {}
+    for file, reason in sorted(left_out.items()):
+        logger.warning("%s is left out: %s", file, reason)
     artifacts = [a for a in candidate.artifacts if a.file not in left_out]
     judged = {file: found for file, found in judged.items() if file not in left_out}
     remarks = remarks_on(reference, len(checkpoint.classes), options.confidence)

@@ -1,23 +1,60 @@
 """A bundle's folder appears whole: made beside its place, then renamed."""
 
+import errno
 import fcntl
 import glob
+import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from irv2.bundle import MANIFEST
 from irv2.errors import BundleError
 
+logger = logging.getLogger(__name__)
+
 _NEW, _OLD, _LOCK = ".tmp", ".old", "lock"
+
+
+# What a rename meets where another process was faster.
+_RACES = (errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY)
+
+
+def require_replaceable(place: Path) -> None:
+    """Raise BundleError where `place` is taken by no bundle, or by one that can't be renamed."""
+    if not place.exists() and not place.is_symlink():
+        return
+    is_ours = (place / MANIFEST).is_file() or (place.is_dir() and not any(place.iterdir()))
+    if not is_ours:
+        raise BundleError(
+            place, "is there and is no bundle", "a new place, or a bundle to replace",
+            "pass another --out",
+        )  # fmt: skip
+    if place.is_mount():
+        raise BundleError(
+            place, "is a mount point, which can't be replaced", "a folder", "name one inside it"
+        )
+    # What moves to another folder is written to: its `..`.
+    if not os.access(place, os.W_OK) or not os.access(place.parent, os.W_OK):
+        raise BundleError(
+            place, "can't be replaced: it or the folder around it is not writable",
+            "a folder that can be renamed", "name a place that you may write to",
+        )  # fmt: skip
+
+
+def named(place: Path) -> Path:
+    """`place` itself, or what `.` or `..` stands for: only a name can be put beside another."""
+    return place.resolve() if place.name in ("", "..") else place
 
 
 @contextmanager
 def folder_beside(place: Path) -> Iterator[Path]:
     """A new folder on the same file system, gone afterwards unless it was renamed.
 
-    First, what killed processes left beside `place` is removed.
+    First, what killed processes left beside `place` is removed, or put back.
     """
     with _holder(place, _NEW) as holder:
         _sweep(place)
@@ -30,7 +67,8 @@ def replace_folder(new: Path, place: Path) -> None:
     """Rename `new` to `place`; what was there steps aside first and is then removed.
 
     Folders can't be exchanged in one portable step: after a crash between the two renames both
-    are whole, the old one aside. Raises BundleError where another process publishes there too.
+    are whole, the old one aside. Raises BundleError where that fails, as it does where another
+    process publishes there too.
     """
     with _holder(place, _OLD) as holder:
         aside = holder / place.name
@@ -41,12 +79,14 @@ def replace_folder(new: Path, place: Path) -> None:
         except BaseException as error:  # a signal too: the old bundle comes back
             if aside.exists() and not place.exists():
                 aside.rename(place)
-            if isinstance(error, OSError):
-                raise BundleError(
-                    place, f"another process changed it ({error.strerror})", "one export at a time",
-                    "export again",
-                ) from error  # fmt: skip
-            raise
+            if not isinstance(error, OSError):
+                raise
+            if error.errno not in _RACES:
+                raise BundleError(place, f"can't be replaced ({error.strerror})") from error
+            raise BundleError(
+                place, f"another process changed it ({error.strerror})", "one export at a time",
+                "export again",
+            ) from error  # fmt: skip
 
 
 @contextmanager
@@ -68,10 +108,12 @@ def _holder(place: Path, suffix: str) -> Iterator[Path]:
 
 
 def _sweep(place: Path) -> None:
-    """Remove folders beside `place` whose lock is free; an old bundle only where there is a new."""
-    suffixes = (_NEW, _OLD) if place.exists() else (_NEW,)
+    """Remove folders beside `place` whose lock is free; an old bundle without a new comes back."""
     for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
-        if left.suffix in suffixes:
+        if left.suffix in (_NEW, _OLD):
             with suppress(OSError), (left / _LOCK).open("r+") as lock:  # it is in use, or gone
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if left.suffix == _OLD and not place.exists():
+                    (left / place.name).rename(place)
+                    logger.warning("%s: was left aside by a crash and is back in its place", place)
                 shutil.rmtree(left, ignore_errors=True)

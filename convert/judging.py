@@ -13,10 +13,12 @@ from convert.engine_options import EngineOptions
 from convert.gate import Judgement, Tolerance, judge
 from convert.localize import BlockOutputs, explain
 from convert.reference import Reference
-from convert.report import REPORT, Report
+from convert.report import Report, written_down
 from irv2.answers import Answers
 from irv2.bundle import (
+    LEDGER_SUFFIX,
     MANIFEST,
+    REPORT,
     AcceptedLoss,
     Artifact,
     Bundle,
@@ -28,8 +30,6 @@ from irv2.dataset import ImageFolder
 from irv2.evaluate import Ledger
 from irv2.machine import describe_machine
 from irv2.types import UInt8Array
-
-LEDGER_SUFFIX = ".ledger.npz"
 
 
 def judge_all(
@@ -86,11 +86,14 @@ def ledger_files(judged: dict[str, Judgement]) -> dict[str, bytes]:
 
 
 def write_evidence(folder: Path, report: Report, contents: dict[str, bytes]) -> Report:
-    """Write `contents`, parity.md and, last, bundle.json with their hashes."""
+    """Write `contents`, parity.md and, last, bundle.json with their hashes.
+
+    Raises UnwrittenError.
+    """
     contents = {**contents, REPORT: report.to_markdown().encode()}
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     manifest = msgspec.structs.replace(report.manifest, files=report.manifest.files | hashes)
-    write_atomically(folder / MANIFEST, manifest_json(manifest))
+    with written_down(report):
+        for name, content in {**contents, MANIFEST: manifest_json(manifest)}.items():
+            write_atomically(folder / name, content)
     return dataclasses.replace(report, manifest=manifest)

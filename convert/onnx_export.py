@@ -6,14 +6,16 @@ exporter has nothing left to fold.
 """
 
 import copy
+import ctypes
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import onnx
 import torch
@@ -26,6 +28,8 @@ from irv2 import __version__
 from irv2.checkpoint import Checkpoint
 from irv2.machine import describe_machine
 from irv2.model import ConvBN, Normalized, Residual
+
+T = TypeVar("T")
 
 OPSET = 20
 # torch and onnxscript talk about operators they skip and passes they run, to every user.
@@ -93,16 +97,53 @@ class _FoldedResidual(nn.Module):
 def _export(network: nn.Module, image_size: int) -> onnx.ModelProto:
     # Two images: the exporter would take a batch of one for a constant.
     example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
-    # In a thread: the exporter's lazy imports swallow a Ctrl-C, which goes to the main one.
-    with _quiet(), ThreadPoolExecutor(1) as pool:
-        program = pool.submit(
-            torch.onnx.export, network, (example,), dynamo=True, opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("N", min=1)},), verbose=False,
-            input_names=["images"], output_names=["logits"], external_data=False,
-        ).result()  # fmt: skip
+
+    def work() -> torch.onnx.ONNXProgram | None:
+        with _quiet():
+            return torch.onnx.export(
+                network, (example,), dynamo=True, opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("N", min=1)},), verbose=False,
+                input_names=["images"], output_names=["logits"], external_data=False,
+            )  # fmt: skip
+
+    program = _in_thread(work)
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     return model
+
+
+def _in_thread(work: Callable[[], T]) -> T:
+    """Do it in another thread, which is stopped where a signal stops this one.
+
+    The exporter's lazy imports swallow a Ctrl-C, which goes to the main thread.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # it is raised where the result is waited for
+            done.set_exception(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        return done.result()
+    except BaseException:
+        _stop(thread)
+        raise
+
+
+def _stop(thread: Thread) -> None:
+    """Wait for its end, which comes at its next step in Python.
+
+    A program that ends before its threads do is aborted where one of them is in torch's C++. A
+    SystemExit ends a thread without a word; more than one, since an import may swallow it.
+    """
+    set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    while thread.is_alive():
+        set_exception(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        thread.join(0.05)
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from convert.fold_pixels import fold_pixels
+from irv2.errors import EngineError
 
 Target = Literal["cpu", "trt"]
 
@@ -21,11 +22,17 @@ def quantize(
     model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], target: Target,
     kept: Collection[str] = (),
 ) -> onnx.ModelProto:  # fmt: skip
-    """A new model with QuantizeLinear and DequantizeLinear; nodes named in `kept` stay float32."""
+    """A new model with QuantizeLinear and DequantizeLinear; nodes named in `kept` stay float32.
+
+    Raises EngineError where an activation's range is not finite.
+    """
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+    for name, range_ in ranges.items():
+        if not np.isfinite(range_).all():
+            raise EngineError("int8", f"{name} reaches {range_}", "finite activations")
     if target == "cpu":
         result, pixels = fold_pixels(model)
         ranges = {pixels: (0.0, 255.0), **ranges}

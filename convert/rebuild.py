@@ -11,13 +11,12 @@ import msgspec
 
 from convert.engine import choose_flavour, engine_artifact
 from convert.engine_options import EngineOptions
-from convert.folders import folder_beside, replace_folder
-from convert.judging import LEDGER_SUFFIX
+from convert.folders import folder_beside, named, replace_folder, require_replaceable
 from convert.reference import REFERENCE
 from convert.rejection import forget_rejection, write_rejection
 from convert.report import Report
-from convert.verify import open_to_verify, verify
-from irv2.bundle import Artifact, Bundle, bundle_id
+from convert.verify import open_to_verify, require_same, verify
+from irv2.bundle import LEDGER_SUFFIX, Artifact, Bundle, bundle_id
 from irv2.dataset import BadImages
 from irv2.errors import BundleError, EngineError
 from irv2.runners.choose import open_runner
@@ -27,13 +26,15 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
     """Build every engine of the bundle again, judge all, and replace the bundle if it passed.
 
     Work is done on a copy: where the gate is not met the bundle stays as it was, and the report
-    lies in `path`.rejected. Raises BundleError where it holds no engine, EngineError where none
-    can be built here, or none that could take a verified one's place.
+    lies in `path`.rejected. Raises BundleError where it holds no engine or was replaced meanwhile,
+    EngineError where none can be built here, or none that could take a verified one's place.
     """
+    path = named(path)
     old = open_to_verify(path).manifest
     engines = [artifact for artifact in old.artifacts if artifact.format != "onnx"]
     if not engines:
         raise BundleError(path, "holds no engine", "one to build anew", "irv2-export --trt")
+    require_replaceable(path)
     gone = {name for engine in engines for name in (engine.file, engine.file + LEDGER_SUFFIX)}
     with folder_beside(path) as folder:
         shutil.copytree(path, folder, dirs_exist_ok=True, ignore=lambda *_: gone)
@@ -52,6 +53,7 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
             paths = [folder / REFERENCE, *folder.glob(f"*{LEDGER_SUFFIX}")]
             write_rejection(report, {path.name: path.read_bytes() for path in paths})
         else:
+            require_same(path, old)
             replace_folder(folder, path)
             forget_rejection(path)
     return report

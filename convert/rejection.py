@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE
-from convert.report import REPORT, Report
-from irv2.bundle import write_atomically
+from convert.report import Report, written_down
+from irv2.bundle import LEDGER_SUFFIX, REPORT, write_atomically
 from irv2.selftest import SELF_TEST
 
 
@@ -15,12 +14,16 @@ def rejected_folder(place: Path) -> Path:
 
 
 def write_rejection(report: Report, evidence: dict[str, bytes]) -> None:
-    """Leave the report and the files that it is about beside the bundle's place."""
-    forget_rejection(report.bundle)
+    """Leave the report and the files that it is about beside the bundle's place.
+
+    Raises UnwrittenError.
+    """
     folder = rejected_folder(report.bundle)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in {**evidence, REPORT: report.to_markdown().encode()}.items():
-        write_atomically(folder / name, content)
+    with written_down(report):
+        forget_rejection(report.bundle)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in {**evidence, REPORT: report.to_markdown().encode()}.items():
+            write_atomically(folder / name, content)
 
 
 def forget_rejection(place: Path) -> None:

@@ -1,5 +1,7 @@
 """The gate's report: a table on screen, parity.md in the bundle, and the same as JSON."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from convert.gate import (
 from convert.invariance import describe
 from convert.reference import Reference
 from irv2.bundle import Artifact, ErrorChange, Manifest
+from irv2.errors import Irv2Error, ParityError
 
-REPORT = "parity.md"
 _HEADERS = (
     "artefact", "verdict", "top-1 error", "lost, gained", "top-5 error", "lost, gained",
     "agreement", "ran on",
@@ -79,6 +81,27 @@ class Report:
             if artifact.invariance is not None
         ]
         return [*lines, *batches, *self.remarks]
+
+
+class UnwrittenError(Irv2Error):
+    """A verdict that can't be written down, with its report; exits as the verdict alone would."""
+
+    def __init__(self, report: Report, error: OSError) -> None:
+        super().__init__(
+            error.filename or report.bundle, f"can't be written ({error.strerror})",
+            way_out=f"not passed: {report.failure}" if report.failed else "passed",
+        )  # fmt: skip
+        self.report = report
+        self.exit_code = ParityError.exit_code if report.failed else Irv2Error.exit_code
+
+
+@contextmanager
+def written_down(report: Report) -> Iterator[None]:
+    """Around what writes a report: raises UnwrittenError, by which it can still be printed."""
+    try:
+        yield
+    except OSError as error:
+        raise UnwrittenError(report, error) from error
 
 
 def report_on(

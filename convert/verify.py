@@ -8,12 +8,13 @@ import msgspec
 
 from convert.artifacts import open_artifacts
 from convert.evidence import evidence_remarks
+from convert.folders import named
 from convert.gate import Tolerance, tolerance_for
-from convert.judging import LEDGER_SUFFIX, judge_all, ledger_files, write_evidence
+from convert.judging import judge_all, ledger_files, write_evidence
 from convert.localize import block_outputs
 from convert.reference import REFERENCE, Reference
-from convert.report import REPORT, Report, chance_remark, remarks_on, report_on
-from irv2.bundle import MANIFEST, ONNX_FILE, Artifact, Bundle, Manifest, read_manifest
+from convert.report import Report, chance_remark, remarks_on, report_on
+from irv2.bundle import MANIFEST, ONNX_FILE, Artifact, Bundle, Manifest, is_judged, read_manifest
 from irv2.dataset import BadImages, open_split
 from irv2.errors import BundleError, DataError, EngineError
 from irv2.evaluate import classify_folder
@@ -29,9 +30,10 @@ def verify(
 
     The images are those of the export, found by their content. An artefact that can't be run
     here keeps its evidence. The report names `place`, where the bundle will lie, if it is not
-    `path`. Raises EngineError where none can be run.
+    `path`. Raises EngineError where none can be run, BundleError where the bundle was replaced
+    meanwhile.
     """
-    bundle, place = open_to_verify(path), place or path
+    bundle, place = open_to_verify(path), named(place or path)
     reference = Reference.load(path / REFERENCE)
     data = resolve_data(data)
     split = open_split(data, "val", bundle.classes, bad_images)
@@ -57,20 +59,29 @@ def verify(
     remarks = remarks_on(reference, len(bundle.classes), confidence)
     remarks += evidence_remarks(reference, bundle.classes, data)
     report = report_on(place, bundle.manifest, judged, opened.reasons, remarks)
+    require_same(path, bundle.manifest)
     return write_evidence(path, report, ledger_files(judged))
 
 
 def open_to_verify(path: Path) -> Bundle:
     """Open a bundle without asking for report and ledgers, which are written anew.
 
-    They and bundle.json can't be renamed in one step: a crash in between leaves one that does
-    not match, and this mends it. Raises BundleError where another hash is wrong.
+    Raises BundleError where another hash is wrong.
     """
     bundle = Bundle(path, read_manifest(path / MANIFEST))
     for file, problem in bundle.check():
-        if problem and file.name != REPORT and not file.name.endswith(LEDGER_SUFFIX):
-            raise BundleError(file, problem, way_out="export it again")
+        if problem and not is_judged(file):
+            raise BundleError(file, problem, way_out=bundle.way_out(file))
     return bundle
+
+
+def require_same(path: Path, opened: Manifest) -> None:
+    """Raise BundleError where `path` is no longer the bundle that was opened, evidence included.
+
+    An export may have published there meanwhile, whose bundle is not to be overwritten.
+    """
+    if read_manifest(path / MANIFEST).sha256 != opened.sha256:
+        raise BundleError(path, "was replaced while it was judged", way_out="verify again")
 
 
 def _tolerance(artifact: Artifact, manifest: Manifest, sample: bool) -> Tolerance:

@@ -13,10 +13,9 @@ from typing import Any
 
 import msgspec
 
-from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE, Reference
 from irv2.answers import Answers
-from irv2.bundle import Artifact, Bundle, Parity, Precision
+from irv2.bundle import LEDGER_SUFFIX, Artifact, Bundle, Parity, Precision
 from irv2.client import Client
 from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.errors import BundleError

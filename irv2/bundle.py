@@ -25,6 +25,8 @@ from irv2.types import ImageSource, UInt8Array, check_rgb
 
 SCHEMA = "irv2.bundle/1"
 MANIFEST = "bundle.json"
+REPORT = "parity.md"
+LEDGER_SUFFIX = ".ledger.npz"  # behind the name of an artefact, its answers
 _NO_SHA256 = "0" * 64
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -150,7 +152,7 @@ class Bundle:
         bundle = cls(path, read_manifest(path / MANIFEST))
         for what, problem in bundle.check():
             if problem:
-                raise BundleError(what, problem, way_out="export it again")
+                raise BundleError(what, problem, way_out=bundle.way_out(what))
         return bundle
 
     @property
@@ -181,6 +183,10 @@ class Bundle:
                     else (f"sha256 {found[:12]}; expected {sha256[:12]}: the file was changed"),
                 )
         yield self.path / MANIFEST, self._manifest_problem()
+
+    def way_out(self, wrong: Path) -> str:
+        """How to mend a file of the bundle that is not what its hash says."""
+        return f"run `irv2 verify {self.path}`" if is_judged(wrong) else "export it again"
 
     def _manifest_problem(self) -> str:
         """Last of all, since what is wrong with a part says more than that something is."""
@@ -260,6 +266,15 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
     except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
         raise BundleError(path, str(error), SCHEMA, "export it again") from error
+
+
+def is_judged(path: Path) -> bool:
+    """Whether `irv2 verify` writes this file of a bundle: the report, or a ledger.
+
+    They and bundle.json can't be renamed in one step: a crash in between leaves one that does not
+    match, which is written anew.
+    """
+    return path.name == REPORT or path.name.endswith(LEDGER_SUFFIX)
 
 
 def manifest_json(manifest: Manifest) -> bytes:

@@ -9,6 +9,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from irv2.networks import NETWORKS, Network, build, config_from_json
 from irv2.preprocess import Preprocess
 
 SCHEMA = "irv2.checkpoint/1"
+_EXPECTED = "a checkpoint that irv2-train wrote"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +65,23 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read and check a checkpoint, on the CPU; raises CheckpointError."""
-        content = _load(path)
+        with _opened(path) as file:
+            return cls._read(file, path)
+
+    @classmethod
+    def load_with_sha256(cls, path: Path) -> tuple[Self, str]:
+        """The same, and the sha256 of the file that was read: another may be at `path` by now."""
+        with _opened(path) as file:
+            checkpoint = cls._read(file, path)
+            file.seek(0)
+            return checkpoint, hashlib.file_digest(file, "sha256").hexdigest()
+
+    @classmethod
+    def _read(cls, file: BufferedReader, path: Path) -> Self:
+        content = _load(file, path)
         if content.get("schema") != SCHEMA:
             raise CheckpointError(
-                path, f"schema {content.get('schema', 'missing')}", SCHEMA,
-                "a checkpoint that irv2-train wrote",
+                path, f"schema {content.get('schema', 'missing')}", SCHEMA, _EXPECTED
             )  # fmt: skip
         stated = content.pop("sha256", None)
         if stated != _digest(content):
@@ -107,21 +121,27 @@ def _write(content: dict[str, Any], path: Path) -> None:
         torch.save(content, file)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    expected = "a checkpoint that irv2-train wrote"
+def _opened(path: Path) -> BufferedReader:
     if not path.is_file():
-        raise CheckpointError(path, "is a folder" if path.is_dir() else "no such file", expected)
-    if not zipfile.is_zipfile(path):  # its directory comes last: also where the end is missing
+        raise CheckpointError(path, "is a folder" if path.is_dir() else "no such file", _EXPECTED)
+    return path.open("rb")
+
+
+def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(file):  # its directory comes last: also where the end is missing
         size = f"{path.stat().st_size} bytes"
-        raise CheckpointError(path, f"half a checkpoint, or another format ({size})", expected)
+        raise CheckpointError(path, f"half a checkpoint, or another format ({size})", _EXPECTED)
+    file.seek(0)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(path, "holds more than tensors and plain values", expected) from error
+        raise CheckpointError(
+            path, "holds more than tensors and plain values", _EXPECTED
+        ) from error
     except Exception as error:  # on flipped bytes torch raises anything, even AssertionError
-        raise CheckpointError(path, f"damaged ({error})", expected) from error
+        raise CheckpointError(path, f"damaged ({error})", _EXPECTED) from error
     if not isinstance(content, dict):
-        raise CheckpointError(path, f"holds a {type(content).__name__}", expected)
+        raise CheckpointError(path, f"holds a {type(content).__name__}", _EXPECTED)
     return content
 
 

@@ -129,9 +129,11 @@ def classes_of(
 
 def _read_classes(path: Path, num_classes: int, background_dropped: bool) -> list[str]:
     try:
-        names = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(path, "is no text in UTF-8", "a class name per line") from error
+    if "\0" in "".join(names):
+        raise InputError(path, "a name with a NUL byte", "text, a class name per line")
     if len(names) != num_classes or len(set(names)) != len(names) or "" in names:
         has_background = background_dropped and len(names) == num_classes + 1
         raise InputError(

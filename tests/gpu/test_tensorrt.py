@@ -13,10 +13,9 @@ from tiny_checkpoint import CLASSES
 from convert.engine import build_engine, choose_flavour, engine_artifact
 from convert.engine_options import EngineOptions
 from convert.rebuild import rebuild
-from convert.report import REPORT
 from convert.verify import verify
 from convert.verify_server import verify_server
-from irv2.bundle import Artifact, Bundle
+from irv2.bundle import REPORT, Artifact, Bundle
 from irv2.client import Client
 from irv2.errors import EngineError
 from irv2.runners.choose import open_best, open_runner

@@ -27,9 +27,9 @@ from convert.engine import (
 )
 from convert.engine_options import EngineOptions
 from convert.rebuild import rebuild
-from convert.report import REPORT
 from irv2.bundle import (
     MANIFEST,
+    REPORT,
     AcceptedLoss,
     Artifact,
     Bundle,

@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,6 +235,19 @@ def test_program_prints_one_object_replaces_a_bundle_and_forgets_an_old_rejectio
     assert again.returncode == 0, again.stderr
     assert Bundle.open(out).manifest.artifacts[0].parity.n == NUM_IMAGES
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+def test_a_signal_during_the_onnx_step_ends_the_export_with_one_line(exported, tmp_path):
+    command = [sys.executable, "-m", "irv2", "export", str(exported.checkpoint_path), "--data",
+               str(exported.data), "--precision", "fp32", "--out", str(tmp_path / "b")]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.stderr.readline() != "export: model.onnx\n":
+            assert process.poll() is None
+        time.sleep(1)  # into the exporter, which takes some seconds
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.read() == "error: stopped by SIGTERM\n"
+    assert process.returncode == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_report_says_what_the_images_can_certify(exported):

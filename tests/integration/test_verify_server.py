@@ -15,11 +15,10 @@ from PIL import Image
 from serving_site import Site
 from tiny_bundle import CLASSES, write_tiny_bundle
 
-from convert.judging import LEDGER_SUFFIX
 from convert.reference import REFERENCE
 from convert.verify_server import TIES, _served_artifact
 from irv2.answers import Answers
-from irv2.bundle import Bundle
+from irv2.bundle import LEDGER_SUFFIX, Bundle
 from irv2.dataset import open_split
 from irv2.errors import BundleError
 from irv2.evaluate import classify_folder

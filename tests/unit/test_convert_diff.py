@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,12 +12,11 @@ import pytest
 from PIL import Image
 from tiny_bundle import CLASSES, write_tiny_bundle
 
-from convert.diff import diff, load_named
-from convert.judging import LEDGER_SUFFIX
+from convert.diff import Named, diff, load_named
 from convert.reference import hash_files
 from convert.sheet import LINE, SIDE, write_sheet
 from irv2.answers import Answers
-from irv2.bundle import MANIFEST, Bundle, file_sha256, read_manifest
+from irv2.bundle import LEDGER_SUFFIX, MANIFEST, Bundle, file_sha256, read_manifest
 from irv2.dataset import open_split
 from irv2.errors import BundleError, DataError
 from irv2.evaluate import Ledger
@@ -91,6 +91,15 @@ def test_artefacts_of_a_bundle_are_named_by_their_file_and_give_class_names(tmp_
         BundleError, match=r"no answers of model\.plan in it; expected model\.onnx or "
     ):
         load_named(f"{path}:model.plan")
+
+
+def test_a_ledger_of_more_classes_than_a_bundles_is_refused_in_either_order(ledgers):
+    many = load_named(ledgers[0])
+    answers = replace(many.answers, top5=many.answers.top5 % 2)
+    few = Named(name="few", answers=answers, classes=CLASSES[:2])
+    for pair in ((few, many), (many, few)):
+        with pytest.raises(DataError, match="they have other classes; expected the same ones"):
+            diff(*pair)
 
 
 def test_images_that_one_side_has_not_answered_are_counted_and_left_out(ledgers, data, tmp_path):
