@@ -19,11 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 from convert.evidence import same_size
 from convert.reference import hash_files
 from irv2.arrays import bytes_from_arrays, load_arrays
-from irv2.bundle import file_sha256
 from irv2.cache import cache_folder, keep
 from irv2.dataset import BadImages, ImageFolder, find_images, open_split
 from irv2.errors import DataError, EngineError, UsageError
 from irv2.evaluate import load_batches
+from irv2.files import file_sha256
 from irv2.preprocess import Preprocess, library_versions
 from irv2.progress import Progress
 from irv2.runners.onnx import import_onnxruntime

@@ -13,11 +13,12 @@ from convert.gate import CONFIDENCE, Tolerance, tolerance_for
 from convert.half import Half, require_fp16_range
 from convert.sensitivity import blocks_to_keep
 from convert.variants import write_half, write_int8
-from irv2.bundle import ONNX_FILE, Artifact, Precision, file_sha256
+from irv2.bundle import ONNX_FILE, Artifact, Precision
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import BadImages, ImageFolder
 from irv2.errors import EngineError, UsageError
 from irv2.evaluate import load_batches
+from irv2.files import file_sha256
 from irv2.preprocess import Preprocess
 from irv2.runners.choose import INT8_CPU
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from convert.engine_options import EngineOptions
 from irv2 import __version__
-from irv2.bundle import Artifact, Format, file_sha256, write_atomically
+from irv2.bundle import Artifact, Format
 from irv2.errors import EngineError
+from irv2.files import file_sha256, write_atomically
 from irv2.machine import describe_machine
 from irv2.progress import Progress
 from irv2.runners.cuda import Gpu, find_gpu

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from convert.graph import Block, Branches, Layer, Series
-from irv2.bundle import write_atomically
+from irv2.files import write_atomically
 
 BOX, HEIGHT = 2.6, 0.62  # a layer's box; between boxes lies BOX_GAP, between rows 1 - HEIGHT
 BOX_GAP = 0.3

@@ -24,10 +24,10 @@ from irv2.bundle import (
     Bundle,
     Precision,
     manifest_json,
-    write_atomically,
 )
 from irv2.dataset import ImageFolder
 from irv2.evaluate import Ledger
+from irv2.files import write_atomically
 from irv2.machine import describe_machine
 from irv2.types import UInt8Array
 

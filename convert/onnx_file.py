@@ -5,8 +5,8 @@ from pathlib import Path
 
 import onnx
 
-from irv2.bundle import write_atomically
 from irv2.errors import EngineError
+from irv2.files import write_atomically
 
 
 def write_model(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:

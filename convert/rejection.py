@@ -4,7 +4,8 @@ from pathlib import Path
 
 from convert.reference import REFERENCE
 from convert.report import Report, written_down
-from irv2.bundle import LEDGER_SUFFIX, REPORT, write_atomically
+from irv2.bundle import LEDGER_SUFFIX, REPORT
+from irv2.files import write_atomically
 from irv2.selftest import SELF_TEST
 
 

@@ -11,7 +11,8 @@ from convert.half import Half, to_half
 from convert.onnx_file import write_model
 from convert.quantize import Target, quantize
 from irv2 import __version__
-from irv2.bundle import Artifact, Precision, file_sha256
+from irv2.bundle import Artifact, Precision
+from irv2.files import file_sha256
 from irv2.machine import describe_machine
 from irv2.runners.choose import INT8_CPU, INT8_TRT
 from irv2.runners.onnx import import_onnxruntime

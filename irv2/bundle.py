@@ -6,9 +6,7 @@ classes and the evidence of the parity gate. Nothing is loaded before every hash
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,6 +16,7 @@ import numpy as np
 
 from irv2.decode import read_encoded
 from irv2.errors import BundleError, ImageError, InputError
+from irv2.files import file_sha256, write_atomically
 from irv2.preprocess import Preprocess, preprocess, resize_and_crop
 from irv2.results import DEFAULT_TOP_K, Result, top_k_scores
 from irv2.runners.base import Runner
@@ -294,49 +293,3 @@ def bundle_id(artifacts: list[Artifact], preprocess: dict[str, Any], classes: li
     models = sorted((artifact.file, artifact.sha256) for artifact in artifacts)
     text = json.dumps([models, preprocess["sha256"], classes])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
-    """Write bytes, or let a function write, beside `path`; then rename over it.
-
-    After a crash at any moment `path` is the old file or the new one, on disk (fsync). A link is
-    replaced, and what it leads to stays as it is; a device or a pipe is written to. Raises OSError,
-    which names `path` however full the disk.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if path.exists() and not path.is_file():
-            _write(path, content)
-            return
-        _write(beside, content)
-        _fsync(beside)
-        beside.replace(path)
-        _fsync(path.parent)
-    except OSError as error:
-        if error.filename in (None, str(beside)):
-            error.filename = str(path)
-        raise
-    finally:
-        with suppress(OSError):  # renamed by now, or never written
-            beside.unlink()
-
-
-def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        content(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

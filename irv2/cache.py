@@ -6,7 +6,7 @@ from pathlib import Path
 
 import platformdirs
 
-from irv2.bundle import write_atomically
+from irv2.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from irv2.bundle import write_atomically
 from irv2.errors import CheckpointError, InputError
-from irv2.files import full_disk_named
+from irv2.files import full_disk_named, write_atomically
 from irv2.model import NetworkConfig
 from irv2.networks import NETWORKS, Network, build, config_from_json
 from irv2.preprocess import Preprocess

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from irv2.answers import Answers
-from irv2.bundle import Bundle, write_atomically
+from irv2.bundle import Bundle
 from irv2.crops import combine, views
 from irv2.dataset import BadImages, ImageFolder, open_split
 from irv2.decode import ImageLimits, decode
 from irv2.errors import DataError, ImageError
+from irv2.files import write_atomically
 from irv2.machine import num_cores
 from irv2.preprocess import Preprocess
 from irv2.progress import Progress

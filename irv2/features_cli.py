@@ -48,10 +48,10 @@ def write_features(
     """Write the file and return the shape of its features. Raises Irv2Error."""
     import numpy as np
 
-    from irv2.bundle import write_atomically
     from irv2.checkpoint import Checkpoint
     from irv2.dataset import ImageFolder
     from irv2.evaluate import classify_part
+    from irv2.files import write_atomically
     from irv2.runners.torch import FeatureRunner, resolve_device
 
     checkpoint = Checkpoint.load(model)

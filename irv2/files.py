@@ -1,11 +1,12 @@
-"""What file systems do to a program: locks, no room, folders that can't be read."""
+"""Files: whole or not at all, hashes, locks, no room, folders that can't be read."""
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -16,6 +17,52 @@ logger = logging.getLogger(__name__)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GO_ON = "free some; the same command goes on from what there is"
 START_AGAIN = "free some; the same command starts again"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
+    """Write bytes, or let a function write, beside `path`; then rename over it.
+
+    After a crash at any moment `path` is the old file or the new one, on disk (fsync). A link is
+    replaced, and what it leads to stays as it is; a device or a pipe is written to. Raises OSError,
+    which names `path` however full the disk.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.exists() and not path.is_file():
+            _write(path, content)
+            return
+        _write(beside, content)
+        _fsync(beside)
+        beside.replace(path)
+        _fsync(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(beside)):
+            error.filename = str(path)
+        raise
+    finally:
+        with suppress(OSError):  # renamed by now, or never written
+            beside.unlink()
+
+
+def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def try_lock(file: IO[str]) -> bool:

@@ -31,10 +31,10 @@ from irv2.bundle import (
     Parity,
     Source,
     bundle_id,
-    file_sha256,
     manifest_json,
 )
 from irv2.errors import EngineError
+from irv2.files import file_sha256
 from irv2.preprocess import Preprocess, preprocess
 from irv2.runners.choose import open_best
 from irv2.types import FloatArray

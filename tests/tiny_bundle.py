@@ -19,9 +19,9 @@ from irv2.bundle import (
     Parity,
     Source,
     bundle_id,
-    file_sha256,
     manifest_json,
 )
+from irv2.files import file_sha256
 from irv2.preprocess import Preprocess
 from irv2.runners.onnx import OnnxRunner
 from irv2.selftest import SELF_TEST, SelfTest

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from irv2.bundle import write_atomically
 from irv2.errors import DataError
+from irv2.files import write_atomically
 from train.torch7_log import read_torch7_log
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from irv2.bundle import file_sha256
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError
+from irv2.files import file_sha256
 from irv2.model import InceptionResNetV2, initialize
 from train.settings import Recipe
 

@@ -13,10 +13,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from irv2.bundle import write_atomically
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError, DataError, UsageError
-from irv2.files import full_disk_named, try_lock
+from irv2.files import full_disk_named, try_lock, write_atomically
 from train.curves import METRICS, draw_curves, read_metrics
 from train.settings import RECIPE_DEFAULTS
 from train.tensorboard import FOLDER, write_scalars

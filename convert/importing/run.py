@@ -6,9 +6,9 @@ from typing import Any
 
 from convert.importing.recognise import read_source
 from convert.importing.source import state_dict_of
-from irv2.bundle import file_sha256
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError, InputError, UsageError
+from irv2.files import file_sha256
 from irv2.imagenet import BACKGROUND, class_names
 
 WITH_BACKGROUND = 1001  # ImageNet's classes behind a background class, as TF-slim trained

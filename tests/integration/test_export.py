@@ -25,9 +25,10 @@ from tiny_checkpoint import (
 from convert.diff import diff, load_named
 from convert.export import Candidate, ExportOptions, convert, judge_and_publish
 from convert.onnx_export import fold, write_onnx
-from irv2.bundle import Bundle, file_sha256
+from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.dataset import open_split
+from irv2.files import file_sha256
 from irv2.machine import describe_machine
 from irv2.model import Normalized
 from irv2.preprocess import Preprocess

@@ -19,9 +19,10 @@ from convert.export import export
 from convert.onnx_export import write_onnx
 from convert.report import Report
 from convert.verify import verify
-from irv2.bundle import MANIFEST, Bundle, bundle_id, file_sha256, read_manifest
+from irv2.bundle import MANIFEST, Bundle, bundle_id, read_manifest
 from irv2.checkpoint import Checkpoint
 from irv2.errors import BundleError, DataError
+from irv2.files import file_sha256
 from irv2.runners.choose import open_best
 
 

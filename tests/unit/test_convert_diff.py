@@ -16,10 +16,11 @@ from convert.diff import Named, diff, load_named
 from convert.reference import hash_files
 from convert.sheet import LINE, SIDE, write_sheet
 from irv2.answers import Answers
-from irv2.bundle import LEDGER_SUFFIX, MANIFEST, Bundle, file_sha256, read_manifest
+from irv2.bundle import LEDGER_SUFFIX, MANIFEST, Bundle, read_manifest
 from irv2.dataset import open_split
 from irv2.errors import BundleError, DataError
 from irv2.evaluate import Ledger
+from irv2.files import file_sha256
 from irv2.shard_writer import write_shards
 
 

@@ -15,9 +15,10 @@ from convert.calibrate import CalibrationOptions
 from convert.export import ExportOptions, export
 from convert.gate import Judgement
 from convert.quantize import quantize
-from irv2.bundle import Artifact, file_sha256
+from irv2.bundle import Artifact
 from irv2.dataset import open_split
 from irv2.errors import EngineError, UsageError
+from irv2.files import file_sha256
 
 
 class ConvertedError(Exception):

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from convert.reference import Reference
-from irv2.bundle import file_sha256
 from irv2.dataset import ImageFolder, open_split
 from irv2.errors import BundleError, DataError
 from irv2.evaluate import Ledger
+from irv2.files import file_sha256
 
 
 @pytest.fixture

@@ -19,10 +19,11 @@ from convert.reference import REFERENCE, Reference
 from convert.rejection import write_rejection
 from convert.report import UnwrittenError
 from convert.verify import verify
-from irv2.bundle import MANIFEST, REPORT, Artifact, Bundle, bundle_id, file_sha256, read_manifest
+from irv2.bundle import MANIFEST, REPORT, Artifact, Bundle, bundle_id, read_manifest
 from irv2.dataset import open_split
 from irv2.errors import BundleError
 from irv2.evaluate import classify_folder
+from irv2.files import file_sha256
 from irv2.runners.onnx import OnnxRunner
 
 
