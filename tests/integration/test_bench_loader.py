@@ -18,6 +18,7 @@ from train.loader import load_epoch
 from train.settings import SETTINGS
 
 
+@pytest.mark.slow
 def test_the_benchmark_names_its_cases_ratios_and_kernel():
     command = [sys.executable, "-m", "irv2", "bench", "loader", "--rounds", "1", "--json"]
     done = subprocess.run([*command, "--seconds", "0.1"], capture_output=True, text=True)

@@ -26,6 +26,7 @@ def bench(environment: dict[str, str], *options: str) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_both_precisions_are_compared_with_a_plain_loop_and_the_peak(environment, tmp_path):
     """Images to wait for are read again where there are fewer than a batch."""
     (tmp_path / "train" / "one").mkdir(parents=True)

@@ -114,7 +114,9 @@ def test_resume_insists_on_a_run(data, tmp_path):
     assert "a run to resume" in result.stderr
 
 
-@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signal_number", "status"), [
+    pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143),
+])  # fmt: skip
 def test_a_signal_saves_and_the_same_command_ends_like_a_run_never_stopped(
     data, finished, tmp_path, signal_number, status
 ):
@@ -232,6 +234,7 @@ def test_a_truncated_image_stops_the_run_after_saving_and_once_mended_it_goes_on
     assert_same_run(out, finished)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_after_saving(data, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(

@@ -153,7 +153,8 @@ def test_losing_one_process_ends_the_other_with_one_line_and_torchrun_starts_bot
     assert_same_run(out, alone)
 
 
-@pytest.mark.parametrize("split", ["train", pytest.param("val", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "val"])
 def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save(
     data, alone, tmp_path, split
 ):
@@ -182,10 +183,15 @@ def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save
     ("options", "line", "status"),
     [
         (["--resume"], "--resume: no ", 2),
-        (["--batch-size", 12], "--batch-size: 12 images on 2 processes", 2),
         (["--limit", 1], "training images: 1; expected at least 2", 2),
         (["--init-from", "gone.pt"], "gone.pt: no such file", 2),
         (["--out", "/dev/null/run"], "/dev/null/run: Not a directory", 1),
+        pytest.param(
+            ["--batch-size", 12],
+            "--batch-size: 12 images on 2 processes",
+            2,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["--init-from", __file__], f"{__file__}: ", 2, marks=pytest.mark.slow),
         pytest.param(["--device", "cuda"], "--device cuda: ", 1, marks=pytest.mark.slow),
     ],

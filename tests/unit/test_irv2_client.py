@@ -101,7 +101,10 @@ def test_an_image_too_large_for_any_message_fails_alone(bundle):
     scenario_with(bundle, scenario, max_message_bytes=50_000)
 
 
-@pytest.mark.parametrize(("max_batch", "num_images", "seconds"), [(4, 400, 0.01), (64, 1280, 0.2)])
+@pytest.mark.parametrize(
+    ("max_batch", "num_images", "seconds"),
+    [(4, 400, 0.01), pytest.param(64, 1280, 0.2, marks=pytest.mark.slow)],
+)
 def test_many_images_keep_the_engine_full(bundle, max_batch, num_images, seconds):
     async def scenario(site):
         images = [jpeg(number % 8) for number in range(num_images)]

@@ -157,6 +157,7 @@ def test_a_connection_of_a_certain_age_is_closed_and_the_next_call_opens_another
     scenario_with(bundle, scenario, connections=limits)
 
 
+@pytest.mark.slow
 def test_a_client_that_pings_without_end_loses_its_connection(bundle):
     async def scenario(site):
         pinging = [

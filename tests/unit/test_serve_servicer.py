@@ -462,6 +462,7 @@ def test_a_request_that_was_read_and_waits_for_room_in_its_stream_is_answered_at
     scenario_with(bundle, scenario, seconds=0.5, max_queue=20)
 
 
+@pytest.mark.slow
 def test_a_message_that_waits_for_room_in_its_stream_keeps_its_deadline(bundle):
     async def scenario(site):
         call = site.stub.ClassifyStream()
