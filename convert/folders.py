@@ -17,8 +17,6 @@ from irv2.errors import BundleError
 logger = logging.getLogger(__name__)
 
 _NEW, _OLD, _LOCK = ".tmp", ".old", "lock"
-
-
 # What a rename meets where another process was faster.
 _RACES = (errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY)
 
