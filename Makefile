@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py irv2/_bicubic.c
+$(STAMP): pyproject.toml setup.py irv2/images/_bicubic.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON): too old; expected Python 3.11 or later; make PYTHON=python3.11 setup" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

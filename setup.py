@@ -1,7 +1,7 @@
 """The one part that pyproject.toml can't yet say in a stable way: the compiled kernel.
 
-It is optional: without a C compiler NumPy does the same, to the byte (irv2/bicubic.py). It uses
-nothing of Python's, so that one wheel serves every version.
+It is optional: without a C compiler NumPy does the same, to the byte (irv2/images/bicubic.py). It
+uses nothing of Python's, so that one wheel serves every version.
 """
 
 from setuptools import Extension, setup
@@ -9,8 +9,8 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "irv2._bicubic",
-            sources=["irv2/_bicubic.c"],
+            "irv2.images._bicubic",
+            sources=["irv2/images/_bicubic.c"],
             extra_compile_args=["-O3", "-ffp-contract=off"],
             optional=True,
             py_limited_api=True,

@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convert.engine_options import EngineOptions, engine_options
-from irv2.connection import connect, connection_options
-from irv2.errors import BundleError, ParityError, UsageError
-from irv2.files import check_folder_of
-from irv2.options import (
+from irv2.cli.program import (
     FloatRange,
     Program,
     bad_images_option,
@@ -20,11 +16,15 @@ from irv2.options import (
     limit_option,
     print_json,
 )
+from irv2.cli.server_options import connect, connection_options
+from irv2.convert.engine.options import EngineOptions, engine_options
+from irv2.errors import BundleError, ParityError, UsageError
+from irv2.system.files import check_folder_of
 
 if TYPE_CHECKING:
-    from convert.report import Report
     from irv2.client import Client
-    from irv2.dataset import BadImages
+    from irv2.convert.gate.report import Report
+    from irv2.data.dataset import BadImages
 
 bundle_argument = click.argument(
     "bundle", type=click.Path(exists=True, file_okay=False, path_type=Path)
@@ -86,10 +86,10 @@ def export(
     published, the exit status is 3, and BUNDLE.rejected/parity.md says why; the answers beside it
     are for `irv2 diff`.
     """
-    from convert.calibrate import CalibrationOptions
-    from convert.conversion import ExportOptions
-    from convert.export import export as run_export
-    from convert.rejection import rejected_folder
+    from irv2.convert.candidate import ExportOptions
+    from irv2.convert.export import export as run_export
+    from irv2.convert.onnx.calibrate import CalibrationOptions
+    from irv2.convert.publish.rejection import rejected_folder
 
     options = ExportOptions(
         precisions=_names(precision), trt=trt, engine=EngineOptions(**engine),
@@ -141,9 +141,9 @@ def verify(
         with connect(server, **connection) as client:
             _verify_server(bundle, client, data, bad_images, as_json)
         return
-    from convert.rebuild import rebuild as run_rebuild
-    from convert.rejection import rejected_folder
-    from convert.verify import verify as run_verify
+    from irv2.convert.publish.rejection import rejected_folder
+    from irv2.convert.rebuild import rebuild as run_rebuild
+    from irv2.convert.verify import verify as run_verify
 
     with _printed_anyway(as_json):
         report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
@@ -159,7 +159,7 @@ def verify(
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE holds and check every hash."""
-    from convert.inspect import inspect_bundle
+    from irv2.convert.inspect.bundle import inspect_bundle
 
     inspection = inspect_bundle(bundle)
     if as_json:
@@ -186,16 +186,16 @@ def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bo
     checkpoint), a LEDGER.npz of `irv2 eval --ledger`, or a CHECKPOINT.pt, which then classifies
     DIR/val. DIR/val names the image files too.
     """
-    from convert.diff import diff as run_diff
-    from convert.diff import load_named
-    from irv2.samples import resolve_data
+    from irv2.convert.inspect.diff import diff as run_diff
+    from irv2.convert.inspect.diff import load_named
+    from irv2.data.samples import resolve_data
 
     if sheet_path is not None:
         check_folder_of(sheet_path)
         data = resolve_data(data)
     difference = run_diff(load_named(a, data), load_named(b, data), data)
     if sheet_path is not None and difference.rows:
-        from convert.sheet import write_sheet
+        from irv2.convert.inspect.contact_sheet import write_sheet
 
         write_sheet(difference, sheet_path)
     if as_json:
@@ -211,7 +211,7 @@ def _names(precision: str | None) -> tuple[str, ...] | None:
 def _verify_server(
     bundle: Path, client: "Client", data: Path | None, bad_images: "BadImages", as_json: bool
 ) -> None:  # fmt: skip
-    from convert.verify_server import verify_server
+    from irv2.convert.verify_server import verify_server
 
     report = verify_server(bundle, client, data, bad_images)
     print_json(report.to_json()) if as_json else click.echo(report.to_text())
@@ -223,7 +223,7 @@ def _verify_server(
 @contextmanager
 def _printed_anyway(as_json: bool) -> Iterator[None]:
     """Print a report that can't be written before the line that says so."""
-    from convert.report import UnwrittenError
+    from irv2.convert.gate.report import UnwrittenError
 
     try:
         yield

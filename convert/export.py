@@ -10,24 +10,6 @@ from pathlib import Path
 
 import msgspec
 
-from convert.artifacts import open_artifacts, undecided
-from convert.conversion import (
-    DEFAULTS,
-    Candidate,
-    ExportOptions,
-    convert,
-    training_images_of,
-)
-from convert.evidence import evidence_remarks
-from convert.folders import folder_beside, replace_folder, require_replaceable
-from convert.gate import Tolerance
-from convert.judging import accepted_loss, judge_all, ledger_files, write_evidence
-from convert.reference import REFERENCE, Reference
-from convert.reference_cache import classify_with_reference
-from convert.rejection import forget_rejection, write_rejection
-from convert.report import Report, remarks_on, report_on
-from convert.self_test import choose_self_test
-from convert.torch_blocks import torch_block_outputs
 from irv2.bundle import (
     ONNX_FILE,
     SCHEMA,
@@ -38,10 +20,28 @@ from irv2.bundle import (
     bundle_id,
 )
 from irv2.checkpoint import Checkpoint
-from irv2.dataset import ImageFolder, open_split
+from irv2.convert.candidate import (
+    DEFAULTS,
+    Candidate,
+    ExportOptions,
+    convert,
+    training_images_of,
+)
+from irv2.convert.gate.artifacts import open_artifacts, undecided
+from irv2.convert.gate.judge import accepted_loss, judge_all, ledger_files, write_evidence
+from irv2.convert.gate.reference import REFERENCE, Reference
+from irv2.convert.gate.reference_cache import classify_with_reference
+from irv2.convert.gate.remarks import evidence_remarks
+from irv2.convert.gate.report import Report, remarks_on, report_on
+from irv2.convert.gate.verdict import Tolerance
+from irv2.convert.onnx.torch_blocks import torch_block_outputs
+from irv2.convert.publish.rejection import forget_rejection, write_rejection
+from irv2.convert.publish.replace import folder_beside, replace_folder, require_replaceable
+from irv2.convert.publish.self_test import choose_self_test
+from irv2.data.dataset import ImageFolder, open_split
+from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import EngineError, UsageError
-from irv2.samples import is_sample, resolve_data
-from irv2.selftest import SELF_TEST
+from irv2.self_test import SELF_TEST
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import msgspec
 
-from convert.engine import choose_flavour, engine_artifact
-from convert.engine_options import EngineOptions
-from convert.folders import folder_beside, named, replace_folder, require_replaceable
-from convert.reference import REFERENCE
-from convert.rejection import forget_rejection, write_rejection
-from convert.report import Report
-from convert.verify import open_to_verify, require_same, verify
 from irv2.bundle import LEDGER_SUFFIX, Artifact, Bundle, bundle_id
-from irv2.dataset import BadImages
+from irv2.convert.engine.build import choose_flavour, engine_artifact
+from irv2.convert.engine.options import EngineOptions
+from irv2.convert.gate.reference import REFERENCE
+from irv2.convert.gate.report import Report
+from irv2.convert.publish.rejection import forget_rejection, write_rejection
+from irv2.convert.publish.replace import folder_beside, named, replace_folder, require_replaceable
+from irv2.convert.verify import open_to_verify, require_same, verify
+from irv2.data.dataset import BadImages
 from irv2.errors import BundleError, EngineError
 from irv2.runners.choose import open_runner
 

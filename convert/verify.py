@@ -6,19 +6,19 @@ from pathlib import Path
 
 import msgspec
 
-from convert.artifacts import open_artifacts
-from convert.evidence import evidence_remarks
-from convert.folders import named
-from convert.gate import Tolerance, tolerance_for
-from convert.judging import judge_all, ledger_files, write_evidence
-from convert.localize import block_outputs
-from convert.reference import REFERENCE, Reference
-from convert.report import Report, chance_remark, remarks_on, report_on
 from irv2.bundle import MANIFEST, ONNX_FILE, Artifact, Bundle, Manifest, is_judged, read_manifest
-from irv2.dataset import BadImages, open_split
+from irv2.convert.gate.artifacts import open_artifacts
+from irv2.convert.gate.judge import judge_all, ledger_files, write_evidence
+from irv2.convert.gate.localize import block_outputs
+from irv2.convert.gate.reference import REFERENCE, Reference
+from irv2.convert.gate.remarks import evidence_remarks
+from irv2.convert.gate.report import Report, chance_remark, remarks_on, report_on
+from irv2.convert.gate.verdict import Tolerance, tolerance_for
+from irv2.convert.publish.replace import named
+from irv2.data.dataset import BadImages, open_split
+from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import BundleError, DataError, EngineError
 from irv2.evaluate import classify_folder
-from irv2.samples import is_sample, resolve_data
 
 logger = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import msgspec
 
-from convert.reference import REFERENCE, Reference
-from irv2.answers import Answers
 from irv2.bundle import LEDGER_SUFFIX, Artifact, Bundle, Parity, Precision
 from irv2.client import Client
-from irv2.dataset import BadImages, ImageFolder, open_split
+from irv2.convert.gate.reference import REFERENCE, Reference
+from irv2.data.dataset import BadImages, ImageFolder, open_split
+from irv2.data.samples import resolve_data
 from irv2.errors import BundleError
-from irv2.progress import progress
+from irv2.ledger import Answers
 from irv2.results import Result
 from irv2.runners.choose import INT8_CPU, INT8_TRT
-from irv2.samples import resolve_data
+from irv2.system.progress import progress
 from irv2.v1 import classifier_pb2
 
 IMAGES_AT_A_TIME = 512  # encoded images held in memory

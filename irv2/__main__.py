@@ -1,5 +1,51 @@
-"""`python -m irv2`."""
+"""Where every program starts: `python -m irv2` and the console scripts.
 
-from irv2.cli import main
+Nothing in the user's working folder is ever imported: `python -m`, torchrun and `PYTHONPATH=.` put
+it before the libraries, where the user's own train.py or click.py would be taken for one of them.
+"""
 
-main.main(prog_name="irv2")
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+
+def run(*program: str) -> NoReturn:
+    """Run `program`, or the one that the command line names."""
+    leave_out_working_folder()
+    from irv2.cli.main import main
+
+    main.main([*program, *sys.argv[1:]], prog_name="irv2")
+
+
+def train() -> NoReturn:
+    """`irv2-train`."""
+    run("train")
+
+
+def export() -> NoReturn:
+    """`irv2-export`."""
+    run("export")
+
+
+def serve() -> NoReturn:
+    """`irv2-serve`."""
+    run("serve")
+
+
+def classify() -> NoReturn:
+    """`irv2-classify`."""
+    run("classify")
+
+
+def leave_out_working_folder() -> None:
+    """Take the working folder off the import path, unless this very package lies in it."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed, so nothing can be imported from it
+        return
+    if here != Path(__file__).resolve().parents[1]:
+        sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
+
+
+if __name__ == "__main__":
+    run()

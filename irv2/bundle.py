@@ -14,12 +14,12 @@ from typing import Any, Literal, Self
 import msgspec
 import numpy as np
 
-from irv2.decode import read_encoded
 from irv2.errors import BundleError, ImageError, InputError
-from irv2.files import file_sha256, write_atomically
-from irv2.preprocess import Preprocess, preprocess, resize_and_crop
+from irv2.images.decode import read_encoded
+from irv2.images.preprocess import Preprocess, preprocess, resize_and_crop
 from irv2.results import DEFAULT_TOP_K, Result, top_k_scores
 from irv2.runners.base import Runner
+from irv2.system.files import file_sha256, write_atomically
 from irv2.types import ImageSource, UInt8Array, check_rgb
 
 SCHEMA = "irv2.bundle/1"

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from irv2.errors import CheckpointError, InputError
-from irv2.files import full_disk_named, write_atomically
-from irv2.model import NetworkConfig
-from irv2.networks import NETWORKS, Network, build, config_from_json
-from irv2.preprocess import Preprocess
+from irv2.images.preprocess import Preprocess
+from irv2.model.build import NETWORKS, Network, build, config_from_json
+from irv2.model.paper import NetworkConfig
+from irv2.system.files import full_disk_named, write_atomically
 
 SCHEMA = "irv2.checkpoint/1"
 _EXPECTED = "a checkpoint that irv2-train wrote"

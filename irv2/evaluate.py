@@ -16,19 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from irv2.answers import Answers
 from irv2.bundle import Bundle
-from irv2.crops import combine, views
-from irv2.dataset import BadImages, ImageFolder, open_split
-from irv2.decode import ImageLimits, decode
+from irv2.data.dataset import BadImages, ImageFolder, open_split
+from irv2.data.samples import resolve_data
 from irv2.errors import DataError, ImageError
-from irv2.files import write_atomically
-from irv2.machine import num_cores
-from irv2.preprocess import Preprocess
-from irv2.progress import Progress
+from irv2.images.crops import combine, views
+from irv2.images.decode import ImageLimits, decode
+from irv2.images.preprocess import Preprocess
+from irv2.ledger import Answers
 from irv2.results import top_k_indices
 from irv2.runners.base import Runner
-from irv2.samples import resolve_data
+from irv2.system.files import write_atomically
+from irv2.system.machine import num_cores
+from irv2.system.progress import Progress
 from irv2.types import FloatArray, IntArray, UInt8Array
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Reading:
     """How images reach a runner.
 
     `batch_size` counts what one forward pass takes; `workers` are decoding threads (None: one per
-    core); `crops` are views per image (irv2.crops). The first two change no count.
+    core); `crops` are views per image (irv2.images.crops). The first two change no count.
     """
 
     batch_size: int = BATCH_SIZE

@@ -6,16 +6,16 @@ from typing import Any
 
 import click
 
+from irv2.cli.program import FloatRange, Program, json_option, print_json
 from irv2.errors import UsageError
-from irv2.options import FloatRange, Program, json_option, print_json
 from irv2.runners.choose import BACKENDS
 from irv2.runners.cuda import count_gpus
-from serve.address import Address
-from serve.limits import MAX_CONNECTION_AGE_S, ConnectionLimits
-from serve.logs import log_as_json
-from serve.options import ServeOptions
-from serve.server import Server, serve
-from serve.tls import tls_files
+from irv2.serve.access.address import Address
+from irv2.serve.access.connection_limits import MAX_CONNECTION_AGE_S, ConnectionLimits
+from irv2.serve.access.tls import tls_files
+from irv2.serve.operations.logs import log_as_json
+from irv2.serve.options import ServeOptions
+from irv2.serve.server import Server, serve
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NUM_THREADS = click.IntRange(0, 1024)

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from irv2.errors import UsageError
+from irv2.serve.access.address import Address
+from irv2.serve.access.connection_limits import ConnectionLimits
+from irv2.serve.access.tls import TlsFiles
 from irv2.v1 import classifier_pb2
-from serve.address import Address
-from serve.limits import ConnectionLimits
-from serve.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from irv2.bundle import MANIFEST
-from serve.watched import Stamp, stamp
+from irv2.serve.access.watched_files import Stamp, stamp
 
 WATCH_EVERY_S = 1.0
 

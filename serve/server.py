@@ -10,27 +10,27 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from irv2.channel import SERVICE
+from irv2.client.channel import SERVICE
 from irv2.errors import Irv2Error
 from irv2.inference import open_inference_pb2_grpc
+from irv2.serve.access.address import Address
+from irv2.serve.access.connection_limits import channel_options
+from irv2.serve.access.tls import Tls
+from irv2.serve.access.tokens import Tokens
+from irv2.serve.operations.http import HttpServer
+from irv2.serve.operations.metrics import Metrics
+from irv2.serve.options import ServeOptions
+from irv2.serve.pipeline.model import Opened, ServedModel, open_model, start_model
+from irv2.serve.process import keep_few_arenas, tidy_up
+from irv2.serve.reload import Reloader
+from irv2.serve.rpc.calls import Answering
+from irv2.serve.rpc.classifier import Classifier
+from irv2.serve.rpc.early_refusal import Reading
+from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE
+from irv2.serve.rpc.open_inference import OpenInference
+from irv2.serve.rpc.request_log import Follower
+from irv2.serve.scheduling import wait_for_a_turn
 from irv2.v1 import classifier_pb2_grpc
-from serve.address import Address
-from serve.answering import Answering
-from serve.follow import Follower
-from serve.http import HttpServer
-from serve.limits import channel_options
-from serve.memory import keep_few_arenas, tidy_up
-from serve.messages import Reading
-from serve.metrics import Metrics
-from serve.open_inference import SERVICE as OPEN_INFERENCE
-from serve.open_inference import OpenInference
-from serve.options import ServeOptions
-from serve.reload import Reloader
-from serve.scheduling import wait_for_a_turn
-from serve.served import Opened, ServedModel, open_model, start_model
-from serve.servicer import Classifier
-from serve.tls import Tls
-from serve.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from irv2.samples import sample_folder
+from irv2.data.samples import sample_folder
 
 # Before torch is imported, here and in the processes that tests start: they share the cores.
 os.environ["OMP_NUM_THREADS"] = "2"

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from irv2.dataset import BadImages
-from irv2.options import (
+from irv2.cli.program import (
     FloatRange,
     Program,
     bad_images_option,
@@ -19,7 +18,8 @@ from irv2.options import (
     limit_option,
     print_json,
 )
-from irv2.resample import RESAMPLERS
+from irv2.data.dataset import BadImages
+from irv2.images.resample import RESAMPLERS
 
 
 @click.command(cls=Program)
@@ -122,7 +122,7 @@ def main(
     resumes an unfinished run. Without --data a small network of the same blocks is trained on the
     built-in sample.
     """
-    from train import start
+    from irv2.train import start
 
     request = start.Request(
         setting=setting, data=data, out=out or Path("runs") / f"setting-{setting}", resume=resume,

@@ -18,22 +18,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from irv2.checkpoint import Checkpoint
-from irv2.dataset import BadImages, ImageFolder
+from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError, EngineError, ImageError, Irv2Error
 from irv2.evaluate import Reading
-from irv2.model import InceptionResNetV2
-from irv2.progress import Progress
+from irv2.model.paper import InceptionResNetV2
 from irv2.runners.torch import TorchRunner
-from train.counting import count_wrong
-from train.guard import DivergenceError, Guard
-from train.interrupt import Interrupt
-from train.loader import Batch, load_epoch, num_batches
-from train.memory import peak_memory_mib
-from train.processes import Processes
-from train.run import Run
-from train.saver import Saver
-from train.settings import Recipe
-from train.step import Computation, Learner
+from irv2.system.progress import Progress
+from irv2.train.data.loader import Batch, load_epoch, num_batches
+from irv2.train.divergence import DivergenceError, Guard
+from irv2.train.learner.memory import peak_memory_mib
+from irv2.train.learner.step import Computation, Learner
+from irv2.train.processes import Processes
+from irv2.train.run.folder import Run
+from irv2.train.run.saver import Saver
+from irv2.train.settings import Recipe
+from irv2.train.signals import Interrupt
+from irv2.train.validation import count_wrong
 
 logger = logging.getLogger(__name__)
 

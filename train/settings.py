@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from irv2.errors import UsageError
-from irv2.model import ModelConfig
-from irv2.preprocess import Preprocess
+from irv2.images.preprocess import Preprocess
+from irv2.model.paper import ModelConfig
 
 Augmentation = Literal["area-crop", "shift"]
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -13,20 +13,20 @@ import torch
 
 from irv2 import __version__
 from irv2.checkpoint import Checkpoint
-from irv2.dataset import BadImages, ImageFolder, open_split
+from irv2.cli.program import Terminated
+from irv2.data.dataset import BadImages, ImageFolder, open_split
+from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import DataError, EngineError, ImageError, UsageError
-from irv2.machine import num_cores
-from irv2.options import Terminated
+from irv2.model.summary import summarize, summary_table
 from irv2.runners.torch import resolve_device
-from irv2.samples import is_sample, resolve_data
-from irv2.summary import summarize, summary_table
-from train.initial import fingerprint, initial_model
-from train.loader import num_batches
-from train.loop import Machine, Trainer
-from train.processes import Processes, joined
-from train.run import Run
-from train.settings import PUBLISHED, SETTINGS, Recipe, modern_recipe, sample_recipe
-from train.step import Computation
+from irv2.system.machine import num_cores
+from irv2.train.data.loader import num_batches
+from irv2.train.learner.initial_weights import fingerprint, initial_model
+from irv2.train.learner.step import Computation
+from irv2.train.loop import Machine, Trainer
+from irv2.train.processes import Processes, joined
+from irv2.train.run.folder import Run
+from irv2.train.settings import PUBLISHED, SETTINGS, Recipe, modern_recipe, sample_recipe
 
 logger = logging.getLogger(__name__)
 

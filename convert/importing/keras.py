@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convert.importing.source import SLIM_PREPROCESS, Source, shortened
+from irv2.convert.importing.source import SLIM_PREPROCESS, Source, shortened
 from irv2.errors import CheckpointError
-from irv2.model import ConvBN
-from irv2.model_slim import SlimConfig
-from irv2.networks import build
+from irv2.model.build import build
+from irv2.model.paper import ConvBN
+from irv2.model.slim import SlimConfig
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
 # Members of an archive, unpacked; the published network's are a tenth of this.

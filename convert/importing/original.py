@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convert.importing.source import Source, shortened
-from convert.importing.torch7 import Array, Torch7Object, load
+from irv2.convert.importing.source import Source, shortened
+from irv2.convert.importing.torch7 import Array, Torch7Object, load
 from irv2.errors import CheckpointError
-from irv2.model import ModelConfig
-from irv2.networks import build
-from irv2.preprocess import Preprocess
+from irv2.images.preprocess import Preprocess
+from irv2.model.build import build
+from irv2.model.paper import ModelConfig
 
 # Modules without weights that the original is made of; any other would change its answers.
 PLAIN_MODULES = {

@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from convert.importing.keras import CONFIG, WEIGHTS, read_archive, read_hdf5
-from convert.importing.original import read_original
-from convert.importing.slim import read_slim
-from convert.importing.source import Source
 from irv2.checkpoint import SCHEMA
+from irv2.convert.importing.keras import CONFIG, WEIGHTS, read_archive, read_hdf5
+from irv2.convert.importing.original import read_original
+from irv2.convert.importing.slim import read_slim
+from irv2.convert.importing.source import Source
 from irv2.errors import CheckpointError
 
 HDF5 = b"\x89HDF\r\n\x1a\n"

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convert.importing.recognise import read_source
-from convert.importing.source import state_dict_of
 from irv2.checkpoint import Checkpoint
+from irv2.convert.importing.recognise import read_source
+from irv2.convert.importing.source import state_dict_of
+from irv2.data.imagenet import BACKGROUND, class_names
 from irv2.errors import CheckpointError, InputError, UsageError
-from irv2.files import file_sha256
-from irv2.imagenet import BACKGROUND, class_names
+from irv2.system.files import file_sha256
 
 WITH_BACKGROUND = 1001  # ImageNet's classes behind a background class, as TF-slim trained
 SETTING = "imported"  # in place of a training setting, in checkpoint and bundle

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from convert.importing.source import SLIM_PREPROCESS, Source, expected_state, is_counter
+from irv2.convert.importing.source import SLIM_PREPROCESS, Source, expected_state, is_counter
 from irv2.errors import CheckpointError
-from irv2.model_slim import SlimConfig
+from irv2.model.slim import SlimConfig
 
 FIRST_TENSOR = "conv2d_1a.conv.weight"
 # Our names to the published ones, applied in this order.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from irv2.errors import CheckpointError
-from irv2.model import NetworkConfig
-from irv2.networks import build
-from irv2.preprocess import Preprocess
+from irv2.images.preprocess import Preprocess
+from irv2.model.build import build
+from irv2.model.paper import NetworkConfig
 
 logger = logging.getLogger(__name__)
 

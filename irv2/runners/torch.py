@@ -5,8 +5,8 @@ from torch import nn
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import EngineError
-from irv2.model import Normalized
-from irv2.networks import Network
+from irv2.model.build import Network
+from irv2.model.paper import Normalized
 from irv2.runners.base import Runner
 from irv2.types import FloatArray, UInt8Array
 

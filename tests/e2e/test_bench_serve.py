@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from irv2.serve.bench.clients import Call, GrpcTarget, num_wrong
+from irv2.serve.bench.site import served
 from irv2.v1.classifier_pb2 import ClassifyResponse, Result, Score
-from serve.bench_clients import Call, GrpcTarget, num_wrong
-from serve.bench_site import served
 
 
 def bench(*arguments: str) -> dict:

@@ -14,7 +14,7 @@ from serving_site import jpeg, scenario_with
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
-from serve.address import Address
+from irv2.serve.access.address import Address
 
 NUM_FILES, NUM_PICTURES = 10_000, 100
 FILE_BYTES = 40_000  # of a photograph; 400 MB in all

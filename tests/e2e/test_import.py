@@ -1,7 +1,7 @@
 """Published weights through the programs, from the file to a served answer.
 
 The files are full-size, in the published layouts, with random weights; that their logits are right
-is tested in tests/integration/test_importing.py.
+is tested in tests/integration/convert/test_importing.py.
 """
 
 import json
@@ -21,13 +21,13 @@ from PIL import Image
 from slim_network import SlimNetwork
 from torch7_writer import save
 
-from convert.importing.slim import FIRST_TENSOR
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.client import Client
-from irv2.imagenet import class_names
-from irv2.networks import NETWORKS
-from irv2.preprocess import preprocess
+from irv2.convert.importing.slim import FIRST_TENSOR
+from irv2.data.imagenet import class_names
+from irv2.images.preprocess import preprocess
+from irv2.model.build import NETWORKS
 from irv2.runners.torch import TorchRunner
 
 SYNSETS = ("n01440764", "n02123045", "n07753592")

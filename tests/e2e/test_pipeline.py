@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from project import ROOT
 
 from irv2.checkpoint import Checkpoint, load_model
-from irv2.dataset import open_split
+from irv2.data.dataset import open_split
 from irv2.evaluate import classify_folder
 from irv2.results import top_k_scores
 from irv2.runners.torch import TorchRunner
@@ -122,7 +123,7 @@ def test_verify_notices_a_server_of_another_model(server, tmp_path, environment,
 def test_verify_here_passes_without_torch_and_without_the_checkpoint(bundle, environment):
     program = (
         "import sys; sys.modules['torch'] = None; "
-        "from irv2.cli import main; main.main(['verify', sys.argv[1]], prog_name='irv2')"
+        "from irv2.cli.main import main; main.main(['verify', sys.argv[1]], prog_name='irv2')"
     )
     result = subprocess.run(
         [sys.executable, "-c", program, str(bundle)], env=environment, capture_output=True,
@@ -134,7 +135,7 @@ def test_verify_here_passes_without_torch_and_without_the_checkpoint(bundle, env
 
 @pytest.mark.parametrize("target", ["wheel", "gpu", "serve"])
 def test_dockerfile_has_its_targets_and_takes_mirror_and_certificate(target):
-    text = (Path(__file__).parents[2] / "Dockerfile").read_text()
+    text = (ROOT / "Dockerfile").read_text()
     stages = dict(
         zip(
             re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE),

@@ -474,7 +474,9 @@ def test_a_model_that_did_not_pass_the_gate_is_not_served(verdict, tmp_path):
     assert_one_error_line(irv2("serve", bundle, "--listen", LOOPBACK), exit_code=2)
 
 
-@pytest.mark.parametrize("module", ["serve.cli", "irv2.client", "irv2.classify_cli"])
+@pytest.mark.parametrize(
+    "module", ["irv2.serve.cli", "irv2.client.client", "irv2.commands.classify"]
+)
 def test_server_and_client_start_where_torch_is_missing(module):
     program = f"import sys; sys.modules['torch'] = None; import {module}"
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -482,7 +484,7 @@ def test_server_and_client_start_where_torch_is_missing(module):
 
 def test_the_client_imports_no_engine_and_no_decoder():
     program = (
-        "import sys, irv2.client; "
+        "import sys, irv2.client.client; "
         "sys.exit(' '.join({'cv2', 'simplejpeg', 'onnxruntime', 'PIL'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

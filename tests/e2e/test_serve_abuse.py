@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import grpc
 import pytest
@@ -22,6 +21,7 @@ from fuzzing import (
     num_open_files,
     settled_open_files,
 )
+from project import ROOT
 from serving_process import LOOPBACK, get, serving
 from serving_site import jpeg, request
 from tiny_bundle import SIDE, write_tiny_bundle
@@ -119,8 +119,8 @@ def test_a_client_that_is_killed_leaves_no_work_behind(server):
         "calls = [stub.Classify.future(request(*range(20))) for _ in range(12)]; "
         "print('sent', flush=True); [call.result() for call in calls * 1000]"
     )
-    tests = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", program, server.address, tests]
+    helpers = str(ROOT / "tests/helpers")
+    command = [sys.executable, "-c", program, server.address, helpers]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout.readline() == "sent\n"
         client.kill()

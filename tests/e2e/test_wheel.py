@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from project import ROOT
 from tiny_bundle import write_tiny_bundle
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tiny_checkpoint import make_checkpoint, write_images
 
-from convert.conversion import ExportOptions
-from convert.engine_options import EngineOptions
-from convert.export import export
+from irv2.convert.candidate import ExportOptions
+from irv2.convert.engine.options import EngineOptions
+from irv2.convert.export import export
 from irv2.errors import EngineError
 from irv2.runners.cuda import find_gpu
 from irv2.runners.onnx import import_onnxruntime

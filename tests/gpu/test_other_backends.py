@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from convert.engine import RTX_CAPABILITIES, Flavour, engine_artifact
-from convert.engine_options import EngineOptions
-from convert.verify import verify
 from irv2.bundle import Bundle, bundle_id
+from irv2.convert.engine.build import RTX_CAPABILITIES, Flavour, engine_artifact
+from irv2.convert.engine.options import EngineOptions
+from irv2.convert.verify import verify
 from irv2.errors import BundleError
 from irv2.runners.choose import open_best, open_runner
 from irv2.runners.cuda import count_gpus, find_gpu

@@ -10,13 +10,13 @@ import pytest
 from serving_process import serving
 from tiny_checkpoint import CLASSES
 
-from convert.engine import build_engine, choose_flavour, engine_artifact
-from convert.engine_options import EngineOptions
-from convert.rebuild import rebuild
-from convert.verify import verify
-from convert.verify_server import verify_server
 from irv2.bundle import REPORT, Artifact, Bundle
 from irv2.client import Client
+from irv2.convert.engine.build import build_engine, choose_flavour, engine_artifact
+from irv2.convert.engine.options import EngineOptions
+from irv2.convert.rebuild import rebuild
+from irv2.convert.verify import verify
+from irv2.convert.verify_server import verify_server
 from irv2.errors import EngineError
 from irv2.runners.choose import open_best, open_runner
 from irv2.runners.cuda import call, count_gpus, find_gpu, import_cuda

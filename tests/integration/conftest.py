@@ -3,7 +3,7 @@
 import pytest
 from tiny_checkpoint import Exported, make_checkpoint, write_images
 
-from convert.export import ExportOptions, export
+from irv2.convert.export import ExportOptions, export
 
 
 @pytest.fixture(scope="session")

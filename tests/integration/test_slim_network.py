@@ -10,13 +10,13 @@ import torch
 from click.testing import CliRunner
 from tiny_checkpoint import CLASSES, PREPROCESS, fit_classifier, write_images
 
-from convert.graph import layers, read_blocks
 from irv2.checkpoint import Checkpoint
-from irv2.cli import main
-from irv2.dataset import open_split
-from irv2.model import initialize
-from irv2.model_slim import SlimConfig
-from irv2.networks import build
+from irv2.cli.main import main
+from irv2.convert.inspect.graph import layers, read_blocks
+from irv2.data.dataset import open_split
+from irv2.model.build import build
+from irv2.model.paper import initialize
+from irv2.model.slim import SlimConfig
 
 CONFIG = SlimConfig(num_classes=len(CLASSES), blocks=(1, 1, 2), width=0.125)
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' own modules
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))  # the tests' own modules
 
 from measured_import import run_import
 from original_network import Tree

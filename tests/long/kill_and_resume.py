@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' own modules
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))  # the tests' own modules
 
 from same_run import assert_same_run
 

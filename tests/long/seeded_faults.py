@@ -28,23 +28,23 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from convert import invariance
-from convert.calibrate import CalibrationOptions, calibrate, choose_images
-from convert.gate import judge, tolerance_for
-from convert.half import to_half
-from convert.onnx_export import fold, write_onnx
-from convert.quantize import quantize
-from convert.reference import Reference
 from irv2.bundle import Bundle, Parity
 from irv2.checkpoint import Checkpoint
-from irv2.dataset import open_split
+from irv2.convert.gate import invariance
+from irv2.convert.gate.reference import Reference
+from irv2.convert.gate.verdict import judge, tolerance_for
+from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
+from irv2.convert.onnx.float32 import fold, write_onnx
+from irv2.convert.onnx.half import to_half
+from irv2.convert.onnx.int8 import quantize
+from irv2.data.dataset import open_split
+from irv2.data.samples import is_sample, resolve_data
 from irv2.evaluate import Ledger, load_batches
-from irv2.progress import progress
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_runner
 from irv2.runners.onnx import OnnxRunner
 from irv2.runners.torch import TorchRunner
-from irv2.samples import is_sample, resolve_data
+from irv2.system.progress import progress
 
 NUMS = (100, 360, 1000, 3000, 10_000)
 VERDICTS = ("passed", "too_few_images", "failed")

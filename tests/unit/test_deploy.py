@@ -11,14 +11,15 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from project import ROOT
 from serving_site import request, scenario_with
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
-from serve.cli import main
-from serve.http import HttpServer
+from irv2.serve.cli import main
+from irv2.serve.operations.http import HttpServer
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = ROOT / "deploy"
 
 
 @pytest.fixture

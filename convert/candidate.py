@@ -1,0 +1,164 @@
+"""A checkpoint's model files: every precision as ONNX, engines where they are asked for."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from irv2.bundle import ONNX_FILE, Artifact, Precision
+from irv2.checkpoint import Checkpoint
+from irv2.convert.engine.build import choose_flavour, engine_artifact
+from irv2.convert.engine.options import EngineOptions
+from irv2.convert.gate.verdict import CONFIDENCE, Tolerance, tolerance_for
+from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
+from irv2.convert.onnx.half import Half, require_fp16_range
+from irv2.convert.onnx.sensitivity import blocks_to_keep
+from irv2.convert.onnx.variants import write_half, write_int8
+from irv2.data.dataset import BadImages, ImageFolder
+from irv2.errors import EngineError, UsageError
+from irv2.evaluate import load_batches
+from irv2.images.preprocess import Preprocess
+from irv2.runners.choose import INT8_CPU
+from irv2.system.files import file_sha256
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+DEFAULT_MAX_BATCH = 64
+NUM_RANGE_IMAGES = 8  # on which fp16's range is tried
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What is made, and how strictly it is judged."""
+
+    precisions: tuple[str, ...] | None = None  # None: the default list
+    trt: bool = False
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    max_batch: int = DEFAULT_MAX_BATCH
+    limit: int | None = None
+    bad_images: BadImages = "error"
+    tolerance_top1: float | None = None  # points; None: by precision
+    tolerance_top5: float | None = None
+    confidence: float = CONFIDENCE
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.precisions or () if name not in PRECISIONS]
+        if unknown:
+            raise UsageError(
+                "--precision", f"{unknown[0]} can't be exported", " or ".join(PRECISIONS)
+            )
+        if self.calibration.folder is not None and "int8" not in self.wanted:
+            raise UsageError(
+                "--calibration", "int8 is not made", way_out="name int8 in --precision too"
+            )
+        if self.trt:
+            self.engine.profiles_up_to(self.max_batch)
+        elif self.engine != EngineOptions():
+            raise UsageError("options of an engine", "no engine is built", way_out="pass --trt")
+
+    @property
+    def wanted(self) -> list[Precision]:
+        """The precisions to make, in one order; float32, which the others are made from, always."""
+        default = ("fp32", "fp16", "int8") if self.trt else ("fp32", "int8")
+        named = self.precisions or default
+        return [name for name in PRECISIONS if name == "fp32" or name in named]
+
+    def tolerance(self, precision: Precision, *, sample: bool) -> Tolerance:
+        """What the gate accepts of an artefact; `sample` says these are the built-in images."""
+        return tolerance_for(
+            precision, is_sample=sample, top1_points=self.tolerance_top1,
+            top5_points=self.tolerance_top5, confidence=self.confidence,
+        )  # fmt: skip
+
+
+DEFAULTS = ExportOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Model files in a folder of their own, and the checkpoint that they claim to equal."""
+
+    checkpoint: Checkpoint
+    checkpoint_sha256: str
+    folder: Path
+    artifacts: list[Artifact]
+
+
+def convert(
+    checkpoint: Checkpoint, checkpoint_sha256: str, folder: Path, options: ExportOptions,
+    training_images: ImageFolder | None = None, *, images: ImageFolder | None = None,
+    sample: bool = False,
+) -> Candidate:  # fmt: skip
+    """Write the model files into `folder`, not yet judged; int8 only with `training_images`.
+
+    On a few of `images` it is tried whether fp16's range suffices. Raises EngineError.
+    """
+    from irv2.convert.onnx.float32 import versions, write_onnx
+
+    if training_images is not None:
+        _require_finite(checkpoint)
+    # First, so that an option it lacks is refused before any work is done.
+    flavour = choose_flavour(options.engine) if options.trt else None
+    logger.info("export: %s", ONNX_FILE)
+    onnx_path = folder / ONNX_FILE
+    write_onnx(checkpoint, checkpoint_sha256, onnx_path)
+    fp32 = Artifact(
+        file=ONNX_FILE, sha256=file_sha256(onnx_path), format="onnx", precision="fp32",
+        max_batch=options.max_batch, built_from=checkpoint_sha256, built_with=versions(),
+        gpu=None, parity=None,
+    )  # fmt: skip
+    if images is not None and "fp16" in options.wanted:
+        few = images.first(NUM_RANGE_IMAGES)
+        for batch in load_batches(few, checkpoint.preprocess, len(few), options.bad_images):
+            require_fp16_range(onnx_path, batch.images)
+    artifacts = [fp32, *_halves(fp32, folder, options)]
+    if training_images is not None:
+        points = options.tolerance("int8", sample=sample).top1_points
+        artifacts += _int8(fp32, folder, checkpoint.preprocess, options, training_images, points)
+    if flavour is not None:
+        models = [artifact for artifact in artifacts if artifact.file != INT8_CPU]
+        artifacts += [engine_artifact(model, folder, flavour, options.engine) for model in models]
+    return Candidate(
+        checkpoint=checkpoint, checkpoint_sha256=checkpoint_sha256, folder=folder,
+        artifacts=artifacts,
+    )  # fmt: skip
+
+
+def training_images_of(val: ImageFolder, options: ExportOptions) -> ImageFolder | None:
+    """The images that int8 is calibrated with, none of `val`; None where int8 is not made."""
+    if "int8" not in options.wanted:
+        return None
+    return choose_images(val, options.calibration, options.bad_images)
+
+
+def _require_finite(checkpoint: Checkpoint) -> None:
+    """Raise EngineError where a weight has no place in 8 bits; in float32 the gate finds it."""
+    for name, tensor in checkpoint.state_dict.items():
+        if not tensor.isfinite().all():
+            raise EngineError(
+                "int8", f"{name} holds values that are not finite", "finite weights",
+                "use another checkpoint; what this one answers, --precision fp32 shows",
+            )  # fmt: skip
+
+
+def _halves(fp32: Artifact, folder: Path, options: ExportOptions) -> list[Artifact]:
+    halves: tuple[Half, ...] = ("fp16", "bf16")
+    return [
+        write_half(fp32, folder, precision) for precision in halves if precision in options.wanted
+    ]
+
+
+def _int8(
+    fp32: Artifact, folder: Path, preprocess: Preprocess, options: ExportOptions,
+    training_images: ImageFolder, tolerance_points: float,
+) -> list[Artifact]:  # fmt: skip
+    """Calibrate, look for what 8 bits would spoil, and write both files."""
+    path, bad_images = folder / fp32.file, options.bad_images
+    seed = options.calibration.seed
+    calibration = calibrate(path, training_images, preprocess, seed, bad_images)
+    model = onnx.load(path)
+    kept = blocks_to_keep(model, calibration, preprocess, tolerance_points, bad_images)
+    return write_int8(model, fp32, folder, calibration, kept)

@@ -1,0 +1,1 @@
+"""The parity gate: does an artefact decide like the checkpoint?"""

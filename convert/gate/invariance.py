@@ -1,0 +1,117 @@
+"""Batch invariance: does an image's answer depend on the batch that it is in?
+
+A server batches whatever arrives together. An artefact is certified for the batch sizes that were
+tried here, up to its largest: every image alone, repeated to fill a batch, and among the others.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
+
+import msgspec
+import numpy as np
+
+from irv2.bundle import Artifact, Invariance, prepare
+from irv2.convert.engine.options import Profile
+from irv2.convert.gate.verdict import Judgement
+from irv2.data.dataset import ImageFolder
+from irv2.evaluate import Ledger
+from irv2.images.preprocess import Preprocess
+from irv2.results import softmax
+from irv2.runners.base import Runner, usual_sizes
+from irv2.system.progress import Progress
+from irv2.types import FloatArray, UInt8Array
+
+# A batch of 64 holds every one of them eight times. All sizes up to 64 together run 252 images
+# and these alone: about 20 s for the full network on two cores, whatever the size of the data.
+NUM_IMAGES = 8
+# Two classes that were this close alone are a tie: rounding may turn it.
+TIE = 1e-3
+
+
+def batch_sizes(max_batch: int, profiles: Iterable[Profile] = ()) -> list[int]:
+    """1, 2, 4, ... and `max_batch`; of an engine's profiles also both edges and what each is
+    tuned for.
+    """
+    return sorted({*usual_sizes(max_batch), *chain.from_iterable(profiles)})
+
+
+def load_probes(images: ImageFolder, ledger: Ledger, config: Preprocess) -> UInt8Array:
+    """A few of those `images` that `ledger` holds, of as many classes as can be.
+
+    Gives uint8 (P, S, S, 3).
+    """
+    few = images.named(ledger.files).first(NUM_IMAGES)
+    return np.stack([prepare(few.read(i), config) for i in range(len(few))])
+
+
+def check(
+    runner: Runner, probes: UInt8Array, max_batch: int, profiles: Iterable[Profile] = ()
+) -> Invariance:  # fmt: skip
+    """Ask about uint8 `probes` (P, S, S, 3) in batches of all sizes that `batch_sizes` names."""
+    sizes = batch_sizes(max_batch, profiles)
+    alone = np.concatenate([runner.run(probe[None]) for probe in probes])
+    changed: dict[int, int] = {}
+    largest, num_answers = 0.0, 0
+    # Logits that are not finite give probabilities that are none, and count as changed.
+    with (
+        Progress(f"batches ({runner.backend})", 2 * sum(sizes)) as bar,
+        np.errstate(invalid="ignore"),
+    ):
+        for i, size in enumerate(sizes):
+            for rows in _batches(len(probes), size, i):
+                logits = runner.run(probes[rows])
+                changed[size] = changed.get(size, 0) + _num_changed(alone[rows], logits)
+                largest = max(largest, _max_probability_diff(alone[rows], logits))
+                num_answers += size
+                bar.advance(size)
+    return Invariance(
+        batch_sizes=sizes, num_images=len(probes), num_answers=num_answers,
+        changed=sum(changed.values()),
+        first_changed_batch=min((size for size in sizes if changed[size]), default=None),
+        max_probability_diff=largest, ran_on=runner.backend,
+    )  # fmt: skip
+
+
+def with_invariance(judgement: Judgement, artifact: Artifact, found: Invariance) -> Judgement:
+    """The judgement with this evidence: an answer that depends on its batch fails the artefact."""
+    judgement = replace(judgement, invariance=found)
+    if not found.changed or judgement.parity.verdict == "failed":
+        return judgement  # the line says what failed first
+    line = (
+        f"{artifact.precision} failed: {found.changed} of {found.num_answers} answers change with "
+        f"the batch they are in, from batches of {found.first_changed_batch} on "
+        f"(by up to {found.max_probability_diff:.2g} in probability)"
+    )
+    parity = msgspec.structs.replace(judgement.parity, verdict="failed")
+    return replace(judgement, parity=parity, line=line)
+
+
+def describe(found: Invariance) -> str:
+    """One line for the report."""
+    sizes = ", ".join(map(str, found.batch_sizes))
+    what = f"{found.num_images} images alone, repeated and mixed in batches of {sizes}"
+    if found.changed:
+        return f"{what}: {found.changed} of {found.num_answers} answers change"
+    return f"{what}: the same answers, probabilities off by {found.max_probability_diff:.1e}"
+
+
+def _batches(num_images: int, size: int, turn: int) -> list[list[int]]:
+    """One image `size` times, another one at each turn; and all of them in turn."""
+    return [[turn % num_images] * size, [(turn + i) % num_images for i in range(size)]]
+
+
+def _num_changed(alone: FloatArray, batched: FloatArray) -> int:
+    """Rows of (N, num_classes) logits with another best class, ties apart; NaN is a change."""
+    rows = np.arange(len(alone))
+    best, now = alone.argmax(1), batched.argmax(1)
+    before = softmax(alone)
+    is_tie = before[rows, best] - before[rows, now] <= TIE
+    is_finite = np.isfinite(batched).all(1)
+    return int((~(is_tie & is_finite)).sum())
+
+
+def _max_probability_diff(alone: FloatArray, batched: FloatArray) -> float:
+    """1, the largest there can be, where one of them is not finite."""
+    difference = np.abs(softmax(alone) - softmax(batched))
+    return float(np.nan_to_num(difference, nan=1.0).max())

@@ -1,0 +1,70 @@
+"""The checkpoint's answers on the evaluation images: what the gate holds every artefact against.
+
+`reference.npz` lies in the bundle: with it and the images, `irv2 verify` judges an artefact on
+another machine, without the checkpoint and without torch.
+"""
+
+import hashlib
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+import numpy as np
+
+from irv2.data.dataset import ImageFolder
+from irv2.errors import DataError
+from irv2.ledger import Answers
+from irv2.system.progress import progress
+from irv2.types import FloatArray
+
+REFERENCE = "reference.npz"
+
+
+class Reference(Answers):
+    """The answers of the checkpoint, in torch and float32."""
+
+    def max_abs_difference(self, logits: FloatArray) -> float:
+        """Largest difference of the finite ones of `logits` (n, num_classes) to ours.
+
+        Over all classes where our logits are at hand, else over our five best.
+        """
+        if self.logits is not None:
+            difference = np.abs(logits - self.logits)
+        else:
+            difference = np.abs(np.take_along_axis(logits, self.top5, axis=1) - self.top5_logits)
+        return float(difference.max(where=np.isfinite(difference), initial=0.0))
+
+    def find_images(self, folder: ImageFolder) -> tuple[ImageFolder, Self]:
+        """The files of `folder` that these answers are about, and the answers in their order.
+
+        Files are matched by content and class, so they may have moved, and others beside them do
+        no harm. Raises DataError where one is missing.
+        """
+        waiting = defaultdict(list)
+        for row, key in enumerate(self.keys):
+            waiting[key].append(row)
+        files, rows = [], []
+        for i, sha256 in enumerate(hash_files(folder)):
+            candidates = waiting[sha256, int(folder.labels[i])]
+            if candidates:
+                files.append(i)
+                rows.append(candidates.pop())
+        if len(rows) < len(self):
+            raise DataError(
+                folder.root,
+                f"{len(self) - len(rows)} of the {len(self)} images that the bundle was judged on "
+                "are not in it", "the images of the export, unchanged",
+                "pass their folder with --data, or export again on these",
+            )  # fmt: skip
+        return folder.subset(files), self.take(rows)
+
+
+def hash_files(folder: ImageFolder) -> list[str]:
+    """The sha256 of every image's bytes, in the folder's order."""
+
+    def hash_image(i: int) -> str:
+        return hashlib.sha256(folder.read(i)).hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter lock
+        hashes = pool.map(hash_image, range(len(folder)))
+        return list(progress(hashes, f"find images in {folder.root}", len(folder), "images"))

@@ -1,0 +1,54 @@
+"""`irv2 import`: a checkpoint from published weights."""
+
+from pathlib import Path
+
+import click
+
+from irv2.cli.program import Program, json_option, print_json
+
+
+def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from irv2.model.paper import ModelConfig
+    from irv2.model.slim import SlimConfig
+    from irv2.model.summary import side_by_side
+
+    click.echo(side_by_side(ModelConfig(), SlimConfig(), image_size=299))
+    context.exit()
+
+
+@click.command(cls=Program)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+              metavar="CKPT.pt", help="The checkpoint to write.")  # fmt: skip
+@click.option("--classes", "classes_path", metavar="FILE",
+              type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="A class name per line, in order.  [default: ImageNet's 1000]")  # fmt: skip
+@click.option("--arch", default="auto",
+              type=click.Choice(["auto", "inception_resnet_v2", "inception_resnet_v2_slim"]),
+              help="The network to insist on: the paper's or TF-slim's.")  # fmt: skip
+@click.option("--keep-background", is_flag=True,
+              help="Of 1001 classes keep the first, the background.")  # fmt: skip
+@click.option("--show-networks", is_flag=True, is_eager=True, expose_value=False,
+              callback=_show_networks, help="Print both networks and stop.")  # fmt: skip
+@json_option
+def main(
+    file: Path, out: Path, classes_path: Path | None, arch: str, keep_background: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Turn the weights in FILE into a checkpoint to evaluate, export and serve.
+
+    FILE is recognised by its content: the original's .t7, or TF-slim's network as timm, Cadene
+    (.pth, .safetensors) or Keras (.h5, .keras) ship it. The checkpoint carries the preprocessing
+    which those weights were trained with. One of the original's is also one to train on from.
+    """
+    from irv2.convert.importing.run import import_weights
+
+    result = import_weights(
+        file, out, classes_path=classes_path, arch=arch, keep_background=keep_background
+    )
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(result.to_text())

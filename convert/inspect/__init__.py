@@ -1,0 +1,1 @@
+"""Looking at bundles, ledgers and graphs."""

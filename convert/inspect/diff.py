@@ -1,0 +1,187 @@
+"""On which images two models differ: from their ledgers, without running either.
+
+A model is named as BUNDLE (its float32 ONNX model), BUNDLE:FILE (another artefact),
+BUNDLE:reference (the checkpoint) or LEDGER.npz (what `irv2 eval --ledger` wrote). Only a
+CHECKPOINT.pt is run, once per images.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from irv2.bundle import LEDGER_SUFFIX, ONNX_FILE, Bundle
+from irv2.convert.gate.reference import REFERENCE, hash_files
+from irv2.data.dataset import ImageFolder, open_split
+from irv2.data.samples import resolve_data
+from irv2.errors import BundleError, DataError
+from irv2.ledger import Answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """A model's answers, how it was named, and its classes where they are known."""
+
+    name: str
+    answers: Answers
+    classes: list[str]
+
+    def label(self, index: int) -> str:
+        """The name of a class, or its index where a ledger alone is at hand."""
+        return self.classes[index] if self.classes else str(index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """An image with two answers. `file` is None where it was not looked for or not found."""
+
+    sha256: str
+    file: Path | None
+    label: str
+    a: str
+    b: str
+    margin_a: float  # logits: best minus second best
+    margin_b: float
+    change: str  # lost, gained, or both wrong
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"file": self.file and str(self.file)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Two models over the `n` images that both have answered."""
+
+    a: str
+    b: str
+    n: int
+    num_only_a: int  # images that the other has not answered
+    num_only_b: int
+    rows: list[Row]  # surest of A's answers first
+    images: ImageFolder | None  # where their files were looked for
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for --json."""
+        return {
+            "a": self.a, "b": self.b, "n": self.n, "num_different": len(self.rows),
+            "num_only_a": self.num_only_a, "num_only_b": self.num_only_b,
+            "images": [row.to_json() for row in self.rows],
+        }  # fmt: skip
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        counts = {name: sum(row.change == name for row in self.rows) for name in _CHANGES}
+        lines = [
+            f"A: {self.a}", f"B: {self.b}",
+            f"{len(self.rows)} of {self.n} images have another best class: "
+            + ", ".join(f"{num} {name}" for name, num in counts.items()),
+        ]  # fmt: skip
+        if self.num_only_a or self.num_only_b:
+            lines.append(f"not compared: {self.num_only_a} only in A, {self.num_only_b} only in B")
+        if self.rows:
+            table = [
+                (r.file or r.sha256[:12], r.label, r.a, r.b, r.change, f"{r.margin_a:.3f}",
+                 f"{r.margin_b:.3f}")
+                for r in self.rows
+            ]  # fmt: skip
+            headers = ("image", "label", "A", "B", "change", "margin A", "margin B")
+            lines += ["", tabulate(table, headers, disable_numparse=True)]
+        return "\n".join(lines)
+
+
+_CHANGES = ("lost", "gained", "both wrong")
+
+
+def load_named(name: str, data: Path | None = None) -> Named:
+    """Read the answers that `name` stands for, a checkpoint's being those on `data`/val.
+
+    Raises BundleError, or CheckpointError where a file is neither ledger nor checkpoint.
+    """
+    if name.endswith(".npz"):
+        return Named(name=name, answers=Answers.load(Path(name)), classes=[])
+    path, artifact = Path(name), ONNX_FILE
+    if path.is_file():
+        return _ask_checkpoint(path, resolve_data(data))
+    if not path.is_dir() and ":" in name:
+        folder, artifact = name.rsplit(":", 1)
+        path = Path(folder)
+    bundle = Bundle.open(path)
+    file = REFERENCE if artifact == "reference" else artifact + LEDGER_SUFFIX
+    if file not in bundle.manifest.files:
+        known = [a.removesuffix(LEDGER_SUFFIX) for a in bundle.manifest.files if LEDGER_SUFFIX in a]
+        raise BundleError(
+            path, f"no answers of {artifact} in it", " or ".join([*known, "reference"]),
+            "run `irv2 verify` where it can be run",
+        )  # fmt: skip
+    return Named(
+        name=f"{path}:{artifact}", answers=Answers.load(path / file), classes=bundle.classes
+    )
+
+
+def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
+    """Compare two models' best classes; image files are looked for in `data`/val.
+
+    Raises DataError where they have no image in common, or name their classes differently.
+    """
+    _require_same_classes(a, b)
+    row_of_b = {key: row for row, key in enumerate(b.answers.keys)}
+    common = [(i, row_of_b[key]) for i, key in enumerate(a.answers.keys) if key in row_of_b]
+    if not common:
+        raise DataError(f"{a.name} and {b.name}", "no image in common", "answers on the same data")
+    different = [
+        (i, j) for i, j in common if a.answers.top5[i, 0] != b.answers.top5[j, 0]
+    ]  # fmt: skip
+    different.sort(key=lambda pair: -float(a.answers.margins[pair[0]]))
+    images = None if data is None else open_split(data, "val", bad_images="skip")
+    files = _find_files({a.answers.sha256[i] for i, _ in different}, images)
+    namer = a if a.classes else b
+    return Difference(
+        a=a.name, b=b.name, n=len(common), num_only_a=len(a.answers) - len(common),
+        num_only_b=len(b.answers) - len(common),
+        rows=[_row(namer, a.answers, b.answers, i, j, files) for i, j in different],
+        images=images,
+    )  # fmt: skip
+
+
+def _require_same_classes(a: Named, b: Named) -> None:
+    """Raise DataError where they differ, or a ledger knows more classes than the other has."""
+    classes = a.classes or b.classes
+    largest = max(int(named.answers.top5.max(initial=0)) for named in (a, b))
+    if classes and (largest >= len(classes) or classes != (b.classes or classes)):
+        raise DataError(f"{a.name} and {b.name}", "they have other classes", "the same ones")
+
+
+def _ask_checkpoint(path: Path, data: Path) -> Named:
+    from irv2.checkpoint import Checkpoint
+    from irv2.convert.gate.reference_cache import (
+        classify_with_reference,  # ledgers alone need no torch
+    )
+
+    checkpoint, sha256 = Checkpoint.load_with_sha256(path)
+    images = open_split(data, "val", checkpoint.classes, bad_images="skip")
+    [ledger] = classify_with_reference(checkpoint, sha256, [], images, "skip")
+    return Named(
+        name=str(path), answers=Answers.from_ledger(ledger), classes=checkpoint.classes
+    )  # fmt: skip
+
+
+def _find_files(wanted: set[str], images: ImageFolder | None) -> dict[str, Path]:
+    """Where images of these hashes lie: hash -> path."""
+    if images is None or not wanted:
+        return {}
+    hashes = enumerate(hash_files(images))
+    return {sha256: images.path(i) for i, sha256 in hashes if sha256 in wanted}
+
+
+def _row(
+    namer: Named, a: Answers, b: Answers, i: int, j: int, files: dict[str, Path]
+) -> Row:  # fmt: skip
+    label, best_a, best_b = int(a.labels[i]), int(a.top5[i, 0]), int(b.top5[j, 0])
+    change = "lost" if best_a == label else "gained" if best_b == label else "both wrong"
+    return Row(
+        sha256=a.sha256[i], file=files.get(a.sha256[i]), label=namer.label(label),
+        a=namer.label(best_a), b=namer.label(best_b), margin_a=float(a.margins[i]),
+        margin_b=float(b.margins[j]), change=change,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Checkpoints as ONNX files, one per precision."""

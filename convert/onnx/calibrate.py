@@ -1,0 +1,229 @@
+"""The range of every activation over training images, from which int8 scales follow.
+
+One pass of the float32 model over the images, in which the graph itself reduces each activation
+to one smallest and one largest value per image: memory does not grow with images or network. What
+it finds is kept in the user's cache, under the hashes of model, preprocessing and images.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from irv2.convert.gate.reference import hash_files
+from irv2.convert.gate.remarks import same_size
+from irv2.data.dataset import BadImages, ImageFolder, find_images, open_split
+from irv2.errors import DataError, EngineError, UsageError
+from irv2.evaluate import load_batches
+from irv2.images.preprocess import Preprocess, library_versions
+from irv2.runners.onnx import import_onnxruntime
+from irv2.system.arrays import bytes_from_arrays, load_arrays
+from irv2.system.cache import cache_folder, keep
+from irv2.system.files import file_sha256
+from irv2.system.progress import Progress
+from irv2.types import FloatArray, IntArray
+
+logger = logging.getLogger(__name__)
+
+METHOD = "minmax"
+DEFAULT_IMAGES = 256
+BATCH_SIZE = 2  # every activation of a batch is alive until it is reduced: 0.2 GB per image
+_SMALLEST, _LARGEST = ".smallest", ".largest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """Which images: of `folder`, or of the data's train/ where it is None."""
+
+    folder: Path | None = None
+    num_images: int = DEFAULT_IMAGES
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What one pass over the calibration images found."""
+
+    ranges: dict[str, tuple[float, float]]  # activation -> smallest, largest value
+    labels: IntArray  # (n,); -1 where nobody knows
+    logits: FloatArray  # (n, num_classes): the float32 model's own
+    images: ImageFolder
+    origin: dict[str, str]  # method, seed and hash of the images
+
+    @property
+    def record(self) -> dict[str, str]:
+        """How it was made, for the metadata of what is made of it."""
+        return {**self.origin, "calibration_images": str(len(self.labels))}
+
+    def to_bytes(self) -> bytes:
+        """The contents of a file in the cache."""
+        return bytes_from_arrays(
+            names=list(self.ranges), ranges=list(self.ranges.values()), labels=self.labels,
+            logits=self.logits,
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path, images: ImageFolder, origin: dict[str, str]) -> Self:
+        """Read `to_bytes` back; raises ValueError on a damaged file."""
+        names, limits, labels, logits = load_arrays(path, "names", "ranges", "labels", "logits")
+        pairs = zip(names.tolist(), limits.tolist(), strict=True)
+        ranges = {name: (low, high) for name, (low, high) in pairs}
+        return cls(ranges=ranges, labels=labels, logits=logits, images=images, origin=origin)
+
+
+def choose_images(
+    val: ImageFolder, options: CalibrationOptions, bad_images: BadImages = "error"
+) -> ImageFolder:  # fmt: skip
+    """Random images of the train/ beside `val`, or, unlabelled and at any depth, of a named folder.
+
+    Never those of `val`, by which the gate judges, nor copies of them. Raises UsageError where
+    there is no train/, or nothing else in it.
+    """
+    data = val.root.parent
+    if options.folder is not None:
+        images = find_images(options.folder)
+    elif (data / "train").is_dir():
+        images = open_split(data, "train", val.classes, bad_images)
+    else:
+        raise UsageError(
+            "int8", f"no folder train/ in {data}", "training images to calibrate with",
+            "pass --calibration DIR, or --precision fp32",
+        )  # fmt: skip
+    chosen = np.random.default_rng(options.seed).permutation(len(images))[: options.num_images]
+    return _without_copies(images.subset(np.sort(chosen).tolist()), val)
+
+
+def _without_copies(images: ImageFolder, val: ImageFolder) -> ImageFolder:
+    judged_by = set(hash_files(same_size(val, images)))
+    kept = [i for i, sha256 in enumerate(hash_files(images)) if sha256 not in judged_by]
+    if not kept:
+        raise UsageError(
+            images.root, f"all {len(images)} calibration images are in {val.root} too",
+            "images that the gate does not judge by", "pass --calibration DIR",
+        )  # fmt: skip
+    if len(kept) < len(images):
+        logger.warning(
+            "notice: %d of %d calibration images are left out: they are in %s too, by which the "
+            "gate judges", len(images) - len(kept), len(images), val.root,
+        )  # fmt: skip
+    return images.subset(kept)
+
+
+def calibrate(
+    model_path: Path, images: ImageFolder, config: Preprocess, seed: int,
+    bad_images: BadImages = "error",
+) -> Calibration:  # fmt: skip
+    """Ranges of the float32 model's activations over `images`, from the cache where they are."""
+    model = onnx.load(model_path)
+    names = observed(model.graph)
+    images_sha256 = _content_sha256(images)
+    origin = {
+        "calibration_method": METHOD, "calibration_seed": str(seed),
+        "calibration_images_sha256": images_sha256,
+    }  # fmt: skip
+    made_from = [
+        file_sha256(model_path), config.sha256, images_sha256, METHOD, names,
+        library_versions(), import_onnxruntime().__version__,
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+    cached = cache_folder("calibration") / f"{key}.npz"
+    calibration = _load(cached, images, origin)
+    if calibration is not None:
+        logger.info("calibrate: ranges over %d images from %s", len(calibration.labels), cached)
+        return calibration
+    calibration = _observe(model, names, images, config, origin, bad_images)
+    keep(cached, calibration.to_bytes(), "the calibration")
+    return calibration
+
+
+def observed(graph: onnx.GraphProto) -> list[str]:
+    """Activations whose range matters: the first convolution's input and whatever follows it.
+
+    Not what only a ReLU reads: it is never stored in 8 bits.
+    """
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    first = next(i for i, node in enumerate(graph.node) if node.op_type == "Conv")
+    names = [graph.node[first].input[0]]
+    names += [name for node in list(graph.node)[first:] for name in node.output]
+    return [name for name in names if readers.get(name) != ["Relu"]]
+
+
+def _load(cached: Path, images: ImageFolder, origin: dict[str, str]) -> Calibration | None:
+    """The entry; None where there is none, or none that is whole."""
+    if not cached.is_file():
+        return None
+    try:
+        return Calibration.load(cached, images, origin)
+    except ValueError as error:
+        logger.warning("%s: unreadable calibration, made anew (%s)", cached, error)
+        return None
+
+
+def _observe(
+    model: onnx.ModelProto, names: list[str], images: ImageFolder, config: Preprocess,
+    origin: dict[str, str], bad_images: BadImages,
+) -> Calibration:  # fmt: skip
+    session = _session(_with_observers(model, names))
+    wanted = ["logits", *(name + _SMALLEST for name in names), *(name + _LARGEST for name in names)]
+    logits, smallest, largest, labels = [], [], [], []
+    with Progress("calibrate", len(images), "images") as bar:
+        for batch in load_batches(images, config, BATCH_SIZE, bad_images):
+            answers, *extremes = session.run(wanted, {"images": batch.images})
+            logits.append(answers)
+            labels.append(batch.labels)
+            smallest.append([column.min() for column in extremes[: len(names)]])
+            largest.append([column.max() for column in extremes[len(names) :]])
+            bar.advance(len(batch.files))
+    if not logits:
+        raise DataError(images.root, "no image to calibrate with", "at least one")
+    limits = zip(np.min(smallest, axis=0).tolist(), np.max(largest, axis=0).tolist(), strict=True)
+    return Calibration(
+        ranges=dict(zip(names, limits, strict=True)), labels=np.concatenate(labels),
+        logits=np.concatenate(logits), images=images, origin=origin,
+    )  # fmt: skip
+
+
+def _with_observers(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """The model with two more outputs (N,) per activation: its extremes image by image."""
+    graph = model.graph
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in [*graph.value_info, *graph.output]
+    }
+    for name in names:
+        axes = numpy_helper.from_array(np.arange(1, ranks[name]), f"{name}.axes")
+        graph.initializer.append(axes)
+        for operator, suffix in (("ReduceMin", _SMALLEST), ("ReduceMax", _LARGEST)):
+            inputs, output = [name, axes.name], name + suffix
+            graph.node.append(helper.make_node(operator, inputs, [output], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N"]))
+    return model
+
+
+def _session(model: onnx.ModelProto) -> Any:  # noqa: ANN401 (onnxruntime has no types)
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise EngineError("calibration", f"ONNX Runtime can't load the model ({error})") from error
+
+
+def _content_sha256(images: ImageFolder) -> str:
+    """Of images and labels in their order, which is that of the logits in the cache."""
+    rows = [
+        f"{sha} {label}\n" for sha, label in zip(hash_files(images), images.labels, strict=True)
+    ]
+    return hashlib.sha256("".join(rows).encode()).hexdigest()

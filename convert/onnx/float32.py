@@ -1,0 +1,182 @@
+"""A checkpoint's network as one ONNX file: `images` uint8 [N, S, S, 3] -> `logits` [N, classes].
+
+Normalisation is inside the graph. Batch norm and the residual scale are folded into the
+convolutions first, in float64: one operation less each, exact up to float32 rounding, and the
+exporter has nothing left to fold.
+"""
+
+import copy
+import ctypes
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from irv2 import __version__
+from irv2.checkpoint import Checkpoint
+from irv2.convert.onnx.model_file import write_model
+from irv2.model.paper import ConvBN, Normalized, Residual
+from irv2.system.machine import describe_machine
+
+T = TypeVar("T")
+
+OPSET = 20
+# torch and onnxscript talk about operators they skip and passes they run, to every user.
+_NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+def write_onnx(checkpoint: Checkpoint, checkpoint_sha256: str, path: Path) -> None:
+    """Write the float32 model; the same checkpoint gives the same bytes.
+
+    Raises EngineError where the result is not a valid model.
+    """
+    config = checkpoint.preprocess
+    network = Normalized(fold(checkpoint.build_model()), config.mean, config.std).eval()
+    model = _export(network, config.crop)
+    _strip(model)
+    write_model(model, path, _metadata(checkpoint, checkpoint_sha256))
+
+
+def versions() -> dict[str, str]:
+    """What made the file, for the bundle's `built_with`; where is not in the file itself."""
+    import onnxscript
+
+    return {
+        "irv2": __version__, "torch": str(torch.__version__), "onnx": onnx.__version__,
+        "onnxscript": onnxscript.__version__, "machine": describe_machine(),
+    }  # fmt: skip
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """A copy in which every ConvBN is one convolution and no residual is scaled any more."""
+    model = copy.deepcopy(model).double().eval()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ConvBN):
+            convolution, batch_norm, *rest = module
+            assert isinstance(convolution, nn.Conv2d)
+            assert isinstance(batch_norm, nn.BatchNorm2d)
+            fused = fuse_conv_bn_eval(convolution, batch_norm)
+            model.set_submodule(name, nn.Sequential(fused, *rest))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Residual):
+            model.set_submodule(name, _FoldedResidual(module))
+    return model.float()
+
+
+class _FoldedResidual(nn.Module):
+    """A Residual whose scale is part of its last 1x1 convolution."""
+
+    def __init__(self, residual: Residual) -> None:
+        super().__init__()
+        self.branches, self.project = residual.branches, residual.project
+        self.linear = residual.linear
+        convolution = self.project[0]
+        assert isinstance(convolution, nn.Conv2d)
+        assert convolution.bias is not None
+        with torch.no_grad():
+            convolution.weight *= residual.residual_scale
+            convolution.bias *= residual.residual_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        total: Tensor = x + self.project(self.branches(x))
+        return total if self.linear else F.relu(total)
+
+
+def _export(network: nn.Module, image_size: int) -> onnx.ModelProto:
+    # Two images: the exporter would take a batch of one for a constant.
+    example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+
+    def work() -> torch.onnx.ONNXProgram | None:
+        with _quiet():
+            return torch.onnx.export(
+                network, (example,), dynamo=True, opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("N", min=1)},), verbose=False,
+                input_names=["images"], output_names=["logits"], external_data=False,
+            )  # fmt: skip
+
+    program = _in_thread(work)
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _in_thread(work: Callable[[], T]) -> T:
+    """Do it in another thread, which is stopped where a signal stops this one.
+
+    The exporter's lazy imports swallow a Ctrl-C, which goes to the main thread.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # it is raised where the result is waited for
+            done.set_exception(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        return done.result()
+    except BaseException:
+        _stop(thread)
+        raise
+
+
+def _stop(thread: Thread) -> None:
+    """Wait for its end, which comes at its next step in Python.
+
+    A program that ends before its threads do is aborted where one of them is in torch's C++. A
+    SystemExit ends a thread without a word; more than one, since an import may swallow it.
+    """
+    set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    while thread.is_alive():
+        set_exception(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        thread.join(0.05)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop notes that name files of the machine which exported: stack traces, module scopes."""
+    graph = model.graph
+    for item in [graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input,
+                 *graph.output]:  # fmt: skip
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+
+
+def _metadata(checkpoint: Checkpoint, checkpoint_sha256: str) -> dict[str, str]:
+    preprocess: dict[str, Any] = checkpoint.preprocess.to_json()
+    return {
+        "arch": checkpoint.model.arch,
+        "checkpoint_sha256": checkpoint_sha256,
+        "classes": json.dumps(checkpoint.classes, ensure_ascii=False),
+        "irv2_version": __version__,
+        "preprocess": json.dumps(preprocess),
+        "preprocess_sha256": checkpoint.preprocess.sha256,
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # torch warns about its own use of what it is about to rename.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

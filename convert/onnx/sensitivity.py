@@ -1,0 +1,180 @@
+"""Which blocks stay float32 where int8 alone loses too much: a search on the calibration images.
+
+Blocks are ranked by what each does to the logits when it alone is quantised; then the fewest of
+them, worst first, are kept in float32 with which both placements lose little enough. The gate
+judges only what came out, on other images.
+"""
+
+import logging
+import tempfile
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from irv2.bench.rounds import run_rounds
+from irv2.convert.gate.localize import BLOCK
+from irv2.convert.onnx.calibrate import Calibration
+from irv2.convert.onnx.int8 import Target, quantize
+from irv2.data.dataset import BadImages
+from irv2.evaluate import load_batches
+from irv2.images.preprocess import Preprocess
+from irv2.runners.base import Runner
+from irv2.runners.onnx import OnnxRunner
+from irv2.system.progress import progress
+from irv2.types import FloatArray, UInt8Array
+
+logger = logging.getLogger(__name__)
+
+# A network is surer of its training images than of others, so that fewer of them change.
+SHARE_OF_TOLERANCE = 0.5
+RANKING_IMAGES = 32
+_BATCH = 8
+_SPEED_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """How one quantised model answered the calibration images."""
+
+    target: Target
+    lost: int  # right in float32, wrong now; where there are no labels, every change counts
+    gained: int
+    n: int
+
+    @property
+    def loss_points(self) -> float:
+        return 100 * (self.lost - self.gained) / self.n
+
+    def __str__(self) -> str:
+        return (
+            f"int8-{self.target}: {self.lost} lost, {self.gained} gained of {self.n} calibration "
+            "images"
+        )
+
+
+def blocks_to_keep(
+    model: onnx.ModelProto, calibration: Calibration, config: Preprocess, tolerance_points: float,
+    bad_images: BadImages = "error",
+) -> dict[str, list[str]]:  # fmt: skip
+    """Block -> its nodes, to be left float32; empty where int8 alone is good enough.
+
+    The same blocks for both placements, whose operators are fused and rounded differently.
+    """
+    limit = SHARE_OF_TOLERANCE * tolerance_points
+    images = _load(calibration, config, bad_images)
+
+    def quantized(kept: Sequence[str], target: Target) -> Runner:
+        names = [name for block in kept for name in blocks[block]]
+        return _open(quantize(model, calibration.ranges, target, names))
+
+    def attempt(kept: Sequence[str]) -> _Trial:
+        """The worse placement; the second, twice as slow here, only if the first will do."""
+        trial = _try(quantized(kept, "cpu"), "cpu", images, calibration)
+        if trial.loss_points > limit:
+            return trial
+        other = _try(quantized(kept, "trt"), "trt", images, calibration)
+        return max(trial, other, key=lambda found: found.loss_points)
+
+    blocks = blocks_of(model.graph)
+    whole = attempt([])
+    if whole.loss_points <= limit:
+        logger.info("int8: at worst %s, with every block in 8 bits", whole)
+        return {}
+    logger.warning("%s, more than %g points; looking for the blocks at fault", whole, limit)
+    harm = _rank(model, calibration, blocks, images, whole.target)
+    worst_first = sorted(harm, key=harm.__getitem__, reverse=True)
+    kept, best = _fewest(worst_first, attempt, limit)
+    logger.warning(
+        "int8: keeps %s in float32 (relative error of the logits if quantised alone); at worst "
+        "%s; %.2f x the images/s of all in 8 bits",
+        ", ".join(f"{block} ({harm[block]:.2g})" for block in kept), best,
+        _speed(quantized(kept, "cpu"), quantized([], "cpu"), images[:_BATCH]),
+    )  # fmt: skip
+    return {block: blocks[block] for block in kept}
+
+
+def blocks_of(graph: onnx.GraphProto) -> dict[str, list[str]]:
+    """Block -> names of its nodes; what has no weights belongs to the block before it."""
+    blocks: dict[str, list[str]] = {}
+    current = None
+    for node in graph.node:
+        found = [match[1] for name in node.input if (match := BLOCK.search(name))]
+        current = found[0] if found else current
+        if current is not None:
+            blocks.setdefault(current, []).append(node.name)
+    return blocks
+
+
+def _fewest(
+    worst_first: list[str], attempt: Callable[[Sequence[str]], _Trial], limit: float
+) -> tuple[list[str], _Trial]:  # fmt: skip
+    """The fewest blocks to keep, by bisection; all but one where none suffices."""
+    trials: dict[int, _Trial] = {}
+
+    def is_enough(num: int) -> bool:
+        trials[num] = attempt(worst_first[:num])
+        logger.info("%s, with %d blocks in float32", trials[num], num)
+        return trials[num].loss_points <= limit
+
+    most = len(worst_first) - 1
+    num = 1 + bisect_left(range(1, most), True, key=is_enough)
+    return worst_first[:num], trials.get(num) or attempt(worst_first[:num])
+
+
+def _rank(
+    model: onnx.ModelProto, calibration: Calibration, blocks: dict[str, list[str]],
+    images: UInt8Array, target: Target,
+) -> dict[str, float]:  # fmt: skip
+    """Block -> relative error of the logits with only that block in 8 bits."""
+    few = slice(None, None, -(-len(images) // RANKING_IMAGES))  # of all classes: they are sorted
+    images, expected = images[few], calibration.logits[few]
+    harm = {}
+    for block in progress(blocks, "rank blocks", len(blocks), "blocks"):
+        others = [name for other, names in blocks.items() if other != block for name in names]
+        logits = _logits(_open(quantize(model, calibration.ranges, target, others)), images)
+        harm[block] = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+    return harm
+
+
+def _try(
+    runner: Runner, target: Target, images: UInt8Array, calibration: Calibration
+) -> _Trial:  # fmt: skip
+    before, now = calibration.logits.argmax(axis=1), _logits(runner, images).argmax(axis=1)
+    truth = np.where(calibration.labels >= 0, calibration.labels, before)
+    lost = int(((before == truth) & (now != truth)).sum())
+    gained = int(((before != truth) & (now == truth)).sum())
+    return _Trial(target, lost, gained, len(truth))
+
+
+def _load(calibration: Calibration, config: Preprocess, bad_images: BadImages) -> UInt8Array:
+    """All at once, a quarter of a megabyte each: every trial takes the same images."""
+    batches = load_batches(calibration.images, config, _BATCH, bad_images)
+    return np.concatenate([batch.images for batch in batches])
+
+
+def _open(model: onnx.ModelProto) -> Runner:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trial.onnx"
+        onnx.save(model, path)
+        return OnnxRunner(path)
+
+
+def _logits(runner: Runner, images: UInt8Array) -> FloatArray:
+    starts = range(0, len(images), _BATCH)
+    return np.concatenate([runner.run(images[start : start + _BATCH]) for start in starts])
+
+
+def _speed(runner: Runner, base: Runner, batch: UInt8Array) -> float:
+    """Images/s of one over those of the other, on one batch in turn."""
+
+    def images_per_s(of: Runner) -> float:
+        started = time.perf_counter()
+        return len(of.run(batch)) / (time.perf_counter() - started)
+
+    cases = {"kept": lambda: images_per_s(runner), "whole": lambda: images_per_s(base)}
+    return run_rounds(cases, _SPEED_ROUNDS, aa="whole", title="speed").ratio("kept", "whole").value

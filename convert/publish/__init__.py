@@ -1,0 +1,1 @@
+"""What a judged bundle leaves, and how it reaches its place."""

@@ -1,0 +1,1 @@
+"""How benchmarks are run: cases in turn, ratios, one at a time."""

@@ -1,0 +1,37 @@
+"""The command `irv2` and its programs, listed in the order of the pipeline.
+
+The table is static, so that `irv2 --help` imports no program; a program is
+imported when it is called.
+"""
+
+import click
+
+from irv2.cli.program import Entry, TableGroup
+
+PROGRAMS = {
+    "data": Entry("irv2.commands.data:main", "Make data folders.", "train"),
+    "train": Entry("irv2.train.cli:main", "Train a network; leaves a checkpoint.", "train"),
+    "plot": Entry("irv2.train.curves.cli:main", "Draw training curves.", "train"),
+    "import": Entry(
+        "irv2.convert.importing.cli:main", "Checkpoint from published weights.", "convert"
+    ),
+    "eval": Entry(
+        "irv2.commands.eval:main", "Measure the errors of a checkpoint or a bundle.", "train"
+    ),
+    "features": Entry("irv2.commands.features:main", "Write the last layer's features.", "train"),
+    "export": Entry("irv2.convert.cli:export", "Convert and verify a checkpoint.", "convert"),
+    "verify": Entry("irv2.convert.cli:verify", "Judge a bundle again, on this machine.", "convert"),
+    "inspect": Entry("irv2.convert.cli:inspect", "Show a bundle and check its hashes."),
+    "diff": Entry(
+        "irv2.convert.cli:diff", "List the images on which two models differ.", "convert"
+    ),
+    "graph": Entry("irv2.convert.inspect.cli:main", "Draw the network of an ONNX file.", "convert"),
+    "serve": Entry("irv2.serve.cli:main", "Serve a bundle over gRPC."),
+    "classify": Entry("irv2.commands.classify:main", "Classify image files."),
+    "bench": Entry("irv2.bench.cli:main", "Measure this machine, as ratios within one run."),
+}
+
+
+@click.group(cls=TableGroup, table=PROGRAMS, title="Programs, in the order of the pipeline")
+def main() -> None:
+    """Inception-ResNet-v2: train, export, verify, serve, classify."""

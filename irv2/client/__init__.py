@@ -1,0 +1,6 @@
+"""The client of a server, as programs import it: `from irv2.client import Client`."""
+
+from irv2.client.channel import Tls
+from irv2.client.client import Client
+
+__all__ = ["Client", "Tls"]

@@ -1,0 +1,1 @@
+"""The programs that belong to no stage."""

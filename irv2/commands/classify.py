@@ -1,0 +1,135 @@
+"""`irv2-classify`: classify files, through a server or with a bundle on this machine."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tabulate import tabulate
+
+from irv2.cli.program import FloatRange, Program, json_option, print_json
+from irv2.cli.server_options import connect, connection_options
+from irv2.errors import InputError, UsageError
+from irv2.results import DEFAULT_TOP_K, Result
+from irv2.system.files import files_below
+from irv2.system.progress import progress
+
+if TYPE_CHECKING:
+    from irv2.client import Client
+
+BATCH = 8  # files that a bundle classifies between two steps of the progress
+
+
+@click.command(cls=Program)
+@click.argument(
+    "images", nargs=-1, required=True, metavar="IMAGE_or_DIR...",
+    type=click.Path(exists=True, path_type=Path),
+)  # fmt: skip
+@click.option("--server", metavar="HOST:PORT[,...]", help="Ask this server, or these in turn.")
+@connection_options
+@click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR",
+              help="Classify here, with the artefact that a server would choose.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(1, 2**31 - 1), default=DEFAULT_TOP_K, metavar="N",
+              help="Number of classes per image.")  # fmt: skip
+@click.option("--timeout-s", type=FloatRange(0, min_open=True),
+              help="Time for a server's answers.  [default: 60 s per request]")  # fmt: skip
+@json_option
+def main(
+    images: tuple[Path, ...], server: str | None, bundle: Path | None, top_k: int,
+    timeout_s: float | None, as_json: bool, **connection: Any,  # noqa: ANN401 (click checked each)
+) -> None:  # fmt: skip
+    """Classify image files; of a folder, every image file below it.
+
+    Exit status 1 if any image could not be classified; the others are answered all the same. What
+    was answered before an error or Ctrl-C is printed too.
+    """
+    files = [file for path in images for file in image_files(path)]
+    if server and not bundle:
+        client = connect(server, **connection)
+        answers = _by_server(client, files, top_k, timeout_s)
+    elif bundle and not server:
+        answers = _by_bundle(bundle, files, top_k)
+    else:
+        raise UsageError("classify", "who should?", "either --server HOST:PORT or --bundle DIR")
+    results: list[Result] = []
+    try:
+        for result in progress(answers, "classify", len(files), "images"):
+            results.append(result)
+    finally:  # where the server or the user ends it, what was answered is not lost
+        answered = files[: len(results)]
+        if as_json and results:
+            print_json(report(answered, results))
+        elif results:
+            click.echo(table(answered, results))
+    sys.exit(1 if any(result.error for result in results) else 0)
+
+
+def image_files(path: Path) -> Iterator[Path]:
+    """A file itself, or the image files of a folder and those below it, sorted by name."""
+    from irv2.images.decode import EXTENSIONS
+
+    if not path.is_dir():
+        yield path
+        return
+    found = sorted(
+        file
+        for file in files_below(path)
+        # A link to a file that is gone is named like one that can't be read.
+        if file.suffix.lower() in EXTENSIONS and (file.is_file() or not file.exists())
+    )
+    if not found:
+        raise InputError(path, "no image files in it", " ".join(sorted(EXTENSIONS)))
+    yield from found
+
+
+def report(files: list[Path], results: list[Result]) -> dict[str, Any]:
+    """The JSON object.
+
+    `model_id` is the one of all results, null where a server changed its model among them, or
+    answered none; then those of the entries tell.
+    """
+    model_ids = {result.model_id for result in results if result.model_id}
+    return {
+        "model_id": model_ids.pop() if len(model_ids) == 1 else None,
+        "results": [_entry(file, result) for file, result in zip(files, results, strict=True)],
+    }
+
+
+def table(files: list[Path], results: list[Result]) -> str:
+    """A row per file: its classes, best first, or why there are none."""
+    rows = []
+    for file, result in zip(files, results, strict=True):
+        if result.error:
+            text = str(result.error).removeprefix(f"{file}: ")
+            rows.append((str(file), f"{result.error.reason}: {text}"))
+        else:
+            scores = [f"{score.label} {100 * score.probability:.2f} %" for score in result.scores]
+            rows.append((str(file), ", ".join(scores)))
+    return tabulate(rows, ("file", "classes"), disable_numparse=True)
+
+
+def _by_server(
+    client: "Client", files: list[Path], top_k: int, timeout_s: float | None
+) -> Iterator[Result]:  # fmt: skip
+    with client:
+        yield from client.iter_classify(files, top_k, timeout_s)
+
+
+def _by_bundle(path: Path, files: list[Path], top_k: int) -> Iterator[Result]:
+    from irv2.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    for start in range(0, len(files), BATCH):
+        yield from bundle.classify(files[start : start + BATCH], top_k)
+
+
+def _entry(file: Path, result: Result) -> dict[str, Any]:
+    scores = [
+        {"index": score.index, "label": score.label, "probability": score.probability}
+        for score in result.scores
+    ]
+    error = result.error and {"reason": result.error.reason, "message": str(result.error)}
+    return {
+        "file": str(file), "scores": scores, "error": error, "model_id": result.model_id or None,
+    }  # fmt: skip

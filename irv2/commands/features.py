@@ -1,0 +1,74 @@
+"""`irv2 features`: what the last layer before the classifier says of each image.
+
+As the original's extract-features script (fb.resnet.torch, pretrained/), with file names.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from irv2.cli.program import Program, bad_images_option, device_option, json_option, print_json
+from irv2.commands.classify import image_files
+from irv2.data.dataset import BadImages
+from irv2.errors import DataError
+from irv2.system.files import check_folder_of
+
+
+@click.command(cls=Program)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE_or_DIR...",
+                type=click.Path(exists=True, path_type=Path))  # fmt: skip
+@click.option("--model", required=True, type=click.Path(path_type=Path), metavar="CHECKPOINT",
+              help="Checkpoint whose features to take; a bundle has only logits.")  # fmt: skip
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
+              metavar="NPZ", help="File to write.")  # fmt: skip
+@device_option
+@bad_images_option
+@json_option
+def main(
+    images: tuple[Path, ...], model: Path, out: Path, device: str, bad_images: BadImages,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Write NPZ with `files` (N,) and `features` float32 (N, 2048) of image files.
+
+    Of a folder, every image file below it. TF-slim's network has 1536 features, a narrow one fewer.
+    """
+    check_folder_of(out)
+    files = dict.fromkeys(file for path in images for file in image_files(path))  # each once
+    shape = write_features(list(files), model, out, device, bad_images)
+    if as_json:
+        print_json({"out": str(out), "n": shape[0], "num_features": shape[1]})
+    else:
+        click.echo(f"{out}: {shape[0]} images, {shape[1]} features each")
+
+
+def write_features(
+    files: Sequence[Path], model: Path, out: Path, device: str, bad_images: BadImages
+) -> tuple[int, int]:  # fmt: skip
+    """Write the file and return the shape of its features. Raises Irv2Error."""
+    import numpy as np
+
+    from irv2.checkpoint import Checkpoint
+    from irv2.data.dataset import ImageFolder
+    from irv2.evaluate import classify_part
+    from irv2.runners.torch import FeatureRunner, resolve_device
+    from irv2.system.files import write_atomically
+
+    checkpoint = Checkpoint.load(model)
+    names = tuple(map(str, files))
+    folder = ImageFolder(Path(), (), names, np.zeros(len(files), np.int64))  # labels unknown
+    with FeatureRunner(checkpoint, resolve_device(device)) as runner:
+        [ledger] = classify_part(
+            [runner], folder, checkpoint.preprocess, bad_images=bad_images, title="features"
+        )
+    if not len(ledger):
+        named = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        raise DataError(named, "no image could be read", "at least one")
+    features = ledger.logits  # what the runner answers
+
+    def save(beside: Path) -> None:
+        with beside.open("wb") as file:  # given a path, numpy would append .npz to it
+            np.savez(file, files=np.array(ledger.files), features=features)
+
+    write_atomically(out, save)
+    return features.shape

@@ -1,0 +1,1 @@
+"""Data sets: folders and shards of labelled images, and the built-in samples."""

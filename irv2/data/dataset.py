@@ -1,0 +1,261 @@
+"""Image folders: `DIR/train/CLASS/*` and `DIR/val/CLASS/*`, or shards of them, indexed once.
+
+Classes are the sorted folder names. The index (files per class, and files that are no images by
+their first bytes) is kept in the user's cache and made anew when a class folder or shard changes.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from irv2.data.imagenet import folder_names
+from irv2.data.samples import is_sample
+from irv2.data.shards import Span, is_sharded, read_contents, read_span, scan_shards, shard_state
+from irv2.errors import DataError
+from irv2.images.decode import EXTENSIONS, looks_like_image, read_encoded
+from irv2.system.cache import cache_folder, keep
+from irv2.system.files import files_below
+from irv2.system.progress import progress
+from irv2.types import IntArray
+
+logger = logging.getLogger(__name__)
+
+BadImages = Literal["error", "skip"]
+LAYOUT = "train/CLASS/* and val/CLASS/*"  # or the shards of such a folder
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """One split: files in class order and their labels, indices into `classes`."""
+
+    root: Path  # DIR/SPLIT
+    classes: tuple[str, ...]
+    files: tuple[str, ...]  # relative to root; of an image in a shard SHARD.tar/KEY.jpg
+    labels: IntArray  # (len(files),)
+    spans: IntArray | None = None  # (len(files), 2), offset and size in the shard
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, i: int) -> Path:
+        """Where image `i` lies, for people; `read` has its bytes."""
+        return self.root / self.files[i]
+
+    def read(self, i: int) -> bytes:
+        """The encoded image `i`; raises ImageError where it can't be read."""
+        if self.spans is None:
+            return read_encoded(self.path(i))
+        shard, _, _ = self.files[i].partition("/")
+        return read_span(self.root / shard, Span(*self.spans[i].tolist()))
+
+    def first(self, limit: int | None) -> "ImageFolder":
+        """Only `limit` images, taken evenly over the classes; all where it is None."""
+        if limit is None or limit >= len(self):
+            return self
+        # Rank within its class first, so that every class is there before one comes twice.
+        starts = np.searchsorted(self.labels, self.labels)
+        order = np.lexsort((self.labels, np.arange(len(self)) - starts))
+        return self.subset(np.sort(order[:limit]).tolist())
+
+    def named(self, files: Sequence[str]) -> "ImageFolder":
+        """Only the images of these names, in this order."""
+        position = {file: i for i, file in enumerate(self.files)}
+        return self.subset([position[file] for file in files])
+
+    def subset(self, kept: Sequence[int]) -> "ImageFolder":
+        """Only the images at these positions."""
+        files = tuple(self.files[i] for i in kept)
+        spans = None if self.spans is None else self.spans[list(kept)]
+        return ImageFolder(self.root, self.classes, files, self.labels[list(kept)], spans)
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """What a scan of a split found; `state` changes when files come, go or are renamed."""
+
+    state: str
+    files: dict[str, list[str]]  # class -> files relative to the split
+    bad: list[str]  # of these, those that are no images
+    spans: dict[str, list[Span]] | None  # class -> where its images lie in their shards
+
+
+def open_split(
+    data: Path, split: str, classes: Sequence[str] | None = None, bad_images: BadImages = "error"
+) -> ImageFolder:  # fmt: skip
+    """The images of `data`/`split`. With `classes`, folders beyond them are refused.
+
+    ImageNet's classes are also found in folders named by their synsets.
+
+    Raises DataError: no such folder, no classes, an empty class, an unknown class, files that are
+    no images (with `bad_images` skip these are named and left out).
+    """
+    root = data / split
+    if not data.is_dir():
+        raise DataError(data, "no such folder", f"a folder with {LAYOUT}", "see --data, IRV2_DATA")
+    if not root.is_dir():
+        raise DataError(data, f"no folder {split}/ in it", LAYOUT, "pass --data DIR")
+    _check_names(root)
+    index = _index(root)
+    if not index.files:
+        raise DataError(root, "no class folders", LAYOUT)
+    names = tuple(classes if classes is not None else sorted(index.files))
+    folders = folder_names(names, index.files)
+    unknown = sorted(set(index.files) - set(folders))
+    if unknown:
+        way_out = "remove or rename the folder"
+        if is_sample(data):  # what is evaluated where --data was left out
+            way_out = "pass --data DIR with this network's classes"
+        raise DataError(
+            root, f"class {unknown[0]} is unknown to the network or to train/",
+            f"only the {len(names)} classes of training", way_out,
+        )  # fmt: skip
+    # Looked at again: an image mended in place leaves its folder's time as it was.
+    bad = {path for path in index.bad if not _is_image(root / path)}
+    _report_bad(root, bad, bad_images)
+    files, labels, spans = [], [], []
+    for label, name in enumerate(folders):
+        of_class = index.files.get(name, [])
+        good = [k for k, file in enumerate(of_class) if file not in bad]
+        if name in index.files and not good:
+            raise DataError(root / name, "no images", "at least one", "add images or remove it")
+        files += [of_class[k] for k in good]
+        labels += [label] * len(good)
+        if index.spans and good:
+            spans += [index.spans[name][k] for k in good]
+    all_spans = np.array(spans, np.int64) if spans else None
+    return ImageFolder(root, names, tuple(files), np.array(labels, np.int64), all_spans)
+
+
+def find_images(root: Path) -> ImageFolder:
+    """Every image file below `root`, at any depth; the labels are -1. Raises DataError."""
+    if not root.is_dir():
+        raise DataError(root, "no such folder", "a folder of images")
+    files = sorted(
+        str(path.relative_to(root))
+        for path in files_below(root)
+        if path.suffix.lower() in EXTENSIONS and _is_image(path)
+    )
+    if not files:
+        raise DataError(root, "no images in it", "a folder of images")
+    return ImageFolder(root, (), tuple(files), np.full(len(files), -1, np.int64))
+
+
+def _report_bad(root: Path, bad: set[str], bad_images: BadImages) -> None:
+    if not bad:
+        return
+    named = ", ".join(sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
+    if bad_images == "error":
+        raise DataError(
+            root, f"{len(bad)} files are no images: {named}", "image files only",
+            "replace or remove them, or pass --bad-images skip",
+        )  # fmt: skip
+    logger.warning("%s: %d files are no images and are left out: %s", root, len(bad), named)
+
+
+def _check_names(root: Path) -> None:
+    for path in (root, *_class_folders(root)):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            got = f"folder name {path.name!a} is not UTF-8"
+            raise DataError(root, got, "UTF-8 names", "rename it") from error
+
+
+def _index(root: Path) -> _Index:
+    state = shard_state(root) if is_sharded(root) else _folder_state(root)
+    cache = _cache_path(root)
+    if cache.is_file():
+        try:
+            index = msgspec.json.decode(cache.read_bytes(), type=_Index)
+        except (UnicodeDecodeError, msgspec.MsgspecError) as error:
+            logger.warning("%s: unreadable index, made anew (%s)", cache, error)
+        else:
+            if index.state == state:
+                return index
+    index = _index_shards(root, state) if is_sharded(root) else _scan(root, state)
+    keep(cache, msgspec.json.encode(index), "the index")
+    return index
+
+
+def _folder_state(root: Path) -> str:
+    state = hashlib.sha256(" ".join(sorted(EXTENSIONS)).encode())
+    for folder in _class_folders(root):
+        state.update(f"{folder.name}/{folder.stat().st_mtime_ns};".encode())
+    return state.hexdigest()
+
+
+def _class_folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _index_shards(root: Path, state: str) -> _Index:
+    """Shards hold images only: what is none is found when it is decoded."""
+    classes = read_contents(root).classes
+    files: dict[str, list[str]] = {name: [] for name in classes}
+    spans: dict[str, list[Span]] = {name: [] for name in classes}
+    for member in scan_shards(root):
+        files[classes[member.label]].append(member.name)
+        spans[classes[member.label]].append(member.span)
+    present = {name: members for name, members in files.items() if members}
+    return _Index(state, present, [], spans)
+
+
+def _scan(root: Path, state: str) -> _Index:
+    files = {
+        folder.name: sorted(
+            f"{folder.name}/{path.name}"
+            for path in folder.iterdir()
+            if path.suffix.lower() in EXTENSIONS
+        )
+        for folder in _class_folders(root)
+    }
+    paths = [file for members in files.values() for file in members]
+    _warn_of_others(root, paths)
+    for path in paths:
+        if any("\ud800" <= letter <= "\udfff" for letter in path):
+            raise DataError(root, f"file name {path!a} is not UTF-8", "UTF-8 names", "rename it")
+    with ThreadPoolExecutor(16) as pool:
+        is_image = list(
+            progress(
+                pool.map(lambda path: _is_image(root / path), paths), f"index {root}", len(paths),
+                "files",
+            )
+        )  # fmt: skip
+    bad = [path for path, good in zip(paths, is_image, strict=True) if not good]
+    return _Index(state, files, bad, None)
+
+
+def _warn_of_others(root: Path, files: Sequence[str]) -> None:
+    """One line about what else lies in the split at any depth, but for what is hidden."""
+    listed = {f"{root}/{file}" for file in files}
+    others = []
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name[0] != "."]
+        paths = (f"{place}/{name}" for name in names if name[0] != ".")
+        others += [path for path in paths if path not in listed]
+    if others:
+        logger.warning(
+            "%s: %d files are left out, %s for one: only files in CLASS/ with an image's extension "
+            "are read", root, len(others), min(others),
+        )  # fmt: skip
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return looks_like_image(file.read(32))
+    except OSError as error:  # a broken link, a folder: counted and named with the others
+        logger.warning("%s: %s", path, error.strerror)
+        return False
+
+
+def _cache_path(root: Path) -> Path:
+    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return cache_folder("index") / f"{key}.json"

@@ -1,0 +1,86 @@
+"""`irv2 data shard`: an image folder written as shards (irv2/data/shards.py)."""
+
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from irv2.data.dataset import LAYOUT, BadImages, ImageFolder, open_split
+from irv2.data.shards import CONTENTS, LABEL_SUFFIX, Contents
+from irv2.errors import DataError
+from irv2.system.files import START_AGAIN, full_disk_named
+from irv2.system.progress import Progress
+
+
+def write_shards(
+    source: Path, out: Path, shard_bytes: int, bad_images: BadImages = "error"
+) -> int:  # fmt: skip
+    """Write `source`'s splits train/ and val/ as shards into the new folder `out`.
+
+    Image i of a split stays image i, so that folder and shards train the same. `out` appears whole
+    or not at all. Returns the number of images.
+    """
+    if out.exists():
+        raise DataError(out, "is there already", "a new folder", "pass another OUT")
+    splits = list(_open_splits(source, bad_images))
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        progress = Progress(f"write {out}", sum(map(len, splits)))
+        with full_disk_named(out, START_AGAIN), progress as bar:
+            for split in splits:
+                _write_split(split, beside / split.root.name, shard_bytes, bar)
+        beside.replace(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return sum(map(len, splits))
+
+
+def _open_splits(source: Path, bad_images: BadImages) -> Iterator[ImageFolder]:
+    names = [name for name in ("train", "val") if (source / name).is_dir()]
+    if not names:
+        raise DataError(source, "neither train/ nor val/ in it", LAYOUT)
+    classes = None
+    for name in names:
+        split = open_split(source, name, classes, bad_images)
+        classes = split.classes
+        yield split
+
+
+def _write_split(split: ImageFolder, out: Path, shard_bytes: int, bar: Progress) -> None:
+    """Shards of about `shard_bytes`, and shards.json."""
+    out.mkdir(parents=True)
+    written: set[str] = set()
+    with ExitStack() as open_shard:
+        shard, num_shards = None, 0
+        for i in range(len(split)):
+            if shard is None or shard.offset >= shard_bytes:
+                open_shard.close()
+                path = out / f"{num_shards:06d}.tar"
+                shard = open_shard.enter_context(tarfile.open(path, "w", format=tarfile.GNU_FORMAT))
+                num_shards += 1
+            key, suffix = _member_name(split.files[i])
+            if key in written:
+                raise DataError(split.path(i), "another image has this name", way_out="rename it")
+            written.add(key)
+            _add(shard, f"{key}{suffix}", split.read(i))
+            _add(shard, f"{key}{LABEL_SUFFIX}", str(split.labels[i]).encode())
+            bar.advance(1)
+    contents = Contents(list(split.classes), len(split))
+    (out / CONTENTS).write_bytes(msgspec.json.format(msgspec.json.encode(contents)))
+
+
+def _member_name(file: str) -> tuple[str, str]:
+    """KEY and suffix; for readers of WebDataset a name's suffix begins at its first point."""
+    path = PurePosixPath(file)
+    return str(path.with_name(path.stem.replace(".", "_"))), path.suffix.lower()
+
+
+def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no owner and no time: the same images make the same shards
+    member.size = len(content)
+    shard.addfile(member, io.BytesIO(content))

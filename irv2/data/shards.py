@@ -1,0 +1,142 @@
+"""Shards: a split as tar files of some hundred megabytes, for disks that dislike small files.
+
+The layout is WebDataset's: KEY.jpg and KEY.cls (the label as text) side by side. Here KEY is
+CLASS/NAME, and shards.json holds the names of the classes. Images are read where they lie, by
+offset, so that any order is as good as with a folder.
+"""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from irv2.errors import DataError, ImageError, ImageReason
+from irv2.system.progress import Progress
+
+CONTENTS = "shards.json"
+LABEL_SUFFIX = ".cls"
+BLOCK = 512  # bytes; a tar file ends with two blocks of zeros
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """shards.json of a split."""
+
+    classes: list[str]
+    num_images: int
+
+
+class Span(NamedTuple):
+    """Where in its shard an image lies, in bytes."""
+
+    offset: int
+    size: int
+
+
+class Member(NamedTuple):
+    """An image in a shard; `name` is SHARD.tar/KEY.jpg."""
+
+    name: str
+    label: int
+    span: Span
+
+
+def is_sharded(root: Path) -> bool:
+    """Whether the split `root` is a folder of shards."""
+    return (root / CONTENTS).is_file()
+
+
+def shard_state(root: Path) -> str:
+    """A hash that changes when shards come, go or are written anew."""
+    state = hashlib.sha256((root / CONTENTS).read_bytes())
+    for path in sorted(root.glob("*.tar")):
+        status = path.stat()
+        state.update(f"{path.name}/{status.st_size}/{status.st_mtime_ns};".encode())
+    return state.hexdigest()
+
+
+def read_contents(root: Path) -> Contents:
+    """shards.json; raises DataError where it can't be understood."""
+    path = root / CONTENTS
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Contents)
+    except (UnicodeDecodeError, msgspec.MsgspecError) as error:
+        raise DataError(path, str(error), "classes and num_images", "write it anew") from error
+
+
+def scan_shards(root: Path) -> list[Member]:
+    """Every image of every shard, in order.
+
+    Raises DataError: a broken, cut off or missing shard, an image without a label or another one
+    than shards.json has room for.
+    """
+    contents = read_contents(root)
+    members: list[Member] = []
+    with Progress(f"index {root}", contents.num_images) as bar:
+        for path in sorted(root.glob("*.tar")):
+            for member in _scan_shard(path):
+                if member.label not in range(len(contents.classes)):
+                    raise DataError(
+                        root / member.name, f"label {member.label}",
+                        f"0 to {len(contents.classes) - 1}, the classes of {CONTENTS}",
+                    )  # fmt: skip
+                members.append(member)
+                bar.advance(1)
+    if len(members) != contents.num_images:
+        raise DataError(
+            root, f"{len(members)} images in its shards", f"{contents.num_images} by {CONTENTS}",
+            "copy the missing shards or write them anew with irv2 data shard",
+        )  # fmt: skip
+    return members
+
+
+def read_span(shard: Path, span: Span) -> bytes:
+    """The bytes of an image; raises ImageError where the shard no longer holds them."""
+    try:
+        with shard.open("rb", buffering=0) as file:
+            encoded = os.pread(file.fileno(), span.size, span.offset)
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise ImageError(ImageReason.UNREADABLE, problem, "a shard", what=shard) from error
+    if len(encoded) < span.size:
+        raise ImageError(
+            ImageReason.TRUNCATED, f"ends after {span.offset + len(encoded)} bytes",
+            f"at least {span.offset + span.size}", "copy the shard again", what=shard,
+        )  # fmt: skip
+    return encoded
+
+
+def _scan_shard(path: Path) -> Iterator[Member]:
+    """The images of one shard, each with the label beside it."""
+    images: dict[str, tuple[str, Span]] = {}
+    labels: dict[str, int] = {}
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for member in filter(tarfile.TarInfo.isfile, shard):
+                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                key, suffix = os.path.splitext(member.name)  # noqa: PTH122 (a member is no path)
+                if suffix == LABEL_SUFFIX:
+                    content = shard.extractfile(member)
+                    assert content is not None  # it is a file
+                    labels[key] = int(content.read())
+                else:
+                    images[key] = (
+                        f"{path.name}/{member.name}",
+                        Span(member.offset_data, member.size),
+                    )
+        with path.open("rb") as file:  # tarfile doesn't mind where the end is missing
+            file.seek(end)
+            if file.read(2 * BLOCK) != bytes(2 * BLOCK):
+                raise tarfile.ReadError("ends early")
+    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
+        raise DataError(
+            path, str(error), "a whole tar file of images and labels", "copy or write it again"
+        ) from error
+    for key, (name, span) in images.items():
+        if key not in labels:
+            raise DataError(path, f"no {key}{LABEL_SUFFIX} beside {name}", "a label per image")
+        yield Member(name, labels[key], span)

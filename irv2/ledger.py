@@ -1,0 +1,105 @@
+"""What a model answered on labelled images, compact enough to keep: a ledger on file.
+
+A bundle holds one per artefact and the checkpoint's own as reference.npz; `irv2 eval --ledger`
+writes the same for any model. `irv2 diff` compares two of them.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irv2.errors import BundleError
+from irv2.system.arrays import bytes_from_arrays, load_arrays
+from irv2.types import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from irv2.evaluate import Ledger
+
+_ARRAYS = ("sha256", "labels", "top5", "top5_logits", "margins", "max_abs_logit")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One row per image. `logits` is there only where the model has just been run."""
+
+    sha256: tuple[str, ...]  # of each image file
+    labels: IntArray  # (n,)
+    top5: IntArray  # (n, 5), best first; fewer columns where there are fewer classes
+    top5_logits: FloatArray  # the same shape
+    margins: FloatArray  # (n,): best logit minus second best
+    max_abs_logit: float
+    logits: FloatArray | None = None  # (n, num_classes)
+
+    @classmethod
+    def from_ledger(cls, ledger: "Ledger") -> Self:
+        """What a model that was just run answered."""
+        top5 = ledger.top5
+        top5_logits = np.take_along_axis(ledger.logits, top5, axis=1)
+        # With a single class there is no second best.
+        second = top5_logits[:, min(1, top5.shape[1] - 1)]
+        return cls(
+            sha256=ledger.sha256, labels=ledger.labels, top5=top5, top5_logits=top5_logits,
+            margins=top5_logits[:, 0] - second, max_abs_logit=float(np.abs(ledger.logits).max()),
+            logits=ledger.logits,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.sha256)
+
+    @property
+    def top1_right(self) -> NDArray[np.bool_]:
+        """Whether the best class is the label: (n,)."""
+        right: NDArray[np.bool_] = self.top5[:, 0] == self.labels
+        return right
+
+    @property
+    def top5_right(self) -> NDArray[np.bool_]:
+        """Whether the label is among the five best: (n,)."""
+        right: NDArray[np.bool_] = (self.top5 == self.labels[:, None]).any(axis=1)
+        return right
+
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """What tells images apart: hash of the file and label."""
+        return list(zip(self.sha256, self.labels.tolist(), strict=True))
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """Identity of images and labels, whatever their order and file names."""
+        rows = sorted(f"{sha} {label}\n" for sha, label in self.keys)
+        return hashlib.sha256("".join(rows).encode()).hexdigest()
+
+    def take(self, rows: list[int]) -> Self:
+        """Only these rows, in this order."""
+        return type(self)(
+            sha256=tuple(self.sha256[row] for row in rows), labels=self.labels[rows],
+            top5=self.top5[rows], top5_logits=self.top5_logits[rows], margins=self.margins[rows],
+            max_abs_logit=self.max_abs_logit,
+            logits=None if self.logits is None else self.logits[rows],
+        )  # fmt: skip
+
+    def to_bytes(self) -> bytes:
+        """The contents of a ledger file."""
+        return bytes_from_arrays(
+            sha256=np.array([list(bytes.fromhex(sha)) for sha in self.sha256], np.uint8),
+            labels=self.labels, top5=self.top5.astype(np.int32), top5_logits=self.top5_logits,
+            margins=self.margins, max_abs_logit=np.float64(self.max_abs_logit),
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a ledger file; raises BundleError."""
+        try:
+            sha256, labels, top5, top5_logits, margins, largest = load_arrays(path, *_ARRAYS)
+        except ValueError as error:
+            raise BundleError(path, str(error), "answers of a model", "make it again") from error
+        return cls(
+            sha256=tuple(row.tobytes().hex() for row in sha256), labels=labels,
+            top5=top5.astype(np.int64), top5_logits=top5_logits, margins=margins,
+            max_abs_logit=float(largest),
+        )  # fmt: skip

@@ -1,0 +1,29 @@
+"""The two networks that bear the name Inception-ResNet-v2, under one way to build them.
+
+`inception_resnet_v2` is the paper's, which the original trained (31.6 million parameters);
+`inception_resnet_v2_slim` is TF-slim's, whose weights timm, Cadene and Keras ship (55.8 million).
+Weights of one do not fit the other.
+"""
+
+from typing import Any
+
+from irv2.model.paper import InceptionResNetV2, ModelConfig, NetworkConfig
+from irv2.model.slim import InceptionResNetV2Slim, SlimConfig
+
+Network = InceptionResNetV2 | InceptionResNetV2Slim
+NETWORKS: dict[str, type[NetworkConfig]] = {
+    config.arch: config for config in (ModelConfig, SlimConfig)
+}
+
+
+def build(config: NetworkConfig) -> Network:
+    """The network of a configuration, with torch's initial values."""
+    if isinstance(config, SlimConfig):
+        return InceptionResNetV2Slim(config)
+    assert isinstance(config, ModelConfig)
+    return InceptionResNetV2(config)
+
+
+def config_from_json(arch: str, fields: dict[str, Any]) -> NetworkConfig:
+    """`NetworkConfig.to_json` read back, for a network in NETWORKS."""
+    return NETWORKS[arch](**{**fields, "blocks": tuple(fields["blocks"])})

@@ -1,0 +1,1 @@
+"""The machine below: files, the cache, cores, progress on a terminal."""

@@ -1,0 +1,210 @@
+"""`irv2 bench serve`: what answering over gRPC costs, against the same work without a server.
+
+Every case is a real process on loopback, asked in turn within a round (irv2.bench.rounds). The
+figure of the server itself is the ratio to `bare loop`: decoder and engine in one process, no gRPC.
+"""
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from tabulate import tabulate
+
+from irv2.bench.rounds import Rounds, machine, machine_lock, run_rounds
+from irv2.bundle import Bundle
+from irv2.cli.program import FloatRange, Program, json_option, print_json
+from irv2.errors import EngineError
+from irv2.images.resample import RESAMPLERS
+from irv2.serve.bench.clients import ClosedLoop, GrpcTarget, HttpTarget, Target, Window, num_wrong
+from irv2.serve.bench.peers import PillowOnnx
+from irv2.serve.bench.site import (
+    Served,
+    make_pictures,
+    our_server,
+    our_top1,
+    served,
+    write_tiny_bundle,
+)
+
+CLIENTS = (1, 4, 16)
+MAIN_CASE = "irv2 16"  # the one that is compared and repeated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How long to measure; `settle_s` before each window is not counted."""
+
+    seconds: float
+    settle_s: float
+    num_rounds: int
+    peers: bool
+
+
+@dataclass(slots=True)
+class Case:
+    """A server and a number of clients, and what was seen of them round by round."""
+
+    process: Served
+    loop: ClosedLoop
+    expected: Sequence[int]
+    windows: list[Window] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Medians over the rounds; wrong answers in all of them."""
+        calls = [call for window in self.windows for call in window.calls]
+        return {
+            "requests_per_s": round(self._median(lambda w: w.rate), 1),
+            "p50_ms": round(self._median(lambda w: w.latency_ms(50)), 2),
+            "p99_ms": round(self._median(lambda w: w.latency_ms(99)), 2),
+            "server_cpu_ms": round(self._median(lambda w: w.server_cpu_s / len(w.calls)) * 1e3, 2),
+            "client_cpu_ms": round(self._median(lambda w: w.client_cpu_s / len(w.calls)) * 1e3, 2),
+            "num_answers": len(calls),
+            "num_wrong": num_wrong(calls, self.loop.target.top1, self.expected),
+        }
+
+    def _median(self, figure: Callable[[Window], float]) -> float:
+        return float(np.median([figure(window) for window in self.windows]))
+
+
+def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
+    """Measure irv2-serve with 1, 4 and 16 clients beside the bare loop and the peers."""
+    pictures = make_pictures()
+    file, ours = our_top1(bundle, pictures)
+    theirs = _pillow_top1(bundle, file, pictures)
+    with ExitStack() as stack, asyncio.Runner() as runner:
+
+        def start(module: str, *arguments: str) -> Served:
+            return stack.enter_context(served([sys.executable, "-m", module, *arguments]))
+
+        where = (str(bundle.path), file)
+        processes = {"irv2": stack.enter_context(served(our_server(bundle.path)))}
+        idle_mb = round(processes["irv2"].rss_mb(), 1)
+        bare = start("irv2.serve.bench.peers", "bare", *where)
+        cases: dict[str, Case] = {}
+        target: Target = GrpcTarget(processes["irv2"].address, pictures)
+        for n in CLIENTS:
+            cases[f"irv2 {n}"] = _case(processes["irv2"], target, n, ours)
+        if options.peers:
+            processes["naive"] = start("irv2.serve.bench.peers", "naive", *where)
+            target = GrpcTarget(processes["naive"].address, pictures)
+            for n in (1, 16):
+                cases[f"naive {n}"] = _case(processes["naive"], target, n, theirs)
+        if options.peers and find_spec("litserve"):
+            processes["litserve"] = start("irv2.serve.bench.litserve", *where)
+            target = HttpTarget(processes["litserve"].address, pictures)
+            cases["litserve 16"] = _case(processes["litserve"], target, 16, theirs)
+
+        runs: dict[str, Callable[[], float]] = {
+            name: partial(_measure, runner, case, options) for name, case in cases.items()
+        }
+        runs["bare loop"] = lambda: float(bare.ask(str(options.seconds)))
+        rounds = run_rounds(runs, options.num_rounds, aa=MAIN_CASE, title="bench serve")
+        return {
+            "machine": machine(),
+            "bundle": _description(bundle, file, ours),
+            "window_s": options.seconds,
+            "rounds": options.num_rounds,
+            "cases": {name: case.to_json() for name, case in cases.items()},
+            "bare_loop_images_per_s": round(rounds.median("bare loop"), 1),
+            "ratios": _ratios(rounds, cases),
+            "void": rounds.is_void(MAIN_CASE),
+            "processes": {
+                name: {"ready_s": round(process.ready_s, 2), "rss_mb": round(process.rss_mb(), 1)}
+                for name, process in processes.items()
+            } | {"irv2 before the load": {"rss_mb": idle_mb}},
+        }  # fmt: skip
+
+
+def _pillow_top1(bundle: Bundle, file: str, pictures: Sequence[bytes]) -> list[int]:
+    """What the servers that decode with Pillow should answer."""
+    model = PillowOnnx(bundle, file)
+    return [int(model.run([model.decode(picture)])[0].argmax()) for picture in pictures]
+
+
+def _case(process: Served, target: Target, num_clients: int, expected: Sequence[int]) -> Case:
+    return Case(process, ClosedLoop(target, num_clients, process.cpu_s), expected)
+
+
+def _measure(runner: asyncio.Runner, case: Case, options: Options) -> float:
+    try:
+        window = runner.run(case.loop.window(options.seconds, options.settle_s))
+    except ExceptionGroup as failures:  # one per client
+        first = failures.exceptions[0]
+        raise EngineError(case.process.address, f"failed under load ({first!r})") from failures
+    case.windows.append(window)
+    return window.rate
+
+
+def _ratios(rounds: Rounds, cases: dict[str, Case]) -> dict[str, Any]:
+    others = [name for name in cases if not name.startswith("irv2") and name.endswith("16")]
+    pairs = {f"{MAIN_CASE} / {other}": other for other in ("bare loop", *others)}
+    ratios = {name: rounds.ratio(MAIN_CASE, other).to_json() for name, other in pairs.items()}
+    return ratios | {"A/A": rounds.aa(MAIN_CASE).to_json()}
+
+
+def _description(bundle: Bundle, file: str, expected: Sequence[int]) -> dict[str, Any]:
+    return {
+        "arch": bundle.manifest.source.arch,
+        "file": file,
+        "resampling": bundle.preprocess.resampling,
+        "distinct_answers": len(set(expected)),
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    columns = ("requests_per_s", "p50_ms", "p99_ms", "server_cpu_ms", "client_cpu_ms", "num_wrong")
+    rows = [[name, *(case[c] for c in columns)] for name, case in result["cases"].items()]
+    rows.append(["bare loop", result["bare_loop_images_per_s"]])
+    lines = [tabulate(rows, ["case", *columns]), ""]
+    for name, ratio in result["ratios"].items():
+        lines.append(f"{name}: {ratio['ratio']} ({ratio['lower_95']} to {ratio['upper_95']})")
+    for name, process in result["processes"].items():
+        ready = f", ready in {process['ready_s']} s" if "ready_s" in process else ""
+        lines.append(f"{name}: {process['rss_mb']} MB resident{ready}")
+    if result["void"]:
+        lines.append("void: the same case differed from itself; the machine is not quiet")
+    return "\n".join(lines)
+
+
+@click.command(cls=Program)
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--seconds", type=FloatRange(0, min_open=True), default=3.0, help="Length of one window."
+)
+@click.option(
+    "--settle-s", type=FloatRange(0), default=0.5,
+    help="Load before each window that is not counted.",
+)  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=9, help="Windows per case.")
+@click.option(
+    "--resampling", type=click.Choice(list(RESAMPLERS)), default="torch7-bicubic",
+    help="Preprocessing of the tiny network.",
+)  # fmt: skip
+@click.option("--peers/--no-peers", default=True, help="Measure naive grpc.aio and LitServe too.")
+@json_option
+def main(
+    bundle: Path | None, seconds: float, settle_s: float, rounds: int, resampling: str,
+    peers: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure the server of BUNDLE, or of a tiny network where none is named.
+
+    Closed loop: 1, 4 and 16 clients that ask again when they are answered, 500x375 JPEGs, every
+    answer checked. LitServe is measured where it is installed (pip install litserve
+    python-multipart).
+    """
+    options = Options(seconds=seconds, settle_s=settle_s, num_rounds=rounds, peers=peers)
+    if peers and not find_spec("litserve"):
+        click.echo("litserve is not installed: measured without it", err=True)
+    with machine_lock(), tempfile.TemporaryDirectory() as folder:
+        path = bundle or write_tiny_bundle(Path(folder) / "tiny.bundle", resampling)
+        result = bench(Bundle.open(path), options)
+    print_json(result) if as_json else click.echo(_table(result))

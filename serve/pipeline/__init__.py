@@ -1,0 +1,1 @@
+"""From encoded images to answers: admission, decoding, batches. No gRPC context in it."""

@@ -1,0 +1,89 @@
+"""Images of the wire to the network's input, in a pool of threads, each image failing alone."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+
+from irv2.errors import ImageError, ImageReason
+from irv2.images.decode import ImageLimits
+from irv2.images.preprocess import Preprocess, preprocess, resize_and_crop
+from irv2.types import UInt8Array
+from irv2.v1 import classifier_pb2
+
+
+class Decoder:
+    """Decodes, resizes and crops; the libraries that do the work release the interpreter lock."""
+
+    WEIGHT = 0.1  # of the newest image in the average time
+    # So many times the average is all that one image counts for: a single slow one must not make
+    # the next requests look hopeless, while 20 of them are believed.
+    MAX_FACTOR = 4.0
+
+    def __init__(self, config: Preprocess, limits: ImageLimits, num_threads: int) -> None:
+        self._config, self._limits = config, limits
+        cv2.setNumThreads(1)  # each image has its thread; OpenCV's own would spin beside them
+        self._num_threads, self._image_s = num_threads, 0.0
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+
+    async def decode(
+        self, image: classifier_pb2.Image, limits: ImageLimits | None = None
+    ) -> tuple[UInt8Array, float]:  # fmt: skip
+        """uint8 RGB (S, S, 3) and the seconds it took; `limits` None takes those for clients.
+
+        Raises ImageError. Cancelled while it waits for a thread, an image is never decoded.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._timed, image, limits or self._limits
+        )
+
+    def predict(self, num_images: int) -> float:
+        """Seconds that `num_images` take from now on, by the average of the last ones."""
+        return num_images * self._image_s / self._num_threads
+
+    def close(self) -> None:
+        """Wait for the images in work and free the threads."""
+        self._pool.shutdown()
+
+    def _timed(
+        self, image: classifier_pb2.Image, limits: ImageLimits
+    ) -> tuple[UInt8Array, float]:  # fmt: skip
+        started_at = time.monotonic()
+        try:
+            image_hwc = input_from_image(image, self._config, limits)
+        finally:  # an image that fails, or that nobody waits for any more, takes its time too
+            seconds = time.monotonic() - started_at
+            self._learn(seconds)
+        return image_hwc, seconds
+
+    def _learn(self, seconds: float) -> None:
+        """In a thread of the pool; where two do it at once, one sample is lost: no harm."""
+        average = self._image_s or seconds
+        counted = min(seconds, self.MAX_FACTOR * average)
+        self._image_s = average + self.WEIGHT * (counted - average)
+
+
+def input_from_image(
+    image: classifier_pb2.Image, config: Preprocess, limits: ImageLimits
+) -> UInt8Array:  # fmt: skip
+    """An image of the wire -> uint8 RGB (S, S, 3). Raises ImageError."""
+    source = image.WhichOneof("source")
+    if source == "encoded":
+        return preprocess(image.encoded, config, limits)
+    if source == "pixels":
+        return resize_and_crop(_array_from_pixels(image.pixels, limits), config)
+    raise ImageError(ImageReason.EMPTY, "neither encoded nor pixels", "one of them")
+
+
+def _array_from_pixels(pixels: classifier_pb2.Pixels, limits: ImageLimits) -> UInt8Array:
+    height, width = pixels.height, pixels.width
+    if height * width > limits.max_pixels:
+        got, expected = f"{width}x{height} pixels", f"at most {limits.max_pixels / 1e6:g} million"
+        raise ImageError(ImageReason.TOO_MANY_PIXELS, got, expected)
+    num_bytes = 3 * height * width
+    if not num_bytes or len(pixels.rgb) != num_bytes:
+        got = f"{len(pixels.rgb)} bytes for {width}x{height} pixels"
+        raise ImageError(ImageReason.BAD_PIXELS, got, "3 x height x width, not 0")
+    return np.frombuffer(pixels.rgb, np.uint8).reshape(height, width, 3)

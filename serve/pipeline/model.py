@@ -1,0 +1,224 @@
+"""One model at work: its engine, queue and decoder, from a bundle to its last answer."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from irv2.bundle import Artifact, Bundle
+from irv2.errors import BundleError, UsageError
+from irv2.images.decode import ImageLimits
+from irv2.runners.base import Runner
+from irv2.runners.choose import open_best
+from irv2.self_test import SELF_TEST, SelfTest
+from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics
+from irv2.serve.options import ServeOptions
+from irv2.serve.pipeline.batcher import Batcher
+from irv2.serve.pipeline.decode_pool import Decoder
+from irv2.serve.pipeline.request import Pipeline
+from irv2.system.machine import num_cores
+from irv2.v1 import classifier_pb2
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_SIZES = (1, 2, 4, 8)  # of an artefact whose certified sizes are not known
+# Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
+CPU_MAX_BATCH = 8
+# So many batches failed one after another, and the engine is tried on the self-test's images.
+SUSPECT_AFTER = 3
+RETRY_S = 1.0  # between tries of an engine that is broken
+
+OnHealth = Callable[[], Awaitable[None]]
+
+
+class Opened(NamedTuple):
+    """What of a bundle is served, and the engine that runs it."""
+
+    bundle: Bundle
+    artifact: Artifact
+    runner: Runner
+
+
+def open_model(path: Path, options: ServeOptions) -> Opened:
+    """Open the fastest artefact that passed. Raises BundleError or EngineError."""
+    bundle = Bundle.open(path)
+    artifact, runner = open_best(
+        bundle, options.precision, options.backend, options.num_threads, options.num_gpus
+    )
+    try:
+        _check_fits(bundle, artifact, runner)
+    except BaseException:
+        runner.close()
+        raise
+    return Opened(bundle, artifact, runner)
+
+
+async def start_model(
+    opened: Opened, options: ServeOptions, metrics: Metrics, on_health: OnHealth
+) -> "ServedModel":  # fmt: skip
+    """A model at work; where that fails, its engine is freed. Raises EngineError or BundleError."""
+    try:
+        model = ServedModel(opened, options, metrics, on_health)
+    except BaseException:
+        await asyncio.to_thread(opened.runner.close)
+        raise
+    try:
+        await model.start()
+    except BaseException:
+        await model.close()
+        raise
+    return model
+
+
+class ServedModel:
+    """Answers requests once `start` has returned. Belongs to one event loop."""
+
+    def __init__(
+        self, opened: Opened, options: ServeOptions, metrics: Metrics, on_health: OnHealth
+    ) -> None:
+        """`on_health` is called when `is_healthy` has changed."""
+        bundle, self.artifact, self._runner = opened
+        max_batch = _max_batch(self._runner, options.max_batch)
+        self.model = _description(opened, max_batch)
+        self.image_shape = (self._runner.image_size, self._runner.image_size, 3)
+        self._metrics = ModelMetrics(metrics, self.model.id, lambda: int(time.time() * 1e3))
+        image_limits = ImageLimits(
+            max_bytes=options.max_image_bytes, max_pixels=options.max_image_pixels
+        )
+        num_threads = options.num_decode_threads or num_cores()
+        self._decoder = Decoder(bundle.preprocess, image_limits, num_threads)
+        self.batcher = Batcher(
+            self._runner, max_batch=max_batch, max_queue=options.max_queue,
+            max_queue_delay_ms=options.max_queue_delay_ms, prepare_s=self._decoder.predict,
+            on_batch=self._note_batch, on_failure=self._note_failure,
+        )  # fmt: skip
+        self.pipeline = Pipeline(
+            self.model, options.limits, self._decoder, self.batcher, self._metrics
+        )
+        self._self_test = _self_test(bundle)
+        self.self_test = "none"  # or "passed"
+        self.is_healthy, self._on_health = True, on_health
+        self._num_failed = 0  # batches in a row
+        self._trial: asyncio.Task[None] | None = None
+
+    @property
+    def statistics(self) -> Statistics:
+        """Sums since it took over."""
+        return self._metrics.statistics
+
+    async def start(self) -> None:
+        """Self-test and the whole way, at every certified batch size. Raises EngineError."""
+        sizes = _warm_up_sizes(self.artifact, self._runner.num_engines, self.model.max_batch)
+        for size in sizes:
+            await self._try_engine(size)
+        for size in sizes:
+            await self.pipeline.warm_up(size)
+        self.self_test = "passed" if self._self_test else "none"
+        self.pipeline.is_serving = True
+
+    async def close(self) -> None:
+        """Answer what was admitted, then free the engine."""
+        if self._trial:
+            self._trial.cancel()
+        await self.batcher.close()
+        # Either may take its time, which the requests to another model must not wait for.
+        await asyncio.to_thread(self._decoder.close)
+        await asyncio.to_thread(self._runner.close)
+
+    async def _try_engine(self, size: int) -> None:
+        """The self-test in one batch, or a blank one without it. Raises EngineError."""
+        if self._self_test:
+            logits = await self.batcher.run_apart(self._self_test.batch(size))
+            self._self_test.check(logits, self._runner.backend)
+        else:
+            await self.batcher.warm_up([size])
+
+    def _note_batch(self, size: int, seconds: float) -> None:
+        self._num_failed = 0
+        if self.pipeline.is_serving:
+            self._metrics.observe_batch(size, seconds)
+
+    def _note_failure(self) -> None:
+        self._num_failed += 1
+        if self._num_failed >= SUSPECT_AFTER and (self._trial is None or self._trial.done()):
+            self._num_failed = 0
+            self._trial = asyncio.create_task(self._try_until_it_passes())
+
+    async def _try_until_it_passes(self) -> None:
+        while (error := await self._failure()) is not None:
+            if self.is_healthy:
+                logger.error("engine_broken error=%s", error)
+                self.is_healthy = False
+                await self._on_health()
+            await asyncio.sleep(RETRY_S)
+        if not self.is_healthy:
+            logger.info("engine_recovered")
+            self.is_healthy = True
+            await self._on_health()
+
+    async def _failure(self) -> Exception | None:
+        try:
+            await self._try_engine(self._runner.num_engines)  # one image each
+        except Exception as error:  # whatever an engine's library raises
+            return error
+        return None
+
+
+def _warm_up_sizes(artifact: Artifact, num_engines: int, most: int) -> list[int]:
+    """1, `most`, and batches up to it in which each engine gets one of a certified size."""
+    certified = artifact.invariance.batch_sizes if artifact.invariance else WARM_UP_SIZES
+    batches = [num_engines * size for size in certified]
+    return sorted({1, most, *(size for size in batches if size < most)})
+
+
+def _self_test(bundle: Bundle) -> SelfTest | None:
+    """None for bundles of before there were any; the ready line says so."""
+    if SELF_TEST not in bundle.manifest.files:
+        return None
+    return SelfTest.load(bundle.path / SELF_TEST)
+
+
+def _check_fits(bundle: Bundle, artifact: Artifact, runner: Runner) -> None:
+    found = (runner.image_size, runner.num_classes)
+    expected = (bundle.preprocess.crop, len(bundle.classes))
+    if found != expected:
+        raise BundleError(
+            bundle.path / artifact.file,
+            f"takes {found[0]} pixels and gives {found[1]} classes",
+            f"{expected[0]} and {expected[1]}, as bundle.json says", "export it again",
+        )  # fmt: skip
+    sha256 = runner.metadata.get("preprocess_sha256", bundle.preprocess.sha256)
+    if sha256 != bundle.preprocess.sha256:
+        raise BundleError(
+            bundle.path / artifact.file, f"was exported for preprocessing {sha256[:12]}",
+            f"{bundle.preprocess.sha256[:12]}, as bundle.json says", "export it again",
+        )  # fmt: skip
+
+
+def _max_batch(runner: Runner, asked_for: int | None) -> int:
+    """Of all engines together; each runs at most what the gate certified."""
+    most = runner.max_batch
+    if asked_for is None:
+        return min(most, CPU_MAX_BATCH) if runner.backend.endswith("-cpu") else most
+    if asked_for > most:
+        raise UsageError("--max-batch", str(asked_for), f"at most {most}, what the gate certified")
+    return asked_for
+
+
+def _description(opened: Opened, max_batch: int) -> classifier_pb2.Model:
+    bundle, artifact, runner = opened
+    return classifier_pb2.Model(
+        id=bundle.id,
+        arch=bundle.manifest.source.arch,
+        classes=bundle.classes,
+        precision=artifact.precision,
+        backend=runner.backend,
+        max_batch=max_batch,
+        preprocess_json=json.dumps(bundle.manifest.preprocess),
+        parity_json=msgspec.json.encode(artifact.parity).decode(),
+    )

@@ -1,0 +1,216 @@
+"""The way of one request: admission, decoding, batch, best classes. No gRPC context in it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import simplejpeg
+
+from irv2.errors import (
+    EngineError,
+    Expired,
+    ImageError,
+    ImageReason,
+    InvalidRequest,
+    NotServing,
+    RequestError,
+)
+from irv2.images.decode import ImageLimits
+from irv2.results import DEFAULT_TOP_K, ranked_scores
+from irv2.serve.operations.metrics import ModelMetrics
+from irv2.serve.pipeline.batcher import Admission, Batcher
+from irv2.serve.pipeline.decode_pool import Decoder
+from irv2.serve.rpc.status import status_from_error
+from irv2.types import FloatArray, UInt8Array
+from irv2.v1 import classifier_pb2
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+WARM_UP_TIMEOUT_S = 60.0
+MAX_ID_BYTES = 256
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What became of one image, and when; seconds."""
+
+    result: classifier_pb2.Result
+    preprocess_s: float = 0.0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        return self.preprocess_s + self.queue_s + self.inference_s
+
+
+class Pipeline:
+    """Answers requests with one model. Times are the event loop's clock."""
+
+    def __init__(
+        self,
+        model: classifier_pb2.Model,
+        limits: classifier_pb2.Limits,
+        decoder: Decoder,
+        batcher: Batcher,
+        metrics: ModelMetrics,
+    ) -> None:
+        self.model, self.limits = model, limits
+        self._decoder, self._batcher, self._metrics = decoder, batcher, metrics
+        self.is_serving = False
+        self._classes = list(model.classes)  # a protobuf field is slow to index
+
+    async def classify(
+        self, request: classifier_pb2.ClassifyRequest, deadline: float
+    ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
+        """Answer by `deadline` or raise a RequestError; images that fail do so alone."""
+        arrived_at = asyncio.get_running_loop().time()
+        self._check_request(request.id, len(request.images))
+        async with self._admitted(len(request.images), deadline) as admission:
+            outcomes = await self._classify_images(request, admission)
+        slowest = max(outcomes, key=lambda outcome: outcome.total_s)
+        timing = classifier_pb2.Timing(
+            queue_us=round(slowest.queue_s * 1e6),
+            preprocess_us=round(slowest.preprocess_s * 1e6),
+            inference_us=round(slowest.inference_s * 1e6),
+            total_us=round((asyncio.get_running_loop().time() - arrived_at) * 1e6),
+        )
+        self._metrics.observe_timing(timing)
+        results = [outcome.result for outcome in outcomes]
+        return classifier_pb2.ClassifyResponse(
+            results=results, id=request.id, model_id=self.model.id, timing=timing
+        )
+
+    async def infer(self, images: UInt8Array, deadline: float, request_id: str = "") -> FloatArray:
+        """Logits (N, num_classes) of prepared images, uint8 (N, S, S, 3), all of them or none."""
+        arrived_at = asyncio.get_running_loop().time()
+        self._check_request(request_id, len(images))
+        async with self._admitted(len(images), deadline, prepared=True) as admission:
+            answers = await _all(admission.run(image) for image in images)
+        slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
+        timing = classifier_pb2.Timing(
+            queue_us=round(slowest.queue_s * 1e6),
+            inference_us=round(slowest.inference_s * 1e6),
+            total_us=round((asyncio.get_running_loop().time() - arrived_at) * 1e6),
+        )
+        self._metrics.observe_timing(timing)
+        return np.stack([answer.logits for answer in answers])
+
+    async def warm_up(self, num_images: int) -> None:
+        """Go the way of a request of photographs, so that no other pays for a first time.
+
+        Raises EngineError where there is no answer.
+        """
+        photograph = classifier_pb2.Image(encoded=_photograph())
+
+        async def classify(admission: Admission) -> None:
+            image_hwc, _ = await self._decoder.decode(photograph, ImageLimits())
+            await admission.run(image_hwc)
+
+        deadline = asyncio.get_running_loop().time() + WARM_UP_TIMEOUT_S
+        async with self._admitted(num_images, deadline) as admission:
+            await _all(classify(admission) for _ in range(num_images))
+
+    def check(self, deadline: float) -> None:
+        """Raise the RequestError that awaits every request due by `deadline`, if one does."""
+        self._check_serving()
+        try:
+            self._batcher.check(1, deadline, prepared=True)  # whether it is, its message would tell
+        except RequestError:
+            self._metrics.observe_failure(0.0)
+            raise
+
+    def _check_serving(self) -> None:
+        if not self.is_serving:
+            raise NotServing("server", "is starting", way_out="ask again in a few seconds")
+
+    def _check_request(self, request_id: str, num_images: int) -> None:
+        self._check_serving()
+        num_bytes = len(request_id.encode())
+        if num_bytes > MAX_ID_BYTES:
+            raise InvalidRequest("id", f"{num_bytes} bytes", f"at most {MAX_ID_BYTES}")
+        most = self.limits.max_images
+        if not 0 < num_images <= most:
+            raise InvalidRequest("images", f"{num_images} of them", f"1 to {most}")
+
+    @asynccontextmanager
+    async def _admitted(
+        self, num_images: int, deadline: float, *, prepared: bool = False
+    ) -> AsyncIterator[Admission]:  # fmt: skip
+        """Places for the block, which is cancelled at `deadline`; raises Expired then."""
+        now = asyncio.get_running_loop().time
+        arrived_at = now()
+        try:
+            with self._batcher.admit(num_images, deadline, prepared=prepared) as admission:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        yield admission
+                except TimeoutError as error:
+                    where = "engine" if admission.was_running else "queue"
+                    raise Expired("deadline", "passed before the answer", where) from error
+        except BaseException:
+            self._metrics.observe_failure(now() - arrived_at)
+            raise
+
+    async def _classify_images(
+        self, request: classifier_pb2.ClassifyRequest, admission: Admission
+    ) -> list[_Outcome]:  # fmt: skip
+        return await _all(
+            self._classify_image(image, request.top_k, admission) for image in request.images
+        )
+
+    async def _classify_image(
+        self, image: classifier_pb2.Image, top_k: int, admission: Admission
+    ) -> _Outcome:  # fmt: skip
+        outcome = _Outcome(classifier_pb2.Result())
+        try:
+            image_hwc, outcome.preprocess_s = await self._decoder.decode(image)
+            answer = await admission.run(image_hwc)
+            outcome.queue_s, outcome.inference_s = answer.queue_s, answer.inference_s
+            order = answer.order[: top_k or DEFAULT_TOP_K]
+            scores = ranked_scores(answer.probabilities, order, self._classes)
+        except Expired:
+            raise  # with the whole request
+        except ImageError as error:
+            self._fail(outcome, error, error.reason)
+        except EngineError as error:  # the batcher has logged it
+            self._fail(outcome, error, ImageReason.INTERNAL)
+        except Exception as error:
+            logger.exception("image_failed")
+            self._fail(outcome, error, ImageReason.INTERNAL)
+        else:
+            outcome.result.scores.extend(
+                classifier_pb2.Score(index=s.index, label=s.label, probability=s.probability)
+                for s in scores
+            )
+        return outcome
+
+    def _fail(self, outcome: _Outcome, error: Exception, reason: ImageReason) -> None:
+        outcome.result.error.CopyFrom(status_from_error(error))
+        self._metrics.observe_image_error(reason)
+
+
+def _photograph() -> bytes:
+    """A JPEG of 500 x 375 and 50 kB, which takes as long to decode as one from a camera."""
+    blocks = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
+    image = np.ascontiguousarray(blocks.repeat(25, 0).repeat(25, 1))
+    encoded: bytes = simplejpeg.encode_jpeg(image)
+    return encoded
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results in order, or the first failure, which cancels the rest."""
+    first, *others = works
+    if not others:  # the usual case needs no task of its own
+        return [await first]
+    tasks = [asyncio.create_task(work) for work in (first, *others)]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,174 @@
+"""irv2.v1.Classifier over grpc.aio; the work itself is the pipeline's."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from irv2.errors import Expired, InvalidRequest, NotServing
+from irv2.serve.pipeline.model import ServedModel
+from irv2.serve.rpc.calls import Answering
+from irv2.serve.rpc.request_log import Follower
+from irv2.serve.rpc.status import status_from_error
+from irv2.v1 import classifier_pb2, classifier_pb2_grpc
+
+_Context = grpc.aio.ServicerContext[classifier_pb2.ClassifyRequest, classifier_pb2.ClassifyResponse]
+_StreamContext = grpc.aio.ServicerContext[
+    classifier_pb2.ClassifyStreamRequest, classifier_pb2.ClassifyStreamResponse
+]
+
+
+class Classifier(classifier_pb2_grpc.ClassifierServicer):
+    """The service; one per server."""
+
+    def __init__(
+        self, served: Callable[[], ServedModel], answering: Answering, follower: Follower,
+        stopping: asyncio.Event, max_stream_images: int,
+    ) -> None:  # fmt: skip
+        """`served` is the model of the moment; at `stopping` streams end.
+
+        Of one stream, images up to `max_stream_images` are worked on at a time, and always one
+        request; more wait in the client (flow control), so that a stream alone is never refused.
+        """
+        self._served, self._answering, self._follower = served, answering, follower
+        self._stopping, self._max_stream_images = stopping, max_stream_images
+
+    async def Classify(  # noqa: N802 (gRPC's name)
+        self, request: classifier_pb2.ClassifyRequest, context: _Context
+    ) -> classifier_pb2.ClassifyResponse:
+        """Answer one request; a refused one ends with its status."""
+        deadline = self._answering.deadline(context)
+        work = self.classify(request, deadline, context)
+        return await self._answering.unary(work, context, deadline)
+
+    async def ClassifyStream(  # noqa: N802
+        self,
+        requests: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
+        context: _StreamContext,
+    ) -> None:
+        """Answer the requests of a stream in any order; a refused one does not end it."""
+        stream = _Stream(self, self._answering, context, self._max_stream_images)
+        await stream.answer_all(requests, self._stopping)
+
+    async def GetModel(  # noqa: N802
+        self, request: classifier_pb2.GetModelRequest, context: object
+    ) -> classifier_pb2.GetModelResponse:
+        """Describe the model and the limits."""
+        pipeline = self._served().pipeline
+        return classifier_pb2.GetModelResponse(model=pipeline.model, limits=pipeline.limits)
+
+    async def classify(
+        self, request: classifier_pb2.ClassifyRequest, deadline: float,
+        context: _Context | _StreamContext,
+    ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
+        """Answer with the model of the moment or raise a RequestError."""
+        work = self._served().pipeline.classify(request, deadline)
+        return await self._follower.follow(
+            work, "Classify", request.id, len(request.images), context
+        )
+
+
+class _Stream:
+    """One call of ClassifyStream: its open requests and the one writer at a time gRPC allows."""
+
+    def __init__(
+        self, classifier: Classifier, answering: Answering, context: _StreamContext,
+        max_images: int,
+    ) -> None:  # fmt: skip
+        self._classifier, self._answering, self._context = classifier, answering, context
+        self._max_images, self._num_images = max_images, 0
+        self._open: set[str] = set()
+        self._answered = asyncio.Event()  # since the one that waits for room looked
+        self._writing = asyncio.Lock()
+
+    async def answer_all(
+        self, messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
+        stopping: asyncio.Event,
+    ) -> None:  # fmt: skip
+        """Until the client ends the stream, or the server stops: then what was read is answered
+        and the client is told to send the rest elsewhere.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(self._read_all(messages, tasks))
+            stop = asyncio.create_task(stopping.wait())
+            try:
+                await asyncio.wait({reading, stop}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stop.cancel()
+            was_stopped = not reading.done()
+            reading.cancel()
+        if was_stopped:
+            refusal = NotServing("server", "is stopping", way_out="ask another one")
+            await self._context.abort_with_status(rpc_status.to_status(status_from_error(refusal)))
+
+    async def _read_all(
+        self, messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
+        tasks: asyncio.TaskGroup,
+    ) -> None:  # fmt: skip
+        async for message in messages:
+            request = message.request
+            deadline = self._answering.deadline(self._context, message.timeout_ms)
+            refusal = self._check_id(request.id)
+            if refusal:
+                await self._write(request.id, status_from_error(refusal))
+                continue
+            self._open.add(request.id)
+            has_room = asyncio.Event()
+            tasks.create_task(self._answer(request, deadline, has_room))
+            await has_room.wait()
+
+    def _check_id(self, request_id: str) -> InvalidRequest | None:
+        if not request_id:
+            return InvalidRequest("request.id", "empty", "an id that is unique in its stream")
+        if request_id in self._open:
+            return InvalidRequest("request.id", f"{request_id!r} is still open", "another id")
+        return None
+
+    async def _answer(
+        self, request: classifier_pb2.ClassifyRequest, deadline: float, has_room: asyncio.Event
+    ) -> None:  # fmt: skip
+        num_images = max(1, len(request.images))  # an empty one is work too
+        try:
+            work = self._classify(request, deadline, num_images, has_room)
+            outcome = await self._answering.outcome(work, deadline)
+            # Closed before it is written: with the answer the client may use the id again.
+            self._open.remove(request.id)
+            await self._write(request.id, outcome)
+        finally:
+            if has_room.is_set():
+                self._num_images -= num_images
+                self._answered.set()
+
+    async def _classify(
+        self, request: classifier_pb2.ClassifyRequest, deadline: float, num_images: int,
+        has_room: asyncio.Event,
+    ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
+        """When there is room, for which one request at a time waits: nothing more is read then."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                while self._num_images and self._num_images + num_images > self._max_images:
+                    self._answered.clear()
+                    await self._answered.wait()
+        except TimeoutError as error:
+            got = "passed before the stream's earlier requests were answered"
+            raise Expired("deadline", got, "arrival") from error
+        finally:
+            self._num_images += num_images
+            has_room.set()
+        return await self._classifier.classify(request, deadline, self._context)
+
+    async def _write(
+        self, request_id: str, outcome: classifier_pb2.ClassifyResponse | status_pb2.Status
+    ) -> None:  # fmt: skip
+        response = classifier_pb2.ClassifyStreamResponse(id=request_id)
+        if isinstance(outcome, status_pb2.Status):
+            response.error.CopyFrom(outcome)
+        else:
+            response.response.CopyFrom(outcome)
+        async with self._writing:
+            try:
+                await self._context.write(response)
+            except grpc.aio.BaseError as error:  # the client has gone: there is nobody to tell
+                raise asyncio.CancelledError from error

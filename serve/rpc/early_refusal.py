@@ -1,0 +1,85 @@
+"""What is read of a client's messages: nothing where it can't be answered, and then anything.
+
+Refusing a request before its message is read costs a tenth to a fifth less, since gRPC neither
+copies nor parses it, and of a message beyond HTTP/2's window of 64 kB the rest never comes.
+
+Bytes that are no message are read as an empty one, which each method refuses or answers as such.
+gRPC itself would answer UNKNOWN with the text of the exception, and write a traceback into the log
+for every such message that a client sends.
+"""
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from irv2.client.channel import SERVICE
+from irv2.errors import RequestError
+from irv2.serve.pipeline.model import ServedModel
+from irv2.serve.rpc.calls import Answering, Context
+from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE
+from irv2.serve.rpc.request_log import Follower
+
+QUEUED = (f"/{SERVICE}/Classify", f"/{OPEN_INFERENCE}/ModelInfer")
+
+
+class Reading(grpc.aio.ServerInterceptor):
+    """Makes the methods of a server read anything, those of QUEUED what the queue has place for."""
+
+    def __init__(
+        self, served: Callable[[], ServedModel], answering: Answering, follower: Follower
+    ) -> None:  # fmt: skip
+        """`served` is the model of the moment."""
+        self._served, self._answering, self._follower = served, answering, follower
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:  # noqa: ANN401 (a handler, whose type knows no asyncio)
+        """gRPC's hook, called as each call begins."""
+        handler = await continuation(details)
+        if handler is None or handler.request_deserializer is None:
+            return handler
+        read = _or_empty(handler.request_deserializer)
+        if details.method not in QUEUED:
+            return handler._replace(request_deserializer=read)
+        # For a client, a stream of one message is the same; in other calls gRPC reads it first.
+        answer = partial(self._answer, handler.unary_unary, details.method.rpartition("/")[2])
+        return grpc.stream_unary_rpc_method_handler(answer, read, handler.response_serializer)
+
+    async def _answer(
+        self, answer: Callable[[Any, Context], Awaitable[Any]], method: str,
+        messages: AsyncIterator[Any], context: Context,
+    ) -> Any:  # noqa: ANN401 (the method's)  # fmt: skip
+        deadline = self._answering.deadline(context)
+        # A message of ModelInfer may name a later one where the call has none.
+        may_wait = method == "ModelInfer" and context.time_remaining() is None
+        try:
+            self._served().pipeline.check(math.inf if may_wait else deadline)
+        except RequestError as error:
+            refusal = self._follower.follow(_fail(error), method, "", 0, context)
+            return await self._answering.unary(refusal, context, deadline)
+        with self._answering.awaiting(deadline):
+            async for message in messages:
+                return await answer(message, context)
+        self._answering.observe_end(deadline, "unread")
+        # Too large, or its client has gone: gRPC tells; or there was none.
+        return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no message; expected one")
+
+
+async def _fail(error: RequestError) -> NoReturn:
+    raise error
+
+
+def _or_empty(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read_any(message: bytes) -> Any:  # noqa: ANN401 (a message)
+        try:
+            return read(message)
+        except DecodeError:
+            return read(b"")
+
+    return read_any

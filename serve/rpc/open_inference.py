@@ -1,0 +1,256 @@
+"""The Open Inference Protocol v2 beside our own: the model `irv2` for clients that exist.
+
+Tensors as in a bundle: `images` UINT8 [N, S, S, 3] RGB, already resized and cropped, in; `logits`
+FP32 [N, classes] out. A request in raw bytes is answered in raw bytes, a typed one typed. Of
+Triton's extensions: configuration, statistics and repository index, which its clients ask for.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from irv2 import __version__
+from irv2.errors import InvalidRequest
+from irv2.inference import open_inference_pb2 as oip
+from irv2.inference import open_inference_pb2_grpc
+from irv2.serve.pipeline.model import ServedModel
+from irv2.serve.rpc.calls import Answering, Context
+from irv2.serve.rpc.request_log import Follower
+from irv2.serve.rpc.triton import model_config, model_statistics
+from irv2.types import FloatArray, UInt8Array
+
+SERVICE = "inference.GRPCInferenceService"
+MODEL_NAME, MODEL_VERSION = "irv2", "1"
+EXTENSIONS = ("model_configuration", "model_repository", "statistics")
+# Of the parameters that Triton knows, those that are kept (timeout) or that don't change the
+# answer: priorities beside deadlines, sequences for a model without memory, HTTP's raw tensors.
+HARMLESS = frozenset({
+    "timeout", "priority", "sequence_id", "sequence_start", "sequence_end", "binary_data",
+    "binary_data_output", "binary_data_size",
+})  # fmt: skip
+TYPED_AT_A_TIME = 16_384  # elements that are converted without giving the interpreter lock away
+
+
+class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """The service; one per server."""
+
+    def __init__(
+        self, served: Callable[[], ServedModel], answering: Answering, follower: Follower,
+        is_ready: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """`served` is the model of the moment."""
+        self._served, self._answering, self._is_ready = served, answering, is_ready
+        self._follower = follower
+
+    async def ServerLive(  # noqa: N802 (here and below: gRPC's names)
+        self, request: oip.ServerLiveRequest, context: object
+    ) -> oip.ServerLiveResponse:
+        """It answers, so it lives."""
+        return oip.ServerLiveResponse(live=True)
+
+    async def ServerReady(  # noqa: N802
+        self, request: oip.ServerReadyRequest, context: object
+    ) -> oip.ServerReadyResponse:
+        """As health and /readyz."""
+        return oip.ServerReadyResponse(ready=self._is_ready())
+
+    async def ModelReady(  # noqa: N802
+        self, request: oip.ModelReadyRequest, context: object
+    ) -> oip.ModelReadyResponse:
+        """Whether it is our model, and ready."""
+        ready = _is_ours(request.name, request.version) and self._is_ready()
+        return oip.ModelReadyResponse(ready=ready)
+
+    async def ServerMetadata(  # noqa: N802
+        self, request: oip.ServerMetadataRequest, context: object
+    ) -> oip.ServerMetadataResponse:
+        """Name and version."""
+        return oip.ServerMetadataResponse(
+            name="irv2", version=__version__, extensions=EXTENSIONS
+        )  # fmt: skip
+
+    async def ModelMetadata(  # noqa: N802
+        self, request: oip.ModelMetadataRequest, context: Context
+    ) -> oip.ModelMetadataResponse:
+        """Names, types and shapes of the tensors."""
+        return await self._answering.unary(self._metadata(request), context)
+
+    async def ModelInfer(  # noqa: N802
+        self, request: oip.ModelInferRequest, context: Context
+    ) -> oip.ModelInferResponse:
+        """Logits of a batch; refused as a whole where anything about it is wrong."""
+        deadline = self._answering.deadline(context, _timeout_ms(request))
+        num_images = request.inputs[0].shape[0] if request.inputs and request.inputs[0].shape else 0
+        work = self._follower.follow(
+            self._infer(request, deadline), "ModelInfer", request.id, num_images, context
+        )
+        return await self._answering.unary(work, context, deadline)
+
+    async def ModelConfig(  # noqa: N802
+        self, request: oip.ModelConfigRequest, context: Context
+    ) -> oip.ModelConfigResponse:
+        """Batching and tensors, as Triton would describe them."""
+        return await self._answering.unary(self._config(request), context)
+
+    async def ModelStatistics(  # noqa: N802
+        self, request: oip.ModelStatisticsRequest, context: Context
+    ) -> oip.ModelStatisticsResponse:
+        """What the model has done since it took over."""
+        return await self._answering.unary(self._statistics(request), context)
+
+    async def RepositoryIndex(  # noqa: N802
+        self, request: oip.RepositoryIndexRequest, context: object
+    ) -> oip.RepositoryIndexResponse:
+        """The one model."""
+        state = "READY" if self._is_ready() else "UNAVAILABLE"
+        if request.ready and state != "READY":
+            return oip.RepositoryIndexResponse()
+        entry = oip.RepositoryIndexResponse.ModelIndex(
+            name=MODEL_NAME, version=MODEL_VERSION, state=state
+        )  # fmt: skip
+        return oip.RepositoryIndexResponse(models=[entry])
+
+    async def _config(self, request: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
+        _check_model("name", request.name, request.version)
+        config = model_config(self._served())
+        config.name = MODEL_NAME
+        return oip.ModelConfigResponse(config=config)
+
+    async def _statistics(
+        self, request: oip.ModelStatisticsRequest
+    ) -> oip.ModelStatisticsResponse:  # fmt: skip
+        _check_model("name", request.name or MODEL_NAME, request.version)
+        statistics = model_statistics(self._served().statistics)
+        statistics.name, statistics.version = MODEL_NAME, MODEL_VERSION
+        return oip.ModelStatisticsResponse(model_stats=[statistics])
+
+    async def _metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
+        _check_model("name", request.name, request.version)
+        tensor = oip.ModelMetadataResponse.TensorMetadata
+        served = self._served()
+        return oip.ModelMetadataResponse(
+            name=MODEL_NAME,
+            versions=[MODEL_VERSION],
+            platform=served.model.backend,
+            inputs=[tensor(name="images", datatype="UINT8", shape=[-1, *served.image_shape])],
+            outputs=[tensor(name="logits", datatype="FP32", shape=[-1, len(served.model.classes)])],
+        )
+
+    async def _infer(
+        self, request: oip.ModelInferRequest, deadline: float
+    ) -> oip.ModelInferResponse:  # fmt: skip
+        _check_model("model_name", request.model_name, request.model_version)
+        _check_numbers(request)
+        _check_parameters(request)
+        if any(output.name != "logits" for output in request.outputs):
+            raise InvalidRequest("outputs", "an unknown tensor", "logits")
+        served = self._served()
+        images = await _images(request, served.image_shape, served.pipeline.limits.max_images)
+        logits = await served.pipeline.infer(images, deadline, request.id)
+        return _response(request, logits)
+
+
+async def _images(
+    request: oip.ModelInferRequest, image_shape: tuple[int, int, int], most: int
+) -> UInt8Array:  # fmt: skip
+    """The input tensor, uint8 (N, S, S, 3), N up to `most`. Raises InvalidRequest."""
+    (tensor,) = request.inputs
+    if tensor.name != "images":
+        raise InvalidRequest("inputs", repr(tensor.name), "the tensor images")
+    num_images = tensor.shape[0]
+    shape = (num_images, *image_shape)
+    if tensor.datatype != "UINT8" or tuple(tensor.shape) != shape or not 0 < num_images <= most:
+        got = f"{tensor.datatype} {list(tensor.shape)}"
+        expected = f"UINT8 {['N', *image_shape]}, N from 1 to {most}"
+        raise InvalidRequest("inputs[0]", got, expected)
+    elements = _elements(request, tensor)
+    if len(elements) != np.prod(shape):
+        got = f"{len(elements)} elements"
+        raise InvalidRequest("inputs[0]", got, f"{np.prod(shape)} for its shape")
+    packed = elements if isinstance(elements, bytes) else await asyncio.to_thread(_packed, elements)
+    images: UInt8Array = np.frombuffer(packed, np.uint8)
+    return images.reshape(shape)
+
+
+def _elements(
+    request: oip.ModelInferRequest, tensor: oip.ModelInferRequest.InferInputTensor
+) -> bytes | Sequence[int]:  # fmt: skip
+    if not request.raw_input_contents:
+        return tensor.contents.uint_contents
+    if tensor.HasField("contents"):
+        raise InvalidRequest("raw_input_contents", "typed contents as well", "one of them")
+    return request.raw_input_contents[0]
+
+
+def _packed(elements: Sequence[int]) -> bytes:
+    """Not at once: the interpreter lock would be held for a second."""
+    starts = range(0, len(elements), TYPED_AT_A_TIME)
+    try:
+        return b"".join(bytes(elements[at : at + TYPED_AT_A_TIME]) for at in starts)
+    except ValueError as error:
+        raise InvalidRequest("inputs[0].contents", "an element above 255", "uint8") from error
+
+
+def _response(request: oip.ModelInferRequest, logits: FloatArray) -> oip.ModelInferResponse:
+    output = oip.ModelInferResponse.InferOutputTensor(
+        name="logits", datatype="FP32", shape=logits.shape
+    )
+    response = oip.ModelInferResponse(
+        model_name=MODEL_NAME, model_version=MODEL_VERSION, id=request.id
+    )
+    if request.raw_input_contents:
+        response.raw_output_contents.append(logits.astype("<f4").tobytes())
+    else:
+        output.contents.fp32_contents.extend(logits.ravel().tolist())
+    response.outputs.append(output)
+    return response
+
+
+def _timeout_ms(request: oip.ModelInferRequest) -> float:
+    """Triton's own parameter, there in microseconds; 0 for none."""
+    if "timeout" not in request.parameters:
+        return 0.0
+    return max(0, request.parameters["timeout"].int64_param) / 1e3
+
+
+def _check_numbers(request: oip.ModelInferRequest) -> None:
+    """Raise InvalidRequest where there is more of anything than our model has a use for.
+
+    Before anything walks over it: millions fit into a message, and everybody would wait.
+    """
+    if len(request.inputs) != 1:
+        raise InvalidRequest("inputs", f"{len(request.inputs)} tensors", "the tensor images alone")
+    if len(request.outputs) > 1:
+        raise InvalidRequest("outputs", f"{len(request.outputs)} tensors", "logits, or none named")
+    if len(request.inputs[0].shape) != 4:
+        got = f"{len(request.inputs[0].shape)} dimensions"
+        raise InvalidRequest("inputs[0]", got, "4, those of uint8 (N, S, S, 3)")
+    if len(request.raw_input_contents) > 1:
+        got = f"{len(request.raw_input_contents)} of them"
+        raise InvalidRequest("raw_input_contents", got, "one per input, or typed contents")
+
+
+def _check_parameters(request: oip.ModelInferRequest) -> None:
+    """Raise InvalidRequest where one asks for what the answer would not be."""
+    asked: list[tuple[str, Iterable[str]]] = [
+        ("parameters", request.parameters),
+        ("inputs[0].parameters", request.inputs[0].parameters),
+        *(("outputs[0].parameters", output.parameters) for output in request.outputs),
+    ]
+    for field, names in asked:
+        for name in names:
+            if name not in HARMLESS:
+                raise InvalidRequest(
+                    f"{field}[{name!r}]", "not supported", way_out="leave it out"
+                )  # fmt: skip
+
+
+def _is_ours(name: str, version: str) -> bool:
+    return name == MODEL_NAME and version in ("", MODEL_VERSION)
+
+
+def _check_model(field: str, name: str, version: str) -> None:
+    if not _is_ours(name, version):
+        got = f"{name!r} version {version!r}"
+        raise InvalidRequest(field, got, f"{MODEL_NAME!r}, version {MODEL_VERSION!r} or none")

@@ -1,0 +1,61 @@
+"""A few steps on fixed images, alone or under torchrun: `step_worker.py OUT MICRO_BATCH`.
+
+Leaves the first process's weights and running statistics after one step in float32 and after five
+in float64, of which the last has a short batch: 47 images, as 24 and 23. Dropout is off. Fails
+where threads of the process group outlive it.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+from irv2.model import inception_resnet_v2
+from irv2.train.data.loader import Batch, share
+from irv2.train.learner.step import Computation, Learner
+from irv2.train.processes import Processes, joined
+from irv2.train.settings import SETTINGS
+
+RECIPE = dataclasses.replace(SETTINGS["2"], image_size=75, resize=75)  # 64 images as 2 x 32
+
+
+def batch_of(indices: list[int], dtype: torch.dtype) -> Batch:
+    """Images that depend on their index alone."""
+    generators = [torch.Generator().manual_seed(i) for i in indices]
+    images = [
+        torch.randint(0, 256, (75, 75, 3), generator=g, dtype=torch.uint8) for g in generators
+    ]
+    matrix = torch.cat([torch.eye(3, dtype=dtype) / 64, torch.full((3, 1), -2, dtype=dtype)], 1)
+    return Batch(
+        torch.stack(images) if images else torch.empty(0),
+        matrix.expand(len(indices), 3, 4),
+        torch.tensor([i % 2 == 0 for i in indices]),
+        torch.tensor([i % 3 for i in indices]),
+    )
+
+
+def train(
+    dtype: torch.dtype, num_steps: int, micro_batch: int | None, processes: Processes
+) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = inception_resnet_v2(3, (1, 1, 1), 0.1, dropout=0.0).to(dtype)
+    learner = Learner(model, RECIPE, Computation(micro_batch=micro_batch), processes)
+    for step in range(1, num_steps + 1):
+        indices = list(range(100 * step, 100 * step + (47 if step == num_steps > 1 else 64)))
+        mine = share(indices, RECIPE, processes.rank, processes.size)
+        learner.step(step, batch_of(mine, dtype), len(indices))
+    return learner.model.state_dict()
+
+
+if __name__ == "__main__":
+    out, micro_batch = Path(sys.argv[1]), int(sys.argv[2]) or None
+    with joined("cpu") as processes:
+        states = {
+            "float32": train(torch.float32, 1, micro_batch, processes),
+            "float64": train(torch.float64, 5, micro_batch, processes),
+        }
+        if processes.is_first:
+            torch.save(states, out)
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in names), "an interpreter that ends now may abort"

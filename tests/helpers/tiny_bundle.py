@@ -1,0 +1,123 @@
+"""A real bundle in milliseconds, without torch: a linear classifier of an image's mean colours.
+
+The model looks at the means of nine regions, so that photographs get different answers.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from irv2.bundle import (
+    MANIFEST,
+    SCHEMA,
+    Artifact,
+    ErrorChange,
+    Invariance,
+    Manifest,
+    Parity,
+    Source,
+    bundle_id,
+    manifest_json,
+)
+from irv2.images.preprocess import Preprocess
+from irv2.runners.onnx import OnnxRunner
+from irv2.self_test import SELF_TEST, SelfTest
+from irv2.system.files import file_sha256
+
+SIDE = 75
+CLASSES = [f"class {i}" for i in range(10)]
+PREPROCESS = Preprocess(resize=SIDE, crop=SIDE)
+
+
+def write_tiny_bundle(
+    folder: Path, *, seed: int = 0, max_batch: int = 16, verdict: str | None = "passed",
+    passes_self_test: bool = True, batch_sizes: list[int] | None = None,
+    preprocess: Preprocess = PREPROCESS,
+) -> Path:  # fmt: skip
+    """Write a bundle with one fp32 ONNX artefact to `folder` and return it.
+
+    `verdict` None leaves the artefact unverified; `seed` gives another model; a bundle that does
+    not pass its self-test says that its engine answers wrongly; `batch_sizes` are certified;
+    `preprocess` crops to SIDE.
+    """
+    folder.mkdir(parents=True)
+    model_path = folder / "model.onnx"
+    onnx.save(tiny_model(seed), model_path)
+    artifact = Artifact(
+        file=model_path.name, sha256=file_sha256(model_path), format="onnx", precision="fp32",
+        max_batch=max_batch, built_from="0" * 64, built_with={"onnx": onnx.__version__}, gpu=None,
+        parity=passed_parity(verdict) if verdict else None,
+        invariance=_invariant(batch_sizes) if batch_sizes else None,
+    )  # fmt: skip
+    self_test_path = folder / SELF_TEST
+    self_test_path.write_bytes(_self_test(model_path, off_by=0 if passes_self_test else 1))
+    manifest = Manifest(
+        schema=SCHEMA, id=bundle_id([artifact], preprocess.to_json(), CLASSES),
+        preprocess=preprocess.to_json(),
+        source=Source(checkpoint_sha256="0" * 64, arch="tiny", setting="2", epoch=1),
+        classes=CLASSES, artifacts=[artifact], files={SELF_TEST: file_sha256(self_test_path)},
+    )  # fmt: skip
+    (folder / MANIFEST).write_bytes(manifest_json(manifest))
+    return folder
+
+
+def _self_test(model_path: Path, off_by: int) -> bytes:
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 3, 3), np.uint8)
+    images = images.repeat(SIDE // 3, 1).repeat(SIDE // 3, 2)
+    with OnnxRunner(model_path, num_threads=1) as runner:
+        logits = runner.run(images)
+    top2 = np.sort(logits, axis=1)[:, -2:]
+    top1 = (logits.argmax(axis=1) + off_by) % len(CLASSES)
+    return SelfTest(images, top1, top2[:, 1] - top2[:, 0]).to_bytes()
+
+
+def passed_parity(verdict: str = "passed") -> Parity:
+    """Evidence of a gate that saw identical decisions."""
+    same = ErrorChange(
+        reference_error=5.0, error=5.0, lost=0, gained=0, upper_loss_points=0.0,
+        tolerance_points=0.1,
+    )  # fmt: skip
+    return Parity(
+        verdict=verdict, basis="identical", n=1000, data_sha256="0" * 64, confidence=0.95,
+        agreement=100.0, max_abs_logit_diff=0.0, ran_on="onnxruntime-cpu", top1=same, top5=same,
+    )  # fmt: skip
+
+
+def _invariant(batch_sizes: list[int]) -> Invariance:
+    return Invariance(
+        batch_sizes=batch_sizes, num_images=1, num_answers=len(batch_sizes), changed=0,
+        first_changed_batch=None, max_probability_diff=0.0, ran_on="test",
+    )  # fmt: skip
+
+
+def tiny_model(seed: int = 0) -> onnx.ModelProto:
+    """uint8 `images` (N, 75, 75, 3) -> float32 `logits` (N, 10)."""
+    weight = np.random.default_rng(seed).normal(size=(27, len(CLASSES))).astype(np.float32)
+    constants = {
+        "shape": np.array([0, 3, SIDE // 3, 3, SIDE // 3, 3]),  # 0 keeps N
+        "axes": np.array([2, 4]),
+        "flat": np.array([0, 27]),
+        "scale": np.float32(20 / 255),
+        "weight": weight,
+        "bias": np.zeros(len(CLASSES), np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["floats", "shape"], ["regions"]),
+        helper.make_node("ReduceMean", ["regions", "axes"], ["means"], keepdims=0),
+        helper.make_node("Reshape", ["means", "flat"], ["features"]),
+        helper.make_node("Mul", ["features", "scale"], ["scaled"]),
+        helper.make_node("Gemm", ["scaled", "weight", "bias"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(CLASSES)])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 20)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model

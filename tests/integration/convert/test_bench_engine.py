@@ -1,0 +1,58 @@
+"""`irv2 bench engine` on a small bundle: it runs, and what it says hangs together."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from irv2.convert.bench.engine import ORT_PEAK, TORCH_PEAK, _export_in_folder, flop_per_image
+
+
+def test_bench_engine_compares_a_bundles_files_with_the_machines_limit(exported, tmp_path):
+    command = [sys.executable, "-m", "irv2", "bench", "engine", str(exported.bundle), "--rounds",
+               "2", "--seconds", "0.01", "--batch-size", "2", "--json"]  # fmt: skip
+    # A cache of its own: another benchmark on this machine holds the user's lock.
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    rates = result["images_per_s"]
+    assert set(rates) == {"model.onnx", ORT_PEAK, TORCH_PEAK}
+    assert min(rates.values()) > 0
+    [(name, ratio)] = result["ratios"].items()
+    assert name in (f"model.onnx / {ORT_PEAK}", f"model.onnx / {TORCH_PEAK}")
+    assert ratio["lower_95"] <= ratio["ratio"] <= ratio["upper_95"]
+    assert result["export"] is None
+    measured = {bar["what"]: bar["measured"] for bar in result["bars"]}
+    assert len(measured) == 5
+    assert {what for what, value in measured.items() if value is not None} == {name}
+    assert measured[name] == ratio["ratio"]
+
+
+def test_an_export_is_timed_without_what_the_users_cache_knows(exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))  # put back after the test
+    shutil.copy(exported.checkpoint_path, tmp_path / "random.pt")
+    (tmp_path / "images").mkdir()
+    for path in exported.data.glob("val/*/0.png"):
+        shutil.copy(path, tmp_path / "images" / f"{path.parent.name}.png")
+    assert _export_in_folder(tmp_path).seconds > 0
+    assert list((tmp_path / "cache" / "irv2" / "calibration").iterdir())
+    assert not (tmp_path / "user").exists()
+
+
+def test_operations_are_counted_as_published(tmp_path: Path):
+    """A 3x3 convolution of 3 to 8 channels on 10x10: 100 places, 216 weights, twice."""
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    make = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node, onnx.helper.make_node("Relu", ["y"], ["z"])], "one",
+        [make("x", 1, ["N", 3, 10, 10])], [make("z", 1, ["N", 8, 10, 10])],
+        [onnx.helper.make_tensor("w", 1, (8, 3, 3, 3), [0.0] * 216)],
+        value_info=[make("y", 1, ["N", 8, 10, 10])],
+    )  # fmt: skip
+    assert flop_per_image(onnx.helper.make_model(graph)) == pytest.approx(2 * 216 * 100)

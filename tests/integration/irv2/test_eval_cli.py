@@ -1,0 +1,94 @@
+"""`irv2 eval` on a real checkpoint and a real folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny_checkpoint import CLASSES, make_checkpoint, write_images
+
+from irv2.checkpoint import Checkpoint
+from irv2.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    """CHECKPOINT --data DIR of a network that knows its 48 images."""
+    root = tmp_path_factory.mktemp("eval")
+    data = write_images(root / "data")
+    make_checkpoint(data).save(root / "best.pt")
+    return [str(root / "best.pt"), "--data", str(data), "--device", "cpu"]
+
+
+def evaluate(arguments, *more):
+    result = CliRunner().invoke(main, ["eval", *arguments, *more, "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("crops", ["1", "10", pytest.param("12", marks=pytest.mark.slow)])
+def test_every_image_is_counted_once_with_any_number_of_crops(arguments, crops):
+    found = evaluate(arguments, "--crops", crops)
+    assert (found["n"], found["crops"]) == (48, int(crops))
+    assert found["top1_error"] < 50  # of six classes; most colours are told apart
+    assert set(found) == {"n", "top1_error", "top5_error", "crops", "backend", "data"}
+
+
+def test_144_crops_of_a_few_images_are_counted_exactly(arguments):
+    found = evaluate(arguments, "--crops", "144", "--limit", "3")
+    assert found["n"] == 3
+    assert found["top1_error"] in {0.0, 100 / 3, 200 / 3, 100.0}
+
+
+@pytest.mark.parametrize("more", [("--batch-size", "5"), ("--batch-size", "48", "--workers", "1")])
+def test_errors_do_not_depend_on_batch_size_and_workers(arguments, more):
+    assert evaluate(arguments, *more) == evaluate(arguments)
+
+
+def test_the_original_average_stands_beside_the_exact_errors(arguments):
+    exact, both = evaluate(arguments), evaluate(arguments, "--legacy-average")
+    assert {key: both[key] for key in exact} == exact
+    # 48 images are one batch of the original's.
+    assert both["legacy_top1_error"] == pytest.approx(exact["top1_error"])
+    text = CliRunner().invoke(main, ["eval", *arguments, "--legacy-average"]).stdout
+    assert text.splitlines()[1].startswith("the original's average: top-1 error ")
+
+
+def test_epochs_are_compared_by_their_ledgers_or_as_checkpoints(arguments, tmp_path):
+    checkpoint_path, _, data, *_ = arguments
+    other_path = tmp_path / "other.pt"
+    checkpoint = Checkpoint.load(Path(checkpoint_path))
+    weights = checkpoint.state_dict | {
+        f"classifier.{name}": checkpoint.state_dict[f"classifier.{name}"].roll(1, dims=0)
+        for name in ("weight", "bias")
+    }
+    replace(checkpoint, state_dict=weights).save(other_path)
+    ledgers = [str(tmp_path / "a.npz"), str(tmp_path / "b.npz")]
+    for path, ledger in zip([checkpoint_path, str(other_path)], ledgers, strict=True):
+        found = evaluate([path, *arguments[1:]], "--ledger", ledger)
+        assert found["n"] == 48
+    by_ledger, by_checkpoint = (
+        CliRunner().invoke(main, ["diff", *models, "--data", data, "--json"])
+        for models in (ledgers, [checkpoint_path, str(other_path)])
+    )
+    assert by_ledger.exit_code == by_checkpoint.exit_code == 0, by_checkpoint.stderr
+    of_ledgers, of_checkpoints = (json.loads(r.stdout) for r in (by_ledger, by_checkpoint))
+    assert of_ledgers["num_different"] == of_checkpoints["num_different"] == 48
+    assert {image["sha256"] for image in of_ledgers["images"]} == {
+        image["sha256"] for image in of_checkpoints["images"]
+    }
+    assert of_checkpoints["images"][0]["label"] in CLASSES
+
+
+def test_one_process_evaluates(arguments, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(main, ["eval", *arguments])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: irv2 eval: 2 processes; expected one; leave out torch")
+
+
+def test_another_number_of_crops_is_wrong_usage(arguments):
+    result = CliRunner().invoke(main, ["eval", *arguments, "--crops", "7"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: Invalid value for '--crops'")

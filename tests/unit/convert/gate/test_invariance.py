@@ -1,0 +1,137 @@
+"""Batch invariance: what is asked, what counts as a change, and what it costs an artefact."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import passed_parity, write_tiny_bundle
+
+from irv2.bundle import Bundle
+from irv2.convert.gate.invariance import batch_sizes, check, describe, load_probes, with_invariance
+from irv2.convert.gate.verdict import Judgement
+from irv2.data.dataset import open_split
+from irv2.evaluate import Ledger
+from irv2.images.preprocess import Preprocess
+from irv2.runners.base import Runner
+from irv2.runners.choose import open_best
+
+PROBES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
+
+
+class MeanRunner(Runner):
+    """Logits are the means of three channels; what `spoil` gets is what it may change."""
+
+    backend, image_size, num_classes, max_batch = "test", 4, 3, 64
+
+    def __init__(self, spoil=lambda logits: logits):
+        self.spoil, self.sizes = spoil, []
+
+    def run(self, images):
+        self.sizes.append(len(images))
+        return self.spoil(images.mean((1, 2)).astype(np.float32))
+
+
+def reverse_above(size):
+    return lambda logits: logits[:, ::-1] if len(logits) > size else logits
+
+
+def first_row_everywhere(logits):
+    return np.broadcast_to(logits[:1], logits.shape)
+
+
+def last_row_is_lost(logits):
+    lost = logits.copy()
+    lost[-1] *= -1 if len(logits) > 1 else 1
+    return lost
+
+
+def overflow_when_full(logits):
+    return np.full_like(logits, np.nan) if len(logits) == 64 else logits
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "profiles", "sizes"),
+    [
+        (1, [], [1]),
+        (2, [], [1, 2]),
+        (12, [], [1, 2, 4, 8, 12]),
+        (64, [(1, 8, 64)], [1, 2, 4, 8, 16, 32, 64]),
+        (48, [(1, 4, 12), (13, 24, 48)], [1, 2, 4, 8, 12, 13, 16, 24, 32, 48]),
+    ],
+)
+def test_every_power_of_two_and_every_edge_of_a_profile_are_tried(max_batch, profiles, sizes):
+    assert batch_sizes(max_batch, profiles) == sizes
+
+
+def test_an_honest_artefact_is_certified_up_to_its_largest_batch_and_no_further():
+    runner = MeanRunner()
+    found = check(runner, PROBES, 12)
+    assert (found.changed, found.first_changed_batch) == (0, None)
+    assert found.batch_sizes == [1, 2, 4, 8, 12]
+    assert max(runner.sizes) == 12
+    assert found.max_probability_diff == 0
+    assert "the same answers" in describe(found)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "first"),
+    [
+        (reverse_above(1), 2),  # wrong only for batches above one
+        (reverse_above(32), 64),  # only in the last profile
+        (first_row_everywhere, 2),  # a broadcast; repeating one image can't show it
+        (last_row_is_lost, 2),
+        (overflow_when_full, 64),
+    ],
+)
+def test_an_answer_that_depends_on_its_batch_is_seen_with_the_batch_where_it_starts(spoil, first):
+    found = check(MeanRunner(spoil), PROBES, 64)
+    assert found.changed > 0
+    assert found.first_changed_batch == first
+    assert 0 < found.max_probability_diff <= 1
+
+
+def test_two_classes_as_close_as_rounding_may_turn_are_no_change():
+    def tie(logits):
+        low, high = np.float32([[1, 1 + 1e-5, 0]]), np.float32([[1 + 1e-5, 1, 0]])
+        return np.repeat(low if len(logits) == 1 else high, len(logits), axis=0)
+
+    found = check(MeanRunner(tie), PROBES, 4)
+    assert found.changed == 0
+    assert found.max_probability_diff > 0
+
+
+def test_a_change_fails_an_artefact_whose_decisions_passed(tmp_path):
+    [artifact] = Bundle.open(write_tiny_bundle(tmp_path / "b")).manifest.artifacts
+    passed = Judgement(passed_parity(), "fp32 passed: ...")
+    found = check(MeanRunner(reverse_above(1)), PROBES, 16)
+    failed = with_invariance(passed, artifact, found)
+    assert failed.parity.verdict == "failed"
+    assert failed.invariance == found
+    assert "answers change with the batch they are in, from batches of 2 on" in failed.line
+    kept = with_invariance(passed, artifact, check(MeanRunner(), PROBES, 16))
+    assert kept == dataclasses.replace(passed, invariance=kept.invariance)
+
+
+def test_probes_are_of_as_many_classes_as_can_be(tmp_path):
+    for name in "abcd":
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for i in range(5):
+            colour = (40 * "abcd".index(name), 9 * i, 0)
+            Image.new("RGB", (75, 75), colour).save(tmp_path / "val" / name / f"{i}.png")
+    images = open_split(tmp_path, "val")
+    ledger = Ledger(images.files, ("",) * 20, images.labels, np.zeros((20, 4), np.float32))
+    probes = load_probes(images, ledger, Preprocess(resize=75, crop=75))
+    assert probes.shape == (8, 75, 75, 3)
+    assert sorted(probes[:, 0, 0, 0].tolist()) == [0, 0, 40, 40, 80, 80, 120, 120]
+
+
+def test_a_real_model_gives_the_same_answers_in_every_batch(tmp_path: Path):
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "b"))
+    images = np.random.default_rng(0).integers(0, 256, (8, 75, 75, 3), dtype=np.uint8)
+    with open_best(bundle)[1] as runner:
+        found = check(runner, images, 16)
+    assert found.changed == 0
+    # Float32 sums of 27 products in another order.
+    assert found.max_probability_diff < 1e-5

@@ -1,0 +1,82 @@
+"""What weakens images as evidence is said: training images among them, classes without any."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from irv2.convert.gate.reference import Reference, hash_files
+from irv2.convert.gate.remarks import coverage_remark, evidence_remarks, leakage_remark
+from irv2.data.dataset import open_split
+from irv2.data.shard_writer import write_shards
+from irv2.evaluate import Ledger
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Train and val of two classes, three different images each."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    return tmp_path
+
+
+def reference_on(data: Path) -> Reference:
+    folder = open_split(data, "val")
+    logits = np.eye(2, dtype=np.float32)[folder.labels]
+    hashes = tuple(hash_files(folder))
+    return Reference.from_ledger(Ledger(folder.files, hashes, folder.labels, logits))
+
+
+def test_images_of_the_training_are_counted_whatever_their_names_and_classes(data):
+    assert leakage_remark(reference_on(data), data) == ""
+    shutil.copy(data / "train/a/0.png", data / "val/a/new.png")
+    shutil.copy(data / "train/a/1.png", data / "val/b/other.png")
+    remark = leakage_remark(reference_on(data), data)
+    assert remark.startswith("2 of 8 evaluation images are in train/ too, byte by byte")
+
+
+def test_images_of_the_training_are_found_in_shards_too(data, tmp_path):
+    shutil.copy(data / "train/a/0.png", data / "val/a/new.png")
+    write_shards(data, tmp_path / "shards", 10_000)
+    remark = leakage_remark(reference_on(data), tmp_path / "shards")
+    assert remark.startswith("1 of 7 evaluation images are in train/ too, byte by byte")
+
+
+def test_training_images_that_cannot_be_read_cost_a_remark_and_no_more(data, tmp_path):
+    write_shards(data, tmp_path / "shards", 10_000)
+    for path in (tmp_path / "shards" / "train").glob("*.tar"):
+        path.write_bytes(b"half a tar file")
+    remark = leakage_remark(reference_on(data), tmp_path / "shards")
+    assert remark.startswith("Evaluation images were not looked for in train/ (")
+
+
+def test_a_training_file_that_changes_is_looked_at_again(data):
+    shutil.copy(data / "val/a/0.png", data / "train/b/leak.png")
+    assert leakage_remark(reference_on(data), data).startswith("1 of 6")
+    Image.new("RGB", (9, 9)).save(data / "train/b/leak.png")
+    assert leakage_remark(reference_on(data), data) == ""
+
+
+def test_a_folder_without_training_images_says_nothing(data):
+    shutil.rmtree(data / "train")
+    assert leakage_remark(reference_on(data), data) == ""
+
+
+def test_classes_without_an_evaluation_image_are_named(data):
+    reference = reference_on(data)
+    assert coverage_remark(reference, ["a", "b"]) == ""
+    assert coverage_remark(reference, ["a", "b", "c"]) == (
+        "1 of 3 classes have no evaluation image (c): nothing is known of them."
+    )
+
+
+def test_what_weakens_the_evidence_is_logged_too(data, caplog):
+    [remark] = evidence_remarks(reference_on(data), ["a", "b", "c"], data)
+    assert f"notice: {remark}" in caplog.messages

@@ -1,0 +1,155 @@
+"""Keras' HDF5 files: what is not as Keras writes it ends in one line, and in no memory."""
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from imported import imported, refused
+from slim_network import write_keras_2, write_keras_3, write_keras_archive
+
+from irv2.convert.importing.keras import CONFIG, MAX_BYTES, WEIGHTS, keras_names
+from irv2.convert.importing.source import SLIM_PREPROCESS, Source, expected_state, state_dict_of
+from irv2.model.slim import SlimConfig
+
+KERNEL = np.ones((3, 3, 3, 32), np.float32)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.weights.h5"
+
+
+def with_kernel(path, make) -> None:
+    """A file whose only layer has the kernel that `make(group)` puts there as `0`."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("layers/conv2d/vars")
+        group.attrs["name"] = "conv2d"
+        make(group)
+
+
+def test_a_plain_kernel_is_read(path):
+    with_kernel(path, lambda group: group.create_dataset("0", data=KERNEL))
+    assert "layers of another network (conv2d, ...)" in refused(lambda: imported(path))
+
+
+@pytest.mark.parametrize("kernel", [np.ones((3, 3, 3, 32), np.int64), np.array([b"text"])])
+def test_variables_that_are_no_floats_are_refused(path, kernel):
+    write_keras_3(path, {"conv2d": {"kernel": kernel}}, named=True)
+    assert f"/layers/conv2d/vars/0 holds {kernel.dtype}, no floats" in refused(
+        lambda: imported(path)
+    )
+
+
+def test_a_layer_of_other_variables_is_named_and_the_list_is_short(path):
+    write_keras_3(path, {"conv2d": {"kernel": np.ones((3, 3))}}, named=True)
+    assert "layer conv2d has variables of (3, 3); expected" in refused(lambda: imported(path))
+    many = {"conv2d": {str(i): np.ones(3) for i in range(1000)}}
+    line = refused(lambda: imported(write_keras_2(path, many)))
+    assert "(3,), (3,) and 994 more; expected" in line
+
+
+def test_layers_without_names_are_refused_with_a_way_out(path):
+    """As Keras 3 wrote `.weights.h5` at first: their order is not that of the layers."""
+    write_keras_3(path, {"conv2d": {"kernel": KERNEL}}, named=False)
+    assert "numbered only; save the model as .keras instead" in refused(lambda: imported(path))
+
+
+def test_a_few_bytes_that_claim_gigabytes_are_refused(path):
+    for options in ({"chunks": (1, 1, 1, 1)}, {}):  # neither writes a value
+        with_kernel(path, lambda group, o=options: group.create_dataset("0", (100,) * 4, "f4", **o))
+        assert path.stat().st_size < 10_000
+        line = refused(lambda: imported(path))
+        expected = "is chunked, " if options else "claims more bytes than the file has"
+        assert f"/layers/conv2d/vars/0 {expected}" in line
+
+
+def test_one_array_under_many_names_is_not_copied_for_each(path):
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = names = [f"dense_{i}" for i in range(20)]
+        for name in names:
+            group = file.create_group(name)
+            group.attrs["weight_names"] = ["kernel"]
+            group["kernel"] = file["dense_0/kernel"] if name != "dense_0" else np.ones((100, 100))
+    assert "/kernel claims more bytes than the file has" in refused(lambda: imported(path))
+
+
+def external_storage(group, secret) -> None:
+    group.create_dataset("0", (3, 3, 3, 32), "f4", external=[(secret, 0, h5py.h5f.UNLIMITED)])
+
+
+def virtual(group, secret) -> None:
+    layout = h5py.VirtualLayout(KERNEL.shape, "f4")
+    layout[:] = h5py.VirtualSource(secret, "0", KERNEL.shape)
+    group.create_virtual_dataset("0", layout)
+
+
+def external_link(group, secret) -> None:
+    group["0"] = h5py.ExternalLink(secret, "0")
+
+
+@pytest.mark.parametrize(
+    ("lead", "expected"),
+    [
+        (external_storage, "kept in other files"),
+        (virtual, "kept in other files"),
+        (external_link, "layers/conv2d/vars/0 leads to another file"),
+    ],
+)
+def test_bytes_of_other_files_are_never_read(path, tmp_path, lead, expected):
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["0"] = KERNEL
+    with_kernel(path, lambda group: lead(group, secret))
+    assert expected in refused(lambda: imported(path))
+
+
+def test_a_group_in_place_of_a_variable_is_named(path):
+    with_kernel(path, lambda group: group.create_group("0"))
+    assert "/layers/conv2d/vars/0 is no data set" in refused(lambda: imported(path))
+
+
+@pytest.mark.parametrize(("before", "after"), [(3984, 3952), (3984, 2**40), (18, 2**64 - 16)])
+def test_a_damaged_heap_of_names_is_refused_before_hdf5_loops_over_it(path, before, after):
+    content = bytearray(write_keras_2(path, {"conv2d": {"kernel": KERNEL}}).read_bytes())
+    heap = content.index(b"GCOL")
+    at = content.index(struct.pack("<Q", before), heap)
+    content[at : at + 8] = struct.pack("<Q", after)
+    path.write_bytes(content)
+    assert f"damaged heap of strings at byte {heap}" in refused(lambda: imported(path))
+
+
+def test_an_archive_with_an_overwritten_byte_is_refused(tmp_path):
+    path = write_keras_archive(tmp_path / "a.keras", {"conv2d": {"kernel": KERNEL}})
+    content = bytearray(path.read_bytes())
+    content[content.rindex(np.ones(1, np.float32).tobytes())] ^= 1
+    path.write_bytes(content)
+    assert "Bad CRC" in refused(lambda: imported(path))
+
+
+def test_the_claimed_sizes_in_an_archive_are_checked_first(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(CONFIG, b" " * MAX_BYTES[CONFIG] + json.dumps({}).encode())
+        archive.writestr(WEIGHTS, b"")
+    assert "config.json of over 8 MiB" in refused(lambda: imported(tmp_path / "a.keras"))
+
+
+def test_weights_without_the_classifier_are_refused_with_a_way_out():
+    config = SlimConfig()
+    names, ones = keras_names(config)
+    shapes = {name: tensor.shape for name, tensor in expected_state(config).items()}
+    source = Source(
+        kind="Keras weights", config=config, preprocess=SLIM_PREPROCESS, names=names, ones=ones,
+        tensors={
+            theirs: torch.empty(shapes[ours], device="meta")
+            for ours, theirs in names.items()
+            if not theirs.startswith("predictions/")
+        },
+    )  # fmt: skip
+    line = refused(lambda: state_dict_of(source, Path("notop.h5")))
+    assert "2 missing: predictions/bias, predictions/kernel; " in line
+    assert line.endswith("use the file with the classifier (of Keras: include_top=True)")

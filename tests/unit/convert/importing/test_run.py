@@ -1,0 +1,20 @@
+"""Class names as a file gives them."""
+
+from pathlib import Path
+
+import pytest
+
+from irv2.convert.importing.run import classes_of
+from irv2.errors import InputError
+
+
+def test_class_names_are_read_without_an_editors_byte_order_mark(tmp_path):
+    (tmp_path / "names").write_text("cat\ndog\n", "utf-8-sig")
+    assert classes_of(2, tmp_path / "names", Path("weights")) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_class_names_with_a_nul_byte_are_refused(tmp_path, encoding):
+    (tmp_path / "names").write_text("c\0t\ndog\n", encoding)
+    with pytest.raises(InputError, match="names: a name with a NUL byte; expected text"):
+        classes_of(2, tmp_path / "names", Path("weights"))

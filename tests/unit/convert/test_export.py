@@ -1,0 +1,101 @@
+"""What an export refuses or keeps right before and after its slow steps, which are not run here."""
+
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from tiny_bundle import passed_parity, tiny_model
+from tiny_checkpoint import make_checkpoint, write_images
+
+import irv2.convert.candidate
+import irv2.convert.export
+from irv2.bundle import Artifact
+from irv2.convert.export import ExportOptions, export
+from irv2.convert.gate.artifacts import undecided
+from irv2.convert.gate.verdict import Judgement
+from irv2.convert.onnx.calibrate import CalibrationOptions
+from irv2.convert.onnx.int8 import quantize
+from irv2.data.dataset import open_split
+from irv2.errors import EngineError, UsageError
+from irv2.system.files import file_sha256
+
+
+class ConvertedError(Exception):
+    """Ends an export where its conversion would begin."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("export") / "data")
+
+
+@pytest.fixture
+def checkpoint_path(data: Path, tmp_path: Path) -> Path:
+    make_checkpoint(data).save(tmp_path / "best.pt")
+    return tmp_path / "best.pt"
+
+
+def test_a_bundle_names_the_checkpoint_that_was_loaded_though_another_has_its_place_by_now(
+    data, checkpoint_path, monkeypatch
+):
+    loaded = file_sha256(checkpoint_path)
+    open_split = irv2.convert.export.open_split
+
+    def open_while_training_goes_on(*args: Any) -> Any:
+        make_checkpoint(data, seed=1).save(checkpoint_path)
+        return open_split(*args)
+
+    def conversion(checkpoint: Any, sha256: str, *_: Any, **__: Any) -> NoReturn:
+        raise ConvertedError(sha256)
+
+    monkeypatch.setattr(irv2.convert.export, "open_split", open_while_training_goes_on)
+    monkeypatch.setattr(irv2.convert.export, "convert", conversion)
+    options = ExportOptions(precisions=("fp32",))
+    with pytest.raises(ConvertedError, match=loaded):
+        export(checkpoint_path, data, None, options)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named_before_int8_is_made_of_them(data, tmp_path, value):
+    checkpoint = make_checkpoint(data)
+    checkpoint.state_dict["classifier.weight"][0, 0] = value
+    images = open_split(data, "val", checkpoint.classes)
+    options = ExportOptions()
+    with pytest.raises(EngineError, match=r"int8: classifier\.weight holds values that are not"):
+        irv2.convert.candidate.convert(checkpoint, "0" * 64, tmp_path, options, images)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["cpu", "trt"])
+def test_activations_that_are_not_finite_are_named_not_quantised(target):
+    with pytest.raises(EngineError, match="int8: features reaches"):
+        quantize(tiny_model(), {"features": (0.0, math.inf)}, target)
+
+
+def test_calibration_images_are_refused_where_no_int8_is_made():
+    calibration = CalibrationOptions(folder=Path("images"))
+    ExportOptions(calibration=calibration)
+    ExportOptions(precisions=("fp16", "int8"), calibration=calibration)
+    with pytest.raises(UsageError, match=r"--calibration: int8 is not made; name int8 in"):
+        ExportOptions(precisions=("fp32", "fp16"), calibration=calibration)
+
+
+def test_an_engine_that_is_left_out_with_its_model_says_which():
+    fp32, int8, plan, other = (
+        Artifact(
+            file=file, sha256=file, format="onnx", precision=precision, max_batch=1,
+            built_from=built_from, built_with={}, gpu=None, parity=None,
+        )
+        for file, precision, built_from in [
+            ("model.onnx", "fp32", "checkpoint"), ("model.int8-trt.onnx", "int8", "model.onnx"),
+            ("model.int8.plan", "int8", "model.int8-trt.onnx"), ("model.plan", "fp32", "model.onnx")
+        ]
+    )  # fmt: skip
+    judged = {
+        fp32.file: Judgement(passed_parity(), "fp32 passed"),
+        int8.file: Judgement(passed_parity("too_few_images"), "int8: too few images"),
+    }
+    assert undecided([fp32, int8, plan, other], judged) == {
+        int8.file: "int8: too few images", plan.file: "it is made of model.int8-trt.onnx"
+    }  # fmt: skip

@@ -1,0 +1,188 @@
+"""What `irv2 verify` makes of a bundle that changes, or can't be written, while it judges."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import CLASSES, PREPROCESS, write_tiny_bundle
+from tiny_checkpoint import tree
+
+import irv2.convert.cli
+import irv2.convert.rebuild
+import irv2.convert.verify
+from irv2.bundle import MANIFEST, REPORT, Artifact, Bundle, bundle_id, read_manifest
+from irv2.convert.gate.reference import REFERENCE, Reference
+from irv2.convert.gate.report import UnwrittenError
+from irv2.convert.publish.rejection import write_rejection
+from irv2.convert.rebuild import rebuild
+from irv2.convert.verify import verify
+from irv2.data.dataset import open_split
+from irv2.errors import BundleError
+from irv2.evaluate import classify_folder
+from irv2.runners.onnx import OnnxRunner
+from irv2.system.files import file_sha256
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """An image of random colours for each class."""
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (tmp_path / "data" / "val" / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (3, 3, 3), np.uint8).repeat(30, 0).repeat(30, 1)
+        Image.fromarray(pixels).save(tmp_path / "data" / "val" / name / "0.png")
+    return tmp_path / "data"
+
+
+def write_bundle(path: Path, data: Path, seed: int = 0) -> Path:
+    """A tiny bundle with its float32 model's own answers as the reference."""
+    refer_to(write_tiny_bundle(path, seed=seed) / "model.onnx", path, data)
+    return path
+
+
+def refer_to(model_path: Path, bundle: Path, data: Path) -> None:
+    """Make the answers of this model the bundle's reference."""
+    with OnnxRunner(model_path, num_threads=1) as runner:
+        [ledger] = classify_folder([runner], open_split(data, "val", CLASSES), PREPROCESS)
+    (bundle / REFERENCE).write_bytes(Reference.from_ledger(ledger).to_bytes())
+    manifest = read_manifest(bundle / MANIFEST)
+    files = manifest.files | {REFERENCE: file_sha256(bundle / REFERENCE)}
+    Bundle(bundle, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))
+
+
+@pytest.fixture
+def bundle(data: Path, tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "b", data)
+
+
+@pytest.fixture
+def with_engine(bundle: Path) -> Path:
+    """The bundle with an engine that nothing here can run."""
+    (bundle / "model.plan").write_bytes(b"old")
+    manifest = read_manifest(bundle / MANIFEST)
+    artifacts = [*manifest.artifacts, engine_of(manifest.artifacts[0], bundle)]
+    identity = bundle_id(artifacts, manifest.preprocess, manifest.classes)
+    Bundle(bundle, manifest).with_manifest(
+        msgspec.structs.replace(manifest, artifacts=artifacts, id=identity)
+    )
+    return bundle
+
+
+@pytest.fixture
+def failing(bundle: Path, data: Path, tmp_path: Path) -> Path:
+    """The bundle with another model's answers as the reference."""
+    refer_to(write_tiny_bundle(tmp_path / "other", seed=1) / "model.onnx", bundle, data)
+    return bundle
+
+
+def engine_of(model: Artifact, folder: Path) -> Artifact:
+    return msgspec.structs.replace(
+        model, file="model.plan", sha256=file_sha256(folder / "model.plan"), format="tensorrt",
+        built_from=model.sha256, gpu="another", parity=None,
+    )  # fmt: skip
+
+
+def test_a_bundle_that_was_published_meanwhile_is_not_overwritten(
+    bundle, data, tmp_path, monkeypatch
+):
+    newer = write_bundle(tmp_path / "newer", data, seed=1)
+
+    judge_all = irv2.convert.verify.judge_all
+
+    def judge_too_long(*args: Any, **kwargs: Any) -> Any:
+        shutil.rmtree(bundle)
+        shutil.copytree(newer, bundle)
+        return judge_all(*args, **kwargs)
+
+    monkeypatch.setattr(irv2.convert.verify, "judge_all", judge_too_long)
+    with pytest.raises(BundleError, match="b: was replaced while it was judged; verify again"):
+        verify(bundle, data)
+    assert tree(bundle) == tree(newer)
+
+
+def test_a_rebuilt_bundle_does_not_take_the_place_of_one_that_was_published_meanwhile(
+    with_engine, data, tmp_path, monkeypatch
+):
+    newer = write_bundle(tmp_path / "newer", data, seed=1)
+
+    def build(engine: Artifact, model: Artifact, folder: Path) -> Artifact:
+        (folder / "model.plan").write_bytes(b"new")
+        shutil.rmtree(with_engine)
+        shutil.copytree(newer, with_engine)
+        return engine_of(model, folder)
+
+    monkeypatch.setattr(irv2.convert.rebuild, "_built_again", build)
+    with pytest.raises(BundleError, match="b: was replaced while it was judged; verify again"):
+        rebuild(with_engine, data)
+    assert tree(with_engine) == tree(newer)
+
+
+@pytest.mark.parametrize(("which", "exit_code"), [("bundle", 1), ("failing", 3)])
+def test_a_verdict_that_cannot_be_written_is_printed_and_decides_the_exit_status(
+    which, exit_code, request, data, capsys
+):
+    path = request.getfixturevalue(which)
+    (path / REPORT).mkdir()  # what also root can't write to
+    with pytest.raises(SystemExit) as caught:
+        irv2.convert.cli.verify.main([str(path), "--data", str(data)])
+    printed, line = capsys.readouterr()
+    assert caught.value.code == exit_code
+    assert "model.onnx: fp32 " in printed
+    verdict = "not passed: model.onnx: fp32 " if exit_code == 3 else "passed"
+    assert f"error: {path / REPORT}: can't be written (Is a directory); {verdict}" in line
+
+
+def test_a_rejection_that_cannot_be_written_still_says_what_was_rejected(failing, data, tmp_path):
+    report = verify(failing, data)
+    (tmp_path / "b.rejected").touch()
+    with pytest.raises(UnwrittenError, match=r"b\.rejected.*; not passed: model\.onnx") as caught:
+        write_rejection(report, {})
+    assert (caught.value.exit_code, caught.value.report) == (3, report)
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        (REPORT, "run `irv2 verify "),
+        ("model.onnx.ledger.npz", "run `irv2 verify "),
+        (REFERENCE, "export it again"),
+        ("model.onnx", "export it again"),
+    ],
+)
+def test_a_file_that_verify_writes_is_mended_by_it_and_any_other_by_an_export(
+    name, way_out, bundle, data, capsys
+):
+    verify(bundle, data)
+    (bundle / name).write_bytes(b"half a fi")
+    with pytest.raises(BundleError, match=f"{name}: sha256 .*; {way_out}"):
+        Bundle.open(bundle)
+    with pytest.raises(SystemExit):
+        irv2.convert.cli.inspect.main([str(bundle)])
+    assert way_out in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", [".", "../b", "part/.."])
+def test_a_bundle_may_be_named_by_the_working_folder(path, failing, data, monkeypatch, capsys):
+    monkeypatch.chdir(failing)
+    (failing / "part").mkdir()
+    with pytest.raises(SystemExit) as caught:
+        irv2.convert.cli.verify.main([path, "--data", str(data)])
+    assert caught.value.code == 3
+    assert "error: " in capsys.readouterr().err
+    assert (failing / REPORT).read_text().startswith("# Parity of b: not passed")
+
+
+def test_the_working_folders_bundle_may_be_rebuilt(with_engine, data, tmp_path, monkeypatch):
+    def build(engine: Artifact, model: Artifact, folder: Path) -> Artifact:
+        (folder / "model.plan").write_bytes(b"new")
+        return engine_of(model, folder)
+
+    monkeypatch.setattr(irv2.convert.rebuild, "_built_again", build)
+    monkeypatch.chdir(with_engine)
+    assert rebuild(Path(), data).bundle == with_engine
+    assert (with_engine / "model.plan").read_bytes() == b"new"
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "data"}

@@ -1,0 +1,58 @@
+"""`irv2-classify`: what it finds in folders, and what it keeps when it can't go on."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from scripted_server import Scripted, served
+
+from irv2.commands.classify import image_files
+from irv2.errors import InputError
+
+
+class FailsOn(Scripted):
+    """Ends the call that holds an image of these bytes."""
+
+    def Classify(self, request, context):  # noqa: N802 (gRPC's name)
+        if request.images[0].encoded == b"the last one":
+            context.abort(13, "internal error")
+        return super().Classify(request, context)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes(b"any")
+    (tmp_path / "3.jpg").write_bytes(b"the last one")
+    return tmp_path
+
+
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_what_was_answered_before_a_failure_is_printed(folder, options):
+    with served(FailsOn()) as address:
+        command = [sys.executable, "-m", "irv2", "classify", str(folder), "--server", address]
+        done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    if options:
+        found = [entry["file"] for entry in json.loads(done.stdout)["results"]]
+    else:
+        found = [line.split()[0] for line in done.stdout.splitlines()[2:]]
+    assert found == [str(folder / f"{number}.jpg") for number in range(3)]
+
+
+def test_a_link_to_a_file_that_is_gone_is_an_image_that_cannot_be_read(folder):
+    (folder / "below").mkdir()
+    gone = folder / "below" / "gone.png"
+    gone.symlink_to("nowhere.png")
+    assert gone in list(image_files(folder))
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)  # tests may run as root, who reads everything
+    with pytest.raises(InputError, match=f"^{folder}: Permission denied"):
+        list(image_files(folder))

@@ -1,0 +1,230 @@
+"""Image folders: what is found, what is refused, and when the index is made anew."""
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from irv2.data.dataset import open_split
+from irv2.errors import DataError
+
+
+def write_image(path: Path, colour: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (colour, 0, 0)).save(path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three classes of 3, 2 and 1 images, made in an order that is not the sorted one."""
+    folder = tmp_path / "data"
+    for name, count in (("zebra", 1), ("ant", 3), ("Moth", 2)):
+        for i in reversed(range(count)):
+            write_image(folder / "train" / name / f"{i}.png")
+    return folder
+
+
+def next_tick() -> None:
+    """Wait until a folder's time of change must differ: the kernel's clock steps by up to 10 ms."""
+    time.sleep(0.03)
+
+
+def index_files(cache_dir: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (cache_dir / "irv2" / "index").glob("*")}
+
+
+def test_classes_and_files_are_sorted_and_labels_follow(data):
+    folder = open_split(data, "train")
+    assert folder.classes == ("Moth", "ant", "zebra")
+    assert folder.files == (
+        "Moth/0.png", "Moth/1.png", "ant/0.png", "ant/1.png", "ant/2.png", "zebra/0.png",
+    )  # fmt: skip
+    assert folder.labels.tolist() == [0, 0, 1, 1, 1, 2]
+    assert folder.labels.dtype == np.int64
+    assert len(folder) == 6
+    assert folder.path(5) == data / "train/zebra/0.png"
+
+
+def test_labels_follow_the_classes_of_training_where_val_lacks_one(data):
+    write_image(data / "val/zebra/0.png")
+    folder = open_split(data, "val", ("Moth", "ant", "zebra"))
+    assert folder.classes == ("Moth", "ant", "zebra")
+    assert folder.labels.tolist() == [2]
+
+
+def test_a_class_in_val_that_is_not_in_train_is_named(data):
+    write_image(data / "val/ant/0.png")
+    write_image(data / "val/yak/0.png")
+    with pytest.raises(DataError, match="class yak is unknown") as caught:
+        open_split(data, "val", open_split(data, "train").classes)
+    assert str(caught.value).endswith("the 3 classes of training; remove or rename the folder")
+
+
+def test_the_sample_does_not_fit_another_network_and_needs_no_renaming(sample):
+    with pytest.raises(DataError, match="class 0 is unknown to the network") as caught:
+        open_split(sample, "val", ("tench", "goldfish"))
+    assert str(caught.value).endswith("; pass --data DIR with this network's classes")
+
+
+def test_an_empty_class_is_named(data):
+    (data / "train/empty").mkdir()
+    with pytest.raises(DataError, match=r"train/empty: no images; expected at least one"):
+        open_split(data, "train")
+
+
+def test_a_missing_split_and_a_missing_folder_say_what_is_expected(data, tmp_path):
+    with pytest.raises(DataError, match=r"no folder val/ in it; expected train/CLASS/\* and val"):
+        open_split(data, "val")
+    with pytest.raises(DataError, match=r"gone: no such folder"):
+        open_split(tmp_path / "gone", "train")
+
+
+def test_a_split_without_class_folders_is_refused(tmp_path):
+    write_image(tmp_path / "train" / "0.png")
+    with pytest.raises(DataError, match="no class folders"):
+        open_split(tmp_path, "train")
+
+
+def test_a_text_file_named_jpg_is_counted_and_named(data):
+    (data / "train/ant/notes.jpg").write_text("buy milk")
+    (data / "train/zebra/notes.png").write_text("buy more milk")
+    with pytest.raises(
+        DataError,
+        match=r"2 files are no images: ant/notes\.jpg, zebra/notes\.png; .*--bad-images skip",
+    ):
+        open_split(data, "train")
+
+
+def test_skipping_bad_files_leaves_them_out_and_says_so(data, caplog):
+    (data / "train/ant/notes.jpg").write_text("buy milk")
+    with caplog.at_level(logging.WARNING):
+        folder = open_split(data, "train", bad_images="skip")
+    assert len(folder) == 6
+    assert "ant/notes.jpg" not in folder.files
+    assert "1 files are no images and are left out: ant/notes.jpg" in caplog.text
+
+
+def test_a_class_of_nothing_but_bad_files_is_refused_even_when_skipping(data):
+    (data / "train/yak").mkdir()
+    (data / "train/yak/notes.jpg").write_text("buy milk")
+    with pytest.raises(DataError, match="yak: no images"):
+        open_split(data, "train", bad_images="skip")
+
+
+def test_only_the_first_five_of_many_bad_files_are_named(data):
+    for i in range(7):
+        (data / f"train/ant/bad{i}.jpg").write_text("x")
+    with pytest.raises(DataError, match=r"7 files are no images: .*bad4\.jpg, \.\.\.;"):
+        open_split(data, "train")
+
+
+def test_other_files_and_hidden_folders_are_no_images_and_counted_once(data, caplog):
+    for name in ("ant/notes.txt", "README", "zebra/2024/0.png", ".DS_Store", ".cache/0.png"):
+        path = data / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    for _ in range(2):
+        assert len(open_split(data, "train")) == 6
+    [line] = [record.getMessage() for record in caplog.records]
+    assert f"train: 3 files are left out, {data}/train/README for one" in line
+
+
+def test_images_alone_are_no_warning(data, caplog):
+    write_image(data / "train/ant/9.jpeg")
+    (data / "train/ant/9.jpeg").rename(data / "train/ant/9.JFIF")
+    assert "ant/9.JFIF" in open_split(data, "train").files
+    assert not caplog.text
+
+
+def test_a_wrong_extension_among_images_is_no_matter(data):
+    shutil.copy(data / "train/ant/0.png", data / "train/ant/9.JPEG")
+    assert "ant/9.JPEG" in open_split(data, "train").files
+
+
+def test_the_index_is_made_once(data, cache_dir):
+    before = index_files(cache_dir)
+    first = open_split(data, "train")
+    written = index_files(cache_dir)
+    assert len(written) == len(before) + 1
+    second = open_split(data, "train")
+    assert index_files(cache_dir) == written
+    assert (second.files, second.labels.tolist()) == (first.files, first.labels.tolist())
+
+
+def test_the_index_follows_files_and_classes_that_come_and_go(data):
+    assert len(open_split(data, "train")) == 6
+    next_tick()
+    write_image(data / "train/ant/new.png")
+    assert "ant/new.png" in open_split(data, "train").files
+    next_tick()
+    (data / "train/ant/new.png").unlink()
+    assert "ant/new.png" not in open_split(data, "train").files
+    next_tick()
+    (data / "train/ant/0.png").rename(data / "train/ant/renamed.png")
+    assert "ant/renamed.png" in open_split(data, "train").files
+    write_image(data / "train/yak/0.png")
+    assert open_split(data, "train").classes == ("Moth", "ant", "yak", "zebra")
+    shutil.rmtree(data / "train/yak")
+    assert open_split(data, "train").classes == ("Moth", "ant", "zebra")
+
+
+def test_an_image_mended_in_place_is_no_longer_bad(data):
+    # Writing into a file leaves its folder's time, and so the index, as they were.
+    bad = data / "train/ant/1.png"
+    whole = bad.read_bytes()
+    bad.write_text("half a download")
+    with pytest.raises(DataError, match=r"ant/1\.png"):
+        open_split(data, "train")
+    bad.write_bytes(whole)
+    assert "ant/1.png" in open_split(data, "train").files
+
+
+@pytest.mark.parametrize("content", [b'{"state": ', b'{"state": "\xff"}'])
+def test_a_damaged_index_is_made_anew(data, cache_dir, caplog, content):
+    before = index_files(cache_dir)
+    expected = open_split(data, "train").files
+    [index] = index_files(cache_dir).keys() - before.keys()
+    index.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert open_split(data, "train").files == expected
+    assert f"{index}: unreadable index" in caplog.text
+
+
+def test_two_folders_of_one_name_have_their_own_index(data, tmp_path):
+    other = tmp_path / "elsewhere" / "data"
+    write_image(other / "train/cat/0.png")
+    assert open_split(other, "train").classes == ("cat",)
+    assert open_split(data, "train").classes == ("Moth", "ant", "zebra")
+
+
+def test_a_limit_spreads_evenly_over_the_classes(data):
+    folder = open_split(data, "train")
+    kept = {n: folder.first(n).files for n in range(1, 7)}
+    assert kept[1] == ("Moth/0.png",)
+    assert kept[3] == ("Moth/0.png", "ant/0.png", "zebra/0.png")
+    assert kept[5] == ("Moth/0.png", "Moth/1.png", "ant/0.png", "ant/1.png", "zebra/0.png")
+    assert kept[6] == folder.files
+    assert folder.first(3).labels.tolist() == [0, 1, 2]
+    assert folder.first(2).classes == folder.classes
+
+
+def test_a_limit_beyond_the_folder_or_none_keeps_it_all(data):
+    folder = open_split(data, "train")
+    assert folder.first(None) is folder
+    assert folder.first(100) is folder
+
+
+@pytest.mark.parametrize("where", ["class", "split"])
+def test_a_folder_whose_name_is_not_utf_8_is_refused_in_one_line(data, where):
+    odd = os.fsdecode(b"caf\xe9")
+    if where == "class":
+        (data / "train" / "ant").rename(data / "train" / odd)
+    else:
+        data = data.rename(data.with_name(odd))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        open_split(data, "train")

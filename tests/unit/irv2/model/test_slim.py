@@ -1,0 +1,98 @@
+"""TF-slim's network: size, geometry, and that checkpoint and export treat both networks alike."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from project import ROOT
+
+from irv2.checkpoint import Checkpoint
+from irv2.convert.onnx.float32 import fold
+from irv2.images.preprocess import Preprocess
+from irv2.model.build import NETWORKS, build
+from irv2.model.paper import ModelConfig
+from irv2.model.slim import SlimConfig
+from irv2.model.summary import side_by_side, summarize
+
+NARROW = {"num_classes": 3, "blocks": (1, 2, 2), "width": 0.125}
+# name -> (output at 299, convolutions), from the published layout
+PUBLISHED = {
+    "stem": ((320, 35, 35), 12),
+    "blocks_a x10": ((320, 35, 35), 70),
+    "reduction_a": ((1088, 17, 17), 4),
+    "blocks_b x20": ((1088, 17, 17), 100),
+    "reduction_b": ((2080, 8, 8), 7),
+    "blocks_c x10": ((2080, 8, 8), 50),
+    "head": ((1536, 8, 8), 1),
+    "classifier": ((1000,), 0),
+}
+
+
+def checkpoint_of(config) -> Checkpoint:
+    torch.manual_seed(0)
+    model = build(config)
+    return Checkpoint(
+        model=config, state_dict=model.state_dict(), classes=["a", "b", "c"], setting="imported",
+        preprocess=Preprocess(resize=80, crop=75), epoch=0, step=0,
+    )  # fmt: skip
+
+
+def test_the_published_network_has_the_published_size():
+    with torch.device("meta"):
+        rows = summarize(SlimConfig(), 299)
+    assert {row.name: (row.shape, row.num_convolutions) for row in rows} == PUBLISHED
+    assert sum(row.num_parameters for row in rows) == 55_843_464  # timm's count
+    # timm's table has 13.18 billion multiply-adds.
+    assert sum(row.flop for row in rows) / 2 == pytest.approx(13.18e9, rel=0.005)
+
+
+def test_the_documentation_shows_both_networks_as_they_are():
+    table = side_by_side(ModelConfig(), SlimConfig(), 299)
+    assert "31,574,440" in table
+    assert "55,843,464" in table
+    assert table in (ROOT / "docs" / "importing.md").read_text()
+
+
+def test_only_the_last_block_is_linear_and_each_grid_has_its_scale():
+    with torch.device("meta"):
+        network = build(SlimConfig())
+    scales = [
+        [(block.residual_scale, block.linear) for block in blocks]
+        for blocks in (network.blocks_a, network.blocks_b, network.blocks_c)
+    ]
+    expected = [10 * [(0.17, False)], 20 * [(0.1, False)], 9 * [(0.2, False)] + [(1.0, True)]]
+    assert scales == expected
+
+
+@pytest.mark.parametrize("config", [ModelConfig(**NARROW), SlimConfig(**NARROW)])
+def test_a_checkpoint_comes_back_as_the_network_it_holds(tmp_path, config):
+    saved = checkpoint_of(config)
+    saved.save(tmp_path / "a.pt")
+    loaded = Checkpoint.load(tmp_path / "a.pt")
+    assert loaded.model == config
+    assert type(loaded.model) is NETWORKS[config.arch]
+    images = torch.randn(2, 3, 75, 75, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        loaded.build_model()(images), saved.build_model()(images), rtol=0, atol=0
+    )
+
+
+def test_weights_of_one_network_do_not_load_into_the_other():
+    swapped = replace(checkpoint_of(ModelConfig(**NARROW)), model=SlimConfig(**NARROW))
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
+        swapped.build_model()
+
+
+@torch.inference_mode()
+def test_folding_batch_norm_and_scales_keeps_the_logits():
+    torch.manual_seed(0)
+    model = build(SlimConfig(**NARROW))
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.5, 0.5)
+            layer.running_var.uniform_(0.5, 2)
+    model.eval()
+    images = torch.randn(2, 3, 75, 75)
+    expected = model(images)
+    # Folding reorders float32 products: a few units in the last place through about 40 layers.
+    torch.testing.assert_close(fold(model)(images), expected, rtol=1e-4, atol=1e-5)

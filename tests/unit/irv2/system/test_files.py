@@ -1,0 +1,63 @@
+"""Files: whole or not at all, whatever lies at their place."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from irv2.system.files import write_atomically
+
+
+def test_an_atomic_write_replaces_the_file_by_bytes_or_by_a_function(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, b"one")
+    assert path.read_bytes() == b"one"
+    write_atomically(path, lambda beside: beside.write_text("two") and None)
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_atomic_write_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def half(beside: Path) -> None:
+        beside.write_bytes(b"ne")
+        raise OSError(28, os.strerror(28))
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, half)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_leaves_devices_pipes_and_what_links_lead_to(tmp_path):
+    pipe, link, linked = (tmp_path / name for name in ("pipe", "link", "linked"))
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_bytes)
+        write_atomically(pipe, b"bytes")
+        assert read.result() == b"bytes"
+    assert pipe.is_fifo()
+    linked.write_bytes(b"old")
+    link.symlink_to(linked)
+    write_atomically(link, b"new")
+    assert (link.read_bytes(), linked.read_bytes()) == (b"new", b"old")
+
+
+@pytest.mark.parametrize("path", [Path("/dev/full"), Path("/no folder/file")])
+def test_a_failed_atomic_write_names_the_file_that_was_asked_for(path):
+    for content in (b"bytes", lambda place: place.write_bytes(b"bytes") and None):
+        with pytest.raises(OSError) as caught:  # noqa: PT011 (the name is what counts)
+            write_atomically(path, content)
+        assert caught.value.filename == str(path)
+
+
+def test_readers_never_see_half_of_an_atomic_write(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, b"a" * 100_000)
+    with path.open("rb") as before:
+        write_atomically(path, b"b" * 100_000)
+        assert before.read() == b"a" * 100_000  # the old file lives on for who has it open
+    assert path.read_bytes() == b"b" * 100_000

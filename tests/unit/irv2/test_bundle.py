@@ -1,0 +1,296 @@
+"""Bundles: opened only when every hash holds, written whole or not at all."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_bundle import CLASSES, SIDE, write_tiny_bundle
+
+from irv2.bundle import MANIFEST, Bundle, bundle_id, read_manifest
+from irv2.errors import BundleError, ImageReason
+from irv2.images.preprocess import resize_and_crop
+from irv2.results import top_k_scores
+from irv2.runners.choose import open_best
+from irv2.system.files import file_sha256
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_tiny_bundle(tmp_path / "bundle", max_batch=4)
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change bundle.json's content."""
+    manifest = json.loads((bundle / "bundle.json").read_bytes())
+    change(manifest)
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+
+
+def refused(bundle: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle)
+    line = str(caught.value)
+    assert str(bundle) in line
+    assert "\n" not in line
+    return line
+
+
+def photos(count: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (60 + i, 90, 3), dtype=np.uint8) for i in range(count)]
+
+
+def png(image_hwc: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image_hwc).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_whole_bundle_opens_with_its_parts(bundle):
+    opened = Bundle.open(str(bundle))
+    assert opened.classes == CLASSES
+    assert opened.preprocess.crop == SIDE
+    assert opened.id == opened.manifest.id
+    assert [problem for _, problem in opened.check()] == ["", "", ""]
+
+
+def test_a_flipped_byte_in_a_model_is_noticed(bundle):
+    content = bytearray((bundle / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / "model.onnx").write_bytes(content)
+    assert "model.onnx: sha256" in refused(bundle)
+    assert "the file was changed" in refused(bundle)
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_a_flipped_bit_anywhere_in_the_manifest_is_noticed(bundle, data):
+    whole = (bundle / MANIFEST).read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    content = bytearray(whole)
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        (bundle / MANIFEST).write_bytes(content)
+        refused(bundle)
+    finally:
+        (bundle / MANIFEST).write_bytes(whole)
+
+
+def test_a_missing_model_is_named(bundle):
+    (bundle / "model.onnx").unlink()
+    assert "model.onnx: is missing" in refused(bundle)
+
+
+def test_evidence_is_checked_too(bundle):
+    (bundle / "parity.md").write_text("passed")
+    manifest = read_manifest(bundle / MANIFEST)
+    files = {"parity.md": file_sha256(bundle / "parity.md")}
+    Bundle(bundle, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))
+    Bundle.open(bundle)
+    (bundle / "parity.md").write_text("passed!")
+    assert "parity.md: sha256" in refused(bundle)
+
+
+def test_a_file_listed_twice_must_match_both_hashes(bundle):
+    # Otherwise the list of evidence could excuse another model under the old identity.
+    (bundle / "model.onnx").write_bytes(b"another model")
+    sha256 = file_sha256(bundle / "model.onnx")
+    edit(bundle, lambda m: m["files"].update({"model.onnx": sha256}))
+    assert "model.onnx: sha256" in refused(bundle)
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.onnx", "sub/../../model.onnx", "sub/model.onnx", "..", "."]
+)
+def test_a_path_out_of_the_bundle_is_refused(bundle, name):
+    (bundle / "sub").mkdir()
+    for folder in (bundle.parent, bundle / "sub"):
+        (folder / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes())
+    edit(bundle, lambda m: m["artifacts"][0].update(file=name))
+    assert "lies outside the bundle" in refused(bundle) or "is missing" in refused(bundle)
+    if "model" in name:
+        assert "lies outside the bundle" in refused(bundle)
+
+
+def test_an_absolute_path_is_refused(bundle):
+    edit(bundle, lambda m: m["artifacts"][0].update(file="/etc/hostname"))
+    with pytest.raises(BundleError, match="/etc/hostname: lies outside the bundle"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(id="0" * 64),
+        lambda m: m["classes"].reverse(),
+        lambda m: m["classes"].append("one more"),
+        lambda m: m["artifacts"].append({**m["artifacts"][0], "file": "bundle.json"}),
+    ],
+)
+def test_an_identity_that_does_not_match_the_contents_is_refused(bundle, change):
+    edit(bundle, change)
+    line = refused(bundle)
+    assert "id " in line or "sha256" in line
+
+
+def test_the_identity_covers_models_preprocessing_and_classes_but_no_evidence(bundle):
+    manifest = read_manifest(bundle / "bundle.json")
+
+    def changed(**fields: Any) -> str:
+        artifact = msgspec.structs.replace(manifest.artifacts[0], **fields)
+        return bundle_id([artifact], manifest.preprocess, manifest.classes)
+
+    assert changed() == manifest.id
+    assert changed(parity=None) == manifest.id
+    assert changed(max_batch=1, gpu="another") == manifest.id
+    assert changed(sha256="1" * 64) != manifest.id
+    assert changed(file="other.onnx") != manifest.id
+    other = {**manifest.preprocess, "sha256": "1" * 64}
+    assert bundle_id(manifest.artifacts, other, manifest.classes) != manifest.id
+    assert bundle_id(manifest.artifacts, manifest.preprocess, ["x"]) != manifest.id
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda m: m["preprocess"].update(crop=74), "preprocessing hash"),
+        (lambda m: m["preprocess"].update(sha256="0" * 64), "preprocessing hash 000000000000"),
+        (lambda m: m["preprocess"].update(resampling="new"), "preprocessing not understood"),
+        (lambda m: m["preprocess"].pop("mean"), "preprocessing not understood"),
+    ],
+)
+def test_preprocessing_that_we_cannot_honour_is_refused(bundle, change, expected):
+    edit(bundle, change)
+    assert expected in refused(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda m: m.update(schema="irv2.bundle/2"),
+            "schema irv2.bundle/2; expected irv2.bundle/1",
+        ),
+        (lambda m: (m.clear(), m.update(schema="irv2.bundle/2")), "schema irv2.bundle/2"),
+        (lambda m: m.pop("classes"), "missing required field `classes`"),
+        (lambda m: m["artifacts"][0].update(precision="fp8"), "$.artifacts[0].precision"),
+        (lambda m: m["artifacts"][0].update(format="torch"), "$.artifacts[0].format"),
+        (lambda m: m["source"].update(epoch="three"), "$.source.epoch"),
+        (lambda m: m["artifacts"][0]["parity"].update(verdict="fine"), "parity.verdict"),
+    ],
+)
+def test_a_manifest_of_another_schema_says_where(bundle, change, expected):
+    edit(bundle, change)
+    assert expected in refused(bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema": 1}'])
+def test_bad_json_is_one_line(bundle, content):
+    (bundle / "bundle.json").write_bytes(content)
+    assert "expected irv2.bundle/1" in refused(bundle)
+
+
+def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path):
+    assert "no bundle.json in it; expected a bundle; make one with irv2-export" in refused(tmp_path)
+    assert "no bundle.json" in refused(tmp_path / "gone")
+
+
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert "Not a directory" in refused(tmp_path / "file")
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(position=st.floats(0, 1), value=st.integers(1, 255))
+def test_any_flipped_byte_of_the_manifest_is_refused_or_leaves_the_identity(
+    tmp_path_factory, position, value
+):
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("flips") / "bundle")
+    identity = Bundle.open(bundle).id
+    content = bytearray((bundle / "bundle.json").read_bytes())
+    content[int(position * (len(content) - 1))] ^= value
+    (bundle / "bundle.json").write_bytes(content)
+    try:
+        opened = Bundle.open(bundle)
+    except BundleError:
+        return
+    assert opened.id == identity  # the flip fell into evidence or white space
+
+
+def test_classify_takes_paths_bytes_and_arrays_and_answers_alike(bundle, tmp_path):
+    [image] = photos(1)
+    path = tmp_path / "photo.png"
+    path.write_bytes(png(image))
+    results = Bundle.open(bundle).classify([path, str(path), png(image), image], top_k=3)
+    assert [len(result.scores) for result in results] == [3, 3, 3, 3]
+    assert len({result.scores for result in results}) == 1
+    assert results[0].error is None
+
+
+def test_classify_gives_the_runners_answer_for_every_image_across_batches(bundle):
+    opened = Bundle.open(bundle)
+    images = photos(11)  # batches of 4, 4 and 3
+    artifact, runner = open_best(opened)
+    assert (artifact.file, runner.max_batch) == ("model.onnx", 4)
+    with runner:
+        for image, result in zip(images, opened.classify(images), strict=True):
+            [logits] = runner.run(resize_and_crop(image, opened.preprocess)[None])
+            expected = top_k_scores(logits, CLASSES, 5)
+            assert [s.label for s in result.scores] == [s.label for s in expected]
+            # The engine may sum a batch of four in another order than one image.
+            assert [s.probability for s in result.scores] == pytest.approx(
+                [s.probability for s in expected], abs=1e-6
+            )
+
+
+def test_one_bad_image_fails_alone(bundle, tmp_path):
+    first, last = photos(2)
+    bad: list[Any] = [
+        (b"", ImageReason.EMPTY),
+        (b"text", ImageReason.NOT_AN_IMAGE),
+        (png(first)[:300], ImageReason.TRUNCATED),
+        (tmp_path / "gone.png", ImageReason.UNREADABLE),
+        (tmp_path, ImageReason.UNREADABLE),
+        (first[:, :, 0], ImageReason.BAD_PIXELS),
+        (first.astype(np.float32), ImageReason.BAD_PIXELS),
+        (first[:0], ImageReason.BAD_PIXELS),
+        (np.zeros((9, 9, 4), np.uint8), ImageReason.BAD_PIXELS),
+    ]
+    opened = Bundle.open(bundle)
+    results = opened.classify([first, *(image for image, _ in bad), last])
+    assert [r.error.reason for r in results[1:-1] if r.error] == [reason for _, reason in bad]
+    assert not any(result.scores for result in results[1:-1])
+    alone = opened.classify([first]) + opened.classify([last])
+    assert [results[0].scores, results[-1].scores] == [result.scores for result in alone]
+    assert str(results[4].error).startswith(f"{tmp_path / 'gone.png'}: No such file")
+
+
+def test_nothing_but_bad_images_or_none_at_all_is_answered(bundle):
+    opened = Bundle.open(bundle)
+    assert opened.classify([]) == []
+    assert [result.scores for result in opened.classify([b"", b"x"])] == [(), ()]
+
+
+@pytest.mark.parametrize("verdict", [None, "failed", "too_few_images"])
+def test_an_artefact_without_a_passed_verdict_is_never_run(tmp_path, verdict):
+    bundle = write_tiny_bundle(tmp_path / "bundle", verdict=verdict)
+    with pytest.raises(BundleError, match=r"nothing in it can be served here: model\.onnx"):
+        Bundle.open(bundle).classify(photos(1))
+
+
+def test_replacing_the_manifest_keeps_the_bundle_whole(bundle):
+    opened = Bundle.open(bundle)
+    artifact = msgspec.structs.replace(opened.manifest.artifacts[0], parity=None)
+    opened.with_manifest(msgspec.structs.replace(opened.manifest, artifacts=[artifact]))
+    assert Bundle.open(bundle).manifest.artifacts[0].parity is None
+    assert Bundle.open(bundle).id == opened.id
+    files = ["bundle.json", "model.onnx", "selftest.npz"]
+    assert sorted(path.name for path in bundle.iterdir()) == files

@@ -1,0 +1,282 @@
+"""One model from its start to its end: what is tried and warmed up, what happens when it breaks."""
+
+import asyncio
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from grpc_health.v1 import health_pb2
+from serving_site import OPTIONS, PacedRunner, loop_watched, request, scenario_with
+from tiny_bundle import write_tiny_bundle
+
+from irv2.bundle import Bundle
+from irv2.errors import EngineError, UsageError
+from irv2.runners.choose import open_best
+from irv2.runners.onnx import OnnxRunner
+from irv2.runners.parallel import ParallelRunner
+from irv2.self_test import SELF_TEST, SelfTest
+from irv2.serve.operations.metrics import Metrics
+from irv2.serve.pipeline.model import Opened, start_model
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Bundle:
+    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("served") / "tiny.bundle"))
+
+
+def opened(bundle: Bundle, seconds: float = 0.0) -> Opened:
+    artifact, inner = open_best(bundle, num_threads=1)
+    return Opened(bundle, artifact, PacedRunner(inner, seconds))
+
+
+async def nobody_listens() -> None:
+    """Health is not asked for."""
+
+
+def start(given: Opened, **options):
+    return start_model(given, replace(OPTIONS, **options), Metrics(), nobody_listens)
+
+
+@pytest.mark.parametrize(
+    ("batch_sizes", "max_batch", "expected"),
+    [
+        ([1, 2, 3, 7, 16], None, [1, 2, 3, 7, 8]),  # 8 is what a CPU takes at most
+        ([1, 2, 3, 7, 16], 16, [1, 2, 3, 7, 16]),
+        ([1, 2, 4, 8, 16], 1, [1]),
+        (None, 6, [1, 2, 4, 6]),
+    ],
+)
+def test_every_certified_size_is_tried_and_goes_the_whole_way(
+    batch_sizes, max_batch, expected, tmp_path
+):
+    async def scenario():
+        given = opened(Bundle.open(write_tiny_bundle(tmp_path / "b", batch_sizes=batch_sizes)))
+        model = await start(given, max_batch=max_batch)
+        sizes = given.runner.sizes
+        assert sizes[: len(expected)] == expected, "the known images, a batch of each size"
+        assert sum(sizes) == 2 * sum(expected), "and as many photographs through the decoder"
+        assert model.self_test == "passed"
+        assert model.statistics.num_images == 0, "nobody has asked yet"
+        assert model.batcher.predicted_wait_s(max(expected)) > 0
+        await model.close()
+
+    asyncio.run(scenario())
+
+
+class CountingRunner(OnnxRunner):
+    """Remembers the sizes of its batches."""
+
+    def run(self, images):
+        self.__dict__.setdefault("sizes", []).append(len(images))
+        return super().run(images)
+
+
+def on_two_engines(bundle: Bundle) -> Opened:
+    [artifact] = bundle.manifest.artifacts
+    engine = partial(CountingRunner, bundle.path / artifact.file, "cpu", 1, artifact.max_batch)
+    return Opened(bundle, artifact, ParallelRunner([engine, engine]))
+
+
+def test_two_engines_make_batches_twice_as_large_and_each_is_tried_at_every_certified_size(
+    tmp_path,
+):
+    async def scenario():
+        bundle = Bundle.open(write_tiny_bundle(tmp_path / "b", batch_sizes=[1, 2, 3, 16]))
+        given = on_two_engines(bundle)
+        model = await start(given, max_batch=None)
+        assert model.model.max_batch == 8, "of a CPU, however many engines"
+        await model.close()
+
+        given = on_two_engines(bundle)
+        model = await start(given, max_batch=32)
+        assert model.model.max_batch == 32
+        for _, engine in given.runner._engines:
+            assert {1, 2, 3, 16} <= set(engine.sizes[:5])
+            assert max(engine.sizes) == 16, "what the gate certified for one"
+        await model.close()
+        with pytest.raises(UsageError, match="at most 32"):
+            await start(on_two_engines(bundle), max_batch=33)
+
+    asyncio.run(scenario())
+
+
+def broken(images):
+    raise EngineError("CUDA", "the device is lost")
+
+
+def test_a_broken_one_of_two_engines_is_noticed(bundle):
+    async def scenario():
+        given = on_two_engines(bundle)
+        model = await start(given)
+        _, second = given.runner._engines[1]
+        second.run = broken
+        assert "is lost" in str(await model._failure())
+        await model.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_cannot_be_set_up_leaves_no_engine_behind(bundle, tmp_path):
+    async def scenario():
+        given = opened(bundle)
+        with pytest.raises(UsageError):
+            await start(given, max_batch=17)
+        assert given.runner.is_closed
+
+        wrong = Bundle.open(write_tiny_bundle(tmp_path / "wrong", passes_self_test=False))
+        given = opened(wrong)
+        with pytest.raises(EngineError, match="self-test"):
+            await start(given)
+        assert given.runner.is_closed
+
+    asyncio.run(scenario())
+
+
+def test_a_model_closes_without_stopping_the_event_loop(bundle):
+    async def scenario():
+        given = opened(bundle)
+        model = await start(given)
+        given.runner.close_s = 0.3
+        # As a file that takes its time; the request that it belonged to was given up.
+        model._decoder._pool.submit(time.sleep, 0.3)
+        async with loop_watched() as longest_s:
+            await model.close()
+            assert given.runner.is_closed
+            assert longest_s() < 0.2
+
+    asyncio.run(scenario())
+
+
+def test_a_model_is_closed_without_stopping_the_loop_while_it_still_warms_up(bundle):
+    async def scenario():
+        given = opened(bundle, seconds=0.4)
+        starting = asyncio.create_task(start(given))
+        await asyncio.sleep(0.1)
+        async with loop_watched() as longest_s:
+            starting.cancel()
+            with suppress(asyncio.CancelledError):
+                await starting
+            assert longest_s() < 0.2
+        assert given.runner.is_closed
+
+    asyncio.run(scenario())
+
+
+async def health_of(site) -> int:
+    check = health_pb2.HealthCheckRequest(service="irv2.v1.Classifier")
+    return (await site.health.Check(check)).status
+
+
+async def wait_for_health(site, status) -> None:
+    async with asyncio.timeout(10):
+        while await health_of(site) != status:
+            await asyncio.sleep(0.02)
+
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_an_engine_that_is_broken_for_good_is_not_ready_until_it_answers_again(bundle, caplog):
+    caplog.set_level("INFO", "serve")
+
+    async def scenario(site):
+        site.runner.error = RuntimeError("the device is lost")
+        for number in range(2):
+            await site.stub.Classify(request(number))
+        await asyncio.sleep(0.1)
+        assert site.server.is_ready, "two failures may be chance"
+        await site.stub.Classify(request(2))
+        await wait_for_health(site, NOT_SERVING)
+        assert not site.server.is_ready
+        assert "irv2_ready 0.0" in site.server._metrics.text().decode()
+        site.runner.error = None
+        await wait_for_health(site, SERVING)
+        assert site.server.is_ready
+
+    scenario_with(bundle, scenario)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines.count("engine_broken error=the device is lost") == 1
+    assert lines.count("engine_recovered") == 1
+
+
+def test_failures_of_an_engine_that_passes_its_self_test_do_not_take_it_out(bundle):
+    known = SelfTest.load(bundle.path / SELF_TEST).images[0]
+
+    async def scenario(site):
+        site.runner.error = RuntimeError("does not like photographs")
+        site.runner.fails_on = lambda images: bool((images[0] != known).any())
+        for number in range(4):
+            (result,) = (await site.stub.Classify(request(number))).results
+            assert result.HasField("error")
+        await asyncio.sleep(0.1)
+        assert site.server.is_ready
+
+    scenario_with(bundle, scenario)
+
+
+def test_a_reload_mends_a_broken_engine(bundle):
+    async def scenario(site):
+        site.runner.error = RuntimeError("the device is lost")
+        for number in range(3):
+            await site.stub.Classify(request(number))
+        await wait_for_health(site, NOT_SERVING)
+        await site.server.reload(bundle.path)
+        assert site.server.is_ready
+        assert await health_of(site) == SERVING
+        assert (await site.stub.Classify(request(0))).results[0].scores
+
+    scenario_with(bundle, scenario)
+
+
+async def wait_until(is_so) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():
+            await asyncio.sleep(0.02)
+
+
+def test_new_bundles_are_taken_while_the_engine_of_an_old_one_hangs(bundle):
+    async def scenario(site):
+        returns = threading.Event()
+        site.runner.error = RuntimeError("never raised")
+        site.runner.fails_on = lambda images: not returns.wait()
+        hanging = asyncio.create_task(site.refusal(request(0), timeout_s=0.3))
+        await wait_until(lambda: site.runner.sizes)
+        try:
+            for _ in range(2):
+                await asyncio.wait_for(site.server.reload(bundle.path), 20)
+                assert (await site.stub.Classify(request(0), timeout=10)).results[0].scores
+            await hanging
+            assert not site.runner.is_closed
+        finally:
+            returns.set()
+        await wait_until(lambda: site.runner.is_closed)
+
+    scenario_with(bundle, scenario)
+
+
+def test_an_old_engine_that_can_not_be_closed_is_in_the_log_and_the_new_one_serves(bundle, caplog):
+    async def scenario(site):
+        def fail():
+            raise RuntimeError("the device is lost")
+
+        site.runner.close = fail
+        await site.server.reload(bundle.path)
+        await wait_until(lambda: "close_failed" in caplog.text)
+        assert (await site.stub.Classify(request(0))).results[0].scores
+
+    scenario_with(bundle, scenario)
+
+
+def test_a_stop_waits_until_an_old_engine_is_closed(bundle):
+    async def scenario(site):
+        site.runner.close_s = 0.5
+        await site.server.reload(bundle.path)
+        assert not site.runner.is_closed
+        await site.server.stop()
+        assert site.runner.is_closed
+
+    scenario_with(bundle, scenario)

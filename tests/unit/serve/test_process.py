@@ -1,0 +1,46 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from irv2.serve.scheduling import wait_for_a_turn
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux only")
+
+PROGRAM = """
+import os, sys, threading
+from irv2.serve.scheduling import wait_for_a_turn
+os.sched_setscheduler(0, int(sys.argv[1]), os.sched_param(0))
+wait_for_a_turn()
+thread = threading.Thread(target=lambda: print(os.sched_getscheduler(0)))
+thread.start()
+thread.join()
+"""
+
+
+def policy_of_a_new_thread(first: int) -> int:
+    """In a process that began with the policy `first`."""
+    command = [sys.executable, "-c", PROGRAM, str(first)]
+    return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
+def test_threads_of_a_process_with_the_default_policy_wait_for_their_turn():
+    if os.sched_getscheduler(0) not in (os.SCHED_OTHER, os.SCHED_BATCH):
+        pytest.skip("the tests run under a policy that not everybody may leave")
+    assert policy_of_a_new_thread(os.SCHED_OTHER) == os.SCHED_BATCH
+
+
+def test_a_policy_that_was_chosen_stays():
+    assert policy_of_a_new_thread(os.SCHED_IDLE) == os.SCHED_IDLE
+
+
+@pytest.mark.parametrize("call", ["sched_getscheduler", "sched_setscheduler"])
+def test_a_sandbox_that_forbids_it_is_named_in_the_log(call, monkeypatch, caplog):
+    def forbidden(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_getscheduler", lambda _: os.SCHED_OTHER)
+    monkeypatch.setattr(os, call, forbidden)
+    wait_for_a_turn()
+    assert "no_batch_scheduling" in caplog.text

@@ -1,0 +1,191 @@
+"""Curves of our runs and of the original's logs, and the lines about files that are neither."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from irv2.cli.main import main
+from irv2.errors import DataError
+from irv2.train.curves.curves import _label, read_curve
+from irv2.train.curves.torch7_log import read_torch7_log
+
+STEP = " | Epoch: [{}][{}/2]    Time 0.901  Data 0.004  Err 6.9078  top1 {:7.3f}  top5 {:7.3f}\n"
+TEST = " | Test: [{}][1/1]    Time 0.2  Data 0.0  top1  80.000 ( 80.000)  top5  60.000 ( 60.000)\n"
+ROW = json.dumps({"epoch": 1, "train_top1_error": 9, "train_top5_error": 1, "val_top1_error": 3.5,
+                  "val_top5_error": 2}) + "\n"  # fmt: skip
+DONE = " * Finished epoch # {}     top1: {:7.3f}  top5: {:7.3f}\n\n"
+
+
+def epoch(number, train, val):
+    steps = [STEP.format(number, n, top1, top1 / 2) for n, top1 in enumerate(train, 1)]
+    return "".join([*steps, TEST.format(number), DONE.format(number, val, val / 2)])
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Two finished epochs and a third that has begun."""
+    text = "=> Creating model from file: models/inception-resnet-v2.lua\n"
+    text += epoch(1, [100, 90], 81) + epoch(2, [70.5, 69.5], 60) + STEP.format(3, 1, 60, 40)
+    (tmp_path / "setting1.log").write_text(text)
+    return tmp_path / "setting1.log"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder with two epochs."""
+    rows = [
+        {"epoch": n, "train_top1_error": 50 / n, "train_top5_error": 20 / n,
+         "val_top1_error": 40 / n, "val_top5_error": 10 / n}
+        for n in (1, 2)
+    ]  # fmt: skip
+    (tmp_path / "mine").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "mine/metrics.jsonl").write_text(text)
+    return tmp_path / "mine"
+
+
+def test_a_torch7_log_has_a_row_per_finished_epoch(log):
+    assert read_torch7_log(log) == [
+        {"epoch": 1, "train_top1_error": 95, "train_top5_error": 47.5, "val_top1_error": 81,
+         "val_top5_error": 40.5},
+        {"epoch": 2, "train_top1_error": 70, "train_top5_error": 35, "val_top1_error": 60,
+         "val_top5_error": 30},
+    ]  # fmt: skip
+
+
+def test_after_a_restart_an_epochs_later_lines_count(log):
+    with log.open("a") as file:
+        file.write(epoch(3, [50, 48], 55) + epoch(3, [40, 42], 45))
+    assert [row["epoch"] for row in read_torch7_log(log)] == [1, 2, 3]
+    assert read_torch7_log(log)[-1]["train_top1_error"] == 41
+    assert read_torch7_log(log)[-1]["val_top1_error"] == 45
+
+
+def test_a_log_without_steps_has_validation_errors_alone(tmp_path):
+    (tmp_path / "val.log").write_text(DONE.format(7, 30, 10))
+    [row] = read_torch7_log(tmp_path / "val.log")
+    assert (row["epoch"], row["val_top1_error"]) == (7, 30)
+    assert math.isnan(row["train_top1_error"])
+
+
+def test_a_line_being_written_is_left_for_later(log):
+    log.write_text(log.read_text() + " | Epoch: [3][2/2]    Time 0.9")
+    assert len(read_torch7_log(log)) == 2
+
+
+def test_a_damaged_line_is_named(log):
+    log.write_text(log.read_text().replace("top1:  60.000", "top1:  6x.000"))
+    with pytest.raises(
+        DataError, match=r"setting1\.log: line 10 is damaged: '\* Finished epoch # 2"
+    ):
+        read_torch7_log(log)
+
+
+def test_runs_are_named_after_their_folders_and_logs_after_their_files(run, log):
+    assert read_curve(run).name == read_curve(run / "metrics.jsonl").name == "mine"
+    assert read_curve(log).name == "setting1"
+    assert read_curve(run).rows[1]["val_top1_error"] == 20
+
+
+def plot(*arguments):
+    return CliRunner().invoke(main, ["plot", *map(str, arguments)])
+
+
+def colours(path):
+    with Image.open(path) as picture:
+        pixels = picture.convert("RGB").getcolors(2**24)
+    return {colour for _, colour in pixels}
+
+
+RED, BLUE, FIRST, SECOND = (255, 0, 0), (0, 0, 255), (31, 119, 180), (255, 127, 14)
+
+
+def test_one_run_is_red_and_blue_and_several_have_a_colour_each(run, log, tmp_path):
+    assert plot(run, "-o", tmp_path / "one.png").exit_code == 0
+    assert {RED, BLUE} <= colours(tmp_path / "one.png")
+    done = plot(run, log, "-o", tmp_path / "two.png", "--json")
+    assert json.loads(done.stdout)["runs"] == ["mine", "setting1"]
+    found = colours(tmp_path / "two.png")
+    assert {FIRST, SECOND} <= found
+    assert not {RED, BLUE} & found
+
+
+def test_a_run_that_averages_its_weights_shows_them_in_green(run, tmp_path):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    averaged = [{**row, "ema_val_top1_error": 30, "ema_val_top5_error": 5} for row in rows]
+    for name, content in (("raw", rows), ("cut", [averaged[0], rows[1]]), ("averaged", averaged)):
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        assert plot(run, "-o", tmp_path / f"{name}.png").exit_code == 0
+        assert ((0, 128, 0) in colours(tmp_path / f"{name}.png")) == (name == "averaged")
+
+
+def test_the_published_curve_is_added_when_asked_for(log, tmp_path):
+    for name, more in (("without", ()), ("with", ("--published",))):
+        assert plot(log, "-o", tmp_path / f"{name}.png", *more).exit_code == 0
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+def test_two_folders_of_one_name_are_told_apart_by_their_paths(run, tmp_path):
+    other = tmp_path / "again" / "mine"
+    other.mkdir(parents=True)
+    (other / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    done = plot(run, other, "-o", tmp_path / "two.png", "--json")
+    assert json.loads(done.stdout)["runs"] == [str(run), str(other)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("notes.txt", "no log at all\n", "no finished epoch in it"),
+        ("binary", b"\x89PNG\r\n\x1a\n\xff\xfe", "no finished epoch in it"),
+        ("metrics.jsonl", "", "no finished epoch in it"),
+        ("metrics.jsonl", "{]\n", "line 1 is not JSON"),
+        ("metrics.jsonl", '{"epoch": 1}\n', "line 1 lacks an epoch's errors"),
+        ("metrics.jsonl", b'{"epoch": "\xff"}\n', "line 1 is not JSON"),
+        ("metrics.jsonl", ROW.replace("3.5", '"3.5"'), "line 1: val_top1_error is '3.5'"),
+        ("metrics.jsonl", ROW.replace("3.5", "null"), "line 1: val_top1_error is None"),
+        ("metrics.jsonl", ROW.replace("3.5", 400 * "9"), "line 1: val_top1_error is 9999"),
+        ("x.log", " | Epoch: [1][1/2] cut\n", "line 1 is damaged"),
+    ],
+)
+def test_a_file_that_is_no_curve_is_one_line(tmp_path, name, content, line):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    done = plot(tmp_path / name, "-o", tmp_path / "out.png")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert line in done.stderr
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_folder_without_metrics_is_one_line(tmp_path):
+    done = plot(tmp_path, "-o", tmp_path / "out.png")
+    assert done.exit_code == 2
+    assert f"error: {tmp_path}: no metrics.jsonl in it" in done.stderr
+
+
+def test_a_picture_may_have_any_name(run, tmp_path):
+    picture = tmp_path / os.fsdecode(b"\xff.png")
+    command = [sys.executable, "-m", "irv2", "plot", run, "-o", picture]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as most terminals are
+    done = subprocess.run(command, env=strict, capture_output=True)
+    assert done.stdout == os.fsencode(picture) + b"\n", done.stderr
+    assert picture.is_file()
+
+
+@pytest.mark.parametrize(("name", "shown"), [("_under", " _under"), ("x$_{$", r"x\$_{\$")])
+def test_any_name_of_a_run_is_a_line_of_the_legend_as_it_stands(run, tmp_path, name, shown):
+    _, rows = read_curve(run)
+    assert _label(name, rows[-1], "val").startswith(f"{shown}: ")
+    odd = run.rename(run.with_name(name))
+    other = tmp_path / "other"
+    shutil.copytree(odd, other)
+    picture = tmp_path / "curves.png"
+    done = CliRunner().invoke(main, ["plot", str(odd), str(other), "-o", str(picture)])
+    assert done.exit_code == 0, done.output
+    assert picture.is_file()

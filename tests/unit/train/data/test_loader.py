@@ -1,0 +1,184 @@
+import dataclasses
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from irv2.data.dataset import ImageFolder, open_split
+from irv2.data.shard_writer import write_shards
+from irv2.errors import DataError, EngineError, ImageError
+from irv2.train.data.loader import Batch, batch_indices, load_epoch, num_batches, share
+from irv2.train.learner.batch_norm import split_groups
+from irv2.train.settings import SETTINGS, Recipe
+
+RECIPE = dataclasses.replace(
+    SETTINGS["2"], batch_size=8, bn_group=4, image_size=75, resize=82, seed=5
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ImageFolder:
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 256, (90, 100, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "train" / label / f"{i}.jpg")
+    return open_split(tmp_path, "train")
+
+
+def load(
+    folder: ImageFolder, epoch: int = 1, start: int = 0, workers: int = 0, recipe: Recipe = RECIPE,
+    bad_images: str = "error", rank: int = 0, world_size: int = 1,
+) -> list[tuple[int, Batch]]:  # fmt: skip
+    return list(
+        load_epoch(
+            folder, recipe, epoch, start=start, workers=workers, bad_images=bad_images,
+            device=torch.device("cpu"), rank=rank, world_size=world_size,
+        )
+    )  # fmt: skip
+
+
+def assert_same(mine: list[tuple[int, Batch]], theirs: list[tuple[int, Batch]]) -> None:
+    assert [number for number, _ in mine] == [number for number, _ in theirs]
+    for (_, left), (_, right) in zip(mine, theirs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_an_epoch_has_every_image_once_and_keeps_the_short_last_batch(folder):
+    batches = load(folder)
+    assert [len(batch.labels) for _, batch in batches] == [8, 8, 4]
+    assert sorted(torch.cat([batch.labels for _, batch in batches]).tolist()) == [0] * 10 + [1] * 10
+    images = torch.cat([batch.images for _, batch in batches])
+    assert (images.shape, images.dtype) == ((20, 75, 75, 3), torch.uint8)
+
+
+def test_batches_do_not_depend_on_workers(folder):
+    assert_same(load(folder, workers=2), load(folder, workers=0))
+
+
+def test_an_epoch_resumed_in_the_middle_has_the_same_batches(folder):
+    assert_same(load(folder, start=1), load(folder)[1:])
+
+
+def test_order_and_augmentation_change_with_epoch_and_seed(folder):
+    assert batch_indices(20, RECIPE, 1) != batch_indices(20, RECIPE, 2)
+    assert batch_indices(20, RECIPE, 1) != batch_indices(20, dataclasses.replace(RECIPE, seed=6), 1)
+    [(_, first), *_], [(_, second), *_] = load(folder, epoch=1), load(folder, epoch=2)
+    assert not torch.equal(first.matrices, second.matrices)
+
+
+def test_a_last_batch_of_one_image_is_skipped_with_a_notice(caplog):
+    caplog.set_level("INFO")
+    batches = batch_indices(17, RECIPE, 1)
+    assert [len(batch) for batch in batches] == [8, 8]
+    assert "one image and is skipped" in caplog.text
+
+
+def test_the_notice_about_a_single_image_comes_once_an_epoch(folder, caplog):
+    caplog.set_level("INFO")
+    few = folder.subset(range(17))
+    assert len(load(few)) == num_batches(17, RECIPE) == 2
+    assert caplog.text.count("one image and is skipped") == 1
+
+
+@pytest.mark.parametrize("num_images", [2, 7, 8, 9, 10, 16, 17])
+def test_batches_are_as_many_as_counted(num_images):
+    assert len(batch_indices(num_images, RECIPE, 1)) == num_batches(num_images, RECIPE)
+
+
+def test_a_single_image_makes_no_epoch():
+    with pytest.raises(DataError, match="at least 2"):
+        num_batches(1, RECIPE)
+
+
+def test_the_one_image_that_unreadable_ones_leave_of_a_batch_is_left_out_with_a_notice(
+    folder, caplog
+):
+    first, *others = batch_indices(20, RECIPE, 1)[2]
+    for i in others:
+        folder.path(i).write_bytes(b"\xff\xd8\xff")
+    assert [number for number, _ in load(folder, bad_images="skip")] == [0, 1]
+    assert "the one image that remains of batch 2" in caplog.text
+    assert folder.path(first).name not in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_folder_and_shards_give_the_same_epoch(folder, tmp_path, workers):
+    write_shards(tmp_path, tmp_path / "shards", 20_000)
+    sharded = open_split(tmp_path / "shards", "train")
+    assert_same(load(sharded, workers=workers), load(folder))
+    assert_same(load(sharded, workers=workers, start=2), load(folder)[2:])
+
+
+def test_the_shares_of_two_ranks_are_the_batch_norm_groups_of_one_process(folder):
+    whole = load(folder)
+    ranks = [load(folder, rank=rank, world_size=2) for rank in range(2)]
+    for (number, batch), *shares in zip(whole, *ranks, strict=True):
+        for rank, (share_number, mine) in enumerate(shares):
+            assert share_number == number
+            for part, of_all in zip(mine, batch, strict=True):
+                assert torch.equal(part, of_all.tensor_split(2)[rank])
+
+
+@pytest.mark.parametrize("num_images", [*range(2, 17), 63, 64])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_shares_are_contiguous_whole_groups_and_local_groups_have_the_global_sizes(
+    num_images, world_size
+):
+    recipe = dataclasses.replace(RECIPE, batch_size=64, bn_group=8)
+    shares = [
+        share(list(range(num_images)), recipe, rank, world_size) for rank in range(world_size)
+    ]
+    assert [i for mine in shares for i in mine] == list(range(num_images))
+    local_groups = [
+        len(group)
+        for mine in shares
+        if mine
+        for group in torch.tensor(mine).tensor_split(split_groups(len(mine), 8 // world_size))
+    ]
+    groups = torch.arange(num_images).tensor_split(split_groups(num_images, 8))
+    assert local_groups == [len(group) for group in groups]
+
+
+def test_a_rank_left_without_images_still_sees_every_batch(folder):
+    recipe = dataclasses.replace(RECIPE, batch_size=18, bn_group=9)  # 18 and 2: the 2 are one group
+    first, second = (load(folder, recipe=recipe, rank=rank, world_size=2) for rank in range(2))
+    assert [len(batch.labels) for _, batch in first] == [9, 2]
+    assert [len(batch.labels) for _, batch in second] == [9, 0]
+
+
+def test_loading_leaves_torchs_random_state_alone(folder):
+    before = torch.get_rng_state()
+    load(folder, workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_image_stops_with_its_name_or_is_left_out(folder, workers, caplog):
+    victim = folder.path(3)
+    victim.write_bytes(victim.read_bytes()[:900])
+    with pytest.raises(ImageError, match=r"cat/3\.jpg: .*replace the file or pass --bad-images"):
+        load(folder, workers=workers)
+    batches = load(folder, workers=workers, bad_images="skip")
+    assert sum(len(batch.labels) for _, batch in batches) == 19
+    assert "cat/3.jpg" in caplog.text
+
+
+def test_a_lost_worker_is_one_line_and_ends_the_others(folder):
+    before = multiprocessing.active_children()
+    many = folder.subset(list(range(20)) * 20)  # far more than workers fetch ahead
+    batches = load_epoch(
+        many, RECIPE, 1, start=0, workers=2, bad_images="error", device=torch.device("cpu")
+    )
+    next(batches)
+    victim, other = [w for w in multiprocessing.active_children() if w not in before]
+    victim.kill()
+    victim.join()
+    with pytest.raises(EngineError, match=r"a decoding process: was lost .*lower --workers"):
+        list(batches)
+    other.join(timeout=20)
+    assert not other.is_alive()

@@ -1,0 +1,242 @@
+"""One step against arithmetic written out by hand, and what must not change its result."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from irv2.errors import EngineError, UsageError
+from irv2.model.paper import InceptionResNetV2, inception_resnet_v2
+from irv2.train.data.augment import apply_color
+from irv2.train.data.loader import Batch
+from irv2.train.learner.ema import Ema
+from irv2.train.learner.memory import checkpoint_activations
+from irv2.train.learner.step import Computation, Learner
+from irv2.train.processes import Processes
+from irv2.train.settings import SETTINGS, Recipe
+
+RECIPE = dataclasses.replace(SETTINGS["2"], batch_size=8, bn_group=4, image_size=75, resize=75)
+
+
+def network(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> InceptionResNetV2:
+    torch.manual_seed(0)
+    return inception_resnet_v2(3, (1, 1, 1), 0.1, dropout=dropout).to(dtype)
+
+
+def batch(num: int = 8, dtype: torch.dtype = torch.float64, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (num, 75, 75, 3), generator=generator, dtype=torch.uint8)
+    matrix = torch.cat([torch.eye(3, dtype=dtype) / 64, torch.full((3, 1), -2, dtype=dtype)], 1)
+    return Batch(
+        images, matrix.expand(num, 3, 4), torch.arange(num) % 2 == 0, torch.arange(num) % 3
+    )
+
+
+def learner(
+    recipe: Recipe = RECIPE, model: InceptionResNetV2 | None = None, **computation: object
+) -> Learner:
+    return Learner(model or network(), recipe, Computation(**computation), Processes())
+
+
+def stepped(
+    num_steps: int = 2, dropout: float = 0.0, recipe: Recipe = RECIPE, **computation: object
+) -> dict[str, torch.Tensor]:
+    """The state after some steps of 8 images and one of 7."""
+    mine = learner(recipe, network(dropout), **computation)
+    for step in range(1, num_steps + 1):
+        num = 8 if step < num_steps else 7
+        mine.step(step, batch(num, seed=step), num)
+    return mine.model.state_dict()
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_two_steps_are_sgd_with_nesterov_no_dampening_and_decay_on_every_parameter():
+    recipe = dataclasses.replace(RECIPE, bn_group=8, decay_steps=1, gamma=0.5)
+    mine, theirs = learner(recipe), network().train()
+    weights = dict(theirs.named_parameters())
+    velocity = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for step in (1, 2):
+        images = batch(seed=step)
+        mine.step(step, images, 8)
+        logits = theirs(apply_color(images.images, images.matrices, images.flips))
+        loss = F.cross_entropy(logits, images.labels)
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        # A step is 8 images: an eighth of the rate, and no decay within the first 64.
+        rate = 0.045 / 8
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            decayed = gradient + 1e-4 * weight.detach()
+            velocity[name] = 0.4737 * velocity[name] + decayed
+            weight.data -= rate * (decayed + 0.4737 * velocity[name])
+    for name, weight in mine.model.named_parameters():  # float64, another order of operations
+        torch.testing.assert_close(weight, weights[name], rtol=1e-9, atol=1e-12)
+
+
+def test_totals_count_loss_and_errors_over_the_images():
+    mine, images = learner(), batch(7)
+    totals = mine.step(1, images, 7)
+    expected = (
+        learner().model.train()(apply_color(images.images, images.matrices, images.flips)).detach()
+    )
+    assert totals[3] == 7
+    assert totals[0] == pytest.approx(F.cross_entropy(expected, images.labels).item() * 7)
+    assert totals[1] == (expected.argmax(1) != images.labels).sum()
+    assert totals[2] == 0  # three classes: one of five guesses is right
+
+
+def test_micro_batches_change_results_by_rounding_and_statistics_not_at_all():
+    groups, micro_batches = stepped(1), stepped(1, micro_batch=4)
+    for name, value in groups.items():
+        torch.testing.assert_close(micro_batches[name], value, rtol=1e-9, atol=1e-12)
+    assert micro_batches["stem.0.1.num_batches_tracked"] == 1
+
+
+def test_activations_computed_again_leave_weights_and_running_statistics_as_they_are():
+    assert_equal(stepped(dropout=0.2, checkpoint_activations=True), stepped(dropout=0.2))
+
+
+def test_activations_computed_again_in_micro_batches_neither():
+    assert_equal(stepped(micro_batch=4, checkpoint_activations=True), stepped(micro_batch=4))
+
+
+def test_checkpointed_blocks_keep_their_names():
+    model = network()
+    names = list(model.state_dict())
+    checkpoint_activations(model)
+    assert list(model.state_dict()) == names
+
+
+def test_what_dropout_drops_depends_on_seed_and_step_alone():
+    first = stepped(dropout=0.5)
+    torch.manual_seed(99)
+    assert_equal(stepped(dropout=0.5), first)
+    other = stepped(dropout=0.5, recipe=dataclasses.replace(RECIPE, seed=1))
+    assert not torch.equal(other["classifier.weight"], first["classifier.weight"])
+
+
+def test_a_process_without_images_gives_zero_gradients():
+    nothing = torch.empty(0)
+    mine = learner(model=network(dtype=torch.float32))
+    mine.step(1, Batch(nothing, nothing, nothing, nothing), 8)
+    gradients = [parameter.grad for parameter in mine.model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_trains_float32_weights(precision):
+    recipe = dataclasses.replace(RECIPE, precision=precision)
+    mine = learner(recipe, network(dtype=torch.float32))
+    exact = learner(model=network(dtype=torch.float32))
+    images = batch(dtype=torch.float32)
+    loss, expected = (a.step(1, images, 8)[0].item() for a in (mine, exact))
+    assert loss == pytest.approx(expected, rel=0.05)  # bf16 keeps 8 bits through 40 layers
+    assert loss != expected
+    assert {weight.dtype for weight in mine.model.parameters()} == {torch.float32}
+    assert ("scaler" in mine.state()) == (precision == "fp16")
+
+
+def test_an_fp16_run_whose_first_step_overflows_stays_finite():
+    # Deterministic, torch fills memory that nobody has initialised with nan.
+    recipe = dataclasses.replace(RECIPE, precision="fp16", deterministic=True)
+    mine = learner(recipe, network(dtype=torch.float32))
+    before = mine.model.classifier.weight.clone()
+    moved = []
+    for step in range(1, 11):
+        mine.step(step, batch(dtype=torch.float32), 8)
+        moved.append(not torch.equal(mine.model.classifier.weight, before))
+    torch.use_deterministic_algorithms(False)
+    assert (moved[0], moved[-1]) == (False, True)  # the scaler begins with 65536
+    momenta = [state["momentum_buffer"] for state in mine.state()["optimizer"]["state"].values()]
+    assert mine.is_finite
+    assert all(momentum.isfinite().all() for momentum in momenta)
+
+
+def test_label_smoothing_is_in_the_loss():
+    recipe = dataclasses.replace(RECIPE, label_smoothing=0.1)
+    images = batch()
+    logits = network().train()(apply_color(images.images, images.matrices, images.flips))
+    expected = F.cross_entropy(logits, images.labels, label_smoothing=0.1).item() * 8
+    mine = learner(dataclasses.replace(recipe, bn_group=8))
+    assert mine.step(1, images, 8)[0] == pytest.approx(expected)
+
+
+def test_the_average_of_the_weights_follows_its_decay_statistics_included():
+    model = network()
+    average = Ema(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for value in model.state_dict().values():
+        value.add_(1)
+    average.update(model, 0.75)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            expected = 0.75 * before[name] + 0.25 * value
+            torch.testing.assert_close(average.state_dict[name], expected)
+        else:
+            assert average.state_dict[name] == value
+
+
+def test_micro_batches_that_tear_a_group_are_refused():
+    with pytest.raises(UsageError, match="--micro-batch: 6 images; expected a multiple of 4"):
+        Computation(micro_batch=6).check(RECIPE, Processes())
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "bn_group", "micro_batch", "num_processes"),
+    [(12, 4, 8, 1), (96, 32, 64, 1), (24, 4, 8, 2)],
+)
+def test_micro_batches_of_unequal_numbers_of_groups_are_refused(
+    batch_size, bn_group, micro_batch, num_processes
+):
+    """The last would be split into as many groups as the others have: smaller ones."""
+    recipe = dataclasses.replace(RECIPE, batch_size=batch_size, bn_group=bn_group)
+    with pytest.raises(UsageError, match=f"--micro-batch: {micro_batch} images of "):
+        Computation(micro_batch=micro_batch).check(recipe, Processes(size=num_processes))
+
+
+@pytest.mark.parametrize("micro_batch", [4, 8, 16, 64])
+def test_micro_batches_of_equally_many_groups_are_taken(micro_batch):
+    recipe = dataclasses.replace(RECIPE, batch_size=16)
+    Computation(micro_batch=micro_batch).check(recipe, Processes())
+
+
+@pytest.mark.parametrize("damaged", ["weight", "running_var", "average"])
+def test_a_state_with_a_number_that_is_none_is_noticed(damaged):
+    mine = learner(dataclasses.replace(RECIPE, ema_decay=0.9))
+    assert mine.is_finite
+    norm = mine.model.stem[0][1]
+    values = {"weight": norm.weight.data, "running_var": norm.running_var,
+              "average": mine.ema.state_dict["classifier.weight"][0]}  # fmt: skip
+    values[damaged][1] = torch.nan
+    assert not mine.is_finite
+
+
+def test_a_batch_that_does_not_split_over_the_processes_is_refused():
+    with pytest.raises(UsageError, match="8 images on 3 processes; expected a multiple of 12"):
+        Computation().check(RECIPE, Processes(rank=0, size=3, local_rank=0, local_size=3))
+
+
+def test_a_step_without_memory_is_one_line(monkeypatch):
+    mine = learner()
+    monkeypatch.setattr(mine, "_forward", lambda images: torch.empty(2**60))
+    with pytest.raises(EngineError, match=r"memory: .*can't allocate.*--micro-batch"):
+        mine.step(1, batch(), 8)
+
+
+def test_compile_and_checkpointed_activations_are_refused_together():
+    both = Computation(compile=True, checkpoint_activations=True)
+    with pytest.raises(UsageError, match="given with --compile; expected one of the two"):
+        both.check(RECIPE, Processes())
+
+
+def test_what_a_compiler_failed_at_is_said(monkeypatch):
+    def broken_backend(*_: object) -> None:
+        raise ValueError("no Triton here")
+
+    mine = learner()
+    forward = torch.compile(lambda images: images + 1, backend=broken_backend)
+    monkeypatch.setattr(mine, "_forward", forward)
+    with pytest.raises(EngineError, match=r"--compile: ValueError: no Triton here; .* leave out"):
+        mine.step(1, batch(), 8)

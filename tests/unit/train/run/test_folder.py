@@ -1,0 +1,204 @@
+"""A run's folder: whose it is, who may write in it, and what must not stop a training."""
+
+import errno
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from irv2.checkpoint import Checkpoint
+from irv2.errors import CheckpointError, DataError, UsageError
+from irv2.model import inception_resnet_v2
+from irv2.train.run.folder import Run
+from irv2.train.settings import SETTINGS
+
+DATA = {"num_train": 4, "files_sha256": "f", "labels_sha256": "a"}
+
+
+def run_in(path: Path, data: dict[str, object] = DATA, **recipe: object) -> Run:
+    return Run(path, {"recipe": {**SETTINGS["2"].to_json(), **recipe}, "data": data})
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A folder in which a run has begun, with a checkpoint of its step 10."""
+    run = run_in(tmp_path / "run")
+    with run.locked():
+        run.start()
+    checkpoint(run).save(run.last)
+    return run.path
+
+
+def checkpoint(run: Run, step: int = 10, **other: object) -> Checkpoint:
+    model = inception_resnet_v2(2, (1, 1, 1), 0.1)
+    fields: dict[str, object] = {
+        "model": model.config, "state_dict": model.state_dict(), "classes": ["cat", "dog"],
+        "preprocess": SETTINGS["2"].preprocess, "setting": "2", "epoch": 1, "step": step,
+        "recipe": run.config["recipe"], "training": {"epoch": 1},
+    }  # fmt: skip
+    return Checkpoint(**{**fields, **other})
+
+
+def begin_older_run(path: Path, **recipe: object) -> None:
+    """As written before dropout was an option and labels were looked at."""
+    path.mkdir()
+    fields = {**SETTINGS["2"].to_json(), **recipe}
+    del fields["dropout"]
+    data = {key: value for key, value in DATA.items() if key != "labels_sha256"}
+    (path / "config.json").write_text(json.dumps({"recipe": fields, "data": data}))
+    (path / "last.pt").touch()
+
+
+def test_the_same_run_may_go_on_whatever_the_machine(begun):
+    run_in(begun).check(must_exist=False)
+    Run(begun, {**run_in(begun).config, "machine": {"workers": 3}}).check(must_exist=False)
+
+
+def test_a_start_that_failed_before_its_first_save_binds_nobody(tmp_path):
+    first, second = run_in(tmp_path / "run"), run_in(tmp_path / "run", width=0.2)
+    for run in (first, second):
+        run.check(must_exist=False)
+        with run.locked():
+            assert run.start() is None
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == second.config
+
+
+def test_epochs_after_an_older_checkpoint_are_trained_again(begun, caplog):
+    run = run_in(begun)
+    for epoch in (1, 2, 3):
+        run.finish_epoch(row(epoch), {})
+    assert run.start().step == 10
+    assert run.metrics() == [row(1), row(2)]  # the third ended at step 12
+    assert "epochs after step 10 are trained again" in caplog.text
+
+
+def test_finished_epochs_without_a_checkpoint_do_not_begin_anew(begun):
+    run = run_in(begun)
+    run.finish_epoch(row(1), {})
+    run.last.unlink()
+    with pytest.raises(UsageError, match=r"1 finished epochs, but no last\.pt.* --init-from "):
+        run.start()
+
+
+@pytest.mark.parametrize(
+    "other", [{"training": {}}, {"recipe": SETTINGS["1"].to_json()}], ids=["best.pt", "another run"]
+)
+def test_a_checkpoint_that_this_run_did_not_write_is_refused(begun, other):
+    run = run_in(begun)
+    checkpoint(run, **other).save(run.last)
+    with pytest.raises(CheckpointError, match=r"something else; .* --out NEW --init-from"):
+        run.start()
+
+
+def test_the_way_out_of_a_damaged_checkpoint_is_a_new_run(begun):
+    run = run_in(begun)
+    run.last.write_bytes(run.last.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"--out NEW --init-from .*best\.pt"):
+        run.start()
+
+
+def test_a_run_of_an_older_version_may_go_on(tmp_path):
+    begin_older_run(tmp_path / "run")
+    run_in(tmp_path / "run").check(must_exist=False)
+
+
+def test_a_run_of_an_older_version_had_the_default_of_what_was_no_option_yet(tmp_path):
+    begin_older_run(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"another recipe: dropout 0\.2 there and 0\.5"):
+        run_in(tmp_path / "run", dropout=0.5).check(must_exist=False)
+
+
+@pytest.mark.parametrize("key", ["files_sha256", "labels_sha256"])
+def test_other_images_are_refused(begun, key):
+    with pytest.raises(UsageError, match=f"other images: {key}"):
+        run_in(begun, {**DATA, key: "other"}).check(must_exist=False)
+
+
+def test_of_a_run_that_began_with_files_now_left_out_the_way_out_is_to_replace_them(begun):
+    skipping = run_in(begun, {**DATA, "num_train": 3, "num_val": 2})
+    skipping.config["machine"] = {"bad_images": "skip"}
+    with pytest.raises(UsageError, match=r"num_train 4 there and 3 here; .* replace the files"):
+        skipping.check(must_exist=False)
+
+
+def test_a_config_that_is_none_is_one_line(begun):
+    (begun / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="the configuration of a run"):
+        run_in(begun).check(must_exist=False)
+
+
+def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="holds other files"):
+        run_in(tmp_path).check(must_exist=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_first_start_that_was_killed_leaves_behind_is_swept_away(tmp_path):
+    left_over = tmp_path / ".config.json.123.tmp"
+    left_over.touch()
+    (tmp_path / ".lock").touch()
+    run = run_in(tmp_path)
+    run.check(must_exist=False)
+    with run.locked():
+        assert run.start() is None
+    assert not left_over.exists()
+
+
+def test_temporaries_of_other_programs_beside_a_run_are_left_alone(begun):
+    bundle, file = begun / ".best.bundle.x1y2.tmp", begun / ".model.onnx.123.tmp"
+    bundle.mkdir()
+    file.touch()
+    run = run_in(begun)
+    run.check(must_exist=True)
+    with run.locked():
+        assert run.start().step == 10
+    assert bundle.is_dir()
+    assert file.is_file()
+
+
+def test_of_two_first_starts_one_is_refused(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from irv2.train.run.folder import Run\n"
+        "with Run(Path(sys.argv[1]), {}).locked(): print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UsageError, match="another irv2-train"), run_in(tmp_path).locked():
+            pass
+        other.communicate("")
+    with run_in(tmp_path).locked():
+        pass
+
+
+def test_a_disk_that_knows_no_locks_is_named_and_used(tmp_path, monkeypatch, caplog):
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with run_in(tmp_path).locked():
+        pass
+    assert "can't be locked (No locks available)" in caplog.text
+
+
+def row(epoch: int) -> dict[str, float]:
+    return {"epoch": epoch, "step": 4 * epoch, "train_top1_error": 1.0,
+            "train_top5_error": 0.0, "val_top1_error": 1.0, "val_top5_error": 0.0}  # fmt: skip
+
+
+def test_curves_that_can_not_be_drawn_are_named_and_drawn_after_the_next_epoch(tmp_path, caplog):
+    run = run_in(tmp_path)
+    obstacle = tmp_path / "curves.png"
+    obstacle.mkdir()
+    run.finish_epoch(row(1), {})
+    assert "curves.png: can't be written" in caplog.text
+    assert len(run.metrics()) == 1
+    obstacle.rmdir()
+    run.finish_epoch(row(2), {})
+    assert obstacle.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,187 @@
+"""`irv2 bench loader`: images/s of the training input against the usual Pillow loader.
+
+Both read the same JPEGs, made on the spot, and do the same augmentation down to normalised float32
+batches, on one core. The usual loader is what most PyTorch trainers do: Pillow decodes, crops,
+resizes and changes colours one operation at a time.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from tabulate import tabulate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from irv2.bench.rounds import Rounds, machine, machine_lock, rate, run_rounds
+from irv2.cli.program import FloatRange, Program, json_option, print_json
+from irv2.data.dataset import ImageFolder, open_split
+from irv2.images.bicubic import kernel
+from irv2.train.data.augment import PRINCIPAL, apply_color, draw_color, draw_crop
+from irv2.train.data.loader import Batch, load_epoch
+from irv2.train.settings import SETTINGS
+from irv2.types import UInt8Array
+
+NUM_PHOTOS = 48
+HEIGHT, WIDTH = 375, 500  # ImageNet's most frequent size
+RECIPE = SETTINGS["2"]
+USUAL = "usual Pillow loader"
+RATIOS = {
+    "opencv-cubic": USUAL,
+    "torch7-bicubic": USUAL,
+    "2 workers": "1 worker",
+}
+
+
+@click.command(cls=Program)
+@click.option("--rounds", type=click.IntRange(1), default=9, help="Times that each case is run.")
+@click.option("--seconds", type=FloatRange(0.1), default=4.0, help="Length of one run.")
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=90,
+    help="Of the JPEGs: 90 makes 50 kB each, 97 makes ImageNet's 110 kB, more of it decoding.",
+)  # fmt: skip
+@json_option
+def main(rounds: int, seconds: float, quality: int, as_json: bool) -> None:
+    """Measure the training input: images/s on one core, and what a second worker adds."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    with machine_lock(), tempfile.TemporaryDirectory() as folder:
+        before = machine()
+        num_bytes = write_photos(Path(folder), quality)
+        photos = open_split(Path(folder), "train")
+        # One epoch without an end: the same pictures again and again.
+        endless = photos.subset(np.resize(np.arange(len(photos)), 200_000).tolist())
+        measured = run_rounds(_cases(endless, seconds), rounds, aa="torch7-bicubic", title="loader")
+    result = _result(measured) | {
+        "images": f"{NUM_PHOTOS} JPEGs of {WIDTH}x{HEIGHT}, {num_bytes // NUM_PHOTOS} bytes each",
+        "kernel": kernel().__name__,
+        "machine": before,
+    }
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(_table(result))
+
+
+def _cases(photos: ImageFolder, seconds: float) -> dict[str, Callable[[], float]]:
+    def timed(batches: Callable[[], Iterator[int]]) -> Callable[[], float]:
+        def run() -> float:
+            sizes = batches()
+            next(sizes)  # workers are up, code and files are warm
+            return rate(lambda: next(sizes), seconds)
+
+        return run
+
+    return {
+        USUAL: timed(lambda: _usual(photos)),
+        "opencv-cubic": timed(lambda: _ours_colored(photos, "opencv-cubic")),
+        "torch7-bicubic": timed(lambda: _ours_colored(photos, "torch7-bicubic")),
+        "1 worker": timed(lambda: (len(batch.labels) for batch in _ours(photos, workers=1))),
+        "2 workers": timed(lambda: (len(batch.labels) for batch in _ours(photos, workers=2))),
+    }
+
+
+def _ours(
+    photos: ImageFolder, resampling: str = "torch7-bicubic", workers: int = 0
+) -> Iterator[Batch]:
+    recipe = dataclasses.replace(RECIPE, resampling=resampling)
+    numbered = load_epoch(
+        photos, recipe, epoch=1, start=0, workers=workers, bad_images="error",
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    return (batch for _, batch in numbered)
+
+
+def _ours_colored(photos: ImageFolder, resampling: str) -> Iterator[int]:
+    """With the step that the device does in training, for the same result as the usual loader."""
+    for batch in _ours(photos, resampling):
+        yield len(apply_color(batch.images, batch.matrices, batch.flips))
+
+
+def _usual(photos: ImageFolder) -> Iterator[int]:
+    loader: Any = DataLoader(UsualImages(photos), batch_size=RECIPE.batch_size)
+    return (len(images) for images, _ in loader)
+
+
+class UsualImages(Dataset[tuple[Tensor, int]]):
+    """The original's augmentation in the usual way; float32 (3, S, S) and the label."""
+
+    def __init__(self, photos: ImageFolder) -> None:
+        self._photos = photos
+        self._rng = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        rng, size = self._rng, RECIPE.image_size
+        with Image.open(self._photos.path(i)) as file:
+            image = file.convert("RGB")
+        part = draw_crop(image.height, image.width, rng)
+        assert part is not None  # ten tries fit into 500x375
+        box = (part.left, part.top, part.left + part.width, part.top + part.height)
+        image = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+        draw = draw_color(rng)
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for kind, alpha in zip(draw.order, draw.alphas, strict=True):
+            image = enhancers[kind](image).enhance(alpha)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
+        pixels += torch.tensor(PRINCIPAL @ draw.lighting).float()[:, None, None]
+        mean, std = RECIPE.preprocess.mean, RECIPE.preprocess.std
+        pixels.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
+        return pixels, int(self._photos.labels[i])
+
+
+def write_photos(folder: Path, quality: int) -> int:
+    """Write pictures whose spectrum is that of photographs; returns their bytes in all."""
+    (folder / "train" / "photos").mkdir(parents=True)
+    num_bytes = 0
+    for i in range(NUM_PHOTOS):
+        path = folder / "train" / "photos" / f"{i}.jpg"
+        Image.fromarray(natural_noise(i)).save(path, quality=quality)
+        num_bytes += path.stat().st_size
+    return num_bytes
+
+
+def natural_noise(seed: int) -> UInt8Array:
+    """Noise whose amplitude falls with the frequency, as that of photographs; colours are weak."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
+    frequency[0, 0] = np.inf  # no constant part
+    phases = np.exp(2j * np.pi * rng.random((3, *frequency.shape)))
+    grey, red, blue = np.fft.irfft2(phases / frequency**1.5, (HEIGHT, WIDTH))
+    rgb = np.stack([grey + 0.2 * red, grey - 0.1 * (red + blue), grey + 0.2 * blue], axis=2)
+    pixels: UInt8Array = np.clip(120 + 55 * rgb / grey.std(), 0, 255).astype(np.uint8)
+    return pixels
+
+
+def _result(measured: Rounds) -> dict[str, Any]:
+    return {
+        "images_per_s": {name: round(measured.median(name), 1) for name in measured.rates},
+        "ratios": {
+            f"{name} / {base}": measured.ratio(name, base).to_json()
+            for name, base in RATIOS.items()
+        },
+        "aa": measured.aa("torch7-bicubic").to_json(),
+        "void": measured.is_void("torch7-bicubic"),
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    rates = tabulate(result["images_per_s"].items(), headers=["case", "images/s"], floatfmt=".0f")
+    rows = [
+        [name, ratio["ratio"], f"{ratio['lower_95']} to {ratio['upper_95']}"]
+        for name, ratio in [*result["ratios"].items(), ("same case twice", result["aa"])]
+    ]
+    ratios = tabulate(rows, headers=["ratio", "median", "95 %"], floatfmt=".2f")
+    void = "\nVOID: the same case differed from itself; is the machine busy?" * result["void"]
+    return f"{rates}\n\n{ratios}\n\n{result['images']}; kernel {result['kernel']}{void}"

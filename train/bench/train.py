@@ -1,0 +1,312 @@
+"""`irv2 bench train`: images/s of a training step, against a plain loop and this machine's peak.
+
+The plain loop is what a first script would be: NCHW, eager, one batch norm over the whole batch, in
+float32 and under autocast in bfloat16. Ours is the trainer's own step with its groups. The peak is
+the best rate of a few of the network's larger convolutions, forward, in the same run. What a step
+is short of it goes to batch norm, ReLU and concatenation, which move memory, and to convolutions
+too small for the machine: only fusing them into the convolutions would raise the share
+(docs/training.md).
+"""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from irv2.bench.rounds import Rounds, machine, machine_lock, rate, run_rounds
+from irv2.cli.program import FloatRange, Program, device_option, json_option, print_json
+from irv2.data.dataset import ImageFolder, open_split
+from irv2.model import inception_resnet_v2
+from irv2.model.summary import summarize
+from irv2.runners.torch import resolve_device, use_full_float32
+from irv2.train.bench.loader import write_photos
+from irv2.train.bench.memory import NUM_CLASSES, measure_memory, memory_table, random_batch
+from irv2.train.data.loader import load_epoch
+from irv2.train.learner.step import DTYPES, Computation, Learner
+from irv2.train.processes import Processes
+from irv2.train.settings import SETTINGS, Precision, Recipe
+
+PLAIN = "plain fp32"
+PLAIN_BF16 = "plain bf16"
+# Channels, height = width, kernel: larger convolutions of the grids of 35, 17 and 8 pixels.
+PEAK_CONVOLUTIONS = ((256, 35, 3), (384, 17, 3), (256, 8, 3), (384, 35, 1))
+BACKWARD_AND_FORWARD = 3  # forward passes' worth of work in a step
+PHOTO_QUALITY = 97  # as heavy as ImageNet's
+# Convolutions between two waits for the device: waiting takes a GPU as long as a convolution.
+CONVOLUTIONS_PER_CALL = {"cpu": 1, "cuda": 50}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to measure; `seconds` per case and round, at least one step."""
+
+    recipe: Recipe
+    device: str
+    rounds: int
+    seconds: float
+    compile: bool
+    micro_batch: int | None
+
+
+@click.command(cls=Program)
+@click.option("--batch-size", type=click.IntRange(2), default=64, help="Images per step.")
+@click.option("--bn-group", type=click.IntRange(2), default=32,
+              help="Images that share batch-norm statistics.")  # fmt: skip
+@click.option("--micro-batch", type=click.IntRange(2), metavar="IMAGES",
+              help="Images at a time through ours.  [default: all]")  # fmt: skip
+@click.option("--image-size", type=click.IntRange(75), default=299, metavar="PIXELS",
+              help="Side of an image.")  # fmt: skip
+@click.option("--width", type=FloatRange(0, 4, min_open=True), default=1.0,
+              help="Factor of every channel count.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=5, help="Times each case runs.")
+@click.option("--seconds", type=FloatRange(0), default=10.0,
+              help="Time of a case in a round; one step at least.")  # fmt: skip
+@click.option("--compile", is_flag=True, help="Also measure ours through torch.compile.")
+@click.option("--workers", type=click.IntRange(0), default=2, help="Decoding processes.")
+@click.option("--wait-steps", type=click.IntRange(1), default=4,
+              help="Steps over which waiting for images is measured.")  # fmt: skip
+@click.option("--memory", is_flag=True,
+              help="Measure instead what --checkpoint-activations saves: the peak memory of two "
+              "bf16 steps, each way in a process of its own.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path), metavar="DIR", envvar="IRV2_DATA",
+              show_envvar=True,
+              help="Images to wait for.  [default: JPEGs of 500x375 made on the spot]")  # fmt: skip
+@device_option
+@json_option
+def main(
+    batch_size: int, bn_group: int, micro_batch: int | None, image_size: int, width: float,
+    rounds: int, seconds: float, compile: bool, workers: int, wait_steps: int, memory: bool,
+    data: Path | None, device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure training steps of the full network: images/s, share of this machine's peak, waiting.
+
+    The peak is that of convolutions alone, in the same precision. Beside it a step also normalises,
+    rectifies and concatenates, which moves memory; fusing these into the convolutions, as --compile
+    does on a GPU, is what would raise the share.
+    """
+    recipe = dataclasses.replace(
+        SETTINGS["2"], batch_size=batch_size, bn_group=bn_group, image_size=image_size,
+        resize=round(328 * image_size / 299), width=width,
+    )  # fmt: skip
+    options = Options(
+        recipe=recipe, device=resolve_device(device), rounds=rounds, seconds=seconds,
+        compile=compile, micro_batch=micro_batch,
+    )  # fmt: skip
+    with machine_lock():
+        if memory:
+            report = measure_memory(recipe, options.device, micro_batch)
+        else:
+            report = measure(options)
+            with _images(data) as folder:
+                report["data_wait"] = measure_wait(options, folder, workers, wait_steps)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(memory_table(report) if memory else _table(report))
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Rates of every case, their ratios to the plain loop, and shares of the peak."""
+    use_full_float32()
+    before = machine()
+    cases: dict[str, Callable[[], float]] = {
+        PLAIN: _timed(plain_loop(options, torch.float32), options.seconds),
+        PLAIN_BF16: _timed(plain_loop(options, torch.bfloat16), options.seconds),
+        "ours fp32": _timed(our_step(options, "fp32"), options.seconds),
+        "ours bf16": _timed(our_step(options, "bf16"), options.seconds),
+    }
+    if options.compile:
+        cases["ours bf16 compiled"] = _timed(our_step(options, "bf16", True), options.seconds)
+    for case in cases.values():
+        case()  # first steps allocate, choose algorithms, compile
+    peaks = {
+        f"{name} {side}x{side} {kernel}x{kernel} x{channels}": _timed(
+            convolution(channels, side, kernel, dtype, options.device), min(1.0, options.seconds)
+        )
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        for channels, side, kernel in PEAK_CONVOLUTIONS
+    }
+    found = run_rounds({**cases, **peaks}, options.rounds, aa=PLAIN, title="bench train")
+    return _report(options, before, found, list(cases), list(peaks))
+
+
+def plain_loop(options: Options, dtype: torch.dtype) -> Callable[[], int]:
+    """One step of a plain loop, under autocast unless in float32; returns its images."""
+    recipe, device = options.recipe, torch.device(options.device)
+    model = inception_resnet_v2(NUM_CLASSES, recipe.blocks, recipe.width).to(device).train()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True,
+        weight_decay=recipe.weight_decay,
+    )  # fmt: skip
+    side, num = recipe.image_size, recipe.batch_size
+    images = torch.rand(num, 3, side, side, device=device)
+    labels = torch.arange(num, device=device) % NUM_CLASSES
+
+    def step() -> int:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        loss.item()  # waits for the device
+        return num
+
+    return step
+
+
+def our_step(options: Options, precision: Precision, compile: bool = False) -> Callable[[], int]:
+    """One step of the trainer, colouring of the images included; returns its images."""
+    learner = _learner(options, precision, compile)
+    batch = random_batch(options.recipe)
+
+    def step() -> int:
+        learner.step(1, batch, len(batch.labels)).cpu()  # waits for the device
+        return len(batch.labels)
+
+    return step
+
+
+def _learner(options: Options, precision: Precision, compile: bool = False) -> Learner:
+    recipe = dataclasses.replace(options.recipe, precision=precision)
+    computation = Computation(
+        device=options.device, compile=compile, micro_batch=options.micro_batch
+    )
+    computation.check(recipe, Processes())
+    model = inception_resnet_v2(NUM_CLASSES, recipe.blocks, recipe.width).train()
+    return Learner(model, recipe, computation, Processes())
+
+
+def convolution(
+    channels: int, side: int, kernel: int, dtype: torch.dtype, device: str
+) -> Callable[[], int]:  # fmt: skip
+    """Forward convolutions of 32 images each; returns their floating-point operations."""
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    last = torch.channels_last
+    images = torch.rand(32, channels, side, side, **options).contiguous(memory_format=last)
+    weight = torch.rand(channels, channels, kernel, kernel, **options)
+    weight = weight.contiguous(memory_format=last)
+    num = CONVOLUTIONS_PER_CALL[device]
+    flop = 2 * images.numel() * channels * kernel**2
+
+    @torch.inference_mode()
+    def step() -> int:
+        for _ in range(num):
+            F.conv2d(images, weight, padding=kernel // 2)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return num * flop
+
+    return step
+
+
+@contextmanager
+def _images(data: Path | None) -> Iterator[ImageFolder]:
+    """The training images of `data`, or photographs made on the spot."""
+    if data is not None:
+        yield open_split(data, "train")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder), PHOTO_QUALITY)
+        yield open_split(Path(folder), "train")
+
+
+def measure_wait(
+    options: Options, folder: ImageFolder, workers: int, num_steps: int
+) -> dict[str, Any]:
+    """The share of time that bf16 training waits for images, after its first step."""
+    learner = _learner(options, "bf16")
+    # However few there are, they are read again and again.
+    needed = np.resize(np.arange(len(folder)), (num_steps + 1) * options.recipe.batch_size)
+    batches = load_epoch(
+        folder.subset(needed.tolist()), options.recipe, 1, start=0, workers=workers,
+        bad_images="error", device=torch.device(options.device),
+    )  # fmt: skip
+    waited, started, images = 0.0, 0.0, 0
+    for step in range(num_steps + 1):
+        asked = time.perf_counter()
+        _, batch = next(batches)
+        got = time.perf_counter()
+        learner.step(step + 1, batch, len(batch.labels)).cpu()
+        if step == 0:  # the workers' start
+            started = time.perf_counter()
+        else:
+            waited += got - asked
+            images += len(batch.labels)
+    elapsed = time.perf_counter() - started
+    return {
+        "percent": round(100 * waited / elapsed, 2),
+        "images_per_s": round(images / elapsed, 2),
+        "steps": num_steps,
+        "workers": workers,
+        "data": str(folder.root.parent),
+    }
+
+
+def _timed(step: Callable[[], int], seconds: float) -> Callable[[], float]:
+    return lambda: rate(step, seconds)
+
+
+def _report(
+    options: Options, before: dict[str, Any], found: Rounds, cases: list[str], peaks: list[str]
+) -> dict[str, Any]:  # fmt: skip
+    recipe = options.recipe
+    rows = summarize(recipe.model_config(NUM_CLASSES), recipe.image_size)
+    flop = BACKWARD_AND_FORWARD * sum(row.flop for row in rows)
+    peak = {
+        name: max(found.median(case) for case in peaks if case.startswith(name))
+        for name in DTYPES
+        if any(case.startswith(name) for case in peaks)
+    }
+    return {
+        "machine": {**before, "device": options.device, "threads": torch.get_num_threads()},
+        "compared": {
+            "batch_size": recipe.batch_size, "bn_group": recipe.bn_group,
+            "micro_batch": options.micro_batch, "image_size": recipe.image_size,
+            "width": recipe.width, "rounds": options.rounds, "seconds": options.seconds,
+        },
+        "peak_gflop_per_s": {name: round(value / 1e9, 1) for name, value in peak.items()},
+        "gflop_per_image": round(flop / 1e9, 2),
+        "cases": {
+            case: {
+                "images_per_s": round(found.median(case), 3),
+                "percent_of_peak": round(100 * found.median(case) * flop / peak[_kind(case)], 1),
+                "over_plain": found.ratio(case, PLAIN).to_json(),
+            }
+            for case in cases
+        },
+        # Whether the trainer's bfloat16 uses the machine as well as a plain loop does.
+        "ours_over_plain_bf16": found.ratio("ours bf16", PLAIN_BF16).to_json(),
+        "aa": found.aa(PLAIN).to_json(),
+        "void": found.is_void(PLAIN),
+    }  # fmt: skip
+
+
+def _kind(case: str) -> str:
+    return next(name for name in DTYPES if name in case)
+
+
+def _table(report: dict[str, Any]) -> str:
+    lines = [f"{'case':20} {'images/s':>9} {'of peak':>8} {'over plain (95 %)':>22}"]
+    for case, row in report["cases"].items():
+        ratio = row["over_plain"]
+        lines.append(
+            f"{case:20} {row['images_per_s']:9.2f} {row['percent_of_peak']:6.1f} % "
+            f"{ratio['ratio']:8.3f} ({ratio['lower_95']:.3f}-{ratio['upper_95']:.3f})"
+        )
+    ratio = report["ours_over_plain_bf16"]
+    lines.append(
+        f"ours bf16 over plain bf16: {ratio['ratio']} ({ratio['lower_95']}-{ratio['upper_95']})"
+    )
+    lines.append(f"convolution peak, GFLOP/s: {report['peak_gflop_per_s']}")
+    lines.append(f"waiting for images: {report['data_wait']['percent']} % of bf16 training")
+    if report["void"]:
+        lines.append(f"void: the plain loop differs from itself: {report['aa']}")
+    return "\n".join(lines)

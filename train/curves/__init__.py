@@ -1,0 +1,1 @@
+"""Training curves, from our logs and from the original's."""

@@ -1,0 +1,138 @@
+"""Training curves in the original's style: of runs, of its own logs, and its published one."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from irv2.errors import DataError
+from irv2.system.files import write_atomically
+from irv2.train.curves.torch7_log import read_torch7_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+METRICS = "metrics.jsonl"
+_DRAWN = {
+    "epoch",
+    *(f"{split}_{top}_error" for split in ("train", "val") for top in ("top1", "top5")),
+}
+_AVERAGED = {"ema_val_top1_error", "ema_val_top5_error"}  # where every row has them
+# Epoch, top-1 and top-5 of setting 1 on ImageNet, read off the original's picture to about +-0.5.
+_PUBLISHED = (
+    (1, 81, 59), (5, 51, 26), (10, 40.5, 17), (15, 36, 14), (20, 33, 12), (30, 30, 10),
+    (40, 27.7, 9), (50, 26.4, 8.2), (60, 25.5, 7.9), (70, 25, 7.6), (80, 24.6, 7.5),
+    (90, 24.4, 7.4),
+)  # fmt: skip
+_PUBLISHED_SPIKE = (22, 51, 30)  # of one epoch: no line leads there
+
+
+class Curve(NamedTuple):
+    """The errors of one run; a row per epoch, named as in metrics.jsonl."""
+
+    name: str
+    rows: list[dict[str, float]]
+
+
+def read_curve(path: Path) -> Curve:
+    """The curve of a run's folder, a metrics.jsonl or a Torch7 log.
+
+    Raises DataError where it is none of them or no epoch is finished.
+    """
+    log = path / METRICS if path.is_dir() else path
+    name = log.absolute().parent.name if log.name == METRICS else log.stem
+    if not log.is_file():
+        raise DataError(path, f"no {METRICS} in it", "a run of irv2-train or a Torch7 log")
+    with log.open("rb") as file:
+        is_json = file.read(64).lstrip().startswith(b"{")
+    rows = read_metrics(log) if is_json or log.name == METRICS else read_torch7_log(log)
+    if not rows:
+        raise DataError(log, "no finished epoch in it", "a run of irv2-train or a Torch7 log")
+    return Curve(name, rows)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl, one per epoch; none where there is no file.
+
+    Raises DataError for a line that is something else.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:  # of the text or of its bytes
+            raise DataError(path, f"line {number} is not JSON", "one object per epoch") from error
+        if not isinstance(row, dict) or not row.keys() >= _DRAWN:
+            raise DataError(path, f"line {number} lacks an epoch's errors", "a run's metrics")
+        for name, value in row.items():
+            if not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+                raise DataError(path, f"line {number}: {name} is {value!r:.60}", "a number")
+        rows.append(row)
+    return rows
+
+
+def draw_curves(
+    curves: Sequence[tuple[str, list[dict[str, float]]]], out: Path, *,
+    published: bool = False, max_error: float = 100.0,
+) -> None:  # fmt: skip
+    """Errors over epochs of named runs, up to `max_error` percent, as a PNG.
+
+    One run: training red, validation blue, and green where the recipe averages weights. Several: a
+    colour each, training thin. Top-5 is dashed.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    if published:
+        _draw_published(axes)
+    for i, (name, rows) in enumerate(curves):
+        if len(curves) == 1:
+            _draw_errors(axes, rows, "train", "red", 1.2, _label("training", rows[-1], "train"))
+            _draw_errors(axes, rows, "val", "blue", 1.2, _label("validation", rows[-1], "val"))
+            if all(row.keys() >= _AVERAGED for row in rows):
+                label = _label("validation, averaged weights", rows[-1], "ema_val")
+                _draw_errors(axes, rows, "ema_val", "green", 1.2, label)
+        else:
+            _draw_errors(axes, rows, "train", f"C{i}", 0.6, None)
+            _draw_errors(axes, rows, "val", f"C{i}", 1.6, _label(name, rows[-1], "val"))
+    training = "; thin: training" if len(curves) > 1 else ""
+    axes.set(xlabel="epoch", ylabel=f"error, %   (dashed: top-5{training})", ylim=(0, max_error))
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    write_atomically(out, lambda beside: figure.savefig(beside, format="png", dpi=100))
+
+
+def _label(name: str, row: dict[str, float], split: str) -> str:
+    top1, top5 = row[f"{split}_top1_error"], row[f"{split}_top5_error"]
+    shown = name.replace("$", r"\$")  # no formula
+    if shown.startswith("_"):  # matplotlib would leave it out
+        shown = f" {shown}"
+    return f"{shown}: {top1:.2f} / {top5:.2f} % after epoch {row['epoch']:.0f}"
+
+
+def _draw_errors(
+    axes: "Axes", rows: list[dict[str, float]], split: str, color: str, width: float,
+    label: str | None,
+) -> None:  # fmt: skip
+    """Top-1 solid, top-5 dashed; without a label they are not in the legend."""
+    epochs = [row["epoch"] for row in rows]
+    marker = "." if len(rows) < 30 else None
+    for top, style in (("top1", "solid"), ("top5", "dashed")):
+        errors = [row[f"{split}_{top}_error"] for row in rows]
+        axes.plot(epochs, errors, color=color, linestyle=style, linewidth=width, marker=marker,
+                  markersize=4 * width, label=label if top == "top1" else None)  # fmt: skip
+
+
+def _draw_published(axes: "Axes") -> None:
+    epochs, top1, top5 = zip(*_PUBLISHED, strict=True)
+    label = "published, setting 1 on ImageNet: 24.41 / 7.41 % after epoch 90"
+    for line, style, shown in ((top1, "solid", label), (top5, "dashed", None)):
+        axes.plot(epochs, line, color="black", linestyle=style, linewidth=1, marker="x",
+                  markersize=4, label=shown)  # fmt: skip
+    epoch, *errors = _PUBLISHED_SPIKE
+    axes.plot([epoch] * 2, errors, color="black", linestyle="none", marker="x", markersize=4)

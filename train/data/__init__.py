@@ -1,0 +1,1 @@
+"""Training's input: order, decoding, augmentation."""

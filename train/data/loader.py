@@ -1,0 +1,199 @@
+"""Batches of one epoch: which images, in which order and how augmented is a function of the seed.
+
+Nothing here has a state: the order depends on (seed, epoch) and an image's augmentation on (seed,
+epoch, image), so that a run resumes anywhere with the same batches, whatever the workers.
+"""
+
+import logging
+import multiprocessing
+import signal
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from irv2.data.dataset import BadImages, ImageFolder
+from irv2.errors import DataError, EngineError, ImageError
+from irv2.evaluate import BAD_IMAGE_WAY_OUT, FILE_LIMITS
+from irv2.images.decode import decode
+from irv2.images.preprocess import resize_and_crop
+from irv2.train.data.augment import color_matrix, draw_color, random_shift, random_sized_crop
+from irv2.train.learner.batch_norm import split_groups
+from irv2.train.settings import Recipe
+from irv2.types import FloatArray, UInt8Array
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+# In what the loader says where a worker was killed, or found no shared memory for its batch.
+LOST_WORKER = ("exited unexpectedly", "is killed by signal", "shared memory", "/torch_")
+
+
+class Batch(NamedTuple):
+    """What the workers ship: uint8 crops and how to colour them on the device."""
+
+    images: Tensor  # uint8 (N, S, S, 3)
+    matrices: Tensor  # float32 (N, 3, 4)
+    flips: Tensor  # bool (N,)
+    labels: Tensor  # int64 (N,)
+
+
+class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
+    """The augmented images of one epoch, a batch at a time, with the errors of unreadable ones."""
+
+    def __init__(self, folder: ImageFolder, recipe: Recipe, epoch: int) -> None:
+        self._folder, self._recipe, self._epoch = folder, recipe, epoch
+
+    def __getitems__(self, indices: list[int]) -> tuple[Batch, list[ImageError]]:
+        batch = _empty_batch(len(indices), self._recipe.image_size)
+        images, matrices, flips, labels = (part.numpy() for part in batch)
+        done, errors = 0, []
+        for i in indices:
+            try:
+                matrices[done], flips[done] = self._augment(i, images[done])
+            except ImageError as error:
+                errors.append(error)
+            else:
+                labels[done] = self._folder.labels[i]
+                done += 1
+        done = done if done > 1 else 0  # batch norm can't normalise a single image
+        return Batch(*(part[:done] for part in batch)), errors
+
+    def _augment(self, i: int, out: UInt8Array) -> tuple[FloatArray, bool]:
+        """Write image `i`, cut and resized, into `out`; returns its colour matrix and flip."""
+        recipe = self._recipe
+        rng = np.random.default_rng([recipe.seed, self._epoch, i])
+        image = self._decode(i)
+        if recipe.augmentation == "shift":
+            whole = resize_and_crop(image, recipe.preprocess)
+            random_shift(whole, recipe.max_shift, rng, out)
+        else:
+            random_sized_crop(image, recipe.image_size, recipe.resampling, rng, out)
+        matrix = color_matrix(out, draw_color(rng), recipe.preprocess)
+        return matrix, recipe.flip and bool(rng.random() < 0.5)
+
+    def _decode(self, i: int) -> UInt8Array:
+        try:
+            return decode(self._folder.read(i), FILE_LIMITS)
+        except ImageError as error:
+            raise error.named(self._folder.path(i), BAD_IMAGE_WAY_OUT) from error
+
+
+def _empty_batch(num: int, size: int) -> Batch:
+    """Memory for a batch; a worker's is shared from the start, so that shipping copies nothing."""
+    batch = Batch(
+        torch.empty(num, size, size, 3, dtype=torch.uint8),
+        torch.empty(num, 3, 4),
+        torch.empty(num, dtype=torch.bool),
+        torch.empty(num, dtype=torch.int64),
+    )
+    if get_worker_info() is not None:
+        batch.images.share_memory_()  # type: ignore[no-untyped-call]
+    return batch
+
+
+def batch_indices(num_images: int, recipe: Recipe, epoch: int) -> list[list[int]]:
+    """The image indices of every batch of an epoch, in order.
+
+    The last short batch is kept, but for a single image, which batch norm can't normalise.
+    """
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(num_images).tolist()
+    size, num = recipe.batch_size, num_batches(num_images, recipe)
+    if num * size == num_images - 1:
+        logger.info("epoch %d: its last batch has one image and is skipped", epoch)
+    return [order[i * size : (i + 1) * size] for i in range(num)]
+
+
+def num_batches(num_images: int, recipe: Recipe) -> int:
+    """How many batches an epoch has; raises DataError where there is none."""
+    num = recipe.num_batches(num_images)
+    if not num:
+        raise DataError("training images", f"{num_images}", "at least 2")
+    return num
+
+
+def share(batch: list[int], recipe: Recipe, rank: int, world_size: int) -> list[int]:
+    """The part of a global batch that process `rank` of `world_size` trains on.
+
+    Whole batch-norm groups, split as train/learner/batch_norm.py splits them in one process: with a
+    group per process, rank r gets group r. Of a batch with fewer groups the last ranks get nothing.
+    """
+    groups = np.array_split(batch, split_groups(len(batch), recipe.bn_groups))
+    mine = np.array_split(np.arange(len(groups)), world_size)[rank]
+    return [int(i) for group in mine for i in groups[group]]
+
+
+def load_epoch(
+    folder: ImageFolder, recipe: Recipe, epoch: int, *, start: int, workers: int,
+    bad_images: BadImages, device: torch.device, rank: int = 0, world_size: int = 1,
+) -> Generator[tuple[int, Batch], None, None]:  # fmt: skip
+    """This rank's share of the batches of `epoch` from number `start` on, each with its number.
+
+    `workers` processes decode; 0 decodes here. Raises ImageError for an unreadable image unless
+    `bad_images` is skip, and EngineError where a worker is lost. A share with fewer than two
+    images left is passed over in a lone process; among several it comes as a batch of none, so
+    that all ranks see the same numbers.
+
+    Whoever stops before the end closes it: while it is referred to, as an error's traceback does,
+    the workers stay, and a process waits for them when it ends.
+    """
+    batches = batch_indices(len(folder), recipe, epoch)[start:]
+    shares = [share(batch, recipe, rank, world_size) for batch in batches]
+    loader: Any = DataLoader(
+        _Epoch(folder, recipe, epoch),
+        batch_sampler=shares,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_prepare_worker,
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # else the loader draws from the run's own random state
+    )
+    for number, (batch, errors) in enumerate(_sent(loader), start):
+        for error in errors:
+            if bad_images == "error":
+                raise error
+            logger.warning("left out: %s", error)
+        if len(shares[number - start]) - len(errors) == 1:
+            logger.warning("left out: the one image that remains of batch %d", number)
+        if len(batch.labels) or world_size > 1:
+            yield number, batch
+
+
+def _sent(loader: Iterable[T]) -> Iterator[T]:
+    """What the workers send. Raises EngineError where one is lost, and ends the others.
+
+    These ignore SIGTERM, and this process would wait for them when it ends.
+    """
+    batches = iter(loader)
+    # The loader's handler raises wherever this process is, in a step or a save as well. Without it
+    # a lost worker is found within 5 s of asking for its batch.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        text = str(error)
+        if not any(sign in text for sign in LOST_WORKER):
+            raise
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise EngineError(
+            "a decoding process", f"was lost ({text.strip().splitlines()[-1]})",
+            "memory for each, and room in /dev/shm", "lower --workers",
+        ) from error  # fmt: skip
+
+
+def _as_it_is(batch: T) -> T:
+    return batch
+
+
+def _prepare_worker(_worker: int) -> None:
+    """One core's work, without threads of its own; signals to the group are for the trainer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,1 @@
+"""What learns: the step and its batch norm, averages and memory."""

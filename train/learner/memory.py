@@ -1,0 +1,51 @@
+"""Memory of a training step: how much it took, and how to do with less.
+
+Source: the original's shareGradInput, which shared gradient buffers; here the activations inside a
+block are computed again when the backward pass needs them (Chen et al., arXiv:1604.06174).
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from irv2.model.paper import InceptionResNetV2
+from irv2.train.learner.batch_norm import frozen_statistics
+
+STATUS = Path("/proc/self/status")
+
+
+def checkpoint_activations(model: InceptionResNetV2) -> None:
+    """Keep only the outputs of the stem's parts and of each block; the rest is computed again.
+
+    Same results bit for bit: nothing in a block is random, and the second pass leaves the running
+    statistics alone. The names in the state_dict stay, since only `forward` is replaced.
+    """
+    segments = [
+        *model.stem, *model.blocks_a, model.reduction_a, *model.blocks_b, model.reduction_b,
+        *model.blocks_c,
+    ]  # fmt: skip
+    for segment in segments:
+        segment.forward = partial(
+            checkpoint, segment.forward, use_reentrant=False, preserve_rng_state=False,
+            context_fn=partial(_contexts, segment),
+        )  # fmt: skip
+
+
+def _contexts(
+    segment: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around the first pass, and around the second."""
+    return nullcontext(), frozen_statistics(segment)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory held so far: of the GPU by torch, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # getrusage also counts what the process held before it became this program.
+    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) / 2**10  # KiB

@@ -1,0 +1,245 @@
+"""One optimiser step: forward, backward, update, over micro-batches and processes.
+
+The loss is the mean over the images of all processes. Batch norm sees groups of the recipe's size,
+however these are spread: over one pass, micro-batches or processes. With one group per
+micro-batch or process the weights are the same bit for bit.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from irv2.checkpoint import Checkpoint
+from irv2.errors import EngineError, UsageError
+from irv2.model.paper import InceptionResNetV2
+from irv2.runners.torch import use_full_float32
+from irv2.train.data.augment import apply_color
+from irv2.train.data.loader import Batch
+from irv2.train.learner.batch_norm import frozen_statistics, group_batch_norm, split_groups
+from irv2.train.learner.ema import Ema
+from irv2.train.learner.memory import checkpoint_activations
+from irv2.train.processes import Processes
+from irv2.train.settings import Recipe
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Computation:
+    """How a step is computed, which changes its results by rounding at most.
+
+    `micro_batch` images go through the network at a time; None: all of this process's.
+    """
+
+    device: str = "cpu"
+    micro_batch: int | None = None
+    compile: bool = False
+    checkpoint_activations: bool = False
+
+    def check(self, recipe: Recipe, processes: Processes) -> None:
+        """Raises UsageError where batch-norm groups would be torn or options exclude each other."""
+        if self.compile and self.checkpoint_activations:
+            # torch.compile knows no second pass that leaves the running statistics alone.
+            raise UsageError(
+                "--checkpoint-activations", "given with --compile", "one of the two",
+                "leave out --compile, or pass --micro-batch to save memory",
+            )  # fmt: skip
+        if recipe.bn_groups % processes.size:
+            raise UsageError(
+                "--batch-size", f"{recipe.batch_size} images on {processes.size} processes",
+                f"a multiple of {recipe.bn_group * processes.size}", "change it or --bn-group",
+            )  # fmt: skip
+        if self.micro_batch is None:
+            return
+        if self.micro_batch % recipe.bn_group:
+            raise UsageError(
+                "--micro-batch", f"{self.micro_batch} images", f"a multiple of {recipe.bn_group}",
+                "change it or --bn-group",
+            )  # fmt: skip
+        num_groups = recipe.bn_groups // processes.size
+        if num_groups % self.groups_at_once(num_groups, recipe):
+            raise UsageError(
+                "--micro-batch", f"{self.micro_batch} images of {num_groups * recipe.bn_group}",
+                "a part of which all are equally large", "change it or --batch-size",
+            )  # fmt: skip
+
+    def groups_at_once(self, num_groups: int, recipe: Recipe) -> int:
+        """How many of this process's `num_groups` groups of batch norm go through in one pass."""
+        if self.micro_batch is None:
+            return num_groups
+        return min(num_groups, self.micro_batch // recipe.bn_group)
+
+
+class Learner:
+    """A network, its optimiser, and the average of its weights where the recipe has one."""
+
+    def __init__(
+        self, model: InceptionResNetV2, recipe: Recipe, computation: Computation,
+        processes: Processes,
+    ) -> None:  # fmt: skip
+        self.model, self._recipe, self._processes = model, recipe, processes
+        self._device = torch.device(computation.device)
+        self._num_groups = recipe.bn_groups // processes.size  # of a full batch, here
+        self._groups_at_once = computation.groups_at_once(self._num_groups, recipe)
+        _configure_torch(recipe)
+        group_batch_norm(model, self._groups_at_once)
+        model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if computation.checkpoint_activations:
+            checkpoint_activations(model)
+        self.ema = Ema(model) if recipe.ema_decay else None
+        self._scaler = torch.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
+        # Fused SGD leaves momentum uninitialised where the scaler skips the first step.
+        self._optimizer = torch.optim.SGD(
+            model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, dampening=0,
+            weight_decay=recipe.weight_decay, nesterov=True, fused=not self._scaler.is_enabled(),
+        )  # fmt: skip
+        self._parallel = self._in_parallel() if processes.size > 1 else None
+        self._forward: Any = self._parallel or model
+        if computation.compile:
+            self._forward = torch.compile(self._forward)
+
+    def _in_parallel(self) -> DistributedDataParallel:
+        # Batch-norm buffers are not exchanged: the first process's are the ones that count, and
+        # only it saves. The others' influence nothing.
+        ids = [self._device.index] if self._device.type == "cuda" else None
+        return DistributedDataParallel(
+            self.model, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def step(self, number: int, batch: Batch, num_images: int) -> Tensor:
+        """Step `number` of the run over this process's share of a batch of `num_images`.
+
+        Returns, over all processes: summed loss, images wrong in top 1 and in top 5, images.
+        Raises EngineError where memory or, with `compile`, a compiler is missing.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.learning_rate_at(number)
+        with _failures_named():
+            return self._step(number, batch, num_images)
+
+    def _step(self, number: int, batch: Batch, num_images: int) -> Tensor:
+        self._optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros(4, dtype=torch.float64, device=self._device)
+        batch = Batch(*(part.to(self._device, non_blocking=True) for part in batch))
+        first_group = self._processes.rank * self._num_groups
+        with ExitStack() as later:
+            for i, (part, is_last) in enumerate(self._micro_batches(batch)):
+                if i == 1:  # running statistics are those of the first group
+                    later.enter_context(frozen_statistics(self.model))
+                self._seed_dropout(number, first_group + i * self._groups_at_once)
+                with self._gradients_summed(now=is_last):
+                    totals += self._accumulate(part, num_images)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.model, self._recipe.ema_decay_at(number))
+        return self._processes.sum(totals)
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
+        """Whole groups of batch norm at a time, each with whether it is the last."""
+        num = len(batch.labels)
+        groups = np.array_split(np.arange(num), split_groups(num, self._num_groups))
+        starts = [int(g[0]) if len(g) else 0 for g in groups[:: self._groups_at_once]]
+        for start, end in zip(starts, [*starts[1:], num], strict=True):
+            yield Batch(*(part[start:end] for part in batch)), end == num
+
+    def _accumulate(self, part: Batch, num_images: int) -> Tensor:
+        """Add the gradients of one micro-batch; returns its totals, as `step` does."""
+        images, labels = self._inputs(part)
+        precision = DTYPES[self._recipe.precision]
+        with torch.autocast(self._device.type, precision, enabled=precision != torch.float32):
+            logits: Tensor = self._forward(images)
+        loss = F.cross_entropy(
+            logits if precision == torch.float32 else logits.float(), labels, reduction="sum",
+            label_smoothing=self._recipe.label_smoothing,
+        )  # fmt: skip
+        # DistributedDataParallel divides by the number of processes.
+        mean = loss * (self._processes.size / num_images)
+        self._scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
+        return _count(logits.detach(), labels, loss.detach())
+
+    def _inputs(self, part: Batch) -> tuple[Tensor, Tensor]:
+        if not len(part.labels):  # of a short batch the last processes have no group
+            side = self._recipe.image_size
+            return part.matrices.new_empty(0, 3, side, side), part.labels.long()
+        return apply_color(part.images, part.matrices, part.flips), part.labels
+
+    def _gradients_summed(self, now: bool) -> AbstractContextManager[None]:
+        return nullcontext() if self._parallel is None or now else self._parallel.no_sync()
+
+    def _seed_dropout(self, number: int, group: int) -> None:
+        """What is dropped depends on (seed, step, group), so that no random state is kept."""
+        entropy = np.random.SeedSequence([self._recipe.seed, number, group])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every weight and running statistic is a finite number, averages included."""
+        average = self.ema.state_dict if self.ema is not None else {}
+        values = [*self.model.state_dict().values(), *average.values()]
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the weights."""
+        state: dict[str, Any] = {"optimizer": self._optimizer.state_dict()}
+        if self._scaler.is_enabled():
+            state["scaler"] = self._scaler.state_dict()
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict
+        return state
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of the same recipe."""
+        self.model.load_state_dict(checkpoint.state_dict)
+        self._optimizer.load_state_dict(checkpoint.training["optimizer"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(checkpoint.training["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint.training["ema"])
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """Around a step: those that the machine is to blame for, as EngineError."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = [line for line in str(error).splitlines() if line and not line.endswith("raised:")]
+        reason = lines[0] if lines else type(error).__name__
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise EngineError(
+                "--compile", reason, "a compiler that works (g++, Triton)", "leave out --compile"
+            ) from error
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise EngineError(
+                "memory", reason, "room for the images of a step",
+                "pass --micro-batch or --checkpoint-activations",
+            ) from error  # fmt: skip
+        raise
+
+
+def _configure_torch(recipe: Recipe) -> None:
+    use_full_float32()
+    if recipe.deterministic:  # read by cuBLAS when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    torch.backends.cudnn.benchmark = not recipe.deterministic
+
+
+def _count(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
+    """Summed loss, images wrong in top 1 and in top 5, images."""
+    top5 = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    return torch.stack([
+        loss.double(),
+        (~top5[:, 0]).sum().double(),
+        (~top5.any(dim=1)).sum().double(),
+        torch.tensor(float(len(labels)), dtype=torch.float64, device=logits.device),
+    ])  # fmt: skip

@@ -1,0 +1,231 @@
+"""A run's folder: config.json, last.pt, best.pt, metrics.jsonl, curves.png, and how it resumes.
+
+`last.pt` is everything needed to go on. An epoch counts as finished when its line is in
+metrics.jsonl, which is written last: a run killed in between evaluates `last.pt` again.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from irv2.checkpoint import Checkpoint
+from irv2.errors import CheckpointError, DataError, UsageError
+from irv2.system.files import full_disk_named, try_lock, write_atomically
+from irv2.train.curves.curves import METRICS, draw_curves, read_metrics
+from irv2.train.run.tensorboard import FOLDER, write_scalars
+from irv2.train.settings import RECIPE_DEFAULTS
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+CURVES = "curves.png"
+FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES)
+ANEW = "put it back, or begin anew: --out NEW --init-from {best}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run's folder and what it was started with."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @property
+    def _config_path(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the lowest top-1 error so far."""
+        return self.path / "best.pt"
+
+    @property
+    def best_ema(self) -> Path:
+        """The average of the weights with the lowest top-1 error so far."""
+        return self.path / "best-ema.pt"
+
+    @property
+    def initial_sha256(self) -> str | None:
+        """Of the checkpoint that a run here began with; None where none has begun or it had none.
+
+        Raises DataError where config.json is no run's.
+        """
+        if not (self._has_begun and self._config_path.is_file()):
+            return None
+        sha256: str | None = self._found_config()["recipe"].get("init_sha256")
+        return sha256
+
+    @property
+    def _has_begun(self) -> bool:
+        return self.last.is_file() or (self.path / METRICS).is_file()
+
+    def check(self, must_exist: bool) -> None:
+        """Whether a run with this config may begin or go on here; writes nothing.
+
+        Raises UsageError where the folder belongs to another recipe or data set, or, with
+        `must_exist`, where there is nothing to resume.
+        """
+        if must_exist and not self.last.is_file():
+            raise UsageError("--resume", f"no {self.last}", "a run to resume", "leave out --resume")
+        if self._config_path.is_file():
+            if self._has_begun:  # a start that failed before that binds nobody
+                self._check_same()
+        elif self.path.is_dir() and any(not _is_ours(path) for path in self.path.iterdir()):
+            raise UsageError(self.path, "holds other files", "a new folder or a run", "pass --out")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and keep others out of it; raises UsageError where one is at work.
+
+        The lock is on a file of its own, which is never replaced.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("w") as file:
+            if not try_lock(file):
+                raise UsageError(
+                    self.path, "another irv2-train is at work in it", "one at a time",
+                    "wait for it or pass another --out",
+                )  # fmt: skip
+            for path in self.path.iterdir():
+                if _is_left_over(path):
+                    path.unlink()
+            yield
+
+    def start(self) -> Checkpoint | None:
+        """Enter the config where it is a new run; the checkpoint to resume from, if there is one.
+
+        For the holder of the lock. Raises UsageError where another run has begun meanwhile, or
+        where only the checkpoint is missing, and CheckpointError where that is not this run's.
+        """
+        if not self._has_begun:
+            _write(self._config_path, json.dumps(self.config, indent=2) + "\n")
+            return None
+        self._check_same()
+        if not self.last.is_file():
+            got = f"{len(self.metrics())} finished epochs, but no {self.last.name}"
+            raise UsageError(self.path, got, "both", ANEW.format(best=self.best))
+        checkpoint = self._load_last()
+        self._go_back_to(checkpoint.step)
+        return checkpoint
+
+    def metrics(self) -> list[dict[str, float]]:
+        """One row per finished epoch."""
+        return read_metrics(self.path / METRICS)
+
+    def finish_epoch(self, row: dict[str, float], candidates: Mapping[str, Checkpoint]) -> None:
+        """Keep each candidate that is the best of its kind so far; then add the row.
+
+        `candidates` are the weights ("") and their average ("ema_"); so begin their errors' names.
+        """
+        rows = self.metrics()
+        for kind, path in (("", self.best), ("ema_", self.best_ema)):
+            name = f"{kind}val_top1_error"
+            if kind in candidates and all(row[name] < other[name] for other in rows):
+                replace(candidates[kind], metrics=row).save(path)
+        rows.append(row)
+        self._write_metrics(rows)
+        self._show(rows)
+
+    def _load_last(self) -> Checkpoint:
+        way_out = ANEW.format(best=self.best)
+        try:
+            checkpoint = Checkpoint.load(self.last)
+        except CheckpointError as error:
+            raise CheckpointError(error.what, error.got, error.expected, way_out) from error
+        recipe = {**RECIPE_DEFAULTS, **checkpoint.recipe}
+        if not checkpoint.training or _differing(self.config["recipe"], recipe):
+            raise CheckpointError(
+                self.last, "a checkpoint of something else", "the one that this run wrote", way_out
+            )
+        return checkpoint
+
+    def _go_back_to(self, step: int) -> None:
+        """Forget the epochs that ended after `step`, where an older checkpoint was put back."""
+        rows = self.metrics()
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            logger.warning(
+                "%s is older than %s: epochs after step %d are trained again",
+                self.last, METRICS, step,
+            )  # fmt: skip
+            self._write_metrics(kept)
+
+    def _write_metrics(self, rows: list[dict[str, float]]) -> None:
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        _write(self.path / METRICS, text)
+
+    def _show(self, rows: list[dict[str, float]]) -> None:
+        """Draw the curves and write the last row's scalars: what fails is tried after the next."""
+        pictures: dict[str, Callable[[], None]] = {
+            CURVES: lambda: draw_curves([("", rows)], self.path / CURVES),
+            FOLDER: lambda: write_scalars(self.path, rows[-1]),
+        }
+        for name, show in pictures.items():
+            try:
+                show()
+            except Exception as error:  # of drawing libraries: pictures must not stop a training
+                logger.warning("%s: can't be written (%s); goes on", self.path / name, error)
+                logger.debug("because of:", exc_info=error)
+
+    def _check_same(self) -> None:
+        found = self._found_config()
+        for part, what in (("recipe", "another recipe"), ("data", "other images")):
+            differing = _differing(self.config[part], found[part])
+            if differing:
+                way_out = "pass another --out or the same options"
+                if part == "data" and self._leaves_out(found):
+                    way_out = "replace the files that are left out, or pass another --out"
+                raise UsageError(
+                    self.path, f"holds a run with {what}: {', '.join(differing)}",
+                    "the same to resume it", way_out,
+                )  # fmt: skip
+
+    def _leaves_out(self, found: dict[str, Any]) -> bool:
+        """Whether --bad-images skip may be why there are fewer images than the run began with."""
+        mine, theirs = self.config["data"], found["data"]
+        is_skipping = self.config.get("machine", {}).get("bad_images") == "skip"
+        return is_skipping and any(mine[n] < theirs.get(n, 0) for n in ("num_train", "num_val"))
+
+    def _found_config(self) -> dict[str, Any]:
+        """config.json; raises DataError where it is no run's."""
+        path = self._config_path
+        try:
+            found = json.loads(path.read_text())
+            # What was no option yet when the run began was as it is by default.
+            recipe = {**RECIPE_DEFAULTS, **found["recipe"]}
+            return {**found, "recipe": recipe, "data": dict(found["data"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(path, repr(error), "the configuration of a run") from error
+
+
+def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} {theirs[key]} there and {value} here"
+        for key, value in mine.items()
+        if key in theirs and theirs[key] != value
+    ]
+
+
+def _write(path: Path, text: str) -> None:
+    with full_disk_named(path):
+        write_atomically(path, text.encode())
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a first start that was killed may have left this file."""
+    return path.name == LOCK or _is_left_over(path)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Of write_atomically in a trainer that was killed; other programs too have temporaries."""
+    return path.is_file() and any(fnmatch(path.name, f".{name}.*.tmp") for name in FILES)

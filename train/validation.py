@@ -1,0 +1,29 @@
+"""Errors on the validation images, counted by all processes of a run together."""
+
+from collections.abc import Sequence
+
+from irv2.data.dataset import BadImages, ImageFolder
+from irv2.errors import DataError
+from irv2.evaluate import Reading, classify_part, share
+from irv2.images.preprocess import Preprocess
+from irv2.runners.base import Runner
+from irv2.train.processes import Processes
+
+
+def count_wrong(
+    processes: Processes, runners: Sequence[Runner], folder: ImageFolder, config: Preprocess, *,
+    bad_images: BadImages, title: str, reading: Reading,
+) -> list[list[int]]:  # fmt: skip
+    """Per runner: images, wrong in top 1, wrong in top 5; each image once, by one process.
+
+    Every process has the sums. An ImageError in one, unless `bad_images` is skip, or a DataError
+    where no image is left, ends all.
+    """
+    mine = share(folder, processes.rank, processes.size)
+    ledgers = processes.together(lambda: classify_part(
+        runners, mine, config, bad_images=bad_images, title=title, reading=reading
+    ))  # fmt: skip
+    counts = [processes.totals(*ledger.counts) for ledger in ledgers]
+    if not counts[0][0]:
+        processes.fail(DataError(folder.root, "no image could be read", "at least one"))
+    return counts
