@@ -6,7 +6,6 @@ from pathlib import Path
 
 import onnx
 
-from irv2.bundle import ONNX_FILE, Artifact, Precision
 from irv2.checkpoint import Checkpoint
 from irv2.convert.engine.build import choose_flavour, engine_artifact
 from irv2.convert.engine.options import EngineOptions
@@ -19,6 +18,7 @@ from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import EngineError, UsageError
 from irv2.evaluate import load_batches
 from irv2.images.preprocess import Preprocess
+from irv2.manifest import ONNX_FILE, Artifact, Precision
 from irv2.runners.choose import INT8_CPU
 from irv2.system.files import file_sha256
 

@@ -10,15 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from irv2.bundle import (
-    ONNX_FILE,
-    SCHEMA,
-    Artifact,
-    Bundle,
-    Manifest,
-    Source,
-    bundle_id,
-)
+from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.convert.candidate import (
     DEFAULTS,
@@ -41,6 +33,7 @@ from irv2.convert.publish.self_test import choose_self_test
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import EngineError, UsageError
+from irv2.manifest import ONNX_FILE, SCHEMA, Artifact, Manifest, Source, bundle_id
 from irv2.self_test import SELF_TEST
 
 logger = logging.getLogger(__name__)
@@ -109,13 +102,13 @@ def _judge(
                 ONNX_FILE, f"can't be judged ({opened.reasons[ONNX_FILE]})", "ONNX Runtime",
                 'pip install "irv2[cpu]"',
             )  # fmt: skip
-        ledgers = classify_with_reference(
+        predictions = classify_with_reference(
             checkpoint, candidate.checkpoint_sha256, list(opened.runners.values()), images,
             options.bad_images,
         )  # fmt: skip
-        reference = Reference.from_ledger(ledgers[0])
+        reference = Reference.from_predictions(predictions[0])
         judged = judge_all(
-            Bundle(candidate.folder, manifest), opened, ledgers[1:], reference, images,
+            Bundle(candidate.folder, manifest), opened, predictions[1:], reference, images,
             reference_blocks=partial(torch_block_outputs, checkpoint),
             tolerance_of=tolerance_of,
         )  # fmt: skip
@@ -131,7 +124,7 @@ def _judge(
     )
     report = report_on(out, manifest, judged, opened.reasons, remarks)
     evidence = {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
-    self_test = choose_self_test(ledgers, images, checkpoint.preprocess)
+    self_test = choose_self_test(predictions, images, checkpoint.preprocess)
     if self_test and not report.failed:
         evidence[SELF_TEST] = self_test.to_bytes()
     return report, evidence

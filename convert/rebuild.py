@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from irv2.bundle import LEDGER_SUFFIX, Artifact, Bundle, bundle_id
+from irv2.bundle import Bundle
 from irv2.convert.engine.build import choose_flavour, engine_artifact
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate.reference import REFERENCE
@@ -19,6 +19,7 @@ from irv2.convert.publish.replace import folder_beside, named, replace_folder, r
 from irv2.convert.verify import open_to_verify, require_same, verify
 from irv2.data.dataset import BadImages
 from irv2.errors import BundleError, EngineError
+from irv2.manifest import LEDGER_SUFFIX, Artifact, bundle_id
 from irv2.runners.choose import open_runner
 
 
@@ -69,7 +70,7 @@ def _require_evidence(bundle: Bundle, before: Artifact, after: Artifact) -> None
     if before.parity is None or before.parity.verdict != "passed":
         return
     try:
-        open_runner(bundle, after, "cuda").close()
+        open_runner(bundle.path / after.file, after, "cuda").close()
     except EngineError as error:
         raise EngineError(
             before.file, f"passed on {before.parity.ran_on}; a new one by {after.format} can't be "

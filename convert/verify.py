@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from irv2.bundle import MANIFEST, ONNX_FILE, Artifact, Bundle, Manifest, is_judged, read_manifest
+from irv2.bundle import Bundle
 from irv2.convert.gate.artifacts import open_artifacts
 from irv2.convert.gate.judge import judge_all, ledger_files, write_evidence
 from irv2.convert.gate.localize import block_outputs
@@ -19,6 +19,7 @@ from irv2.data.dataset import BadImages, open_split
 from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import BundleError, DataError, EngineError
 from irv2.evaluate import classify_folder
+from irv2.manifest import MANIFEST, ONNX_FILE, Artifact, Manifest, is_judged, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +43,13 @@ def verify(
     with open_artifacts(bundle) as opened:
         if not opened.runners:
             raise EngineError(place, f"nothing in it runs here ({_joined(opened.reasons)})")
-        ledgers = classify_folder(
+        predictions = classify_folder(
             list(opened.runners.values()), images, bundle.preprocess, title="verify"
         )
-        if any(ledger.sha256 != reference.sha256 for ledger in ledgers):
+        if any(each.sha256 != reference.sha256 for each in predictions):
             raise DataError(images.root, "images changed while they were read")
         judged = judge_all(
-            bundle, opened, ledgers, reference, images,
+            bundle, opened, predictions, reference, images,
             tolerance_of=tolerance_of,
             # Without torch the float32 ONNX model stands for the checkpoint.
             reference_blocks=partial(block_outputs, path / ONNX_FILE),

@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 
-from irv2.bundle import LEDGER_SUFFIX, Artifact, Bundle, Parity, Precision
+from irv2.bundle import Bundle
 from irv2.client import Client
 from irv2.convert.gate.reference import REFERENCE, Reference
 from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import BundleError
-from irv2.ledger import Answers
+from irv2.ledger import Ledger
+from irv2.manifest import LEDGER_SUFFIX, Artifact, Parity, Precision
 from irv2.results import Result
 from irv2.runners.choose import INT8_CPU, INT8_TRT
 from irv2.system.progress import progress
@@ -128,13 +129,13 @@ def _served_artifact(bundle: Bundle, model: classifier_pb2.Model) -> Artifact:
     return found[0]
 
 
-def _load_ledger(path: Path, artifact: Artifact, reference: Reference) -> Answers:
+def _load_ledger(path: Path, artifact: Artifact, reference: Reference) -> Ledger:
     """What the gate saw of the artefact, in the order of `reference`."""
     file = path / f"{artifact.file}{LEDGER_SUFFIX}"
     if not file.is_file():
         way_out = "run `irv2 verify` where the artefact can be run"
         raise BundleError(path, f"no answers of {artifact.file} in it", file.name, way_out)
-    ledger = Answers.load(file)
+    ledger = Ledger.load(file)
     row_of = {key: row for row, key in enumerate(ledger.keys)}
     if missing := sum(key not in row_of for key in reference.keys):
         got = f"lacks {missing} of the {len(reference)} images of {REFERENCE}"
@@ -158,7 +159,7 @@ def _best(result: Result) -> int | None:
     return result.scores[0].index if result.scores else None
 
 
-def _is_recorded(ledger: Answers, i: int, result: Result, limit: float) -> bool:
+def _is_recorded(ledger: Ledger, i: int, result: Result, limit: float) -> bool:
     """Whether best class and best five are the recorded ones of image `i`.
 
     But for classes whose logits are at most `limit` apart: the best one by the record, those that

@@ -23,8 +23,7 @@ from irv2.errors import DataError, ImageError
 from irv2.images.crops import combine, views
 from irv2.images.decode import ImageLimits, decode
 from irv2.images.preprocess import Preprocess
-from irv2.ledger import Answers
-from irv2.results import top_k_indices
+from irv2.ledger import LEGACY_BATCH_SIZE, Ledger, Predictions
 from irv2.runners.base import Runner
 from irv2.system.files import write_atomically
 from irv2.system.machine import num_cores
@@ -34,7 +33,6 @@ from irv2.types import FloatArray, IntArray, UInt8Array
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
-LEGACY_BATCH_SIZE = 64
 # Files on one's own disk are trusted further than what clients send.
 FILE_LIMITS = ImageLimits(max_bytes=2**28, max_pixels=180_000_000)
 _Loading = tuple[int, "Future[tuple[UInt8Array, str]]"]  # an image's number; views and sha256
@@ -55,49 +53,6 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
-    """What one runner answered, image by image."""
-
-    files: tuple[str, ...]
-    sha256: tuple[str, ...]  # of each file
-    labels: IntArray  # (n,)
-    logits: FloatArray  # (n, num_classes)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    @property
-    def top5(self) -> IntArray:
-        """Indices of the five best classes of each image, best first: (n, 5) or fewer."""
-        return top_k_indices(self.logits, 5)
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Images, wrong in top 1, wrong in top 5."""
-        right = self.top5 == self.labels[:, None]
-        n = len(self)
-        return n, n - int(right[:, 0].sum()), n - int(right.any(axis=1).sum())
-
-    def errors(self) -> dict[str, float]:
-        """`n`, and the errors in percent of exactly n images."""
-        n, top1, top5 = self.counts
-        return {"n": n, "top1_error": 100 * top1 / n, "top5_error": 100 * top5 / n}
-
-    def legacy_errors(self, batch_size: int = LEGACY_BATCH_SIZE) -> dict[str, float]:
-        """The errors as the original averaged them: over batches, the last short one in full.
-
-        Its batches were in random order; these are in the ledger's.
-        """
-        right = self.top5 == self.labels[:, None]
-        starts = range(0, len(self), batch_size)
-        batches = [right[start : start + batch_size] for start in starts]
-        return {
-            "legacy_top1_error": 100 - 100 * float(np.mean([b[:, 0].mean() for b in batches])),
-            "legacy_top5_error": 100 - 100 * float(np.mean([b.any(1).mean() for b in batches])),
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """Preprocessed images with where they came from."""
 
@@ -110,17 +65,17 @@ class Batch:
 def classify_folder(
     runners: Sequence[Runner], folder: ImageFolder, config: Preprocess, *,
     bad_images: BadImages = "error", title: str = "evaluate", reading: Reading = Reading(),
-) -> list[Ledger]:  # fmt: skip
-    """One ledger per runner, all from one pass over the images, in the folder's order.
+) -> list[Predictions]:  # fmt: skip
+    """Each runner's predictions, all from one pass over the images, in the folder's order.
 
     Raises DataError where no image is left, ImageError for a bad one unless `bad_images` is skip.
     """
-    ledgers = classify_part(
+    predictions = classify_part(
         runners, folder, config, bad_images=bad_images, title=title, reading=reading
     )
-    if not all(map(len, ledgers)):
+    if not all(map(len, predictions)):
         raise DataError(folder.root, "no image could be read", "at least one")
-    return ledgers
+    return predictions
 
 
 def share(folder: ImageFolder, rank: int, world_size: int) -> ImageFolder:
@@ -137,8 +92,8 @@ def share(folder: ImageFolder, rank: int, world_size: int) -> ImageFolder:
 def classify_part(
     runners: Sequence[Runner], folder: ImageFolder, config: Preprocess, *,
     bad_images: BadImages = "error", title: str = "evaluate", reading: Reading = Reading(),
-) -> list[Ledger]:  # fmt: skip
-    """`classify_folder` for a `share`, whose ledgers may be empty."""
+) -> list[Predictions]:  # fmt: skip
+    """`classify_folder` for a `share`, which may hold no image."""
     batch_size = min([reading.batch_size, *(runner.max_batch for runner in runners)])
     logits = [[np.empty((0, runner.num_classes), np.float32)] for runner in runners]
     files: list[str] = []
@@ -157,7 +112,8 @@ def classify_part(
             bar.advance(len(batch.files))
     all_labels = np.concatenate(labels)
     return [
-        Ledger(tuple(files), tuple(sha256), all_labels, np.concatenate(rows)) for rows in logits
+        Predictions(tuple(files), tuple(sha256), all_labels, np.concatenate(rows))
+        for rows in logits
     ]
 
 
@@ -227,18 +183,20 @@ def evaluate_model(
 ) -> dict[str, float | str]:  # fmt: skip
     """Errors of a checkpoint (through torch) or a bundle (as a server here would run it).
 
-    The `legacy_` ones are the original's average (Ledger.legacy_errors); with ten crops its
+    The `legacy_` ones are the original's average (Predictions.legacy_errors); with ten crops its
     batches held a tenth of the images. Every answer is written to `ledger_path`, if there is one.
     """
     data = resolve_data(data)
     with _open(model, device) as (runner, config, classes):
         folder = open_split(data, "val", classes, bad_images).first(limit)
-        [ledger] = classify_folder([runner], folder, config, bad_images=bad_images, reading=reading)
+        [predictions] = classify_folder(
+            [runner], folder, config, bad_images=bad_images, reading=reading
+        )
     if ledger_path is not None:
-        write_atomically(ledger_path, Answers.from_ledger(ledger).to_bytes())
-    legacy = ledger.legacy_errors(max(1, LEGACY_BATCH_SIZE // reading.crops))
+        write_atomically(ledger_path, Ledger.from_predictions(predictions).to_bytes())
+    legacy = predictions.legacy_errors(max(1, LEGACY_BATCH_SIZE // reading.crops))
     return {
-        **ledger.errors(), **legacy, "crops": reading.crops, "backend": runner.backend,
+        **predictions.errors(), **legacy, "crops": reading.crops, "backend": runner.backend,
         "data": str(data),
     }  # fmt: skip
 
@@ -250,7 +208,7 @@ def _open(model: Path, device: str) -> Iterator[tuple[Runner, Preprocess, list[s
 
         bundle = Bundle.open(model)
         backend = None if device == "auto" else f"onnxruntime-{device}"
-        with open_best(bundle, backend=backend)[1] as runner:
+        with open_best(bundle.path, bundle.artifacts, backend=backend)[1] as runner:
             yield runner, bundle.preprocess, bundle.classes
     else:
         from irv2.checkpoint import Checkpoint

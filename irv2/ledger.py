@@ -1,6 +1,6 @@
-"""What a model answered on labelled images, compact enough to keep: a ledger on file.
+"""What a model answered on labelled images: just run (`Predictions`), or on file (`Ledger`).
 
-A bundle holds one per artefact and the checkpoint's own as reference.npz; `irv2 eval --ledger`
+A bundle holds a ledger per artefact and the checkpoint's own as reference.npz; `irv2 eval --ledger`
 writes the same for any model. `irv2 diff` compares two of them.
 """
 
@@ -8,24 +8,68 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from irv2.errors import BundleError
+from irv2.results import top_k_indices
 from irv2.system.arrays import bytes_from_arrays, load_arrays
 from irv2.types import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from irv2.evaluate import Ledger
 
 _ARRAYS = ("sha256", "labels", "top5", "top5_logits", "margins", "max_abs_logit")
 
 
+LEGACY_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What one runner answered, image by image."""
+
+    files: tuple[str, ...]
+    sha256: tuple[str, ...]  # of each file
+    labels: IntArray  # (n,)
+    logits: FloatArray  # (n, num_classes)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def top5(self) -> IntArray:
+        """Indices of the five best classes of each image, best first: (n, 5) or fewer."""
+        return top_k_indices(self.logits, 5)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Images, wrong in top 1, wrong in top 5."""
+        right = self.top5 == self.labels[:, None]
+        n = len(self)
+        return n, n - int(right[:, 0].sum()), n - int(right.any(axis=1).sum())
+
+    def errors(self) -> dict[str, float]:
+        """`n`, and the errors in percent of exactly n images."""
+        n, top1, top5 = self.counts
+        return {"n": n, "top1_error": 100 * top1 / n, "top5_error": 100 * top5 / n}
+
+    def legacy_errors(self, batch_size: int = LEGACY_BATCH_SIZE) -> dict[str, float]:
+        """The errors as the original averaged them: over batches, the last short one in full.
+
+        Its batches were in random order; these are in the folder's.
+        """
+        right = self.top5 == self.labels[:, None]
+        starts = range(0, len(self), batch_size)
+        batches = [right[start : start + batch_size] for start in starts]
+        return {
+            "legacy_top1_error": 100 - 100 * float(np.mean([b[:, 0].mean() for b in batches])),
+            "legacy_top5_error": 100 - 100 * float(np.mean([b.any(1).mean() for b in batches])),
+        }
+
+
 @dataclass(frozen=True)
-class Answers:
-    """One row per image. `logits` is there only where the model has just been run."""
+class Ledger:
+    """One row per image; `logits` only where the model has just been run."""
 
     sha256: tuple[str, ...]  # of each image file
     labels: IntArray  # (n,)
@@ -36,17 +80,21 @@ class Answers:
     logits: FloatArray | None = None  # (n, num_classes)
 
     @classmethod
-    def from_ledger(cls, ledger: "Ledger") -> Self:
+    def from_predictions(cls, predictions: Predictions) -> Self:
         """What a model that was just run answered."""
-        top5 = ledger.top5
-        top5_logits = np.take_along_axis(ledger.logits, top5, axis=1)
+        top5 = predictions.top5
+        top5_logits = np.take_along_axis(predictions.logits, top5, axis=1)
         # With a single class there is no second best.
         second = top5_logits[:, min(1, top5.shape[1] - 1)]
         return cls(
-            sha256=ledger.sha256, labels=ledger.labels, top5=top5, top5_logits=top5_logits,
-            margins=top5_logits[:, 0] - second, max_abs_logit=float(np.abs(ledger.logits).max()),
-            logits=ledger.logits,
-        )  # fmt: skip
+            sha256=predictions.sha256,
+            labels=predictions.labels,
+            top5=top5,
+            top5_logits=top5_logits,
+            margins=top5_logits[:, 0] - second,
+            max_abs_logit=float(np.abs(predictions.logits).max()),
+            logits=predictions.logits,
+        )
 
     def __len__(self) -> int:
         return len(self.sha256)

@@ -9,13 +9,13 @@ import click
 from irv2.cli.program import FloatRange, Program, json_option, print_json
 from irv2.errors import UsageError
 from irv2.runners.choose import BACKENDS
-from irv2.runners.cuda import count_gpus
 from irv2.serve.access.address import Address
 from irv2.serve.access.connection_limits import MAX_CONNECTION_AGE_S, ConnectionLimits
 from irv2.serve.access.tls import tls_files
 from irv2.serve.operations.logs import log_as_json
 from irv2.serve.options import ServeOptions
 from irv2.serve.server import Server, serve
+from irv2.system.gpu import count_gpus
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NUM_THREADS = click.IntRange(0, 1024)

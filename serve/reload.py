@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from irv2.bundle import MANIFEST
+from irv2.manifest import MANIFEST
 from irv2.serve.access.watched_files import Stamp, stamp
 
 WATCH_EVERY_S = 1.0

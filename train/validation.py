@@ -20,10 +20,10 @@ def count_wrong(
     where no image is left, ends all.
     """
     mine = share(folder, processes.rank, processes.size)
-    ledgers = processes.together(lambda: classify_part(
+    predictions = processes.together(lambda: classify_part(
         runners, mine, config, bad_images=bad_images, title=title, reading=reading
     ))  # fmt: skip
-    counts = [processes.totals(*ledger.counts) for ledger in ledgers]
+    counts = [processes.totals(*each.counts) for each in predictions]
     if not counts[0][0]:
         processes.fail(DataError(folder.root, "no image could be read", "at least one"))
     return counts

@@ -29,13 +29,14 @@ from tabulate import tabulate
 from torch.nn import functional as F
 
 from irv2.bench.rounds import Rounds, machine, machine_lock, rate, run_rounds
-from irv2.bundle import ONNX_FILE, Bundle
+from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.cli.program import FloatRange, Program, json_option, print_json
 from irv2.convert.candidate import ExportOptions, convert
 from irv2.convert.onnx.calibrate import DEFAULT_IMAGES
 from irv2.data.dataset import find_images
 from irv2.images.preprocess import Preprocess
+from irv2.manifest import ONNX_FILE
 from irv2.model import inception_resnet_v2
 from irv2.runners.base import Runner
 from irv2.runners.choose import INT8_CPU

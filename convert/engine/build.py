@@ -16,12 +16,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from irv2 import __version__
-from irv2.bundle import Artifact, Format
 from irv2.convert.engine.options import EngineOptions
 from irv2.errors import EngineError
-from irv2.runners.cuda import Gpu, find_gpu
+from irv2.manifest import Artifact, Format
 from irv2.runners.tensorrt import create, import_tensorrt, load_engine, shared_logger
 from irv2.system.files import file_sha256, write_atomically
+from irv2.system.gpu import Gpu, find_gpu
 from irv2.system.machine import describe_machine
 from irv2.system.progress import Progress
 

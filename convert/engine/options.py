@@ -11,7 +11,7 @@ from irv2.cli.program import F
 from irv2.errors import UsageError
 
 if TYPE_CHECKING:
-    from irv2.bundle import Format
+    from irv2.manifest import Format
 
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
 Profile = tuple[int, int, int]  # the smallest, the best and the largest batch

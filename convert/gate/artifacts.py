@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from irv2.bundle import Artifact, Bundle
+from irv2.bundle import Bundle
 from irv2.convert.gate.verdict import Judgement
 from irv2.errors import EngineError
+from irv2.manifest import Artifact
 from irv2.runners.base import Runner
 from irv2.runners.choose import devices, open_runner
 
@@ -58,7 +59,7 @@ def _open_fastest(bundle: Bundle, artifact: Artifact) -> Runner:
     *faster, last = devices(artifact)
     for device in faster:
         try:
-            return open_runner(bundle, artifact, device)
+            return open_runner(bundle.path / artifact.file, artifact, device)
         except EngineError as error:
             logger.info("%s: not on %s (%s)", artifact.file, device, error)
-    return open_runner(bundle, artifact, last)
+    return open_runner(bundle.path / artifact.file, artifact, last)

@@ -11,12 +11,12 @@ from itertools import chain
 import msgspec
 import numpy as np
 
-from irv2.bundle import Artifact, Invariance, prepare
 from irv2.convert.engine.options import Profile
 from irv2.convert.gate.verdict import Judgement
 from irv2.data.dataset import ImageFolder
-from irv2.evaluate import Ledger
-from irv2.images.preprocess import Preprocess
+from irv2.images.preprocess import Preprocess, prepare
+from irv2.ledger import Predictions
+from irv2.manifest import Artifact, Invariance
 from irv2.results import softmax
 from irv2.runners.base import Runner, usual_sizes
 from irv2.system.progress import Progress
@@ -36,12 +36,12 @@ def batch_sizes(max_batch: int, profiles: Iterable[Profile] = ()) -> list[int]:
     return sorted({*usual_sizes(max_batch), *chain.from_iterable(profiles)})
 
 
-def load_probes(images: ImageFolder, ledger: Ledger, config: Preprocess) -> UInt8Array:
-    """A few of those `images` that `ledger` holds, of as many classes as can be.
+def load_probes(images: ImageFolder, predictions: Predictions, config: Preprocess) -> UInt8Array:
+    """A few of those `images` that `predictions` are about, of as many classes as can be.
 
     Gives uint8 (P, S, S, 3).
     """
-    few = images.named(ledger.files).first(NUM_IMAGES)
+    few = images.named(predictions.files).first(NUM_IMAGES)
     return np.stack([prepare(few.read(i), config) for i in range(len(few))])
 
 

@@ -7,16 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from irv2.bundle import (
-    LEDGER_SUFFIX,
-    MANIFEST,
-    REPORT,
-    AcceptedLoss,
-    Artifact,
-    Bundle,
-    Precision,
-    manifest_json,
-)
+from irv2.bundle import Bundle
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate import invariance
 from irv2.convert.gate.artifacts import Opened
@@ -25,36 +16,46 @@ from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.report import Report, written_down
 from irv2.convert.gate.verdict import Judgement, Tolerance, judge
 from irv2.data.dataset import ImageFolder
-from irv2.evaluate import Ledger
-from irv2.ledger import Answers
+from irv2.ledger import Ledger, Predictions
+from irv2.manifest import (
+    LEDGER_SUFFIX,
+    MANIFEST,
+    REPORT,
+    AcceptedLoss,
+    Artifact,
+    Precision,
+    manifest_json,
+)
 from irv2.system.files import write_atomically
 from irv2.system.machine import describe_machine
 from irv2.types import UInt8Array
 
 
 def judge_all(
-    bundle: Bundle, opened: Opened, ledgers: list[Ledger], reference: Reference,
+    bundle: Bundle, opened: Opened, predictions: list[Predictions], reference: Reference,
     images: ImageFolder, *, tolerance_of: Callable[[Artifact], Tolerance],
     reference_blocks: Callable[[UInt8Array], BlockOutputs],
 ) -> dict[str, Judgement]:  # fmt: skip
     """Decisions, batch invariance and ledger of every opened artefact, by file name.
 
-    `ledgers` are those of `opened.runners`, in that order. `reference_blocks` is asked only where
-    something fails.
+    `predictions` are those of `opened.runners`, in that order. `reference_blocks` is asked only
+    where something fails.
     """
     artifacts = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
-    probes = invariance.load_probes(images, ledgers[0], bundle.preprocess)
+    probes = invariance.load_probes(images, predictions[0], bundle.preprocess)
     judged = {}
-    for (file, runner), ledger in zip(opened.runners.items(), ledgers, strict=True):
+    for (file, runner), predicted in zip(opened.runners.items(), predictions, strict=True):
         artifact = artifacts[file]
         tolerance = tolerance_of(artifact)
-        judgement = judge(reference, ledger.logits, artifact.precision, tolerance, runner.backend)
+        judgement = judge(
+            reference, predicted.logits, artifact.precision, tolerance, runner.backend
+        )
         parity = msgspec.structs.replace(judgement.parity, machine=describe_machine())
         judgement = dataclasses.replace(judgement, parity=parity)
         profiles = EngineOptions.from_record(artifact.built_with).profiles
         found = invariance.check(runner, probes, artifact.max_batch, profiles)
         judgement = invariance.with_invariance(judgement, artifact, found)
-        judgement = dataclasses.replace(judgement, answers=Answers.from_ledger(ledger))
+        judgement = dataclasses.replace(judgement, ledger=Ledger.from_predictions(predicted))
         if judgement.parity.verdict == "failed":
             explanation = explain(bundle, artifact, probes, reference_blocks)
             judgement = dataclasses.replace(judgement, explanation=explanation)
@@ -79,9 +80,9 @@ def accepted_loss(
 def ledger_files(judged: dict[str, Judgement]) -> dict[str, bytes]:
     """The ledger of every artefact that was run: file name -> content."""
     return {
-        file + LEDGER_SUFFIX: judgement.answers.to_bytes()
+        file + LEDGER_SUFFIX: judgement.ledger.to_bytes()
         for file, judgement in judged.items()
-        if judgement.answers is not None
+        if judgement.ledger is not None
     }
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from irv2.bundle import Artifact, Bundle, Precision
+from irv2.bundle import Bundle
 from irv2.errors import EngineError
+from irv2.manifest import Artifact, Precision
 from irv2.runners.onnx import import_onnxruntime
 from irv2.types import FloatArray, UInt8Array
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from irv2.data.dataset import ImageFolder
 from irv2.errors import DataError
-from irv2.ledger import Answers
+from irv2.ledger import Ledger
 from irv2.system.progress import progress
 from irv2.types import FloatArray
 
 REFERENCE = "reference.npz"
 
 
-class Reference(Answers):
+class Reference(Ledger):
     """The answers of the checkpoint, in torch and float32."""
 
     def max_abs_difference(self, logits: FloatArray) -> float:

@@ -16,8 +16,9 @@ from irv2.checkpoint import Checkpoint
 from irv2.convert.gate.reference import hash_files
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError
-from irv2.evaluate import Ledger, classify_folder
+from irv2.evaluate import classify_folder
 from irv2.images.preprocess import library_versions
+from irv2.ledger import Predictions
 from irv2.runners.base import Runner
 from irv2.runners.torch import TorchRunner, resolve_device
 from irv2.system.arrays import load_arrays
@@ -31,8 +32,8 @@ MAX_CACHE_BYTES = 2**30  # 50,000 images of 1000 classes take 200 MB
 def classify_with_reference(
     checkpoint: Checkpoint, checkpoint_sha256: str, runners: list[Runner], images: ImageFolder,
     bad_images: BadImages = "error",
-) -> list[Ledger]:  # fmt: skip
-    """The checkpoint's ledger, then one per runner, in one pass over the images.
+) -> list[Predictions]:  # fmt: skip
+    """The checkpoint's predictions, then one per runner, in one pass over the images.
 
     `checkpoint_sha256` is the checkpoint's identity in the cache.
     """
@@ -41,19 +42,19 @@ def classify_with_reference(
     known = _load(path)
     if known is not None:
         logger.info("reference: %d answers of this checkpoint, kept from before", len(known))
-        ledgers = classify_folder(
+        predictions = classify_folder(
             runners, images, checkpoint.preprocess, bad_images=bad_images, title="parity"
         )
-        if any(ledger.sha256 != known.sha256 for ledger in ledgers):
+        if any(each.sha256 != known.sha256 for each in predictions):
             raise DataError(images.root, "images changed while they were read")
-        return [known, *ledgers]
+        return [known, *predictions]
     with TorchRunner(checkpoint, device) as torch_runner:
-        ledgers = classify_folder(
+        predictions = classify_folder(
             [torch_runner, *runners], images, checkpoint.preprocess, bad_images=bad_images,
             title="parity",
         )  # fmt: skip
-    _store(path, ledgers[0])
-    return ledgers
+    _store(path, predictions[0])
+    return predictions
 
 
 def _key(checkpoint: Checkpoint, sha256: str, images: ImageFolder, device: str) -> str:
@@ -63,7 +64,7 @@ def _key(checkpoint: Checkpoint, sha256: str, images: ImageFolder, device: str) 
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _load(path: Path) -> Ledger | None:
+def _load(path: Path) -> Predictions | None:
     """The entry; None where there is none, or none that is whole."""
     if not path.is_file():
         return None
@@ -72,15 +73,16 @@ def _load(path: Path) -> Ledger | None:
     except ValueError as error:
         logger.warning("%s: damaged, computed again (%s)", path, error)
         return None
-    return Ledger(tuple(files.tolist()), tuple(sha256.tolist()), *arrays)
+    return Predictions(tuple(files.tolist()), tuple(sha256.tolist()), *arrays)
 
 
-def _store(path: Path, ledger: Ledger) -> None:
+def _store(path: Path, predictions: Predictions) -> None:
     def write(beside: Path) -> None:
         with beside.open("wb") as file:
             np.savez(
-                file, allow_pickle=False, files=np.array(ledger.files),
-                sha256=np.array(ledger.sha256), labels=ledger.labels, logits=ledger.logits,
+                file, allow_pickle=False, files=np.array(predictions.files),
+                sha256=np.array(predictions.sha256), labels=predictions.labels,
+                logits=predictions.logits,
             )  # fmt: skip
 
     if keep(path, write, "the reference's answers"):

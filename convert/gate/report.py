@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 from tabulate import tabulate
 
-from irv2.bundle import Artifact, ErrorChange, Manifest
 from irv2.convert.gate.invariance import describe
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.verdict import (
@@ -21,6 +20,7 @@ from irv2.convert.gate.verdict import (
     upper_loss_points,
 )
 from irv2.errors import Irv2Error, ParityError
+from irv2.manifest import Artifact, ErrorChange, Manifest
 
 _HEADERS = (
     "artefact", "verdict", "top-1 error", "lost, gained", "top-5 error", "lost, gained",

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from irv2.bundle import ErrorChange, Invariance, Parity, Precision, Verdict
 from irv2.convert.gate.reference import Reference
 from irv2.errors import UsageError
-from irv2.ledger import Answers
+from irv2.ledger import Ledger
+from irv2.manifest import ErrorChange, Invariance, Parity, Precision, Verdict
 from irv2.results import top_k_indices
 from irv2.types import FloatArray, IntArray
 
@@ -67,7 +67,7 @@ class Judgement:
     parity: Parity
     line: str
     invariance: Invariance | None = None
-    answers: Answers | None = None
+    ledger: Ledger | None = None
     explanation: str = ""  # of a failure: where the artefact departs, and what to try
 
 

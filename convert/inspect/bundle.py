@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from tabulate import tabulate
 
-from irv2.bundle import MANIFEST, Artifact, Bundle, read_manifest
+from irv2.bundle import Bundle
+from irv2.manifest import MANIFEST, Artifact, read_manifest
 
 _ARTIFACT_HEADERS = (
     "artefact", "precision", "verdict", "images", "top-1:\nlost, gained", "top-5:\nlost, gained",

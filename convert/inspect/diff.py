@@ -11,12 +11,13 @@ from typing import Any
 
 from tabulate import tabulate
 
-from irv2.bundle import LEDGER_SUFFIX, ONNX_FILE, Bundle
+from irv2.bundle import Bundle
 from irv2.convert.gate.reference import REFERENCE, hash_files
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import BundleError, DataError
-from irv2.ledger import Answers
+from irv2.ledger import Ledger
+from irv2.manifest import LEDGER_SUFFIX, ONNX_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class Named:
     """A model's answers, how it was named, and its classes where they are known."""
 
     name: str
-    answers: Answers
+    ledger: Ledger
     classes: list[str]
 
     def label(self, index: int) -> str:
@@ -100,7 +101,7 @@ def load_named(name: str, data: Path | None = None) -> Named:
     Raises BundleError, or CheckpointError where a file is neither ledger nor checkpoint.
     """
     if name.endswith(".npz"):
-        return Named(name=name, answers=Answers.load(Path(name)), classes=[])
+        return Named(name=name, ledger=Ledger.load(Path(name)), classes=[])
     path, artifact = Path(name), ONNX_FILE
     if path.is_file():
         return _ask_checkpoint(path, resolve_data(data))
@@ -115,9 +116,7 @@ def load_named(name: str, data: Path | None = None) -> Named:
             path, f"no answers of {artifact} in it", " or ".join([*known, "reference"]),
             "run `irv2 verify` where it can be run",
         )  # fmt: skip
-    return Named(
-        name=f"{path}:{artifact}", answers=Answers.load(path / file), classes=bundle.classes
-    )
+    return Named(name=f"{path}:{artifact}", ledger=Ledger.load(path / file), classes=bundle.classes)
 
 
 def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
@@ -126,21 +125,21 @@ def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
     Raises DataError where they have no image in common, or name their classes differently.
     """
     _require_same_classes(a, b)
-    row_of_b = {key: row for row, key in enumerate(b.answers.keys)}
-    common = [(i, row_of_b[key]) for i, key in enumerate(a.answers.keys) if key in row_of_b]
+    row_of_b = {key: row for row, key in enumerate(b.ledger.keys)}
+    common = [(i, row_of_b[key]) for i, key in enumerate(a.ledger.keys) if key in row_of_b]
     if not common:
         raise DataError(f"{a.name} and {b.name}", "no image in common", "answers on the same data")
     different = [
-        (i, j) for i, j in common if a.answers.top5[i, 0] != b.answers.top5[j, 0]
+        (i, j) for i, j in common if a.ledger.top5[i, 0] != b.ledger.top5[j, 0]
     ]  # fmt: skip
-    different.sort(key=lambda pair: -float(a.answers.margins[pair[0]]))
+    different.sort(key=lambda pair: -float(a.ledger.margins[pair[0]]))
     images = None if data is None else open_split(data, "val", bad_images="skip")
-    files = _find_files({a.answers.sha256[i] for i, _ in different}, images)
+    files = _find_files({a.ledger.sha256[i] for i, _ in different}, images)
     namer = a if a.classes else b
     return Difference(
-        a=a.name, b=b.name, n=len(common), num_only_a=len(a.answers) - len(common),
-        num_only_b=len(b.answers) - len(common),
-        rows=[_row(namer, a.answers, b.answers, i, j, files) for i, j in different],
+        a=a.name, b=b.name, n=len(common), num_only_a=len(a.ledger) - len(common),
+        num_only_b=len(b.ledger) - len(common),
+        rows=[_row(namer, a.ledger, b.ledger, i, j, files) for i, j in different],
         images=images,
     )  # fmt: skip
 
@@ -148,7 +147,7 @@ def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
 def _require_same_classes(a: Named, b: Named) -> None:
     """Raise DataError where they differ, or a ledger knows more classes than the other has."""
     classes = a.classes or b.classes
-    largest = max(int(named.answers.top5.max(initial=0)) for named in (a, b))
+    largest = max(int(named.ledger.top5.max(initial=0)) for named in (a, b))
     if classes and (largest >= len(classes) or classes != (b.classes or classes)):
         raise DataError(f"{a.name} and {b.name}", "they have other classes", "the same ones")
 
@@ -161,9 +160,9 @@ def _ask_checkpoint(path: Path, data: Path) -> Named:
 
     checkpoint, sha256 = Checkpoint.load_with_sha256(path)
     images = open_split(data, "val", checkpoint.classes, bad_images="skip")
-    [ledger] = classify_with_reference(checkpoint, sha256, [], images, "skip")
+    [predictions] = classify_with_reference(checkpoint, sha256, [], images, "skip")
     return Named(
-        name=str(path), answers=Answers.from_ledger(ledger), classes=checkpoint.classes
+        name=str(path), ledger=Ledger.from_predictions(predictions), classes=checkpoint.classes
     )  # fmt: skip
 
 
@@ -176,7 +175,7 @@ def _find_files(wanted: set[str], images: ImageFolder | None) -> dict[str, Path]
 
 
 def _row(
-    namer: Named, a: Answers, b: Answers, i: int, j: int, files: dict[str, Path]
+    namer: Named, a: Ledger, b: Ledger, i: int, j: int, files: dict[str, Path]
 ) -> Row:  # fmt: skip
     label, best_a, best_b = int(a.labels[i]), int(a.top5[i, 0]), int(b.top5[j, 0])
     change = "lost" if best_a == label else "gained" if best_b == label else "both wrong"

@@ -7,11 +7,11 @@ from pathlib import Path
 import onnx
 
 from irv2 import __version__
-from irv2.bundle import Artifact, Precision
 from irv2.convert.onnx.calibrate import Calibration
 from irv2.convert.onnx.half import Half, to_half
 from irv2.convert.onnx.int8 import Target, quantize
 from irv2.convert.onnx.model_file import write_model
+from irv2.manifest import Artifact, Precision
 from irv2.runners.choose import INT8_CPU, INT8_TRT
 from irv2.runners.onnx import import_onnxruntime
 from irv2.system.files import file_sha256

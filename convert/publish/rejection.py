@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from irv2.bundle import LEDGER_SUFFIX, REPORT
 from irv2.convert.gate.reference import REFERENCE
 from irv2.convert.gate.report import Report, written_down
+from irv2.manifest import LEDGER_SUFFIX, REPORT
 from irv2.self_test import SELF_TEST
 from irv2.system.files import write_atomically
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from irv2.bundle import MANIFEST
 from irv2.errors import BundleError
+from irv2.manifest import MANIFEST
 
 logger = logging.getLogger(__name__)
 

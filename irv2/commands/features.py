@@ -58,17 +58,17 @@ def write_features(
     names = tuple(map(str, files))
     folder = ImageFolder(Path(), (), names, np.zeros(len(files), np.int64))  # labels unknown
     with FeatureRunner(checkpoint, resolve_device(device)) as runner:
-        [ledger] = classify_part(
+        [predictions] = classify_part(
             [runner], folder, checkpoint.preprocess, bad_images=bad_images, title="features"
         )
-    if not len(ledger):
+    if not len(predictions):
         named = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
         raise DataError(named, "no image could be read", "at least one")
-    features = ledger.logits  # what the runner answers
+    features = predictions.logits  # what the runner answers
 
     def save(beside: Path) -> None:
         with beside.open("wb") as file:  # given a path, numpy would append .npz to it
-            np.savez(file, files=np.array(ledger.files), features=features)
+            np.savez(file, files=np.array(predictions.files), features=features)
 
     write_atomically(out, save)
     return features.shape

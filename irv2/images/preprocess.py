@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import cv2
@@ -18,9 +19,9 @@ import simplejpeg
 
 from irv2 import __version__
 from irv2.errors import ImageError, ImageReason, InputError, UsageError
-from irv2.images.decode import ImageLimits, decode
+from irv2.images.decode import ImageLimits, decode, read_encoded
 from irv2.images.resample import RESAMPLERS, Window
-from irv2.types import UInt8Array
+from irv2.types import ImageSource, UInt8Array, check_rgb
 
 # A picture one pixel high and a million wide passes every limit on files and yet fills the memory
 # when its short side is enlarged; no photograph comes near this.
@@ -103,6 +104,19 @@ def preprocess(
 ) -> UInt8Array:
     """Encoded image -> uint8 RGB (crop, crop, 3), see `resize_and_crop`. Raises ImageError."""
     return resize_and_crop(decode(encoded, limits), config, out)
+
+
+def prepare(image: ImageSource, config: Preprocess) -> UInt8Array:
+    """A path, encoded bytes or a uint8 RGB (H, W, 3) array -> uint8 (crop, crop, 3)."""
+    if isinstance(image, bytes):
+        return preprocess(image, config)
+    if isinstance(image, str | Path):
+        try:
+            return preprocess(read_encoded(Path(image)), config)
+        except ImageError as error:
+            raise error.named(image) from error
+    check_rgb(image)
+    return resize_and_crop(image, config)
 
 
 def resize_and_crop(

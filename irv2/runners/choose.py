@@ -1,9 +1,11 @@
 """Which artefact of a bundle this machine can run, and which of them is the fastest."""
 
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
-from irv2.bundle import Artifact, Bundle
 from irv2.errors import BundleError, EngineError
+from irv2.manifest import Artifact
 from irv2.runners.base import Runner
 from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 from irv2.runners.parallel import ParallelRunner
@@ -22,49 +24,50 @@ INT8_CPU, INT8_TRT = "model.int8-cpu.onnx", "model.int8-trt.onnx"
 
 
 def open_best(
-    bundle: Bundle, precision: str | None = None, backend: str | None = None,
-    num_threads: int = 0, num_gpus: int = 1,
+    folder: Path, artifacts: Sequence[Artifact], precision: str | None = None,
+    backend: str | None = None, num_threads: int = 0, num_gpus: int = 1,
 ) -> tuple[Artifact, Runner]:  # fmt: skip
-    """Open the fastest artefact with a passed verdict that this machine can run.
+    """Open the fastest artefact of a bundle's `folder` with a passed verdict that runs here.
 
     `precision` and `backend` (one of BACKENDS) narrow the choice; evidence counts only for the one
     it was taken on. More GPUs than one share each batch, and no CPU stands in for them. Raises
     BundleError that says of each artefact why it was not taken.
     """
     reasons = []
-    pairs = [(a, device) for a in bundle.manifest.artifacts for device in devices(a)]
+    pairs = [(a, device) for a in artifacts for device in devices(a)]
     for artifact, device in sorted(pairs, key=lambda pair: _speed_rank(*pair)):
         reason = _why_not(artifact, device, precision, backend)
         if device == "cpu" and num_gpus > 1:
             reason = reason or f"is for a CPU, asked for {num_gpus} GPUs"
         if reason is None:
             try:
-                return artifact, open_runner(bundle, artifact, device, num_threads, num_gpus)
+                return artifact, open_runner(
+                    folder / artifact.file, artifact, device, num_threads, num_gpus
+                )
             except EngineError as error:
                 reason = str(error)
         reasons.append(f"{artifact.file} ({device}): {reason}")
     raise BundleError(
-        bundle.path, "nothing in it can be served here: " + ", ".join(reasons),
+        folder, "nothing in it can be served here: " + ", ".join(reasons),
         "an artefact with a passed parity verdict",
-        f"run `irv2 verify {bundle.path}` on this machine",
+        f"run `irv2 verify {folder}` on this machine",
     )  # fmt: skip
 
 
 def open_runner(
-    bundle: Bundle, artifact: Artifact, device: str, num_threads: int = 0, num_gpus: int = 1
+    path: Path, artifact: Artifact, device: str, num_threads: int = 0, num_gpus: int = 1
 ) -> Runner:
-    """Open one artefact, verified or not, on the first `num_gpus` GPUs or the CPU.
+    """Open the artefact in the file `path`, verified or not, on the CPU or `num_gpus` GPUs.
 
     Raises EngineError where this machine can't run it.
     """
-    open_on = partial(_open_on, bundle, artifact, device, num_threads)
+    open_on = partial(_open_on, path, artifact, device, num_threads)
     if num_gpus == 1:
         return open_on(0)
     return ParallelRunner([partial(open_on, gpu) for gpu in range(num_gpus)])
 
 
-def _open_on(bundle: Bundle, artifact: Artifact, device: str, num_threads: int, gpu: int) -> Runner:
-    path = bundle.path / artifact.file
+def _open_on(path: Path, artifact: Artifact, device: str, num_threads: int, gpu: int) -> Runner:
     if artifact.format == "onnx":
         return OnnxRunner(path, device, num_threads, artifact.max_batch, gpu)
     from irv2.runners.tensorrt import TensorRTRunner

@@ -18,19 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from irv2.bundle import Artifact, Format
 from irv2.errors import EngineError
+from irv2.manifest import Artifact, Format
 from irv2.runners.base import Runner, usual_sizes
-from irv2.runners.cuda import (
-    DeviceMemory,
-    Gpu,
-    Graph,
-    PinnedArray,
-    PinnedBatches,
-    Stream,
-    find_gpu,
-    use_gpu,
-)
+from irv2.runners.cuda import DeviceMemory, Graph, PinnedArray, PinnedBatches, Stream
+from irv2.system.gpu import Gpu, find_gpu, use_gpu
 from irv2.types import FloatArray, UInt8Array
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from irv2.errors import EngineError
-from irv2.runners.cuda import find_gpu
+from irv2.system.gpu import find_gpu
 
 
 @cache

@@ -20,12 +20,14 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from irv2.bundle import (
+from irv2.bundle import Bundle
+from irv2.errors import EngineError
+from irv2.images.preprocess import Preprocess, preprocess
+from irv2.manifest import (
     MANIFEST,
     ONNX_FILE,
     SCHEMA,
     Artifact,
-    Bundle,
     ErrorChange,
     Manifest,
     Parity,
@@ -33,8 +35,6 @@ from irv2.bundle import (
     bundle_id,
     manifest_json,
 )
-from irv2.errors import EngineError
-from irv2.images.preprocess import Preprocess, preprocess
 from irv2.runners.choose import open_best
 from irv2.system.files import file_sha256
 from irv2.types import FloatArray
@@ -195,7 +195,7 @@ def _cpu_ticks(pid: int) -> int:
 
 def our_top1(bundle: Bundle, pictures: Sequence[bytes]) -> tuple[str, list[int]]:
     """The model file that is served here, and each picture's best class by it, one at a time."""
-    artifact, runner = open_best(bundle)
+    artifact, runner = open_best(bundle.path, bundle.artifacts)
     with runner:
         logits = [runner.run(preprocess(each, bundle.preprocess)[None])[0] for each in pictures]
     return artifact.file, [int(row.argmax()) for row in logits]

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from irv2.bundle import Artifact, Bundle
+from irv2.bundle import Bundle
 from irv2.errors import BundleError, UsageError
 from irv2.images.decode import ImageLimits
+from irv2.manifest import Artifact
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.self_test import SELF_TEST, SelfTest
@@ -48,8 +49,9 @@ def open_model(path: Path, options: ServeOptions) -> Opened:
     """Open the fastest artefact that passed. Raises BundleError or EngineError."""
     bundle = Bundle.open(path)
     artifact, runner = open_best(
-        bundle, options.precision, options.backend, options.num_threads, options.num_gpus
-    )
+        bundle.path, bundle.artifacts, options.precision, options.backend, options.num_threads,
+        options.num_gpus,
+    )  # fmt: skip
     try:
         _check_fits(bundle, artifact, runner)
     except BaseException:

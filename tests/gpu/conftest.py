@@ -11,9 +11,9 @@ from irv2.convert.candidate import ExportOptions
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.export import export
 from irv2.errors import EngineError
-from irv2.runners.cuda import find_gpu
 from irv2.runners.onnx import import_onnxruntime
 from irv2.runners.tensorrt import import_tensorrt
+from irv2.system.gpu import find_gpu
 
 # 48 images can't show less than 6.05 points.
 LENIENT = {"tolerance_top1": 7.0, "tolerance_top5": 7.0}

@@ -8,14 +8,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from irv2.bundle import Bundle, bundle_id
+from irv2.bundle import Bundle
 from irv2.convert.engine.build import RTX_CAPABILITIES, Flavour, engine_artifact
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.verify import verify
 from irv2.errors import BundleError
+from irv2.manifest import bundle_id
 from irv2.runners.choose import open_best, open_runner
-from irv2.runners.cuda import count_gpus, find_gpu
 from irv2.runners.onnx import OnnxRunner
+from irv2.system.gpu import count_gpus, find_gpu
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 75, 75, 3), dtype=np.uint8)
 
@@ -66,7 +67,7 @@ def test_onnxruntime_shares_a_batch_between_two_gpus(onnxruntime, onnx_bundle):
         pytest.skip(f"{found} GPU; expected 2 or more")
     opened = Bundle.open(onnx_bundle)
     [artifact] = opened.manifest.artifacts
-    with open_runner(opened, artifact, "cuda", num_gpus=2) as both:
+    with open_runner(opened.path / artifact.file, artifact, "cuda", num_gpus=2) as both:
         assert both.max_batch == 32
         assert_close(both.run(IMAGES), onnx_bundle / "model.onnx")
 
@@ -93,9 +94,9 @@ def test_evidence_from_a_cpu_is_not_enough_for_cuda_until_verify_took_its_own(
     artifact = msgspec.structs.replace(artifact, parity=parity)
     bundle.with_manifest(msgspec.structs.replace(bundle.manifest, artifacts=[artifact]))
     with pytest.raises(BundleError, match=r"model\.onnx \(cuda\): was judged on onnxruntime-cpu"):
-        open_best(Bundle.open(onnx_bundle), backend="onnxruntime-cuda")
+        open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts, backend="onnxruntime-cuda")
     verify(onnx_bundle, data)
-    with open_best(Bundle.open(onnx_bundle))[1] as runner:
+    with open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts)[1] as runner:
         assert runner.backend == "onnxruntime-cuda"
 
 
@@ -114,5 +115,7 @@ def test_an_rtx_engine_built_ahead_of_time_passes_verify_here(tensorrt_rtx, onnx
     plan = report.manifest.artifacts[1]
     assert plan.parity.ran_on == "tensorrt_rtx"
     assert {12, 13, 14} <= set(plan.invariance.batch_sizes)
-    with open_best(Bundle.open(onnx_bundle), backend="tensorrt_rtx")[1] as runner:
+    with open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts, backend="tensorrt_rtx")[
+        1
+    ] as runner:
         assert_close(runner.run(IMAGES), onnx_bundle / "model.onnx")

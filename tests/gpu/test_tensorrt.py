@@ -10,7 +10,7 @@ import pytest
 from serving_process import serving
 from tiny_checkpoint import CLASSES
 
-from irv2.bundle import REPORT, Artifact, Bundle
+from irv2.bundle import Bundle
 from irv2.client import Client
 from irv2.convert.engine.build import build_engine, choose_flavour, engine_artifact
 from irv2.convert.engine.options import EngineOptions
@@ -18,10 +18,11 @@ from irv2.convert.rebuild import rebuild
 from irv2.convert.verify import verify
 from irv2.convert.verify_server import verify_server
 from irv2.errors import EngineError
+from irv2.manifest import REPORT, Artifact
 from irv2.runners.choose import open_best, open_runner
-from irv2.runners.cuda import call, count_gpus, find_gpu, import_cuda
 from irv2.runners.onnx import OnnxRunner
 from irv2.runners.tensorrt import TensorRTRunner
+from irv2.system.gpu import call, count_gpus, find_gpu, import_cuda
 
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the engines
 
@@ -35,7 +36,7 @@ def artifact_of(bundle: Path, file: str) -> Artifact:
 
 def open_plan(bundle: Path, precision: str) -> TensorRTRunner:
     artifact = artifact_of(bundle, f"model.{precision}.plan")
-    runner = open_runner(Bundle.open(bundle), artifact, "cuda")
+    runner = open_runner(bundle / artifact.file, artifact, "cuda")
     assert isinstance(runner, TensorRTRunner)
     return runner
 
@@ -70,7 +71,7 @@ def test_the_inspectors_summary_is_in_the_report(bundle):
 
 
 def test_the_fastest_engine_is_chosen(bundle):
-    artifact, runner = open_best(Bundle.open(bundle))
+    artifact, runner = open_best(bundle, Bundle.open(bundle).artifacts)
     with runner:
         assert (artifact.file, runner.backend) == ("model.int8.plan", "tensorrt")
 
@@ -200,7 +201,7 @@ def test_two_gpus_share_a_batch_and_give_what_each_gives_alone(bundle):
     images = np.concatenate([IMAGES, IMAGES[::-1]])
     with (
         open_plan(bundle, "fp16") as one,
-        open_runner(opened, artifact, "cuda", num_gpus=2) as both,
+        open_runner(opened.path / artifact.file, artifact, "cuda", num_gpus=2) as both,
     ):
         assert both.max_batch == 2 * one.max_batch
         memory = both.batch_memory(len(images))

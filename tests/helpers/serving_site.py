@@ -61,7 +61,7 @@ class Site:
 
     def __init__(self, bundle: Bundle, seconds: float, **options) -> None:
         self.bundle = bundle
-        artifact, inner = open_best(bundle, num_threads=1)
+        artifact, inner = open_best(bundle.path, bundle.artifacts, num_threads=1)
         self.runner = PacedRunner(inner, seconds)
         self.server = Server(Opened(bundle, artifact, self.runner), replace(OPTIONS, **options))
 

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from irv2.bundle import (
+from irv2.images.preprocess import Preprocess
+from irv2.manifest import (
     MANIFEST,
     SCHEMA,
     Artifact,
@@ -21,7 +22,6 @@ from irv2.bundle import (
     bundle_id,
     manifest_json,
 )
-from irv2.images.preprocess import Preprocess
 from irv2.runners.onnx import OnnxRunner
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.system.files import file_sha256

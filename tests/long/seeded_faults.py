@@ -28,7 +28,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from irv2.bundle import Bundle, Parity
+from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.convert.gate import invariance
 from irv2.convert.gate.reference import Reference
@@ -39,7 +39,9 @@ from irv2.convert.onnx.half import to_half
 from irv2.convert.onnx.int8 import quantize
 from irv2.data.dataset import open_split
 from irv2.data.samples import is_sample, resolve_data
-from irv2.evaluate import Ledger, load_batches
+from irv2.evaluate import load_batches
+from irv2.ledger import Predictions
+from irv2.manifest import Parity
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_runner
 from irv2.runners.onnx import OnnxRunner
@@ -60,12 +62,12 @@ class Images:
     sha256: tuple[str, ...]
     sample: bool
 
-    def ask(self, runner: Runner) -> Ledger:
+    def ask(self, runner: Runner) -> Predictions:
         """One runner's answers."""
         starts = range(0, len(self.pixels), BATCH)
         rows = [runner.run(self.pixels[start : start + BATCH]) for start in starts]
         names = ("",) * len(self.sha256)
-        return Ledger(names, self.sha256, self.labels, np.concatenate(rows))
+        return Predictions(names, self.sha256, self.labels, np.concatenate(rows))
 
 
 def main() -> None:
@@ -80,7 +82,7 @@ def main() -> None:
     checkpoint, data = Checkpoint.load(args.checkpoint), resolve_data(args.data)
     images = load_images(checkpoint, data, args.tinted)
     with TorchRunner(checkpoint) as runner:
-        reference = Reference.from_ledger(images.ask(runner))
+        reference = Reference.from_predictions(images.ask(runner))
     errors = 100 * (1 - reference.top1_right.mean())
     print(f"{args.checkpoint}: top-1 error {errors:.2f} % of {len(reference)} images\n")
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +182,10 @@ def real(path: Path) -> Iterator[tuple[str, Runner]]:
     bundle = Bundle.open(path)
     for artifact in bundle.manifest.artifacts:
         if artifact.format == "onnx" and artifact.precision != "bf16":
-            yield f"{artifact.file} ({artifact.precision})", open_runner(bundle, artifact, "cpu")
+            yield (
+                f"{artifact.file} ({artifact.precision})",
+                open_runner(bundle.path / artifact.file, artifact, "cpu"),
+            )
 
 
 def print_cases(cases: list[tuple[str, Runner]], images: Images, reference: Reference) -> None:
@@ -217,7 +222,7 @@ def print_false_alarms(checkpoint: Checkpoint, images: Images, num: int, folder:
         write_onnx(other, "0" * 64, folder / "fp32.onnx")
         onnx.save(to_half(onnx.load(folder / "fp32.onnx"), "fp16"), folder / "fp16.onnx")
         with TorchRunner(other) as runner:
-            reference = Reference.from_ledger(images.ask(runner))
+            reference = Reference.from_predictions(images.ask(runner))
         for name, parities in judged.items():
             with OnnxRunner(folder / f"{name}.onnx") as runner:
                 logits = images.ask(runner).logits

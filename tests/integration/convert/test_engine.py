@@ -18,16 +18,7 @@ import pytest
 from terminal import run_on_terminal
 from tiny_checkpoint import Exported, tree
 
-from irv2.bundle import (
-    MANIFEST,
-    REPORT,
-    AcceptedLoss,
-    Artifact,
-    Bundle,
-    bundle_id,
-    manifest_json,
-    read_manifest,
-)
+from irv2.bundle import Bundle
 from irv2.convert.engine.build import (
     RTX_CAPABILITIES,
     Flavour,
@@ -38,8 +29,16 @@ from irv2.convert.engine.build import (
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.rebuild import rebuild
 from irv2.errors import BundleError, EngineError
+from irv2.manifest import (
+    MANIFEST,
+    REPORT,
+    AcceptedLoss,
+    Artifact,
+    bundle_id,
+    manifest_json,
+    read_manifest,
+)
 from irv2.runners.choose import open_best, open_runner
-from irv2.runners.cuda import Gpu, find_gpu
 from irv2.runners.tensorrt import (
     check_gpu,
     check_version,
@@ -48,6 +47,7 @@ from irv2.runners.tensorrt import (
     load_engine,
     shared_logger,
 )
+from irv2.system.gpu import Gpu, find_gpu
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
@@ -210,10 +210,10 @@ def test_the_inspectors_summary_reaches_the_report_also_of_a_plan_with_code_of_i
 @needs_no_gpu
 def test_an_unverified_engine_is_not_chosen(with_plan):
     bundle = Bundle.open(with_plan[0])
-    with open_best(bundle)[1] as runner:
+    with open_best(bundle.path, bundle.artifacts)[1] as runner:
         assert runner.backend == "onnxruntime-cpu"
     with pytest.raises(BundleError, match=r"model\.fp32\.plan \(cuda\): not verified"):
-        open_best(bundle, backend="tensorrt_rtx")
+        open_best(bundle.path, bundle.artifacts, backend="tensorrt_rtx")
 
 
 @needs_rtx
@@ -221,7 +221,7 @@ def test_an_unverified_engine_is_not_chosen(with_plan):
 def test_opening_an_engine_without_a_gpu_is_one_clear_line(with_plan):
     bundle = Bundle.open(with_plan[0])
     with pytest.raises(EngineError, match=r"CUDA: no usable GPU .*; expected an NVIDIA GPU"):
-        open_runner(bundle, plan_of(bundle), "cuda")
+        open_runner(bundle.path / plan_of.file, plan_of(bundle), "cuda")
 
 
 @needs_rtx

@@ -34,7 +34,7 @@ def judged(exported: Exported, checkpoint: Checkpoint, runner: Runner) -> Judgem
     images = open_split(exported.data, "val", CLASSES)
     [artifact] = Bundle.open(exported.bundle).manifest.artifacts
     answers, ledger = classify_with_reference(checkpoint, "faults", [runner], images)
-    reference = Reference.from_ledger(answers)
+    reference = Reference.from_predictions(answers)
     judgement = judge(reference, ledger.logits, "fp32", tolerance_for("fp32"), runner.backend)
     probes = invariance.load_probes(images, ledger, checkpoint.preprocess)
     return invariance.with_invariance(judgement, artifact, invariance.check(runner, probes, 64))

@@ -362,13 +362,13 @@ def test_blocks_that_only_tensorrts_placement_would_spoil_stay_float32(bundle, d
 
 
 def test_a_cpu_serves_int8_made_for_it_and_the_others_only_if_asked(bundle):
-    with open_best(bundle)[1] as runner:
+    with open_best(bundle.path, bundle.artifacts)[1] as runner:
         assert runner.backend == "onnxruntime-cpu"
-    assert open_best(bundle)[0].file == "model.int8-cpu.onnx"
-    assert open_best(bundle, precision="fp32")[0].file == "model.onnx"
-    assert open_best(bundle, precision="fp16")[0].file == "model.fp16.onnx"
+    assert open_best(bundle.path, bundle.artifacts)[0].file == "model.int8-cpu.onnx"
+    assert open_best(bundle.path, bundle.artifacts, precision="fp32")[0].file == "model.onnx"
+    assert open_best(bundle.path, bundle.artifacts, precision="fp16")[0].file == "model.fp16.onnx"
     with pytest.raises(BundleError, match=r"model\.bf16\.onnx \(cpu\): "):
-        open_best(bundle, precision="bf16")
+        open_best(bundle.path, bundle.artifacts, precision="bf16")
 
 
 needs_rtx = pytest.mark.skipif(

@@ -8,7 +8,7 @@ from irv2.bundle import Bundle
 from irv2.convert.publish.self_test import choose_self_test
 from irv2.data.dataset import open_split
 from irv2.errors import EngineError
-from irv2.evaluate import Ledger
+from irv2.ledger import Predictions
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.self_test import NUM_IMAGES, SELF_TEST, SelfTest
@@ -28,7 +28,7 @@ def test_an_export_keeps_images_that_its_own_engine_answers(exported: Exported):
     kept = SelfTest.load(bundle.path / SELF_TEST)
     side = bundle.preprocess.crop
     assert kept.images.shape == (NUM_IMAGES, side, side, 3)
-    with open_best(bundle)[1] as runner:
+    with open_best(bundle.path, bundle.artifacts)[1] as runner:
         for size in (1, 3, 8):
             kept.check(runner.run(kept.batch(size)), runner.backend)
         wrong = SelfTest(kept.images, (kept.top1 + 1) % runner.num_classes, kept.margins)
@@ -36,10 +36,10 @@ def test_an_export_keeps_images_that_its_own_engine_answers(exported: Exported):
             wrong.check(runner.run(wrong.batch(3)), runner.backend)
 
 
-def ledger(files, top1, margins) -> Ledger:
+def ledger(files, top1, margins) -> Predictions:
     logits = np.zeros((len(top1), 5), np.float32)
     logits[np.arange(len(top1)), top1] = margins
-    return Ledger(tuple(files), ("",) * len(top1), np.array(top1), logits)
+    return Predictions(tuple(files), ("",) * len(top1), np.array(top1), logits)
 
 
 def test_the_clearest_images_of_different_classes_are_chosen_where_all_agree(exported: Exported):

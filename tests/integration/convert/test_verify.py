@@ -14,7 +14,7 @@ from PIL import Image
 from serving_process import serving
 from tiny_checkpoint import BUNDLE_FILES, Exported, tree
 
-from irv2.bundle import MANIFEST, Bundle, bundle_id, read_manifest
+from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.convert.candidate import ExportOptions
 from irv2.convert.export import export
@@ -22,6 +22,7 @@ from irv2.convert.gate.report import Report
 from irv2.convert.onnx.float32 import write_onnx
 from irv2.convert.verify import verify
 from irv2.errors import BundleError, DataError
+from irv2.manifest import MANIFEST, bundle_id, read_manifest
 from irv2.runners.choose import open_best
 from irv2.system.files import file_sha256
 
@@ -86,7 +87,7 @@ def test_a_model_that_decides_otherwise_fails_with_3_and_is_no_longer_served(bun
     after = Bundle.open(bundle)
     assert after.manifest.artifacts[0].parity.verdict == "failed"
     with pytest.raises(BundleError, match="parity failed"):
-        open_best(after)
+        open_best(after.path, after.artifacts)
 
 
 def test_images_are_found_wherever_they_are_and_whatever_lies_beside_them(
@@ -113,11 +114,11 @@ def test_evidence_from_another_backend_is_not_enough_until_verify_took_its_own(b
     parity = Bundle.open(bundle).manifest.artifacts[0].parity
     forge(bundle, parity=msgspec.structs.replace(parity, ran_on="onnxruntime-cuda"))
     with pytest.raises(BundleError) as caught:
-        open_best(Bundle.open(bundle))
+        open_best(bundle, Bundle.open(bundle).artifacts)
     assert "model.onnx (cpu): was judged on onnxruntime-cuda; expected" in str(caught.value)
     assert str(caught.value).endswith(f"run `irv2 verify {bundle}` on this machine")
     verify(bundle, exported.data)
-    with open_best(Bundle.open(bundle))[1] as runner:
+    with open_best(bundle, Bundle.open(bundle).artifacts)[1] as runner:
         assert runner.backend == "onnxruntime-cpu"
 
 

@@ -15,13 +15,14 @@ from PIL import Image
 from serving_site import Site
 from tiny_bundle import CLASSES, write_tiny_bundle
 
-from irv2.bundle import LEDGER_SUFFIX, Bundle
+from irv2.bundle import Bundle
 from irv2.convert.gate.reference import REFERENCE
 from irv2.convert.verify_server import TIES, _served_artifact
 from irv2.data.dataset import open_split
 from irv2.errors import BundleError
 from irv2.evaluate import classify_folder
-from irv2.ledger import Answers
+from irv2.ledger import Ledger
+from irv2.manifest import LEDGER_SUFFIX
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.v1.classifier_pb2 import Model
@@ -59,18 +60,18 @@ def data(tmp_path_factory) -> Path:
 def bundle(tmp_path_factory, data) -> Bundle:
     """A bundle with the evidence of a gate."""
     bundle = Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("verify") / "tiny.bundle"))
-    with open_best(bundle, num_threads=1)[1] as runner:
+    with open_best(bundle.path, bundle.artifacts, num_threads=1)[1] as runner:
         [ledger] = classify_folder(
             [runner], open_split(data, "val", bundle.classes), bundle.preprocess
         )
     for name in (REFERENCE, LEDGER):
-        (bundle.path / name).write_bytes(Answers.from_ledger(ledger).to_bytes())
+        (bundle.path / name).write_bytes(Ledger.from_predictions(ledger).to_bytes())
     return bundle
 
 
 @pytest.fixture(scope="module")
-def ledger(bundle) -> Answers:
-    return Answers.load(bundle.path / LEDGER)
+def ledger(bundle) -> Ledger:
+    return Ledger.load(bundle.path / LEDGER)
 
 
 def verify(served: Bundle, data: Path, tamper=None, evidence: Path | None = None):
@@ -106,7 +107,7 @@ def swap_two(logits):
     return logits[:, order]
 
 
-def with_evidence(bundle: Bundle, folder: Path, answers: Answers) -> Path:
+def with_evidence(bundle: Bundle, folder: Path, answers: Ledger) -> Path:
     shutil.copytree(bundle.path, folder)
     (folder / LEDGER).write_bytes(answers.to_bytes())
     return folder

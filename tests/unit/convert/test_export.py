@@ -10,7 +10,6 @@ from tiny_checkpoint import make_checkpoint, write_images
 
 import irv2.convert.candidate
 import irv2.convert.export
-from irv2.bundle import Artifact
 from irv2.convert.export import ExportOptions, export
 from irv2.convert.gate.artifacts import undecided
 from irv2.convert.gate.verdict import Judgement
@@ -18,6 +17,7 @@ from irv2.convert.onnx.calibrate import CalibrationOptions
 from irv2.convert.onnx.int8 import quantize
 from irv2.data.dataset import open_split
 from irv2.errors import EngineError, UsageError
+from irv2.manifest import Artifact
 from irv2.system.files import file_sha256
 
 

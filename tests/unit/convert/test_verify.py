@@ -14,7 +14,7 @@ from tiny_checkpoint import tree
 import irv2.convert.cli
 import irv2.convert.rebuild
 import irv2.convert.verify
-from irv2.bundle import MANIFEST, REPORT, Artifact, Bundle, bundle_id, read_manifest
+from irv2.bundle import Bundle
 from irv2.convert.gate.reference import REFERENCE, Reference
 from irv2.convert.gate.report import UnwrittenError
 from irv2.convert.publish.rejection import write_rejection
@@ -23,6 +23,7 @@ from irv2.convert.verify import verify
 from irv2.data.dataset import open_split
 from irv2.errors import BundleError
 from irv2.evaluate import classify_folder
+from irv2.manifest import MANIFEST, REPORT, Artifact, bundle_id, read_manifest
 from irv2.runners.onnx import OnnxRunner
 from irv2.system.files import file_sha256
 
@@ -48,7 +49,7 @@ def refer_to(model_path: Path, bundle: Path, data: Path) -> None:
     """Make the answers of this model the bundle's reference."""
     with OnnxRunner(model_path, num_threads=1) as runner:
         [ledger] = classify_folder([runner], open_split(data, "val", CLASSES), PREPROCESS)
-    (bundle / REFERENCE).write_bytes(Reference.from_ledger(ledger).to_bytes())
+    (bundle / REFERENCE).write_bytes(Reference.from_predictions(ledger).to_bytes())
     manifest = read_manifest(bundle / MANIFEST)
     files = manifest.files | {REFERENCE: file_sha256(bundle / REFERENCE)}
     Bundle(bundle, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))

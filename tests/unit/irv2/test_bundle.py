@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_bundle import CLASSES, SIDE, write_tiny_bundle
 
-from irv2.bundle import MANIFEST, Bundle, bundle_id, read_manifest
+from irv2.bundle import Bundle
 from irv2.errors import BundleError, ImageReason
 from irv2.images.preprocess import resize_and_crop
+from irv2.manifest import MANIFEST, bundle_id, read_manifest
 from irv2.results import top_k_scores
 from irv2.runners.choose import open_best
 from irv2.system.files import file_sha256
@@ -238,7 +239,7 @@ def test_classify_takes_paths_bytes_and_arrays_and_answers_alike(bundle, tmp_pat
 def test_classify_gives_the_runners_answer_for_every_image_across_batches(bundle):
     opened = Bundle.open(bundle)
     images = photos(11)  # batches of 4, 4 and 3
-    artifact, runner = open_best(opened)
+    artifact, runner = open_best(opened.path, opened.artifacts)
     assert (artifact.file, runner.max_batch) == ("model.onnx", 4)
     with runner:
         for image, result in zip(images, opened.classify(images), strict=True):

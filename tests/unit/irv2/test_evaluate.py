@@ -15,15 +15,9 @@ from PIL import Image
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.shard_writer import write_shards
 from irv2.errors import DataError, ImageError, ImageReason
-from irv2.evaluate import (
-    BATCH_SIZE,
-    Ledger,
-    Reading,
-    classify_folder,
-    load_batches,
-    share,
-)
+from irv2.evaluate import BATCH_SIZE, Reading, classify_folder, load_batches, share
 from irv2.images.preprocess import Preprocess
+from irv2.ledger import Predictions
 from irv2.results import softmax, top_k_indices, top_k_scores
 from irv2.runners.base import Runner
 
@@ -173,9 +167,9 @@ def test_batches_are_read_ahead_and_stop_with_their_consumer(folder):
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
 
 
-def ledger_of(logits: list[list[float]], labels: list[int]) -> Ledger:
+def ledger_of(logits: list[list[float]], labels: list[int]) -> Predictions:
     names = tuple(map(str, range(len(labels))))
-    return Ledger(names, names, np.array(labels), np.array(logits, np.float32))
+    return Predictions(names, names, np.array(labels), np.array(logits, np.float32))
 
 
 def test_ties_go_to_the_lower_index():

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from irv2.bundle import MANIFEST
+from irv2.manifest import MANIFEST
 from irv2.serve.reload import Reloader
 
 EVERY_S = 0.02

@@ -12,8 +12,8 @@ from irv2.bundle import Bundle
 from irv2.convert.gate.invariance import batch_sizes, check, describe, load_probes, with_invariance
 from irv2.convert.gate.verdict import Judgement
 from irv2.data.dataset import open_split
-from irv2.evaluate import Ledger
 from irv2.images.preprocess import Preprocess
+from irv2.ledger import Predictions
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 
@@ -121,7 +121,7 @@ def test_probes_are_of_as_many_classes_as_can_be(tmp_path):
             colour = (40 * "abcd".index(name), 9 * i, 0)
             Image.new("RGB", (75, 75), colour).save(tmp_path / "val" / name / f"{i}.png")
     images = open_split(tmp_path, "val")
-    ledger = Ledger(images.files, ("",) * 20, images.labels, np.zeros((20, 4), np.float32))
+    ledger = Predictions(images.files, ("",) * 20, images.labels, np.zeros((20, 4), np.float32))
     probes = load_probes(images, ledger, Preprocess(resize=75, crop=75))
     assert probes.shape == (8, 75, 75, 3)
     assert sorted(probes[:, 0, 0, 0].tolist()) == [0, 0, 40, 40, 80, 80, 120, 120]
@@ -130,7 +130,7 @@ def test_probes_are_of_as_many_classes_as_can_be(tmp_path):
 def test_a_real_model_gives_the_same_answers_in_every_batch(tmp_path: Path):
     bundle = Bundle.open(write_tiny_bundle(tmp_path / "b"))
     images = np.random.default_rng(0).integers(0, 256, (8, 75, 75, 3), dtype=np.uint8)
-    with open_best(bundle)[1] as runner:
+    with open_best(bundle.path, bundle.artifacts)[1] as runner:
         found = check(runner, images, 16)
     assert found.changed == 0
     # Float32 sums of 27 products in another order.

@@ -11,7 +11,7 @@ from PIL import Image
 from irv2.convert.gate.reference import Reference
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.errors import BundleError, DataError
-from irv2.evaluate import Ledger
+from irv2.ledger import Predictions
 from irv2.system.files import file_sha256
 
 
@@ -29,7 +29,7 @@ def data(tmp_path: Path) -> Path:
 def reference_on(folder: ImageFolder, num_classes: int = 7) -> Reference:
     hashes = tuple(file_sha256(folder.path(i)) for i in range(len(folder)))
     logits = np.random.default_rng(0).normal(size=(len(folder), num_classes)).astype(np.float32)
-    return Reference.from_ledger(Ledger(folder.files, hashes, folder.labels, logits))
+    return Reference.from_predictions(Predictions(folder.files, hashes, folder.labels, logits))
 
 
 def saved(reference: Reference, folder: Path) -> Path:
@@ -85,8 +85,8 @@ def test_identity_of_the_data_depends_on_contents_and_labels_alone(data):
         margins=reference.margins[order], max_abs_logit=1.0,
     )  # fmt: skip
     assert shuffled.data_sha256 == reference.data_sha256
-    other = Reference.from_ledger(
-        Ledger((), reference.sha256, np.roll(reference.labels, 1), reference.logits)
+    other = Reference.from_predictions(
+        Predictions((), reference.sha256, np.roll(reference.labels, 1), reference.logits)
     )
     assert other.data_sha256 != reference.data_sha256
 

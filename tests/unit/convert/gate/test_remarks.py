@@ -11,7 +11,7 @@ from irv2.convert.gate.reference import Reference, hash_files
 from irv2.convert.gate.remarks import coverage_remark, evidence_remarks, leakage_remark
 from irv2.data.dataset import open_split
 from irv2.data.shard_writer import write_shards
-from irv2.evaluate import Ledger
+from irv2.ledger import Predictions
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def reference_on(data: Path) -> Reference:
     folder = open_split(data, "val")
     logits = np.eye(2, dtype=np.float32)[folder.labels]
     hashes = tuple(hash_files(folder))
-    return Reference.from_ledger(Ledger(folder.files, hashes, folder.labels, logits))
+    return Reference.from_predictions(Predictions(folder.files, hashes, folder.labels, logits))
 
 
 def test_images_of_the_training_are_counted_whatever_their_names_and_classes(data):

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from irv2.bundle import Precision
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.verdict import (
     TOLERANCE_POINTS,
@@ -23,7 +22,8 @@ from irv2.convert.gate.verdict import (
     verdict,
 )
 from irv2.errors import UsageError
-from irv2.evaluate import Ledger
+from irv2.ledger import Predictions
+from irv2.manifest import Precision
 
 # lost, gained, images -> upper and lower limit in points
 LIMITS = [
@@ -165,7 +165,7 @@ def test_without_gains_the_limit_is_clopper_pearsons(n, lost, confidence):
 def reference_of(labels: np.ndarray, logits: np.ndarray) -> Reference:
     names = tuple(f"{i}.png" for i in range(len(labels)))
     sha256 = tuple(f"{i:064x}" for i in range(len(labels)))
-    return Reference.from_ledger(Ledger(names, sha256, labels, logits.astype(np.float32)))
+    return Reference.from_predictions(Predictions(names, sha256, labels, logits.astype(np.float32)))
 
 
 def answers(predicted: np.ndarray, num_classes: int = 10) -> np.ndarray:

@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 from tiny_bundle import CLASSES, write_tiny_bundle
 
-from irv2.bundle import LEDGER_SUFFIX, MANIFEST, Bundle, read_manifest
+from irv2.bundle import Bundle
 from irv2.convert.gate.reference import hash_files
 from irv2.convert.inspect.contact_sheet import LINE, SIDE, write_sheet
 from irv2.convert.inspect.diff import Named, diff, load_named
 from irv2.data.dataset import open_split
 from irv2.data.shard_writer import write_shards
 from irv2.errors import BundleError, DataError
-from irv2.evaluate import Ledger
-from irv2.ledger import Answers
+from irv2.ledger import Ledger, Predictions
+from irv2.manifest import LEDGER_SUFFIX, MANIFEST, read_manifest
 from irv2.system.files import file_sha256
 
 
@@ -41,8 +41,8 @@ def answers(data: Path, best: list[int], margin: float = 1.0) -> bytes:
     folder = open_split(data, "val", CLASSES)
     logits = np.eye(len(CLASSES), dtype=np.float32)[best] * margin
     logits *= 1 + np.arange(len(best), dtype=np.float32)[:, None]
-    ledger = Ledger(folder.files, tuple(hash_files(folder)), folder.labels, logits)
-    return Answers.from_ledger(ledger).to_bytes()
+    ledger = Predictions(folder.files, tuple(hash_files(folder)), folder.labels, logits)
+    return Ledger.from_predictions(ledger).to_bytes()
 
 
 @pytest.fixture
@@ -96,15 +96,15 @@ def test_artefacts_of_a_bundle_are_named_by_their_file_and_give_class_names(tmp_
 
 def test_a_ledger_of_more_classes_than_a_bundles_is_refused_in_either_order(ledgers):
     many = load_named(ledgers[0])
-    answers = replace(many.answers, top5=many.answers.top5 % 2)
-    few = Named(name="few", answers=answers, classes=CLASSES[:2])
+    ledger = replace(many.ledger, top5=many.ledger.top5 % 2)
+    few = Named(name="few", ledger=ledger, classes=CLASSES[:2])
     for pair in ((few, many), (many, few)):
         with pytest.raises(DataError, match="they have other classes; expected the same ones"):
             diff(*pair)
 
 
 def test_images_that_one_side_has_not_answered_are_counted_and_left_out(ledgers, data, tmp_path):
-    all_answers = Answers.load(Path(ledgers[1]))
+    all_answers = Ledger.load(Path(ledgers[1]))
     (tmp_path / "few.npz").write_bytes(all_answers.take([1, 2]).to_bytes())
     found = diff(load_named(ledgers[0]), load_named(str(tmp_path / "few.npz")))
     assert (found.n, found.num_only_a, found.num_only_b, len(found.rows)) == (2, 4, 0, 1)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fake_gpu import NUM_CLASSES, SIDE, FakeContext, FakeCuda, FakeEngine, FakeTensorRT
 
-from irv2.bundle import Artifact
 from irv2.errors import EngineError
+from irv2.manifest import Artifact
 from irv2.runners.parallel import ParallelRunner
 from irv2.runners.tensorrt import TensorRTRunner, choose_profile
 

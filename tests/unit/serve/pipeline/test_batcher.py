@@ -37,7 +37,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class FakeRunner(Runner):
-    """Answers an image with its own number; fails or gives nonsense where told to."""
+    """Ledger an image with its own number; fails or gives nonsense where told to."""
 
     backend, image_size, num_classes, max_batch = "fake", SIDE, 3, 8
 

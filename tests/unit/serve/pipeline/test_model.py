@@ -28,7 +28,7 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 def opened(bundle: Bundle, seconds: float = 0.0) -> Opened:
-    artifact, inner = open_best(bundle, num_threads=1)
+    artifact, inner = open_best(bundle.path, bundle.artifacts, num_threads=1)
     return Opened(bundle, artifact, PacedRunner(inner, seconds))
 
 
