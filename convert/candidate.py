@@ -69,9 +69,12 @@ class ExportOptions:
     def tolerance(self, precision: Precision, *, sample: bool) -> Tolerance:
         """What the gate accepts of an artefact; `sample` says these are the built-in images."""
         return tolerance_for(
-            precision, is_sample=sample, top1_points=self.tolerance_top1,
-            top5_points=self.tolerance_top5, confidence=self.confidence,
-        )  # fmt: skip
+            precision,
+            is_sample=sample,
+            top1_points=self.tolerance_top1,
+            top5_points=self.tolerance_top5,
+            confidence=self.confidence,
+        )
 
 
 DEFAULTS = ExportOptions()
@@ -88,10 +91,15 @@ class Candidate:
 
 
 def convert(
-    checkpoint: Checkpoint, checkpoint_sha256: str, folder: Path, options: ExportOptions,
-    training_images: ImageFolder | None = None, *, images: ImageFolder | None = None,
+    checkpoint: Checkpoint,
+    checkpoint_sha256: str,
+    folder: Path,
+    options: ExportOptions,
+    training_images: ImageFolder | None = None,
+    *,
+    images: ImageFolder | None = None,
     sample: bool = False,
-) -> Candidate:  # fmt: skip
+) -> Candidate:
     """Write the model files into `folder`, not yet judged; int8 only with `training_images`.
 
     On a few of `images` it is tried whether fp16's range suffices. Raises EngineError.
@@ -106,10 +114,16 @@ def convert(
     onnx_path = folder / ONNX_FILE
     write_onnx(checkpoint, checkpoint_sha256, onnx_path)
     fp32 = Artifact(
-        file=ONNX_FILE, sha256=file_sha256(onnx_path), format="onnx", precision="fp32",
-        max_batch=options.max_batch, built_from=checkpoint_sha256, built_with=versions(),
-        gpu=None, parity=None,
-    )  # fmt: skip
+        file=ONNX_FILE,
+        sha256=file_sha256(onnx_path),
+        format="onnx",
+        precision="fp32",
+        max_batch=options.max_batch,
+        built_from=checkpoint_sha256,
+        built_with=versions(),
+        gpu=None,
+        parity=None,
+    )
     if images is not None and "fp16" in options.wanted:
         few = images.first(NUM_RANGE_IMAGES)
         for batch in load_batches(few, checkpoint.preprocess, len(few), options.bad_images):
@@ -122,9 +136,11 @@ def convert(
         models = [artifact for artifact in artifacts if artifact.file != INT8_CPU]
         artifacts += [engine_artifact(model, folder, flavour, options.engine) for model in models]
     return Candidate(
-        checkpoint=checkpoint, checkpoint_sha256=checkpoint_sha256, folder=folder,
+        checkpoint=checkpoint,
+        checkpoint_sha256=checkpoint_sha256,
+        folder=folder,
         artifacts=artifacts,
-    )  # fmt: skip
+    )
 
 
 def training_images_of(val: ImageFolder, options: ExportOptions) -> ImageFolder | None:
@@ -139,9 +155,11 @@ def _require_finite(checkpoint: Checkpoint) -> None:
     for name, tensor in checkpoint.state_dict.items():
         if not tensor.isfinite().all():
             raise EngineError(
-                "int8", f"{name} holds values that are not finite", "finite weights",
+                "int8",
+                f"{name} holds values that are not finite",
+                "finite weights",
                 "use another checkpoint; what this one answers, --precision fp32 shows",
-            )  # fmt: skip
+            )
 
 
 def _halves(fp32: Artifact, folder: Path, options: ExportOptions) -> list[Artifact]:
@@ -152,9 +170,13 @@ def _halves(fp32: Artifact, folder: Path, options: ExportOptions) -> list[Artifa
 
 
 def _int8(
-    fp32: Artifact, folder: Path, preprocess: Preprocess, options: ExportOptions,
-    training_images: ImageFolder, tolerance_points: float,
-) -> list[Artifact]:  # fmt: skip
+    fp32: Artifact,
+    folder: Path,
+    preprocess: Preprocess,
+    options: ExportOptions,
+    training_images: ImageFolder,
+    tolerance_points: float,
+) -> list[Artifact]:
     """Calibrate, look for what 8 bits would spoil, and write both files."""
     path, bad_images = folder / fp32.file, options.bad_images
     seed = options.calibration.seed

@@ -74,12 +74,23 @@ bundle_argument = click.argument(
 @bad_images_option
 @json_option
 def export(
-    checkpoint: Path, trt: bool, precision: str | None, data: Path | None,
-    calibration: Path | None, calibration_images: int, seed: int, out: Path | None,
-    limit: int | None, tolerance_top1: float | None, tolerance_top5: float | None,
-    confidence: float, max_batch: int, bad_images: "BadImages", as_json: bool,
+    checkpoint: Path,
+    trt: bool,
+    precision: str | None,
+    data: Path | None,
+    calibration: Path | None,
+    calibration_images: int,
+    seed: int,
+    out: Path | None,
+    limit: int | None,
+    tolerance_top1: float | None,
+    tolerance_top5: float | None,
+    confidence: float,
+    max_batch: int,
+    bad_images: "BadImages",
+    as_json: bool,
     **engine: Any,  # noqa: ANN401 (the fields of EngineOptions)
-) -> None:  # fmt: skip
+) -> None:
     """Convert CHECKPOINT to ONNX, judge it against the checkpoint, publish the bundle.
 
     The gate classifies every image of DIR/val with both. Where it is not met nothing is
@@ -92,21 +103,28 @@ def export(
     from irv2.convert.publish.rejection import rejected_folder
 
     options = ExportOptions(
-        precisions=_names(precision), trt=trt, engine=EngineOptions(**engine),
+        precisions=_names(precision),
+        trt=trt,
+        engine=EngineOptions(**engine),
         calibration=CalibrationOptions(
             folder=calibration, num_images=calibration_images, seed=seed
         ),
-        max_batch=max_batch, limit=limit, bad_images=bad_images, tolerance_top1=tolerance_top1,
-        tolerance_top5=tolerance_top5, confidence=confidence,
-    )  # fmt: skip
+        max_batch=max_batch,
+        limit=limit,
+        bad_images=bad_images,
+        tolerance_top1=tolerance_top1,
+        tolerance_top5=tolerance_top5,
+        confidence=confidence,
+    )
     with _printed_anyway(as_json):
         report = run_export(checkpoint, data, out, options)
     _print(report, as_json)
     if report.failed:
         raise ParityError(
-            report.bundle, report.failure,
+            report.bundle,
+            report.failure,
             way_out=f"not published; see {rejected_folder(report.bundle)}/parity.md",
-        )  # fmt: skip
+        )
     if not as_json:
         click.echo(f"\npublished {report.bundle} (id {report.manifest.id[:12]})")
 
@@ -126,9 +144,14 @@ def export(
 @bad_images_option
 @json_option
 def verify(
-    bundle: Path, data: Path | None, server: str | None, rebuild: bool, bad_images: "BadImages",
-    as_json: bool, **connection: Any,  # noqa: ANN401 (click checked each)
-) -> None:  # fmt: skip
+    bundle: Path,
+    data: Path | None,
+    server: str | None,
+    rebuild: bool,
+    bad_images: "BadImages",
+    as_json: bool,
+    **connection: Any,  # noqa: ANN401 (click checked each)
+) -> None:
     """Judge BUNDLE again, on this machine, and write the result into it.
 
     DIR holds the images of the export. Neither the checkpoint nor torch is needed. With --server
@@ -210,7 +233,7 @@ def _names(precision: str | None) -> tuple[str, ...] | None:
 
 def _verify_server(
     bundle: Path, client: "Client", data: Path | None, bad_images: "BadImages", as_json: bool
-) -> None:  # fmt: skip
+) -> None:
     from irv2.convert.verify_server import verify_server
 
     report = verify_server(bundle, client, data, bad_images)

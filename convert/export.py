@@ -40,9 +40,11 @@ logger = logging.getLogger(__name__)
 
 
 def export(
-    checkpoint_path: Path, data: Path | None, out: Path | None,
+    checkpoint_path: Path,
+    data: Path | None,
+    out: Path | None,
     options: ExportOptions = DEFAULTS,
-) -> Report:  # fmt: skip
+) -> Report:
     """Convert a checkpoint, judge the result and publish it as the bundle `out`.
 
     `out` is CKPT.bundle beside the checkpoint where it is None. The report says whether the
@@ -58,16 +60,25 @@ def export(
     images, training_images = val.first(options.limit), training_images_of(val, options)
     with folder_beside(out) as folder:
         candidate = convert(
-            checkpoint, sha256, folder, options, training_images, images=images,
+            checkpoint,
+            sha256,
+            folder,
+            options,
+            training_images,
+            images=images,
             sample=is_sample(data),
-        )  # fmt: skip
+        )
         return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
 
 
 def judge_and_publish(
-    candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, *,
+    candidate: Candidate,
+    images: ImageFolder,
+    out: Path,
+    options: ExportOptions,
+    *,
     sample: bool = False,
-) -> Report:  # fmt: skip
+) -> Report:
     """The gate: move the candidate to `out` if it decides like its checkpoint.
 
     Otherwise nothing is published; the report and the answers it is about lie in `out`.rejected.
@@ -88,7 +99,7 @@ def judge_and_publish(
 
 def _judge(
     candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, sample: bool
-) -> tuple[Report, dict[str, bytes]]:  # fmt: skip
+) -> tuple[Report, dict[str, bytes]]:
     """The report, and what is kept beside it: file name -> content."""
     checkpoint, manifest = candidate.checkpoint, _manifest(candidate, candidate.artifacts)
 
@@ -99,19 +110,28 @@ def _judge(
         if ONNX_FILE in opened.reasons:
             # Engines may have to wait for their GPU; a bundle without this one serves nobody.
             raise EngineError(
-                ONNX_FILE, f"can't be judged ({opened.reasons[ONNX_FILE]})", "ONNX Runtime",
+                ONNX_FILE,
+                f"can't be judged ({opened.reasons[ONNX_FILE]})",
+                "ONNX Runtime",
                 'pip install "irv2[cpu]"',
-            )  # fmt: skip
+            )
         predictions = classify_with_reference(
-            checkpoint, candidate.checkpoint_sha256, list(opened.runners.values()), images,
+            checkpoint,
+            candidate.checkpoint_sha256,
+            list(opened.runners.values()),
+            images,
             options.bad_images,
-        )  # fmt: skip
+        )
         reference = Reference.from_predictions(predictions[0])
         judged = judge_all(
-            Bundle(candidate.folder, manifest), opened, predictions[1:], reference, images,
+            Bundle(candidate.folder, manifest),
+            opened,
+            predictions[1:],
+            reference,
+            images,
             reference_blocks=partial(torch_block_outputs, checkpoint),
             tolerance_of=tolerance_of,
-        )  # fmt: skip
+        )
     left_out = undecided(candidate.artifacts, judged) if options.precisions is None else {}
     for file, reason in sorted(left_out.items()):
         logger.warning("%s is left out: %s", file, reason)
@@ -134,10 +154,16 @@ def _manifest(candidate: Candidate, artifacts: list[Artifact]) -> Manifest:
     checkpoint = candidate.checkpoint
     preprocess, classes = checkpoint.preprocess.to_json(), checkpoint.classes
     return Manifest(
-        schema=SCHEMA, id=bundle_id(artifacts, preprocess, classes),
+        schema=SCHEMA,
+        id=bundle_id(artifacts, preprocess, classes),
         source=Source(
-            checkpoint_sha256=candidate.checkpoint_sha256, arch=checkpoint.model.arch,
-            setting=checkpoint.setting, epoch=checkpoint.epoch,
+            checkpoint_sha256=candidate.checkpoint_sha256,
+            arch=checkpoint.model.arch,
+            setting=checkpoint.setting,
+            epoch=checkpoint.epoch,
         ),
-        preprocess=preprocess, classes=classes, artifacts=artifacts, files={},
-    )  # fmt: skip
+        preprocess=preprocess,
+        classes=classes,
+        artifacts=artifacts,
+        files={},
+    )

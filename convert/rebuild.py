@@ -43,9 +43,11 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
         built = [_built_again(engine, models[engine.built_from], folder) for engine in engines]
         artifacts = [*models.values(), *built]
         manifest = msgspec.structs.replace(
-            old, artifacts=artifacts, id=bundle_id(artifacts, old.preprocess, old.classes),
+            old,
+            artifacts=artifacts,
+            id=bundle_id(artifacts, old.preprocess, old.classes),
             files={name: sha256 for name, sha256 in old.files.items() if name not in gone},
-        )  # fmt: skip
+        )
         bundle = Bundle(folder, old).with_manifest(manifest)
         for before, after in zip(engines, built, strict=True):
             _require_evidence(bundle, before, after)
@@ -73,6 +75,9 @@ def _require_evidence(bundle: Bundle, before: Artifact, after: Artifact) -> None
         open_runner(bundle.path / after.file, after, "cuda").close()
     except EngineError as error:
         raise EngineError(
-            before.file, f"passed on {before.parity.ran_on}; a new one by {after.format} can't be "
-            f"judged here ({error.what}: {error.got})", "a machine that runs it", "rebuild there",
-        ) from error  # fmt: skip
+            before.file,
+            f"passed on {before.parity.ran_on}; a new one by {after.format} can't be "
+            f"judged here ({error.what}: {error.got})",
+            "a machine that runs it",
+            "rebuild there",
+        ) from error

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def verify(
     path: Path, data: Path | None, bad_images: BadImages = "error", place: Path | None = None
-) -> Report:  # fmt: skip
+) -> Report:
     """Judge every artefact that this machine can run and write down what came out.
 
     The images are those of the export, found by their content. An artefact that can't be run
@@ -49,11 +49,15 @@ def verify(
         if any(each.sha256 != reference.sha256 for each in predictions):
             raise DataError(images.root, "images changed while they were read")
         judged = judge_all(
-            bundle, opened, predictions, reference, images,
+            bundle,
+            opened,
+            predictions,
+            reference,
+            images,
             tolerance_of=tolerance_of,
             # Without torch the float32 ONNX model stands for the checkpoint.
             reference_blocks=partial(block_outputs, path / ONNX_FILE),
-        )  # fmt: skip
+        )
     if weakness := chance_remark(reference, len(bundle.classes)):
         logger.warning("notice: %s", weakness)
     confidence = tolerance_of(bundle.manifest.artifacts[0]).confidence

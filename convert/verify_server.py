@@ -68,7 +68,7 @@ class ServedReport:
 
 def verify_server(
     path: Path, client: Client, data: Path | None, bad_images: BadImages = "error"
-) -> ServedReport:  # fmt: skip
+) -> ServedReport:
     """Ask a server about every image of the bundle's evidence: one by one, and many at once.
 
     Raises BundleError where the server has another model or the bundle no evidence of what it
@@ -88,28 +88,36 @@ def verify_server(
     limit = TIES[artifact.precision] * ledger.max_abs_logit
     answers = list(zip(alone, together, strict=True))
     equal, exact = (
-        [all(_is_recorded(ledger, i, result, most) for result in both)
-         for i, both in enumerate(answers)]
+        [
+            all(_is_recorded(ledger, i, result, most) for result in both)
+            for i, both in enumerate(answers)
+        ]
         for most in (limit, 0.0)
-    )  # fmt: skip
+    )
     return ServedReport(
-        server=client.name, model_id=model.id, artefact=artifact.file, n=len(equal),
-        num_equal=sum(equal), num_ties=sum(equal) - sum(exact),
+        server=client.name,
+        model_id=model.id,
+        artefact=artifact.file,
+        n=len(equal),
+        num_equal=sum(equal),
+        num_ties=sum(equal) - sum(exact),
         num_checkpoint_top1=sum(
             all(_best(result) == label for result in both)
             for label, both in zip(reference.top5[:, 0].tolist(), answers, strict=True)
         ),
         differing=[file for file, same in zip(images.files, equal, strict=True) if not same],
-    )  # fmt: skip
+    )
 
 
 def _require_model(bundle: Bundle, client: Client, model_ids: set[str]) -> None:
     """Raise BundleError where one is not the bundle's."""
     for other in model_ids - {bundle.id, ""}:  # "": the image was not sent
         raise BundleError(
-            bundle.path, f"{client.name} serves model {other[:12]}",
-            f"{bundle.id[:12]}, this bundle's", "name the bundle that it serves",
-        )  # fmt: skip
+            bundle.path,
+            f"{client.name} serves model {other[:12]}",
+            f"{bundle.id[:12]}, this bundle's",
+            "name the bundle that it serves",
+        )
 
 
 def _served_artifact(bundle: Bundle, model: classifier_pb2.Model) -> Artifact:

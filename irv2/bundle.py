@@ -105,9 +105,7 @@ class Bundle:
         write_atomically(self.path / MANIFEST, manifest_json(manifest))
         return Bundle(self.path, manifest)
 
-    def classify(
-        self, images: Sequence[ImageSource], top_k: int = DEFAULT_TOP_K
-    ) -> list[Result]:  # fmt: skip
+    def classify(self, images: Sequence[ImageSource], top_k: int = DEFAULT_TOP_K) -> list[Result]:
         """Classify paths, encoded bytes or uint8 RGB (H, W, 3) arrays, without a server.
 
         Uses the artefact that a server on this machine would choose. An image that can't be

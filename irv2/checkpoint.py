@@ -81,13 +81,15 @@ class Checkpoint:
         if content.get("schema") != SCHEMA:
             raise CheckpointError(
                 path, f"schema {content.get('schema', 'missing')}", SCHEMA, _EXPECTED
-            )  # fmt: skip
+            )
         stated = content.pop("sha256", None)
         if stated != _digest(content):
             raise CheckpointError(
-                path, "its contents do not match the hash inside", "an undamaged file",
+                path,
+                "its contents do not match the hash inside",
+                "an undamaged file",
                 "copy it again or use another checkpoint",
-            )  # fmt: skip
+            )
         arch = content.pop("arch")
         if arch not in NETWORKS:
             raise CheckpointError(path, f"network {arch}", " or ".join(NETWORKS))

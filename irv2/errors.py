@@ -68,9 +68,13 @@ class ImageError(InputError):
     """An image that can't be decoded or may not be; `what` is "image" until a caller knows more."""
 
     def __init__(
-        self, reason: ImageReason, got: str, expected: str = "", way_out: str = "",
+        self,
+        reason: ImageReason,
+        got: str,
+        expected: str = "",
+        way_out: str = "",
         what: object = "image",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(what, got, expected, way_out)
         self.reason = reason
 

@@ -63,9 +63,14 @@ class Batch:
 
 
 def classify_folder(
-    runners: Sequence[Runner], folder: ImageFolder, config: Preprocess, *,
-    bad_images: BadImages = "error", title: str = "evaluate", reading: Reading = Reading(),
-) -> list[Predictions]:  # fmt: skip
+    runners: Sequence[Runner],
+    folder: ImageFolder,
+    config: Preprocess,
+    *,
+    bad_images: BadImages = "error",
+    title: str = "evaluate",
+    reading: Reading = Reading(),
+) -> list[Predictions]:
     """Each runner's predictions, all from one pass over the images, in the folder's order.
 
     Raises DataError where no image is left, ImageError for a bad one unless `bad_images` is skip.
@@ -90,9 +95,14 @@ def share(folder: ImageFolder, rank: int, world_size: int) -> ImageFolder:
 
 
 def classify_part(
-    runners: Sequence[Runner], folder: ImageFolder, config: Preprocess, *,
-    bad_images: BadImages = "error", title: str = "evaluate", reading: Reading = Reading(),
-) -> list[Predictions]:  # fmt: skip
+    runners: Sequence[Runner],
+    folder: ImageFolder,
+    config: Preprocess,
+    *,
+    bad_images: BadImages = "error",
+    title: str = "evaluate",
+    reading: Reading = Reading(),
+) -> list[Predictions]:
     """`classify_folder` for a `share`, which may hold no image."""
     batch_size = min([reading.batch_size, *(runner.max_batch for runner in runners)])
     logits = [[np.empty((0, runner.num_classes), np.float32)] for runner in runners]
@@ -124,9 +134,14 @@ def _answers(runner: Runner, images: UInt8Array, batch_size: int, crops: int) ->
 
 
 def load_batches(
-    folder: ImageFolder, config: Preprocess, batch_size: int, bad_images: BadImages = "error", *,
-    crops: int = 1, workers: int | None = None,
-) -> Iterator[Batch]:  # fmt: skip
+    folder: ImageFolder,
+    config: Preprocess,
+    batch_size: int,
+    bad_images: BadImages = "error",
+    *,
+    crops: int = 1,
+    workers: int | None = None,
+) -> Iterator[Batch]:
     """Decode in threads, ahead of the consumer by two batches.
 
     A batch holds up to `batch_size` views, but at least all those of one image.
@@ -158,7 +173,7 @@ def load_batches(
 
 def _collect(
     loading: list[_Loading], folder: ImageFolder, bad_images: BadImages
-) -> Iterator[Batch]:  # fmt: skip
+) -> Iterator[Batch]:
     """The batch of these images, or none where none could be read."""
     images, labels, files, hashes = [], [], [], []
     for i, future in loading:
@@ -178,9 +193,14 @@ def _collect(
 
 
 def evaluate_model(
-    model: Path, data: Path | None, limit: int | None, device: str, bad_images: BadImages,
-    reading: Reading, ledger_path: Path | None = None,
-) -> dict[str, float | str]:  # fmt: skip
+    model: Path,
+    data: Path | None,
+    limit: int | None,
+    device: str,
+    bad_images: BadImages,
+    reading: Reading,
+    ledger_path: Path | None = None,
+) -> dict[str, float | str]:
     """Errors of a checkpoint (through torch) or a bundle (as a server here would run it).
 
     The `legacy_` ones are the original's average (Predictions.legacy_errors); with ten crops its
@@ -196,9 +216,12 @@ def evaluate_model(
         write_atomically(ledger_path, Ledger.from_predictions(predictions).to_bytes())
     legacy = predictions.legacy_errors(max(1, LEGACY_BATCH_SIZE // reading.crops))
     return {
-        **predictions.errors(), **legacy, "crops": reading.crops, "backend": runner.backend,
+        **predictions.errors(),
+        **legacy,
+        "crops": reading.crops,
+        "backend": runner.backend,
         "data": str(data),
-    }  # fmt: skip
+    }
 
 
 @contextmanager

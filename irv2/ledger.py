@@ -125,19 +125,25 @@ class Ledger:
     def take(self, rows: list[int]) -> Self:
         """Only these rows, in this order."""
         return type(self)(
-            sha256=tuple(self.sha256[row] for row in rows), labels=self.labels[rows],
-            top5=self.top5[rows], top5_logits=self.top5_logits[rows], margins=self.margins[rows],
+            sha256=tuple(self.sha256[row] for row in rows),
+            labels=self.labels[rows],
+            top5=self.top5[rows],
+            top5_logits=self.top5_logits[rows],
+            margins=self.margins[rows],
             max_abs_logit=self.max_abs_logit,
             logits=None if self.logits is None else self.logits[rows],
-        )  # fmt: skip
+        )
 
     def to_bytes(self) -> bytes:
         """The contents of a ledger file."""
         return bytes_from_arrays(
             sha256=np.array([list(bytes.fromhex(sha)) for sha in self.sha256], np.uint8),
-            labels=self.labels, top5=self.top5.astype(np.int32), top5_logits=self.top5_logits,
-            margins=self.margins, max_abs_logit=np.float64(self.max_abs_logit),
-        )  # fmt: skip
+            labels=self.labels,
+            top5=self.top5.astype(np.int32),
+            top5_logits=self.top5_logits,
+            margins=self.margins,
+            max_abs_logit=np.float64(self.max_abs_logit),
+        )
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -147,7 +153,10 @@ class Ledger:
         except ValueError as error:
             raise BundleError(path, str(error), "answers of a model", "make it again") from error
         return cls(
-            sha256=tuple(row.tobytes().hex() for row in sha256), labels=labels,
-            top5=top5.astype(np.int64), top5_logits=top5_logits, margins=margins,
+            sha256=tuple(row.tobytes().hex() for row in sha256),
+            labels=labels,
+            top5=top5.astype(np.int64),
+            top5_logits=top5_logits,
+            margins=margins,
             max_abs_logit=float(largest),
-        )  # fmt: skip
+        )

@@ -43,7 +43,7 @@ def top_k_scores(logits: FloatArray, classes: Sequence[str], top_k: int) -> tupl
 
 def ranked_scores(
     probabilities: FloatArray, order: IntArray, classes: Sequence[str]
-) -> tuple[Score, ...]:  # fmt: skip
+) -> tuple[Score, ...]:
     """The classes of `order`, best first, with their probabilities (num_classes,)."""
     ranked = zip(order.tolist(), probabilities[order].tolist(), strict=True)
     return tuple(Score(index, classes[index], probability) for index, probability in ranked)

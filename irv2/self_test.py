@@ -38,8 +38,9 @@ class SelfTest:
             raise EngineError(
                 f"self-test with {backend}",
                 f"{wrong} of {size} known images in a batch of {size} got another class",
-                "the checkpoint's", "run `irv2 verify` on this machine",
-            )  # fmt: skip
+                "the checkpoint's",
+                "run `irv2 verify` on this machine",
+            )
 
     def _rows(self, size: int) -> IntArray:
         return np.arange(size) % len(self.images)

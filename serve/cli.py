@@ -164,11 +164,21 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
 @click.option("--log-requests", is_flag=True, help="A line per request: id, outcome, times.")
 @json_option
 def main(
-    bundle: Path, listen: str, http: str | None, threads: int, workers: int, as_json: bool,
-    tls_cert: Path | None, tls_key: Path | None, tls_client_ca: Path | None, log_format: str,
-    max_connections: int, max_streams: int, max_connection_age_s: float,
+    bundle: Path,
+    listen: str,
+    http: str | None,
+    threads: int,
+    workers: int,
+    as_json: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    log_format: str,
+    max_connections: int,
+    max_streams: int,
+    max_connection_age_s: float,
     **settings: Any,  # noqa: ANN401 (click checked each)
-) -> None:  # fmt: skip
+) -> None:
     """Serve BUNDLE over gRPC until SIGTERM or Ctrl-C.
 
     Prints one line `ready HOST:PORT ...` on stderr once requests are answered, and with --json the

@@ -41,21 +41,26 @@ class ServeOptions:
     def __post_init__(self) -> None:
         if self.max_queue < self.max_images:
             raise UsageError(
-                "--max-queue", str(self.max_queue), f"at least --max-images, {self.max_images}",
+                "--max-queue",
+                str(self.max_queue),
+                f"at least --max-images, {self.max_images}",
                 "or lower that: larger requests would be refused for ever",
-            )  # fmt: skip
+            )
         for address in filter(None, (self.listen, self.http)):
             if not (address.is_loopback or self.tls or self.insecure):
                 raise UsageError(
-                    address, "would take unencrypted requests from other machines",
+                    address,
+                    "would take unencrypted requests from other machines",
                     "an address of this machine alone, or --tls-cert and --tls-key",
                     "add --insecure if that is wanted",
-                )  # fmt: skip
+                )
 
     @property
     def limits(self) -> classifier_pb2.Limits:
         """What GetModel tells clients."""
         return classifier_pb2.Limits(
-            max_message_bytes=self.max_message_bytes, max_images=self.max_images,
-            max_image_bytes=self.max_image_bytes, max_image_pixels=self.max_image_pixels,
-        )  # fmt: skip
+            max_message_bytes=self.max_message_bytes,
+            max_images=self.max_images,
+            max_image_bytes=self.max_image_bytes,
+            max_image_pixels=self.max_image_pixels,
+        )

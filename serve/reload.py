@@ -15,9 +15,11 @@ class Reloader:
     """Calls `reload` one time after another, never twice at a time; belongs to one event loop."""
 
     def __init__(
-        self, bundle_path: Path, reload: Callable[[], Awaitable[None]],
+        self,
+        bundle_path: Path,
+        reload: Callable[[], Awaitable[None]],
         watch_every_s: float = WATCH_EVERY_S,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """To be made before the bundle is opened: what comes after that is another one."""
         self._reload, self._wanted = reload, asyncio.Event()
         self._bundle_path, self._watch_every_s = bundle_path, watch_every_s

@@ -50,7 +50,7 @@ def serve(bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server]
 
 async def _serve(
     bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server], None]"
-) -> signal.Signals:  # fmt: skip
+) -> signal.Signals:
     loop = asyncio.get_running_loop()
     reloader = Reloader(bundle_path, lambda: server.reload(bundle_path))
     loop.add_signal_handler(signal.SIGHUP, reloader.want)  # first: it would end the process

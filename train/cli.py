@@ -37,35 +37,56 @@ from irv2.images.resample import RESAMPLERS
               help="Initial rate, for steps of 64 images.")  # fmt: skip
 @click.option("--gamma", type=FloatRange(0, 1, min_open=True), help="Factor of a decay.")
 @click.option("--decay-steps", type=click.IntRange(1), help="Steps of 64 images between decays.")
-@click.option("--momentum", type=FloatRange(0, 1, min_open=True, max_open=True),
-              help="Nesterov momentum. The original ran with 0.4737; 0.9, which a reader of "
-              "it named as the paper's, makes the effective rate 5.3 times larger; the only report "
-              "of such runs is that they came out wrong.")  # fmt: skip
+@click.option(
+    "--momentum",
+    type=FloatRange(0, 1, min_open=True, max_open=True),
+    help="Nesterov momentum. The original ran with 0.4737; 0.9, which a reader of "
+    "it named as the paper's, makes the effective rate 5.3 times larger; the only report "
+    "of such runs is that they came out wrong.",
+)
 @click.option("--weight-decay", type=FloatRange(0), help="On every parameter.")
-@click.option("--batch-size", type=click.IntRange(2), metavar="IMAGES",
-              help="Images per step, of all processes together.  [default: 64, or a group per "
-              "process]")  # fmt: skip
-@click.option("--micro-batch", type=click.IntRange(2), metavar="IMAGES",
-              help="Images at a time through the network; gradients add up. Saves memory.  "
-              "[default: all]")  # fmt: skip
+@click.option(
+    "--batch-size",
+    type=click.IntRange(2),
+    metavar="IMAGES",
+    help="Images per step, of all processes together.  [default: 64, or a group per process]",
+)
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(2),
+    metavar="IMAGES",
+    help="Images at a time through the network; gradients add up. Saves memory.  [default: all]",
+)
 @click.option("--bn-group", type=click.IntRange(2), metavar="IMAGES",
               help="Images that share batch-norm statistics.")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(75), metavar="PIXELS",
               help="Side of the crop.")  # fmt: skip
-@click.option("--resize", type=click.IntRange(75), metavar="PIXELS",
-              help="Shorter side of an evaluation image before its centre is cut out.  [default: "
-              "328/299 of --image-size]")  # fmt: skip
-@click.option("--resampling", type=click.Choice(list(RESAMPLERS)),
-              help="Of every resized image, in training and evaluation.  [default: torch7-bicubic, "
-              "the original's]")  # fmt: skip
-@click.option("--augmentation", type=click.Choice(["area-crop", "shift"]),
-              help="area-crop: the original's random areas of photographs; shift: whole images "
-              "moved by up to --max-shift, for small ones.  [default: area-crop]")  # fmt: skip
+@click.option(
+    "--resize",
+    type=click.IntRange(75),
+    metavar="PIXELS",
+    help="Shorter side of an evaluation image before its centre is cut out.  [default: "
+    "328/299 of --image-size]",
+)
+@click.option(
+    "--resampling",
+    type=click.Choice(list(RESAMPLERS)),
+    help="Of every resized image, in training and evaluation.  [default: torch7-bicubic, "
+    "the original's]",
+)
+@click.option(
+    "--augmentation",
+    type=click.Choice(["area-crop", "shift"]),
+    help="area-crop: the original's random areas of photographs; shift: whole images "
+    "moved by up to --max-shift, for small ones.  [default: area-crop]",
+)
 @click.option("--max-shift", type=FloatRange(0, 0.5), metavar="FRACTION",
               help="Largest shift, of the image's side.  [default: 0]")  # fmt: skip
-@click.option("--flip/--no-flip", default=None,
-              help="Mirror half of the training images.  [default: flip; on the sample "
-              "no-flip]")  # fmt: skip
+@click.option(
+    "--flip/--no-flip",
+    default=None,
+    help="Mirror half of the training images.  [default: flip; on the sample no-flip]",
+)
 @click.option("--width", type=FloatRange(0, 4, min_open=True),
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
@@ -73,18 +94,26 @@ from irv2.images.resample import RESAMPLERS
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), help="Of initial weights, order and augmentation."
 )
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
-              help="Of the forward and backward pass; weights stay float32. TF32 is off.  "
-              "[default: fp32]")  # fmt: skip
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="Of the forward and backward pass; weights stay float32. TF32 is off.  [default: fp32]",
+)
 @click.option("--deterministic", is_flag=True, default=None,
               help="On a GPU too the same run gives the same bits, more slowly.")  # fmt: skip
 @click.option("--compile", is_flag=True, help="Use torch.compile: minutes at first, for GPUs.")
-@click.option("--checkpoint-activations", is_flag=True,
-              help="Compute activations twice to keep fewer; same results. Not with "
-              "--compile.")  # fmt: skip
-@click.option("--recipe", type=click.Choice(["setting", "modern"]), default="setting",
-              help="modern: momentum 0.9, label smoothing 0.1, warm-up, cosine, and an average of "
-              "the weights in best-ema.pt; not the original's.")  # fmt: skip
+@click.option(
+    "--checkpoint-activations",
+    is_flag=True,
+    help="Compute activations twice to keep fewer; same results. Not with --compile.",
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(["setting", "modern"]),
+    default="setting",
+    help="modern: momentum 0.9, label smoothing 0.1, warm-up, cosine, and an average of "
+    "the weights in best-ema.pt; not the original's.",
+)
 @click.option("--residual-scale", type=FloatRange(0, min_open=True),
               help="Factor of every residual.  [default: 0.1]")  # fmt: skip
 @click.option("--dropout", type=FloatRange(0, 1, max_open=True),
@@ -95,12 +124,18 @@ from irv2.images.resample import RESAMPLERS
               help="Steps of 64 images until the full rate.  [default: 0]")  # fmt: skip
 @click.option("--ema-decay", type=FloatRange(0, 1, max_open=True),
               help="Of an average of the weights; 0: none.  [default: 0]")  # fmt: skip
-@click.option("--init-from", type=click.Path(path_type=Path, dir_okay=False), metavar="CKPT",
-              help="Begin with the weights of a checkpoint; with other classes all but the last "
-              "layer.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(0), metavar="N",
-              help="Decoding processes.  [default: this process's share of the cores; 0 for the "
-              "sample]")  # fmt: skip
+@click.option(
+    "--init-from",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="CKPT",
+    help="Begin with the weights of a checkpoint; with other classes all but the last layer.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Decoding processes.  [default: this process's share of the cores; 0 for the sample]",
+)
 @click.option("--save-minutes", type=FloatRange(0), default=10.0, metavar="MINUTES",
               help="Time between checkpoints within an epoch.")  # fmt: skip
 @click.option("--chance-steps", type=click.IntRange(0), default=5000, metavar="STEPS",
@@ -110,12 +145,25 @@ from irv2.images.resample import RESAMPLERS
 @bad_images_option
 @json_option
 def main(
-    setting: str, data: Path | None, out: Path | None, resume: bool, show_model: bool,
-    micro_batch: int | None, compile: bool, checkpoint_activations: bool, recipe: str,
-    init_from: Path | None, workers: int | None, save_minutes: float, chance_steps: int,
-    device: str, limit: int | None, bad_images: BadImages, as_json: bool,
+    setting: str,
+    data: Path | None,
+    out: Path | None,
+    resume: bool,
+    show_model: bool,
+    micro_batch: int | None,
+    compile: bool,
+    checkpoint_activations: bool,
+    recipe: str,
+    init_from: Path | None,
+    workers: int | None,
+    save_minutes: float,
+    chance_steps: int,
+    device: str,
+    limit: int | None,
+    bad_images: BadImages,
+    as_json: bool,
     **overrides: Any,  # noqa: ANN401 (fields of Recipe)
-) -> None:  # fmt: skip
+) -> None:
     """Train Inception-ResNet-v2 as the original did.
 
     Leaves last.pt, best.pt, config.json, metrics.jsonl and curves.png. The same command again
@@ -125,13 +173,24 @@ def main(
     from irv2.train import start
 
     request = start.Request(
-        setting=setting, data=data, out=out or Path("runs") / f"setting-{setting}", resume=resume,
-        init_from=init_from, modern=recipe == "modern", workers=workers,
-        save_minutes=save_minutes, chance_steps=chance_steps, micro_batch=micro_batch,
-        compile=compile, checkpoint_activations=checkpoint_activations, device=device,
-        limit=limit, bad_images=bad_images, command=_command(),
+        setting=setting,
+        data=data,
+        out=out or Path("runs") / f"setting-{setting}",
+        resume=resume,
+        init_from=init_from,
+        modern=recipe == "modern",
+        workers=workers,
+        save_minutes=save_minutes,
+        chance_steps=chance_steps,
+        micro_batch=micro_batch,
+        compile=compile,
+        checkpoint_activations=checkpoint_activations,
+        device=device,
+        limit=limit,
+        bad_images=bad_images,
+        command=_command(),
         overrides={name: value for name, value in overrides.items() if value is not None},
-    )  # fmt: skip
+    )
     if show_model:
         model = start.show_model(request)
         print_json(model) if as_json else click.echo(model["table"])

@@ -38,9 +38,11 @@ class Guard:
         self.since = torch.zeros_like(self.since)
         if num - wrong <= most_by_chance:
             raise self._diverged(
-                step, f"top-1 error {100 * wrong / num:.2f} % of the last {num:.0f} images, as by "
-                "guessing", f"below {100 * (1 - most_by_chance / num):.2f} %",
-            )  # fmt: skip
+                step,
+                f"top-1 error {100 * wrong / num:.2f} % of the last {num:.0f} images, as by "
+                "guessing",
+                f"below {100 * (1 - most_by_chance / num):.2f} %",
+            )
 
     def check_finite(self, step: int, what: str, is_finite: bool) -> None:
         """Raises DivergenceError where `what` is not finite."""
@@ -52,6 +54,8 @@ class Guard:
         begin = f" --init-from {last}" if last.is_file() else ""
         rate = f"--learning-rate {self._recipe.learning_rate / 2:g}"
         return DivergenceError(
-            f"step {step}", got, expected,
+            f"step {step}",
+            got,
+            expected,
             f"the same command with --out NEW{begin} {rate}, or with --warmup-steps",
-        )  # fmt: skip
+        )

@@ -60,9 +60,14 @@ class Trainer:
     """Trains one run from its start or from a checkpoint to its last epoch."""
 
     def __init__(
-        self, run: Run, recipe: Recipe, data: tuple[ImageFolder, ImageFolder],
-        model: InceptionResNetV2, machine: Machine, processes: Processes,
-    ) -> None:  # fmt: skip
+        self,
+        run: Run,
+        recipe: Recipe,
+        data: tuple[ImageFolder, ImageFolder],
+        model: InceptionResNetV2,
+        machine: Machine,
+        processes: Processes,
+    ) -> None:
         self._run, self._recipe, self._machine, self._processes = run, recipe, machine, processes
         self._train_set, self._val_set = data
         self._device = torch.device(machine.computation.device)
@@ -123,10 +128,16 @@ class Trainer:
         last = num_batches(len(self._train_set), recipe)
         self._learner.model.train()
         loading = load_epoch(
-            self._train_set, recipe, self._epoch, start=self._batch, workers=machine.workers,
-            bad_images=machine.bad_images, device=self._device, rank=processes.rank,
+            self._train_set,
+            recipe,
+            self._epoch,
+            start=self._batch,
+            workers=machine.workers,
+            bad_images=machine.bad_images,
+            device=self._device,
+            rank=processes.rank,
             world_size=processes.size,
-        )  # fmt: skip
+        )
         title = f"epoch {self._epoch}/{recipe.epochs}"
         done = min(self._batch * recipe.batch_size, len(self._train_set))
         progress = Progress(title, len(self._train_set), "images", done)
@@ -267,11 +278,14 @@ class Trainer:
         runners = [TorchRunner(checkpoint, device) for checkpoint in candidates.values()]
         with self._interrupt.at_once():
             counts = count_wrong(
-                self._processes, runners, self._val_set, self._recipe.preprocess,
+                self._processes,
+                runners,
+                self._val_set,
+                self._recipe.preprocess,
                 bad_images=self._machine.bad_images,
                 title=f"epoch {self._epoch}/{self._recipe.epochs} evaluation",
                 reading=Reading(workers=self._machine.threads),
-            )  # fmt: skip
+            )
         num = counts[0][0]
         errors: dict[str, float] = {}
         for name, (_, top1, top5) in zip(candidates, counts, strict=True):
@@ -283,12 +297,20 @@ class Trainer:
         left = tqdm.format_interval(seconds * (self._recipe.epochs - self._epoch))
         errors = {"train": "train", "val": "val", "ema": "ema_val"}
         shown = "  ".join(
-            f"{name}: " + f"loss {row['train_loss']:.3f}  " * (name == "train")
+            f"{name}: "
+            + f"loss {row['train_loss']:.3f}  " * (name == "train")
             + f"top-1 {row[f'{key}_top1_error']:6.3f}  top-5 {row[f'{key}_top5_error']:6.3f} %"
-            for name, key in errors.items() if f"{key}_top1_error" in row
-        )  # fmt: skip
+            for name, key in errors.items()
+            if f"{key}_top1_error" in row
+        )
         logger.info(
             "epoch %*d/%d  lr %.5f  %s  %.0f images/s  %.1f %% data wait  %s left",
-            len(str(self._recipe.epochs)), self._epoch, self._recipe.epochs, row["learning_rate"],
-            shown, row["images_per_s"], row["data_wait_percent"], left,
-        )  # fmt: skip
+            len(str(self._recipe.epochs)),
+            self._epoch,
+            self._recipe.epochs,
+            row["learning_rate"],
+            shown,
+            row["images_per_s"],
+            row["data_wait_percent"],
+            left,
+        )

@@ -141,9 +141,11 @@ def joined(device: str) -> Iterator[Processes]:
         if not is_lost:
             raise
         raise Irv2Error(
-            f"process {processes.rank} of {processes.size}", "lost the others", "all of them alive",
+            f"process {processes.rank} of {processes.size}",
+            "lost the others",
+            "all of them alive",
             "see what ended first; torchrun --max-restarts N starts all again from the last save",
-        ) from error  # fmt: skip
+        ) from error
     else:
         dist.destroy_process_group()
 
@@ -163,9 +165,11 @@ def check_gpus(device: str, num_gpus: int, processes: Processes) -> None:
     """Raises UsageError where, on cuda, this machine has fewer GPUs than processes of the run."""
     if device == "cuda" and num_gpus < processes.local_size:
         raise UsageError(
-            "--device cuda", f"{num_gpus} GPUs for {processes.local_size} processes here",
-            "one each", "lower torchrun's --nproc-per-node",
-        )  # fmt: skip
+            "--device cuda",
+            f"{num_gpus} GPUs for {processes.local_size} processes here",
+            "one each",
+            "lower torchrun's --nproc-per-node",
+        )
 
 
 @contextmanager
@@ -195,14 +199,22 @@ def _connect(backend: str, processes: Processes) -> None:
 
 
 def _from_environment() -> Processes:
-    names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK",
-             "local_size": "LOCAL_WORLD_SIZE"}  # fmt: skip
+    names = {
+        "rank": "RANK",
+        "size": "WORLD_SIZE",
+        "local_rank": "LOCAL_RANK",
+        "local_size": "LOCAL_WORLD_SIZE",
+    }
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     missing = [name for name in names.values() if name not in os.environ]
     if missing:
-        raise Irv2Error("WORLD_SIZE", f"set without {', '.join(missing)}", "all of them, as "
-                        "torchrun sets them", "start with torchrun")  # fmt: skip
+        raise Irv2Error(
+            "WORLD_SIZE",
+            f"set without {', '.join(missing)}",
+            "all of them, as torchrun sets them",
+            "start with torchrun",
+        )
     return Processes(**{key: int(os.environ[name]) for key, name in names.items()})
 
 

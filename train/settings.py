@@ -64,18 +64,25 @@ class Recipe:
         if self.image_size < 75:
             raise UsageError("--image-size", f"{self.image_size} pixels", "75 or more")
         if self.resize < self.image_size:
-            raise UsageError("--resize", f"{self.resize} pixels", f"{self.image_size} or more, the "
-                             "side of the crop", "change it or --image-size")  # fmt: skip
+            raise UsageError(
+                "--resize",
+                f"{self.resize} pixels",
+                f"{self.image_size} or more, the side of the crop",
+                "change it or --image-size",
+            )
         if self.batch_size % self.bn_group:
             raise UsageError(
-                "--batch-size", f"{self.batch_size} images", f"a multiple of {self.bn_group}",
+                "--batch-size",
+                f"{self.batch_size} images",
+                f"a multiple of {self.bn_group}",
                 "change it or --bn-group",
-            )  # fmt: skip
+            )
         if (self.augmentation == "shift") != (self.max_shift > 0):
             raise UsageError(
-                "--max-shift", f"{self.max_shift:g} with --augmentation {self.augmentation}",
+                "--max-shift",
+                f"{self.max_shift:g} with --augmentation {self.augmentation}",
                 "above 0 with shift, 0 with area-crop",
-            )  # fmt: skip
+            )
 
     @property
     def bn_groups(self) -> int:
@@ -95,9 +102,12 @@ class Recipe:
     def model_config(self, num_classes: int) -> ModelConfig:
         """The network to train."""
         return ModelConfig(
-            num_classes=num_classes, blocks=self.blocks, width=self.width,
-            residual_scale=self.residual_scale, dropout=self.dropout,
-        )  # fmt: skip
+            num_classes=num_classes,
+            blocks=self.blocks,
+            width=self.width,
+            residual_scale=self.residual_scale,
+            dropout=self.dropout,
+        )
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of optimiser step `step`, counted from 1 over the whole run.
@@ -194,6 +204,10 @@ def modern_recipe(base: Recipe, num_images: int) -> Recipe:
     # Rounded up, so that the rate is above 0 to the last step.
     steps = math.ceil(batches * base.batch_size / REFERENCE_BATCH)
     return dataclasses.replace(
-        base, momentum=0.9, label_smoothing=0.1, warmup_steps=max(1, steps // 20),
-        cosine_steps=steps, ema_decay=0.9999,
-    )  # fmt: skip
+        base,
+        momentum=0.9,
+        label_smoothing=0.1,
+        warmup_steps=max(1, steps // 20),
+        cosine_steps=steps,
+        ema_decay=0.9999,
+    )

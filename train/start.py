@@ -100,9 +100,12 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
 
 
 def _train(
-    trainer: Trainer, run: Run, checkpoint: Checkpoint | None, request: Request,
+    trainer: Trainer,
+    run: Run,
+    checkpoint: Checkpoint | None,
+    request: Request,
     processes: Processes,
-) -> None:  # fmt: skip
+) -> None:
     if checkpoint is not None:
         trainer.resume(checkpoint)
         logger.info("resuming %s after step %d", run.last, checkpoint.step)
@@ -125,7 +128,7 @@ def _open_data(request: Request) -> tuple[ImageFolder, ImageFolder]:
 
 def resolve_recipe(
     request: Request, on_sample: bool, num_images: int, num_processes: int = 1
-) -> Recipe:  # fmt: skip
+) -> Recipe:
     """The setting, made fit for the sample where that is the data, with the user's overrides.
 
     More processes than the original's two make the batch larger: each keeps a group.
@@ -136,8 +139,12 @@ def resolve_recipe(
     if on_sample:
         base = sample_recipe(request.setting, num_images, **epochs)
     if request.modern and overrides.keys() & {"gamma", "decay_steps"}:
-        raise UsageError("--recipe modern", "given with the setting's decays", "a cosine alone",
-                         "leave out --gamma and --decay-steps")  # fmt: skip
+        raise UsageError(
+            "--recipe modern",
+            "given with the setting's decays",
+            "a cosine alone",
+            "leave out --gamma and --decay-steps",
+        )
     if "image_size" in overrides and "resize" not in overrides:
         overrides["resize"] = round(base.resize * overrides["image_size"] / base.image_size)
     group = overrides.get("bn_group", base.bn_group)
@@ -162,12 +169,17 @@ def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine
         device = f"cuda:{processes.local_rank}"
     return Machine(
         computation=Computation(
-            device=device, micro_batch=request.micro_batch, compile=request.compile,
+            device=device,
+            micro_batch=request.micro_batch,
+            compile=request.compile,
             checkpoint_activations=request.checkpoint_activations,
         ),
-        workers=workers, threads=request.workers or cores, save_minutes=request.save_minutes,
-        chance_steps=request.chance_steps, bad_images=request.bad_images,
-    )  # fmt: skip
+        workers=workers,
+        threads=request.workers or cores,
+        save_minutes=request.save_minutes,
+        chance_steps=request.chance_steps,
+        bad_images=request.bad_images,
+    )
 
 
 def show_model(request: Request) -> dict[str, Any]:
@@ -211,10 +223,11 @@ def _check_copy(data: Path, found: dict[str, Any], of_first: dict[str, Any]) -> 
     """Raises DataError where this process would train on other images than the first one does."""
     if found != of_first:
         raise DataError(
-            data, f"here {found['num_train']} + {found['num_val']} images, or of other names and "
-            "labels", f"the {of_first['num_train']} + {of_first['num_val']} of the first process",
+            data,
+            f"here {found['num_train']} + {found['num_val']} images, or of other names and labels",
+            f"the {of_first['num_train']} + {of_first['num_val']} of the first process",
             "copy the data anew, or give all machines one folder",
-        )  # fmt: skip
+        )
 
 
 def _machine_json(machine: Machine, processes: Processes, command: str) -> dict[str, Any]:
@@ -231,9 +244,12 @@ def _machine_json(machine: Machine, processes: Processes, command: str) -> dict[
 def _log_recipe(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) -> None:
     logger.info(
         "setting %s on %d training and %d validation images in %d classes; %s",
-        recipe.setting, len(train_set), len(val_set), len(train_set.classes),
+        recipe.setting,
+        len(train_set),
+        len(val_set),
+        len(train_set.classes),
         PUBLISHED[recipe.setting],
-    )  # fmt: skip
+    )
     logger.info("recipe: %s", recipe)
     differences = recipe.differences(SETTINGS[recipe.setting])
     if differences:
@@ -243,9 +259,12 @@ def _log_recipe(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) ->
 def _log_machine(recipe: Recipe, machine: Machine, processes: Processes) -> None:
     logger.info(
         "%d process%s of %d images per step, %s, %s; TF32 is off",
-        processes.size, "es" if processes.size > 1 else "", recipe.batch_size // processes.size,
-        machine.computation.device, recipe.precision,
-    )  # fmt: skip
+        processes.size,
+        "es" if processes.size > 1 else "",
+        recipe.batch_size // processes.size,
+        machine.computation.device,
+        recipe.precision,
+    )
 
 
 def _result(run: Run) -> dict[str, Any]:

@@ -11,18 +11,26 @@ from irv2.train.processes import Processes
 
 
 def count_wrong(
-    processes: Processes, runners: Sequence[Runner], folder: ImageFolder, config: Preprocess, *,
-    bad_images: BadImages, title: str, reading: Reading,
-) -> list[list[int]]:  # fmt: skip
+    processes: Processes,
+    runners: Sequence[Runner],
+    folder: ImageFolder,
+    config: Preprocess,
+    *,
+    bad_images: BadImages,
+    title: str,
+    reading: Reading,
+) -> list[list[int]]:
     """Per runner: images, wrong in top 1, wrong in top 5; each image once, by one process.
 
     Every process has the sums. An ImageError in one, unless `bad_images` is skip, or a DataError
     where no image is left, ends all.
     """
     mine = share(folder, processes.rank, processes.size)
-    predictions = processes.together(lambda: classify_part(
-        runners, mine, config, bad_images=bad_images, title=title, reading=reading
-    ))  # fmt: skip
+    predictions = processes.together(
+        lambda: classify_part(
+            runners, mine, config, bad_images=bad_images, title=title, reading=reading
+        )
+    )
     counts = [processes.totals(*each.counts) for each in predictions]
     if not counts[0][0]:
         processes.fail(DataError(folder.root, "no image could be read", "at least one"))

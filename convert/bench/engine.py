@@ -66,7 +66,7 @@ class ExportCost:
 @json_option
 def main(
     bundle: Path | None, rounds: int, seconds: float, batch_size: int, threads: int, as_json: bool
-) -> None:  # fmt: skip
+) -> None:
     """Measure the ONNX files of BUNDLE, or of the full network, on this CPU."""
     torch.set_num_threads(threads)
     with machine_lock(), tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -87,9 +87,11 @@ def main(
         cases |= _peaks(batch_size, threads, flop, seconds)
         measured = run_rounds(cases, rounds, aa=FP32, title="engines")
     result = _result(measured, flop) | {
-        "batch_size": batch_size, "threads": threads, "machine": before,
+        "batch_size": batch_size,
+        "threads": threads,
+        "machine": before,
         "export": None if cost is None else asdict(cost),
-    }  # fmt: skip
+    }
     result["bars"] = _bars(result)
     print_json(result) if as_json else click.echo(_table(result))
 
@@ -111,7 +113,7 @@ def _case(runner: Runner, batch_size: int, seconds: float) -> Callable[[], float
 
 def _peaks(
     batch_size: int, threads: int, flop_of_image: float, seconds: float
-) -> dict[str, Callable[[], float]]:  # fmt: skip
+) -> dict[str, Callable[[], float]]:
     """Nothing but convolutions, by both libraries; each call counts as images of the network."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(batch_size, CHANNELS, SIDE, SIDE)).astype(np.float32)
@@ -154,11 +156,12 @@ def _convolutions(weight: np.ndarray[Any, np.dtype[np.float32]]) -> onnx.ModelPr
     ]
     shape: list[str | int | None] = ["N", CHANNELS, SIDE, SIDE]
     graph = helper.make_graph(
-        nodes, "convolutions",
+        nodes,
+        "convolutions",
         [helper.make_tensor_value_info(names[0], TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(weight, "weight")],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
@@ -213,9 +216,14 @@ def _random_checkpoint() -> Checkpoint:
     with torch.no_grad():
         model(F.interpolate(torch.randn(4, 3, 40, 40), 299, mode="bicubic"))
     return Checkpoint(
-        model=model.config, state_dict=model.state_dict(), classes=[f"{i}" for i in range(1000)],
-        setting="none", epoch=0, step=0, preprocess=Preprocess(),
-    )  # fmt: skip
+        model=model.config,
+        state_dict=model.state_dict(),
+        classes=[f"{i}" for i in range(1000)],
+        setting="none",
+        epoch=0,
+        step=0,
+        preprocess=Preprocess(),
+    )
 
 
 def _result(measured: Rounds, flop: float) -> dict[str, Any]:

@@ -67,19 +67,24 @@ def choose_flavour(options: EngineOptions = DEFAULTS) -> Flavour:
         flavour = Flavour("tensorrt_rtx", gpu=None, trt=import_tensorrt("tensorrt_rtx"))
     except EngineError as error:
         raise EngineError(
-            "--trt", f"nothing here builds an engine ({reason.what}: {reason.got}; "
-            f"{error.what}: {error.got})", "tensorrt and a GPU, or tensorrt_rtx",
+            "--trt",
+            f"nothing here builds an engine ({reason.what}: {reason.got}; "
+            f"{error.what}: {error.got})",
+            "tensorrt and a GPU, or tensorrt_rtx",
             'pip install "irv2[gpu]" on a machine with a GPU, or "irv2[rtx]" on any',
-        ) from error  # fmt: skip
+        ) from error
     options.require_support(flavour.format)
     logger.info("engine: tensorrt_rtx, since tensorrt can't build here (%s)", reason)
     return flavour
 
 
 def build_engine(
-    onnx_path: Path, plan_path: Path, max_batch: int, flavour: Flavour,
+    onnx_path: Path,
+    plan_path: Path,
+    max_batch: int,
+    flavour: Flavour,
     options: EngineOptions = DEFAULTS,
-) -> None:  # fmt: skip
+) -> None:
     """Write the engine for batches of 1 to `max_batch`; raises EngineError with the reason.
 
     Ctrl-C and SIGTERM stop it at the next step. The work is done in a thread, since signals are
@@ -103,34 +108,38 @@ def build_engine(
 
 def engine_artifact(
     onnx_model: Artifact, folder: Path, flavour: Flavour, options: EngineOptions
-) -> Artifact:  # fmt: skip
+) -> Artifact:
     """The engine of `onnx_model`, built beside it in `folder`, not yet judged."""
     plan_path = folder / f"model.{onnx_model.precision}.plan"
     logger.info("export: %s with %s %s", plan_path.name, flavour.format, flavour.version)
     build_engine(folder / onnx_model.file, plan_path, onnx_model.max_batch, flavour, options)
     return Artifact(
-        file=plan_path.name, sha256=file_sha256(plan_path), format=flavour.format,
-        precision=onnx_model.precision, max_batch=onnx_model.max_batch,
+        file=plan_path.name,
+        sha256=file_sha256(plan_path),
+        format=flavour.format,
+        precision=onnx_model.precision,
+        max_batch=onnx_model.max_batch,
         built_from=onnx_model.sha256,
         built_with={
-            "irv2": __version__, flavour.format: flavour.version, "machine": describe_machine(),
+            "irv2": __version__,
+            flavour.format: flavour.version,
+            "machine": describe_machine(),
             **options.to_record(onnx_model.max_batch),
             **describe_engine(plan_path, flavour, options),
         },
-        gpu=flavour.target, parity=None,
-    )  # fmt: skip
+        gpu=flavour.target,
+        parity=None,
+    )
 
 
 def describe_engine(plan_path: Path, flavour: Flavour, options: EngineOptions) -> dict[str, str]:
     """The inspector's summary for the bundle; empty where there is no GPU to load the plan on."""
     if flavour.gpu is None:
         return {}
-    _runtime, engine = load_engine(
-        flavour.trt, plan_path, has_own_code=options.version_compatible
-    )  # fmt: skip
+    _runtime, engine = load_engine(flavour.trt, plan_path, has_own_code=options.version_compatible)
     text = engine.create_engine_inspector().get_engine_information(
         flavour.trt.LayerInformationFormat.JSON
-    )  # fmt: skip
+    )
     kinds = Counter(layer["LayerType"] for layer in json.loads(text)["Layers"])
     return {
         "layers": ", ".join(f"{num} {kind}" for kind, num in kinds.most_common()),
@@ -139,9 +148,13 @@ def describe_engine(plan_path: Path, flavour: Flavour, options: EngineOptions) -
 
 
 def _build(
-    onnx_path: Path, profiles: tuple[tuple[int, int, int], ...], flavour: Flavour,
-    options: EngineOptions, bar: Progress, stop: threading.Event,
-) -> bytes:  # fmt: skip
+    onnx_path: Path,
+    profiles: tuple[tuple[int, int, int], ...],
+    flavour: Flavour,
+    options: EngineOptions,
+    bar: Progress,
+    stop: threading.Event,
+) -> bytes:
     trt, log = flavour.trt, shared_logger(flavour.trt)
     builder = create(trt.Builder, log)
     network = builder.create_network(0)
@@ -183,8 +196,11 @@ def _parser_error(error: Any) -> str:  # noqa: ANN401
 
 
 def _add_profile(
-    builder: Any, config: Any, network: Any, profile: tuple[int, int, int]  # noqa: ANN401
-) -> None:  # fmt: skip
+    builder: Any,  # noqa: ANN401 (TensorRT's types)
+    config: Any,  # noqa: ANN401
+    network: Any,  # noqa: ANN401
+    profile: tuple[int, int, int],
+) -> None:
     images = network.get_input(0)
     shape = tuple(images.shape)[1:]
     bounds = builder.create_optimization_profile()
@@ -197,9 +213,10 @@ def _set_tensorrt_options(trt: Any, config: Any, options: EngineOptions) -> None
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
     levels = trt.HardwareCompatibilityLevel
     config.hardware_compatibility_level = {
-        "none": levels.NONE, "ampere+": levels.AMPERE_PLUS,
+        "none": levels.NONE,
+        "ampere+": levels.AMPERE_PLUS,
         "same-compute-capability": levels.SAME_COMPUTE_CAPABILITY,
-    }[options.hardware_compatibility]  # fmt: skip
+    }[options.hardware_compatibility]
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.timing_cache is not None:

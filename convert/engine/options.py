@@ -47,9 +47,11 @@ class EngineOptions:
             reached = max(reached, largest)
         if reached != max_batch:
             raise UsageError(
-                "--profile", f"they reach {reached}", f"{max_batch}, the largest batch",
+                "--profile",
+                f"they reach {reached}",
+                f"{max_batch}, the largest batch",
                 f"pass --max-batch {reached} or another profile",
-            )  # fmt: skip
+            )
         return self.profiles
 
     def require_support(self, flavour: "Format") -> None:
@@ -65,9 +67,11 @@ class EngineOptions:
         ]
         if lacking:
             raise UsageError(
-                lacking[0], "tensorrt_rtx does not support it", "tensorrt, on a machine with a GPU",
+                lacking[0],
+                "tensorrt_rtx does not support it",
+                "tensorrt, on a machine with a GPU",
                 "leave it out here",
-            )  # fmt: skip
+            )
 
     def to_record(self, max_batch: int) -> dict[str, str]:
         """How the engine was built, for the bundle's `built_with`; no file of this machine."""
@@ -138,5 +142,5 @@ def read_profile(text: str) -> Profile:
 
 def _read_profiles(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[Profile, ...]:  # fmt: skip
+) -> tuple[Profile, ...]:
     return tuple(map(read_profile, values))

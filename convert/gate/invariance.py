@@ -47,7 +47,7 @@ def load_probes(images: ImageFolder, predictions: Predictions, config: Preproces
 
 def check(
     runner: Runner, probes: UInt8Array, max_batch: int, profiles: Iterable[Profile] = ()
-) -> Invariance:  # fmt: skip
+) -> Invariance:
     """Ask about uint8 `probes` (P, S, S, 3) in batches of all sizes that `batch_sizes` names."""
     sizes = batch_sizes(max_batch, profiles)
     alone = np.concatenate([runner.run(probe[None]) for probe in probes])
@@ -66,11 +66,14 @@ def check(
                 num_answers += size
                 bar.advance(size)
     return Invariance(
-        batch_sizes=sizes, num_images=len(probes), num_answers=num_answers,
+        batch_sizes=sizes,
+        num_images=len(probes),
+        num_answers=num_answers,
         changed=sum(changed.values()),
         first_changed_batch=min((size for size in sizes if changed[size]), default=None),
-        max_probability_diff=largest, ran_on=runner.backend,
-    )  # fmt: skip
+        max_probability_diff=largest,
+        ran_on=runner.backend,
+    )
 
 
 def with_invariance(judgement: Judgement, artifact: Artifact, found: Invariance) -> Judgement:

@@ -32,10 +32,15 @@ from irv2.types import UInt8Array
 
 
 def judge_all(
-    bundle: Bundle, opened: Opened, predictions: list[Predictions], reference: Reference,
-    images: ImageFolder, *, tolerance_of: Callable[[Artifact], Tolerance],
+    bundle: Bundle,
+    opened: Opened,
+    predictions: list[Predictions],
+    reference: Reference,
+    images: ImageFolder,
+    *,
+    tolerance_of: Callable[[Artifact], Tolerance],
     reference_blocks: Callable[[UInt8Array], BlockOutputs],
-) -> dict[str, Judgement]:  # fmt: skip
+) -> dict[str, Judgement]:
     """Decisions, batch invariance and ledger of every opened artefact, by file name.
 
     `predictions` are those of `opened.runners`, in that order. `reference_blocks` is asked only
@@ -65,16 +70,17 @@ def judge_all(
 
 def accepted_loss(
     artifacts: list[Artifact], tolerance_of: Callable[[Artifact], Tolerance]
-) -> dict[Precision, AcceptedLoss]:  # fmt: skip
+) -> dict[Precision, AcceptedLoss]:
     """What the bundle records of the tolerances, for a gate on another machine."""
     tolerances = {artifact.precision: tolerance_of(artifact) for artifact in artifacts}
     return {
         precision: AcceptedLoss(
-            top1_points=tolerance.top1_points, top5_points=tolerance.top5_points,
+            top1_points=tolerance.top1_points,
+            top5_points=tolerance.top5_points,
             confidence=tolerance.confidence,
         )
         for precision, tolerance in tolerances.items()
-    }  # fmt: skip
+    }
 
 
 def ledger_files(judged: dict[str, Judgement]) -> dict[str, bytes]:

@@ -37,9 +37,11 @@ _TO_TRY: dict[Precision, str] = {
 
 
 def explain(
-    bundle: Bundle, artifact: Artifact, images: UInt8Array,
+    bundle: Bundle,
+    artifact: Artifact,
+    images: UInt8Array,
     reference_blocks: Callable[[UInt8Array], BlockOutputs],
-) -> str:  # fmt: skip
+) -> str:
     """One line on the first block where a failed artefact departs, from uint8 (N, S, S, 3).
 
     An engine's inside can't be read: then the ONNX model that it was built from is named.

@@ -53,9 +53,10 @@ class Reference(Ledger):
             raise DataError(
                 folder.root,
                 f"{len(self) - len(rows)} of the {len(self)} images that the bundle was judged on "
-                "are not in it", "the images of the export, unchanged",
+                "are not in it",
+                "the images of the export, unchanged",
                 "pass their folder with --data, or export again on these",
-            )  # fmt: skip
+            )
         return folder.subset(files), self.take(rows)
 
 

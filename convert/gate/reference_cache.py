@@ -30,9 +30,12 @@ MAX_CACHE_BYTES = 2**30  # 50,000 images of 1000 classes take 200 MB
 
 
 def classify_with_reference(
-    checkpoint: Checkpoint, checkpoint_sha256: str, runners: list[Runner], images: ImageFolder,
+    checkpoint: Checkpoint,
+    checkpoint_sha256: str,
+    runners: list[Runner],
+    images: ImageFolder,
     bad_images: BadImages = "error",
-) -> list[Predictions]:  # fmt: skip
+) -> list[Predictions]:
     """The checkpoint's predictions, then one per runner, in one pass over the images.
 
     `checkpoint_sha256` is the checkpoint's identity in the cache.
@@ -50,9 +53,12 @@ def classify_with_reference(
         return [known, *predictions]
     with TorchRunner(checkpoint, device) as torch_runner:
         predictions = classify_folder(
-            [torch_runner, *runners], images, checkpoint.preprocess, bad_images=bad_images,
+            [torch_runner, *runners],
+            images,
+            checkpoint.preprocess,
+            bad_images=bad_images,
             title="parity",
-        )  # fmt: skip
+        )
     _store(path, predictions[0])
     return predictions
 
@@ -80,10 +86,13 @@ def _store(path: Path, predictions: Predictions) -> None:
     def write(beside: Path) -> None:
         with beside.open("wb") as file:
             np.savez(
-                file, allow_pickle=False, files=np.array(predictions.files),
-                sha256=np.array(predictions.sha256), labels=predictions.labels,
+                file,
+                allow_pickle=False,
+                files=np.array(predictions.files),
+                sha256=np.array(predictions.sha256),
+                labels=predictions.labels,
                 logits=predictions.logits,
-            )  # fmt: skip
+            )
 
     if keep(path, write, "the reference's answers"):
         _make_room(path.parent)

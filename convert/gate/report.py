@@ -23,9 +23,15 @@ from irv2.errors import Irv2Error, ParityError
 from irv2.manifest import Artifact, ErrorChange, Manifest
 
 _HEADERS = (
-    "artefact", "verdict", "top-1 error", "lost, gained", "top-5 error", "lost, gained",
-    "agreement", "ran on",
-)  # fmt: skip
+    "artefact",
+    "verdict",
+    "top-1 error",
+    "lost, gained",
+    "top-5 error",
+    "lost, gained",
+    "agreement",
+    "ran on",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,24 +56,32 @@ class Report:
     def to_markdown(self) -> str:
         """The contents of parity.md."""
         source = self.manifest.source
-        return "\n".join([
-            f"# Parity of {self.bundle.name}: {'not passed' if self.failed else 'passed'}", "",
-            f"Reference: the checkpoint sha256 {source.checkpoint_sha256} ({source.arch}, setting "
-            f"{source.setting}, epoch {source.epoch}) in torch, float32.", "",
-            self._table("github"), "", *(f"- {text}" for text in self._texts()), "",
+        lines = [
+            f"# Parity of {self.bundle.name}: {'not passed' if self.failed else 'passed'}",
+            "",
+            f"Reference: the checkpoint sha256 {source.checkpoint_sha256} ({source.arch}, "
+            f"setting {source.setting}, epoch {source.epoch}) in torch, float32.",
+            "",
+            self._table("github"),
+            "",
+            *(f"- {text}" for text in self._texts()),
+            "",
             *_provenance(self.manifest.artifacts),
-        ])  # fmt: skip
+        ]
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for --json."""
         return {
-            "bundle": str(self.bundle), "id": self.manifest.id, "passed": not self.failed,
+            "bundle": str(self.bundle),
+            "id": self.manifest.id,
+            "passed": not self.failed,
             "artifacts": [
                 {**msgspec.to_builtins(artifact), "line": self.lines[artifact.file]}
                 for artifact in self.manifest.artifacts
             ],
             "remarks": self.remarks,
-        }  # fmt: skip
+        }
 
     def _table(self, style: str) -> str:
         rows = [_row(artifact) for artifact in self.manifest.artifacts]
@@ -88,9 +102,10 @@ class UnwrittenError(Irv2Error):
 
     def __init__(self, report: Report, error: OSError) -> None:
         super().__init__(
-            error.filename or report.bundle, f"can't be written ({error.strerror})",
+            error.filename or report.bundle,
+            f"can't be written ({error.strerror})",
             way_out=f"not passed: {report.failure}" if report.failed else "passed",
-        )  # fmt: skip
+        )
         self.report = report
         self.exit_code = ParityError.exit_code if report.failed else Irv2Error.exit_code
 
@@ -105,13 +120,17 @@ def written_down(report: Report) -> Iterator[None]:
 
 
 def report_on(
-    place: Path, manifest: Manifest, judged: dict[str, Judgement], reasons: dict[str, str],
+    place: Path,
+    manifest: Manifest,
+    judged: dict[str, Judgement],
+    reasons: dict[str, str],
     remarks: list[str],
-) -> Report:  # fmt: skip
+) -> Report:
     """The new evidence in `manifest`; per artefact a line with its judgement or why it has none."""
     artifacts = with_judgements(manifest.artifacts, judged)
     return Report(
-        bundle=place, manifest=msgspec.structs.replace(manifest, artifacts=artifacts),
+        bundle=place,
+        manifest=msgspec.structs.replace(manifest, artifacts=artifacts),
         lines={
             artifact.file: judged[artifact.file].line
             if artifact.file in judged
@@ -120,7 +139,7 @@ def report_on(
         },
         remarks=[*remarks, *(found.explanation for found in judged.values() if found.explanation)],
         failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
-    )  # fmt: skip
+    )
 
 
 def with_judgements(artifacts: list[Artifact], judged: dict[str, Judgement]) -> list[Artifact]:
@@ -176,9 +195,13 @@ def _row(artifact: Artifact) -> tuple[str, ...]:
     if parity is None:
         return artifact.file, "not verified", "", "", "", "", "", ""
     return (
-        artifact.file, parity.verdict.replace("_", " "), *_change(parity.top1),
-        *_change(parity.top5), f"{parity.agreement:.2f} %", parity.ran_on,
-    )  # fmt: skip
+        artifact.file,
+        parity.verdict.replace("_", " "),
+        *_change(parity.top1),
+        *_change(parity.top5),
+        f"{parity.agreement:.2f} %",
+        parity.ran_on,
+    )
 
 
 def _change(change: ErrorChange) -> tuple[str, str]:
@@ -193,14 +216,36 @@ def _provenance(artifacts: list[Artifact]) -> list[str]:
         built_with = ", ".join(f"{name} {version}" for name, version in artifact.built_with.items())
         parity = artifact.parity
         evidence = (
-            (str(parity.n), parity.data_sha256[:12], f"{parity.max_abs_logit_diff:.1e}",
-             parity.machine)
-            if parity else ("", "", "", "")
-        )  # fmt: skip
-        rows.append((
-            artifact.file, artifact.precision, artifact.sha256[:12], artifact.built_from[:12],
-            built_with, artifact.gpu or "", *evidence,
-        ))  # fmt: skip
-    headers = ("artefact", "precision", "sha256", "built from", "built with", "GPU", "images",
-               "their sha256", "largest logit difference", "judged on")  # fmt: skip
+            (
+                str(parity.n),
+                parity.data_sha256[:12],
+                f"{parity.max_abs_logit_diff:.1e}",
+                parity.machine,
+            )
+            if parity
+            else ("", "", "", "")
+        )
+        rows.append(
+            (
+                artifact.file,
+                artifact.precision,
+                artifact.sha256[:12],
+                artifact.built_from[:12],
+                built_with,
+                artifact.gpu or "",
+                *evidence,
+            )
+        )
+    headers = (
+        "artefact",
+        "precision",
+        "sha256",
+        "built from",
+        "built with",
+        "GPU",
+        "images",
+        "their sha256",
+        "largest logit difference",
+        "judged on",
+    )
     return [tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]

@@ -47,17 +47,22 @@ class Tolerance:
 
 
 def tolerance_for(
-    precision: Precision, *, is_sample: bool = False, top1_points: float | None = None,
-    top5_points: float | None = None, confidence: float = CONFIDENCE,
-) -> Tolerance:  # fmt: skip
+    precision: Precision,
+    *,
+    is_sample: bool = False,
+    top1_points: float | None = None,
+    top5_points: float | None = None,
+    confidence: float = CONFIDENCE,
+) -> Tolerance:
     """The row of the table for `precision`; values given by the user replace it."""
     sample_row = is_sample and precision != "fp32"
     row = SAMPLE_TOLERANCE_POINTS if sample_row else TOLERANCE_POINTS[precision]
     return Tolerance(
         top1_points=row if top1_points is None else top1_points,
         top5_points=row if top5_points is None else top5_points,
-        confidence=confidence, is_sample=sample_row,
-    )  # fmt: skip
+        confidence=confidence,
+        is_sample=sample_row,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +77,12 @@ class Judgement:
 
 
 def judge(
-    reference: Reference, logits: FloatArray, precision: Precision, tolerance: Tolerance,
+    reference: Reference,
+    logits: FloatArray,
+    precision: Precision,
+    tolerance: Tolerance,
     ran_on: str,
-) -> Judgement:  # fmt: skip
+) -> Judgement:
     """Compare float logits (n, num_classes), in the order of `reference`, with the reference.
 
     An image with a logit that is not finite counts as answered wrongly, and fails the artefact
@@ -85,14 +93,21 @@ def judge(
     top1_change, top5_change = _changes(reference, top5, tolerance)
     n = len(reference)
     parity = Parity(
-        verdict=max(_verdict(top1_change, n, tolerance.confidence),
-                    _verdict(top5_change, n, tolerance.confidence), key=_severity),
-        basis="interval", n=n, data_sha256=reference.data_sha256,
+        verdict=max(
+            _verdict(top1_change, n, tolerance.confidence),
+            _verdict(top5_change, n, tolerance.confidence),
+            key=_severity,
+        ),
+        basis="interval",
+        n=n,
+        data_sha256=reference.data_sha256,
         confidence=tolerance.confidence,
         agreement=100 * float((top5[:, 0] == reference.top5[:, 0]).mean()),
-        max_abs_logit_diff=reference.max_abs_difference(logits), ran_on=ran_on,
-        top1=top1_change, top5=top5_change,
-    )  # fmt: skip
+        max_abs_logit_diff=reference.max_abs_difference(logits),
+        ran_on=ran_on,
+        top1=top1_change,
+        top5=top5_change,
+    )
     if num_bad := int((~is_finite).sum()):
         line = f"{precision} failed: {num_bad} of {parity.n} images gave logits that are not finite"
         return Judgement(replace(parity, verdict="failed"), line)
@@ -103,7 +118,7 @@ def judge(
 
 def verdict(
     lost: int, gained: int, n: int, tolerance_points: float, confidence: float = CONFIDENCE
-) -> Verdict:  # fmt: skip
+) -> Verdict:
     """What `lost` and `gained` of `n` images say about a loss of `tolerance_points`."""
     if upper_loss_points(lost, gained, n, confidence) <= tolerance_points:
         return "passed"
@@ -114,7 +129,7 @@ def verdict(
 
 def upper_loss_points(
     lost: float, gained: float, n: float, confidence: float = CONFIDENCE
-) -> float:  # fmt: skip
+) -> float:
     """Upper limit of the increase of the error, in percentage points."""
     above_lost = _upper(lost, n, confidence) - lost / n
     below_gained = gained / n - _lower(gained, n, confidence)
@@ -123,14 +138,14 @@ def upper_loss_points(
 
 def lower_loss_points(
     lost: float, gained: float, n: float, confidence: float = CONFIDENCE
-) -> float:  # fmt: skip
+) -> float:
     """Lower limit of the increase of the error, in percentage points."""
     return -upper_loss_points(gained, lost, n, confidence)
 
 
 def images_to_decide(
     lost: int, gained: int, n: int, tolerance_points: float, confidence: float = CONFIDENCE
-) -> int | None:  # fmt: skip
+) -> int | None:
     """How many images like these would pass; None where no number would."""
     # The limit falls towards the rate itself, so a rate at the tolerance is never passed.
     if 100 * (lost - gained) / n >= tolerance_points:
@@ -169,7 +184,7 @@ def _lower(k: float, n: float, confidence: float) -> float:
 
 def _changes(
     reference: Reference, top5: IntArray, tolerance: Tolerance
-) -> tuple[ErrorChange, ErrorChange]:  # fmt: skip
+) -> tuple[ErrorChange, ErrorChange]:
     """How top-1 and top-5 changed, from the artefact's best classes (n, 5)."""
     is_right: BoolArray = top5 == reference.labels[:, None]
     return (
@@ -185,16 +200,17 @@ def _changes(
 
 def _change(
     was_right: BoolArray, is_right: BoolArray, tolerance_points: float, confidence: float
-) -> ErrorChange:  # fmt: skip
+) -> ErrorChange:
     n = len(was_right)
     lost, gained = int((was_right & ~is_right).sum()), int((~was_right & is_right).sum())
     return ErrorChange(
         reference_error=100 * (n - int(was_right.sum())) / n,
         error=100 * (n - int(is_right.sum())) / n,
-        lost=lost, gained=gained,
+        lost=lost,
+        gained=gained,
         upper_loss_points=upper_loss_points(lost, gained, n, confidence),
         tolerance_points=tolerance_points,
-    )  # fmt: skip
+    )
 
 
 def _verdict(change: ErrorChange, n: int, confidence: float) -> Verdict:
@@ -213,9 +229,7 @@ def _is_identical(parity: Parity, reference: Reference) -> bool:
     return not any(changes) and parity.agreement == 100 and parity.max_abs_logit_diff <= limit
 
 
-def _line(
-    parity: Parity, precision: Precision, tolerance: Tolerance, max_abs_logit: float
-) -> str:  # fmt: skip
+def _line(parity: Parity, precision: Precision, tolerance: Tolerance, max_abs_logit: float) -> str:
     if parity.basis == "identical":
         return (
             f"{precision} passed: identical on all {parity.n} images (largest logit difference "

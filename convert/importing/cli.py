@@ -22,21 +22,32 @@ def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> 
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
               metavar="CKPT.pt", help="The checkpoint to write.")  # fmt: skip
-@click.option("--classes", "classes_path", metavar="FILE",
-              type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="A class name per line, in order.  [default: ImageNet's 1000]")  # fmt: skip
-@click.option("--arch", default="auto",
-              type=click.Choice(["auto", "inception_resnet_v2", "inception_resnet_v2_slim"]),
-              help="The network to insist on: the paper's or TF-slim's.")  # fmt: skip
+@click.option(
+    "--classes",
+    "classes_path",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A class name per line, in order.  [default: ImageNet's 1000]",
+)
+@click.option(
+    "--arch",
+    default="auto",
+    type=click.Choice(["auto", "inception_resnet_v2", "inception_resnet_v2_slim"]),
+    help="The network to insist on: the paper's or TF-slim's.",
+)
 @click.option("--keep-background", is_flag=True,
               help="Of 1001 classes keep the first, the background.")  # fmt: skip
 @click.option("--show-networks", is_flag=True, is_eager=True, expose_value=False,
               callback=_show_networks, help="Print both networks and stop.")  # fmt: skip
 @json_option
 def main(
-    file: Path, out: Path, classes_path: Path | None, arch: str, keep_background: bool,
+    file: Path,
+    out: Path,
+    classes_path: Path | None,
+    arch: str,
+    keep_background: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Turn the weights in FILE into a checkpoint to evaluate, export and serve.
 
     FILE is recognised by its content: the original's .t7, or TF-slim's network as timm, Cadene

@@ -99,9 +99,13 @@ def _source(layers: dict[str, Arrays], path: Path) -> Source:
     config = SlimConfig(num_classes=1000 if classes is None else classes.numel())
     names, ones = keras_names(config)
     return Source(
-        kind="Keras weights", config=config, preprocess=SLIM_PREPROCESS, tensors=tensors,
-        names=names, ones=ones,
-    )  # fmt: skip
+        kind="Keras weights",
+        config=config,
+        preprocess=SLIM_PREPROCESS,
+        tensors=tensors,
+        names=names,
+        ones=ones,
+    )
 
 
 def _tensors(layers: dict[str, Arrays], path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -202,8 +206,10 @@ def _legacy_layers(root: h5py.Group, datasets: _Datasets) -> Iterator[tuple[str,
 
 
 def _numbered_layers(
-    root: h5py.Group, datasets: _Datasets, config: Any  # noqa: ANN401
-) -> Iterator[tuple[str, Arrays]]:  # fmt: skip
+    root: h5py.Group,
+    datasets: _Datasets,
+    config: Any,  # noqa: ANN401
+) -> Iterator[tuple[str, Arrays]]:
     """Keras 3: variables 0, 1, ... in groups numbered per class, in the order of `config`.
 
     Late versions note each layer's own name; for earlier ones `config` has to tell.

@@ -25,24 +25,40 @@ from irv2.model.paper import ModelConfig
 
 # Modules without weights that the original is made of; any other would change its answers.
 PLAIN_MODULES = {
-    "Identity", "CAddTable", "JoinTable", "MulConstant", "ReLU", "SpatialMaxPooling",
-    "SpatialAveragePooling", "View", "Reshape", "Dropout",
-}  # fmt: skip
+    "Identity",
+    "CAddTable",
+    "JoinTable",
+    "MulConstant",
+    "ReLU",
+    "SpatialMaxPooling",
+    "SpatialAveragePooling",
+    "View",
+    "Reshape",
+    "Dropout",
+}
 # What these modules without weights must be set to, and what files older than a field meant.
 FIXED: dict[str, dict[str, float]] = {
     "MulConstant": {"constant_scalar": 0.1},
     "SpatialMaxPooling": {
-        "kH": 3, "kW": 3, "dH": 2, "dW": 2, "padH": 0, "padW": 0, "ceil_mode": False
+        "kH": 3,
+        "kW": 3,
+        "dH": 2,
+        "dW": 2,
+        "padH": 0,
+        "padW": 0,
+        "ceil_mode": False,
     },
     "SpatialAveragePooling": {"kH": 8, "kW": 8, "padH": 0, "padW": 0},
-}  # fmt: skip
+}
 BEFORE_THE_FIELD = {"padH": 0, "padW": 0, "ceil_mode": False}
 CONVOLUTIONS = {"SpatialConvolution", "SpatialConvolutionMM"}
 CONTAINERS = {"Sequential", "ConcatTable", "DataParallelTable"}
 FIELDS = {
-    "convolution": ("weight",), "linear": ("weight", "bias"), "max pool": (),
+    "convolution": ("weight",),
+    "linear": ("weight", "bias"),
+    "max pool": (),
     "batch norm": ("weight", "bias", "running_mean", "running_var"),
-}  # fmt: skip
+}
 TRAINED = {"weight", "bias", "running_mean", "running_var", "running_std"}
 CHANNELS = 2  # of a batch's dimensions, counted from 1
 MAX_MODULES, MAX_MODULE_DEPTH = 10_000, 50  # the original has about 600, 8 deep
@@ -72,7 +88,9 @@ def read_original(path: Path) -> Source:
     pairs = _aligned(ours, layers)
     _check_pools(ours, layers, pairs, path)
     return Source(
-        kind="the original's Torch7 network", config=config, preprocess=Preprocess(),
+        kind="the original's Torch7 network",
+        config=config,
+        preprocess=Preprocess(),
         tensors={
             f"{layer.name}.{field}": tensor
             for layer in layers
@@ -83,7 +101,7 @@ def read_original(path: Path) -> Source:
             for our_layer, layer in pairs
             for field in FIELDS[str(layer.signature[0])]
         },
-    )  # fmt: skip
+    )
 
 
 def our_layers(config: ModelConfig) -> Iterator[Layer]:
@@ -94,9 +112,15 @@ def our_layers(config: ModelConfig) -> Iterator[Layer]:
         if isinstance(module, nn.Conv2d):
             yield Layer(
                 name,
-                ("convolution", module.in_channels, module.out_channels, *module.kernel_size,
-                 *module.stride, *(int(padding) for padding in module.padding)),
-            )  # fmt: skip
+                (
+                    "convolution",
+                    module.in_channels,
+                    module.out_channels,
+                    *module.kernel_size,
+                    *module.stride,
+                    *(int(padding) for padding in module.padding),
+                ),
+            )
         elif isinstance(module, nn.BatchNorm2d):
             yield Layer(name, ("batch norm", module.num_features))
         elif isinstance(module, nn.Linear):
@@ -110,9 +134,11 @@ def our_layers(config: ModelConfig) -> Iterator[Layer]:
 def _aligned(ours: list[Layer], theirs: list[Layer]) -> list[tuple[Layer, Layer]]:
     """The layers that agree, in order."""
     matcher = SequenceMatcher(
-        None, [layer.signature for layer in ours], [layer.signature for layer in theirs],
+        None,
+        [layer.signature for layer in ours],
+        [layer.signature for layer in theirs],
         autojunk=False,
-    )  # fmt: skip
+    )
     return [
         (ours[block.a + i], theirs[block.b + i])
         for block in matcher.get_matching_blocks()
@@ -135,7 +161,7 @@ def _check_size(layers: list[Layer], path: Path) -> None:
 
 def _check_pools(
     ours: list[Layer], theirs: list[Layer], pairs: list[tuple[Layer, Layer]], path: Path
-) -> None:  # fmt: skip
+) -> None:
     """Refuse max pools elsewhere than ours; other differences show in the weights."""
     agreed = {layer.name for pair in pairs for layer in pair}
     others = [layer for layer in (*theirs, *ours) if layer.name not in agreed]
@@ -173,9 +199,11 @@ def _network(value: Any, path: Path) -> Torch7Object:  # noqa: ANN401 (what a fi
     """The network in a file: the value itself, or what a table calls `model`."""
     if isinstance(value, dict) and isinstance(value.get("modelFile"), str):
         raise CheckpointError(
-            path, "only names the files of a training state", "the file with the network",
+            path,
+            "only names the files of a training state",
+            "the file with the network",
             f"import {value['modelFile']}",
-        )  # fmt: skip
+        )
     if isinstance(value, dict):
         value = value.get("model")
     if not isinstance(value, Torch7Object):
@@ -185,7 +213,7 @@ def _network(value: Any, path: Path) -> Torch7Object:  # noqa: ANN401 (what a fi
 
 def _modules(
     module: Torch7Object, name: str, branch: Branch = (1, 1)
-) -> Iterator[tuple[str, Torch7Object, Branch]]:  # fmt: skip
+) -> Iterator[tuple[str, Torch7Object, Branch]]:
     """The tree in forward order; of a DataParallelTable the first replica alone."""
     yield name, module, branch
     children = module.fields.get("modules")

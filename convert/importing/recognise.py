@@ -48,9 +48,11 @@ def read_source(path: Path) -> Source:
         return read_original(path)
     if start.startswith(TORCH7_TEXT):
         raise CheckpointError(
-            path, "a Torch7 file in text format", "the binary one",
+            path,
+            "a Torch7 file in text format",
+            "the binary one",
             "save it again with torch.save(FILE, model)",
-        )  # fmt: skip
+        )
     size = path.stat().st_size
     raise CheckpointError(path, f"an unknown format ({size} bytes)", EXPECTED)
 
@@ -67,10 +69,12 @@ def _read_zip(path: Path) -> Source:
         return read_archive(path)
     if any(name.endswith(TORCHSCRIPT) for name in members):
         raise CheckpointError(
-            path, "is a TorchScript program, which is not loaded", STATE_DICT,
+            path,
+            "is a TorchScript program, which is not loaded",
+            STATE_DICT,
             "save its weights where it is trusted: "
             "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)",
-        )  # fmt: skip
+        )
     return read_slim(_torch_tensors(path, mmap=True), path)
 
 
@@ -80,9 +84,11 @@ def _torch_tensors(path: Path, *, mmap: bool) -> dict[str, Tensor]:
         content = _load(path, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            path, f"holds Python objects or code, which are not loaded{_global(error)}", STATE_DICT,
+            path,
+            f"holds Python objects or code, which are not loaded{_global(error)}",
+            STATE_DICT,
             "save it again where it is trusted: torch.save(model.state_dict(), FILE)",
-        ) from error  # fmt: skip
+        ) from error
     except Exception as error:  # on damaged files torch raises anything, even AssertionError
         raise CheckpointError(path, f"damaged ({error})", STATE_DICT, "copy it again") from error
     if isinstance(content, Mapping) and content.get("schema") == SCHEMA:

@@ -29,13 +29,16 @@ class ImportResult:
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
         return {
-            "out": str(self.out), "source": str(self.source), "kind": self.kind,
-            "arch": self.checkpoint.model.arch, "num_matched": self.num_matched,
+            "out": str(self.out),
+            "source": str(self.source),
+            "kind": self.kind,
+            "arch": self.checkpoint.model.arch,
+            "num_matched": self.num_matched,
             "num_parameters": self.num_parameters,
             "num_classes": self.checkpoint.model.num_classes,
             "background_dropped": self.background_dropped,
             "preprocess": self.checkpoint.preprocess.to_json(),
-        }  # fmt: skip
+        }
 
     @property
     def num_parameters(self) -> int:
@@ -54,21 +57,27 @@ class ImportResult:
             " ".join(f"{value:g}" for value in values)
             for values in (preprocess.mean, preprocess.std)
         )
-        return "\n".join([
-            f"{self.source}: {self.kind}, network {config.arch}",
-            f"  matched  {self.num_matched} tensors, none missing, none left over; "
-            f"{self.num_parameters:,} parameters",
-            f"  classes  {config.num_classes}{dropped}",
-            f"  images   shorter side {preprocess.resize}, centre {preprocess.crop}, "
-            f"{preprocess.resampling}, mean {mean}, std {std}",
-            f"written {self.out}",
-        ])  # fmt: skip
+        return "\n".join(
+            [
+                f"{self.source}: {self.kind}, network {config.arch}",
+                f"  matched  {self.num_matched} tensors, none missing, none left over; "
+                f"{self.num_parameters:,} parameters",
+                f"  classes  {config.num_classes}{dropped}",
+                f"  images   shorter side {preprocess.resize}, centre {preprocess.crop}, "
+                f"{preprocess.resampling}, mean {mean}, std {std}",
+                f"written {self.out}",
+            ]
+        )
 
 
 def import_weights(
-    path: Path, out: Path, *, classes_path: Path | None = None, arch: str = "auto",
+    path: Path,
+    out: Path,
+    *,
+    classes_path: Path | None = None,
+    arch: str = "auto",
     keep_background: bool = False,
-) -> ImportResult:  # fmt: skip
+) -> ImportResult:
     """Recognise the weights in `path`, match them tensor by tensor and write the checkpoint `out`.
 
     Raises CheckpointError where they are not those of a network we know, InputError for a class
@@ -82,10 +91,11 @@ def import_weights(
     config = source.config
     if arch not in ("auto", config.arch):
         raise CheckpointError(
-            path, f"holds weights of {config.arch}", arch,
-            "two networks bear this name and their weights do not fit each other; "
-            "leave out --arch",
-        )  # fmt: skip
+            path,
+            f"holds weights of {config.arch}",
+            arch,
+            "two networks bear this name and their weights do not fit each other; leave out --arch",
+        )
     has_background = config.num_classes == WITH_BACKGROUND
     if keep_background and not has_background:
         raise UsageError(
@@ -99,20 +109,29 @@ def import_weights(
         for name in ("classifier.weight", "classifier.bias"):
             state[name] = state[name][1:].clone()
     checkpoint = Checkpoint(
-        model=replace(config, num_classes=num_classes), state_dict=state, classes=classes,
-        preprocess=source.preprocess, setting=SETTING, epoch=0, step=0,
+        model=replace(config, num_classes=num_classes),
+        state_dict=state,
+        classes=classes,
+        preprocess=source.preprocess,
+        setting=SETTING,
+        epoch=0,
+        step=0,
         recipe={"imported": {"file": path.name, "sha256": file_sha256(path), "kind": source.kind}},
-    )  # fmt: skip
+    )
     checkpoint.save(out)
     return ImportResult(
-        source=path, out=out, kind=source.kind, checkpoint=checkpoint,
-        num_matched=len(source.names), background_dropped=dropped,
-    )  # fmt: skip
+        source=path,
+        out=out,
+        kind=source.kind,
+        checkpoint=checkpoint,
+        num_matched=len(source.names),
+        background_dropped=dropped,
+    )
 
 
 def classes_of(
     num_classes: int, classes_path: Path | None, path: Path, *, background_dropped: bool = False
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """A name for each class: from a file, or ImageNet's; raises InputError."""
     if classes_path is not None:
         return _read_classes(classes_path, num_classes, background_dropped)
@@ -122,9 +141,11 @@ def classes_of(
     if num_classes == WITH_BACKGROUND:
         return [BACKGROUND, *names]
     raise InputError(
-        path, f"{num_classes} classes, whose names it does not hold",
-        f"ImageNet's {len(names)}", f"pass --classes FILE, {num_classes} lines",
-    )  # fmt: skip
+        path,
+        f"{num_classes} classes, whose names it does not hold",
+        f"ImageNet's {len(names)}",
+        f"pass --classes FILE, {num_classes} lines",
+    )
 
 
 def _read_classes(path: Path, num_classes: int, background_dropped: bool) -> list[str]:
@@ -137,8 +158,9 @@ def _read_classes(path: Path, num_classes: int, background_dropped: bool) -> lis
     if len(names) != num_classes or len(set(names)) != len(names) or "" in names:
         has_background = background_dropped and len(names) == num_classes + 1
         raise InputError(
-            path, f"{len(names)} lines, {len(set(names) - {''})} different names",
+            path,
+            f"{len(names)} lines, {len(set(names) - {''})} different names",
             f"{num_classes} different ones, a class per line",
             "leave out the background's or pass --keep-background" if has_background else "",
-        )  # fmt: skip
+        )
     return names

@@ -42,9 +42,10 @@ def read_slim(tensors: dict[str, Tensor], path: Path) -> Source:
     if FIRST_TENSOR not in tensors:
         some = ", ".join(list(tensors)[:3]) or "none"
         raise CheckpointError(
-            path, f"tensors of another network ({some}, ...)",
+            path,
+            f"tensors of another network ({some}, ...)",
             f"Inception-ResNet-v2 as timm or Cadene name it ({FIRST_TENSOR}, ...)",
-        )  # fmt: skip
+        )
     kind, last = "Cadene weights", "last_linear"
     if f"{last}.weight" not in tensors:
         kind, last = "timm weights", "classif"

@@ -58,9 +58,11 @@ def state_dict_of(source: Source, path: Path) -> dict[str, Tensor]:
             state[name] = _owned(source.tensors.pop(source.names[name]))
             if not state[name].isfinite().all():
                 raise CheckpointError(
-                    path, f"{source.names[name]} holds values that are not finite",
-                    "trained weights", "use an undamaged file",
-                )  # fmt: skip
+                    path,
+                    f"{source.names[name]} holds values that are not finite",
+                    "trained weights",
+                    "use an undamaged file",
+                )
         else:  # torch's counter of batches is of no use where momentum is fixed
             fill = 1 if name in source.ones else 0
             state[name] = torch.full(target.shape, fill, dtype=target.dtype)
@@ -114,9 +116,11 @@ def _mismatch(source: Source, problems: dict[str, list[str]], path: Path) -> Che
     if problems["missing"] == classifier and len(parts) == 1:
         way_out = "use the file with the classifier (of Keras: include_top=True)"
     return CheckpointError(
-        path, f"{source.kind}, but of its tensors are {'; '.join(parts)}",
-        f"exactly those of {source.config.arch}", way_out,
-    )  # fmt: skip
+        path,
+        f"{source.kind}, but of its tensors are {'; '.join(parts)}",
+        f"exactly those of {source.config.arch}",
+        way_out,
+    )
 
 
 def shortened(entries: Sequence[str]) -> str:

@@ -22,9 +22,15 @@ RECURSIVE_FUNCTIONS = (7, 8)
 MAX_DEPTH = 100  # the original's files nest about 30 deep
 MAX_DIMENSIONS = 8
 DTYPES = {
-    "Byte": "u1", "Char": "i1", "Short": "<i2", "Int": "<i4", "Long": "<i8", "Half": "<f2",
-    "Float": "<f4", "Double": "<f8",
-}  # fmt: skip
+    "Byte": "u1",
+    "Char": "i1",
+    "Short": "<i2",
+    "Int": "<i4",
+    "Long": "<i8",
+    "Half": "<f2",
+    "Float": "<f4",
+    "Double": "<f8",
+}
 TWO_PART_OBJECTS = {"nn.DataParallelTable": 2}  # since this version: the GPUs, then the fields
 
 Array = NDArray[Any]
@@ -53,9 +59,11 @@ def load(path: Path) -> Any:  # noqa: ANN401 (a file holds any value)
         return _Reader(data).value()
     except Malformed as error:
         raise CheckpointError(
-            path, f"damaged Torch7 file ({error})", "a whole one in Torch7's binary format",
+            path,
+            f"damaged Torch7 file ({error})",
+            "a whole one in Torch7's binary format",
             "copy it again",
-        ) from error  # fmt: skip
+        ) from error
 
 
 class _Reader:

@@ -11,9 +11,17 @@ from irv2.bundle import Bundle
 from irv2.manifest import MANIFEST, Artifact, read_manifest
 
 _ARTIFACT_HEADERS = (
-    "artefact", "precision", "verdict", "images", "top-1:\nlost, gained", "top-5:\nlost, gained",
-    "tolerances,\npoints", "batches", "ran on", "made by",
-)  # fmt: skip
+    "artefact",
+    "precision",
+    "verdict",
+    "images",
+    "top-1:\nlost, gained",
+    "top-5:\nlost, gained",
+    "tolerances,\npoints",
+    "batches",
+    "ran on",
+    "made by",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +71,13 @@ class Inspection:
         ]
         artifacts = [_artifact_row(artifact) for artifact in manifest.artifacts]
         files = [self._file_row(path, problem) for path, problem in self.checked.items()]
-        return "\n\n".join([
-            tabulate(facts, tablefmt="plain", disable_numparse=True),
-            tabulate(artifacts, _ARTIFACT_HEADERS, disable_numparse=True),
-            tabulate(files, ("file", "MB", "sha256", "state"), disable_numparse=True),
-        ])  # fmt: skip
+        return "\n\n".join(
+            [
+                tabulate(facts, tablefmt="plain", disable_numparse=True),
+                tabulate(artifacts, _ARTIFACT_HEADERS, disable_numparse=True),
+                tabulate(files, ("file", "MB", "sha256", "state"), disable_numparse=True),
+            ]
+        )
 
     def _file_row(self, path: Path, problem: str) -> tuple[str, ...]:
         manifest, name = self.bundle.manifest, str(path.relative_to(self.bundle.path))
@@ -93,11 +103,12 @@ def _artifact_row(artifact: Artifact) -> tuple[str, ...]:
     if parity is not None:
         basis = " (identical)" if parity.basis == "identical" else ""
         evidence = (
-            parity.verdict.replace("_", " ") + basis, str(parity.n),
+            parity.verdict.replace("_", " ") + basis,
+            str(parity.n),
             f"{parity.top1.lost}, {parity.top1.gained}",
             f"{parity.top5.lost}, {parity.top5.gained}",
             f"{parity.top1.tolerance_points:g}, {parity.top5.tolerance_points:g}",
-        )  # fmt: skip
+        )
     ran_on = "" if parity is None else parity.ran_on
     return (artifact.file, artifact.precision, *evidence, batches, ran_on, _made_by(artifact))
 

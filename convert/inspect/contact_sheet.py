@@ -24,9 +24,11 @@ def write_sheet(difference: Difference, path: Path) -> None:
     rows, images = [row for row in difference.rows if row.file is not None], difference.images
     if images is None or not rows:
         raise DataError(
-            path, f"none of the {len(difference.rows)} differing images was found", "their files",
+            path,
+            f"none of the {len(difference.rows)} differing images was found",
+            "their files",
             "pass their folder with --data",
-        )  # fmt: skip
+        )
     if len(rows) > MAX_PICTURES:
         logger.warning("%s: the first %d of %d pictures", path, MAX_PICTURES, len(rows))
         rows = rows[:MAX_PICTURES]
@@ -46,16 +48,17 @@ def write_sheet(difference: Difference, path: Path) -> None:
 
 def _draw_tile(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, encoded: bytes, row: Row, left: int, top: int
-) -> None:  # fmt: skip
+) -> None:
     picture = Image.fromarray(decode(encoded, FILE_LIMITS))
     scale = SIDE / max(picture.size)
     shape = tuple(max(1, round(side * scale)) for side in picture.size)
     picture = picture.resize((shape[0], shape[1]), Image.Resampling.BICUBIC)
     sheet.paste(picture, (left + (SIDE - shape[0]) // 2, top + (SIDE - shape[1]) // 2))
     lines = (
-        f"{row.label}: {row.change}", f"A {row.a} ({row.margin_a:.2f})",
+        f"{row.label}: {row.change}",
+        f"A {row.a} ({row.margin_a:.2f})",
         f"B {row.b} ({row.margin_b:.2f})",
-    )  # fmt: skip
+    )
     for k, line in enumerate(lines):
         place = (left, top + SIDE + k * LINE)
         draw.text(place, _shortened(line), _COLOURS[row.change], font=_font())

@@ -66,27 +66,39 @@ class Difference:
     def to_json(self) -> dict[str, Any]:
         """Plain values, for --json."""
         return {
-            "a": self.a, "b": self.b, "n": self.n, "num_different": len(self.rows),
-            "num_only_a": self.num_only_a, "num_only_b": self.num_only_b,
+            "a": self.a,
+            "b": self.b,
+            "n": self.n,
+            "num_different": len(self.rows),
+            "num_only_a": self.num_only_a,
+            "num_only_b": self.num_only_b,
             "images": [row.to_json() for row in self.rows],
-        }  # fmt: skip
+        }
 
     def to_text(self) -> str:
         """For a terminal."""
         counts = {name: sum(row.change == name for row in self.rows) for name in _CHANGES}
         lines = [
-            f"A: {self.a}", f"B: {self.b}",
+            f"A: {self.a}",
+            f"B: {self.b}",
             f"{len(self.rows)} of {self.n} images have another best class: "
             + ", ".join(f"{num} {name}" for name, num in counts.items()),
-        ]  # fmt: skip
+        ]
         if self.num_only_a or self.num_only_b:
             lines.append(f"not compared: {self.num_only_a} only in A, {self.num_only_b} only in B")
         if self.rows:
             table = [
-                (r.file or r.sha256[:12], r.label, r.a, r.b, r.change, f"{r.margin_a:.3f}",
-                 f"{r.margin_b:.3f}")
+                (
+                    r.file or r.sha256[:12],
+                    r.label,
+                    r.a,
+                    r.b,
+                    r.change,
+                    f"{r.margin_a:.3f}",
+                    f"{r.margin_b:.3f}",
+                )
                 for r in self.rows
-            ]  # fmt: skip
+            ]
             headers = ("image", "label", "A", "B", "change", "margin A", "margin B")
             lines += ["", tabulate(table, headers, disable_numparse=True)]
         return "\n".join(lines)
@@ -113,9 +125,11 @@ def load_named(name: str, data: Path | None = None) -> Named:
     if file not in bundle.manifest.files:
         known = [a.removesuffix(LEDGER_SUFFIX) for a in bundle.manifest.files if LEDGER_SUFFIX in a]
         raise BundleError(
-            path, f"no answers of {artifact} in it", " or ".join([*known, "reference"]),
+            path,
+            f"no answers of {artifact} in it",
+            " or ".join([*known, "reference"]),
             "run `irv2 verify` where it can be run",
-        )  # fmt: skip
+        )
     return Named(name=f"{path}:{artifact}", ledger=Ledger.load(path / file), classes=bundle.classes)
 
 
@@ -129,19 +143,20 @@ def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
     common = [(i, row_of_b[key]) for i, key in enumerate(a.ledger.keys) if key in row_of_b]
     if not common:
         raise DataError(f"{a.name} and {b.name}", "no image in common", "answers on the same data")
-    different = [
-        (i, j) for i, j in common if a.ledger.top5[i, 0] != b.ledger.top5[j, 0]
-    ]  # fmt: skip
+    different = [(i, j) for i, j in common if a.ledger.top5[i, 0] != b.ledger.top5[j, 0]]
     different.sort(key=lambda pair: -float(a.ledger.margins[pair[0]]))
     images = None if data is None else open_split(data, "val", bad_images="skip")
     files = _find_files({a.ledger.sha256[i] for i, _ in different}, images)
     namer = a if a.classes else b
     return Difference(
-        a=a.name, b=b.name, n=len(common), num_only_a=len(a.ledger) - len(common),
+        a=a.name,
+        b=b.name,
+        n=len(common),
+        num_only_a=len(a.ledger) - len(common),
         num_only_b=len(b.ledger) - len(common),
         rows=[_row(namer, a.ledger, b.ledger, i, j, files) for i, j in different],
         images=images,
-    )  # fmt: skip
+    )
 
 
 def _require_same_classes(a: Named, b: Named) -> None:
@@ -163,7 +178,7 @@ def _ask_checkpoint(path: Path, data: Path) -> Named:
     [predictions] = classify_with_reference(checkpoint, sha256, [], images, "skip")
     return Named(
         name=str(path), ledger=Ledger.from_predictions(predictions), classes=checkpoint.classes
-    )  # fmt: skip
+    )
 
 
 def _find_files(wanted: set[str], images: ImageFolder | None) -> dict[str, Path]:
@@ -174,13 +189,16 @@ def _find_files(wanted: set[str], images: ImageFolder | None) -> dict[str, Path]
     return {sha256: images.path(i) for i, sha256 in hashes if sha256 in wanted}
 
 
-def _row(
-    namer: Named, a: Ledger, b: Ledger, i: int, j: int, files: dict[str, Path]
-) -> Row:  # fmt: skip
+def _row(namer: Named, a: Ledger, b: Ledger, i: int, j: int, files: dict[str, Path]) -> Row:
     label, best_a, best_b = int(a.labels[i]), int(a.top5[i, 0]), int(b.top5[j, 0])
     change = "lost" if best_a == label else "gained" if best_b == label else "both wrong"
     return Row(
-        sha256=a.sha256[i], file=files.get(a.sha256[i]), label=namer.label(label),
-        a=namer.label(best_a), b=namer.label(best_b), margin_a=float(a.margins[i]),
-        margin_b=float(b.margins[j]), change=change,
-    )  # fmt: skip
+        sha256=a.sha256[i],
+        file=files.get(a.sha256[i]),
+        label=namer.label(label),
+        a=namer.label(best_a),
+        b=namer.label(best_b),
+        margin_a=float(a.margins[i]),
+        margin_b=float(b.margins[j]),
+        change=change,
+    )

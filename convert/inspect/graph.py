@@ -34,10 +34,16 @@ _TITLES = {
 }
 _WINDOWS = {"Conv": "conv {}", "MaxPool": "max pool", "AveragePool": "average pool"}
 _PLAIN_NAMES = {
-    "ReduceMean": "average pool", "GlobalAveragePool": "average pool", "Add": "add",
-    "Concat": "concatenate", "Relu": "ReLU", "Sub": "subtract", "Mul": "multiply",
-    "Cast": "cast", "Transpose": "transpose",
-}  # fmt: skip
+    "ReduceMean": "average pool",
+    "GlobalAveragePool": "average pool",
+    "Add": "add",
+    "Concat": "concatenate",
+    "Relu": "ReLU",
+    "Sub": "subtract",
+    "Mul": "multiply",
+    "Cast": "cast",
+    "Transpose": "transpose",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,14 @@ HEADER, MARGIN, PANEL_GAP, COLUMN_GAP = 0.95, 0.35, 0.7, 1.4
 INCHES = 0.42  # per unit
 COLUMNS = 3
 _COLORS = {
-    "Conv": "#cfe2f3", "Gemm": "#cfe2f3", "MaxPool": "#f9d5c9", "AveragePool": "#f9d5c9",
-    "ReduceMean": "#f9d5c9", "Concat": "#dddddd", "Add": "#dddddd",
-}  # fmt: skip
+    "Conv": "#cfe2f3",
+    "Gemm": "#cfe2f3",
+    "MaxPool": "#f9d5c9",
+    "AveragePool": "#f9d5c9",
+    "ReduceMean": "#f9d5c9",
+    "Concat": "#dddddd",
+    "Add": "#dddddd",
+}
 _OTHER = "#fff2cc"
 _GREY = "#555555"
 NOTE = (
@@ -110,8 +115,15 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     count = f"{block.count} × " if block.count > 1 else ""
     top = panel.y + 0.42
     axes.text(panel.x + 0.3, top, count + block.title, fontsize=8.5, fontweight="bold", va="center")
-    axes.text(panel.x + panel.width - 0.3, top, " × ".join(map(str, block.shape)), fontsize=7.5,
-              va="center", ha="right", color=_GREY)  # fmt: skip
+    axes.text(
+        panel.x + panel.width - 0.3,
+        top,
+        " × ".join(map(str, block.shape)),
+        fontsize=7.5,
+        va="center",
+        ha="right",
+        color=_GREY,
+    )
     end = _draw_series(axes, block.series, panel.middle, panel.y + HEADER)
     _line(axes, [panel.middle] * 2, [end, panel.y + panel.height])
 
@@ -150,8 +162,11 @@ def _connect(axes: Axes, before: Panel, after: Panel) -> None:
     if before.x != after.x:
         gutter = before.x + before.width + COLUMN_GAP / 2
         low, high = start + PANEL_GAP / 2, end - PANEL_GAP / 2
-        _line(axes, [before.middle, before.middle, gutter, gutter, after.middle, after.middle],
-                  [start, low, low, high, high, end])  # fmt: skip
+        _line(
+            axes,
+            [before.middle, before.middle, gutter, gutter, after.middle, after.middle],
+            [start, low, low, high, high, end],
+        )
         start = high
     arrow = {"arrowstyle": "-|>", "color": _GREY, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (after.middle, end), (after.middle, start), arrowprops=arrow)
@@ -161,10 +176,26 @@ def _line(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
     axes.plot(xs, ys, color=_GREY, linewidth=1.0, zorder=1, solid_joinstyle="miter")
 
 
-def _rounded(axes: Axes, x: float, y: float, width: float, height: float, face: str, edge: str,
-             zorder: int = 2) -> None:  # fmt: skip
+def _rounded(
+    axes: Axes,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    face: str,
+    edge: str,
+    zorder: int = 2,
+) -> None:
     style = "round,pad=0,rounding_size=0.12"
     axes.add_patch(
-        FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=face, edgecolor=edge,
-                       linewidth=0.8, zorder=zorder)
-    )  # fmt: skip
+        FancyBboxPatch(
+            (x, y),
+            width,
+            height,
+            boxstyle=style,
+            facecolor=face,
+            edgecolor=edge,
+            linewidth=0.8,
+            zorder=zorder,
+        )
+    )

@@ -64,9 +64,11 @@ class Calibration:
     def to_bytes(self) -> bytes:
         """The contents of a file in the cache."""
         return bytes_from_arrays(
-            names=list(self.ranges), ranges=list(self.ranges.values()), labels=self.labels,
+            names=list(self.ranges),
+            ranges=list(self.ranges.values()),
+            labels=self.labels,
             logits=self.logits,
-        )  # fmt: skip
+        )
 
     @classmethod
     def load(cls, path: Path, images: ImageFolder, origin: dict[str, str]) -> Self:
@@ -79,7 +81,7 @@ class Calibration:
 
 def choose_images(
     val: ImageFolder, options: CalibrationOptions, bad_images: BadImages = "error"
-) -> ImageFolder:  # fmt: skip
+) -> ImageFolder:
     """Random images of the train/ beside `val`, or, unlabelled and at any depth, of a named folder.
 
     Never those of `val`, by which the gate judges, nor copies of them. Raises UsageError where
@@ -92,9 +94,11 @@ def choose_images(
         images = open_split(data, "train", val.classes, bad_images)
     else:
         raise UsageError(
-            "int8", f"no folder train/ in {data}", "training images to calibrate with",
+            "int8",
+            f"no folder train/ in {data}",
+            "training images to calibrate with",
             "pass --calibration DIR, or --precision fp32",
-        )  # fmt: skip
+        )
     chosen = np.random.default_rng(options.seed).permutation(len(images))[: options.num_images]
     return _without_copies(images.subset(np.sort(chosen).tolist()), val)
 
@@ -104,33 +108,47 @@ def _without_copies(images: ImageFolder, val: ImageFolder) -> ImageFolder:
     kept = [i for i, sha256 in enumerate(hash_files(images)) if sha256 not in judged_by]
     if not kept:
         raise UsageError(
-            images.root, f"all {len(images)} calibration images are in {val.root} too",
-            "images that the gate does not judge by", "pass --calibration DIR",
-        )  # fmt: skip
+            images.root,
+            f"all {len(images)} calibration images are in {val.root} too",
+            "images that the gate does not judge by",
+            "pass --calibration DIR",
+        )
     if len(kept) < len(images):
         logger.warning(
             "notice: %d of %d calibration images are left out: they are in %s too, by which the "
-            "gate judges", len(images) - len(kept), len(images), val.root,
-        )  # fmt: skip
+            "gate judges",
+            len(images) - len(kept),
+            len(images),
+            val.root,
+        )
     return images.subset(kept)
 
 
 def calibrate(
-    model_path: Path, images: ImageFolder, config: Preprocess, seed: int,
+    model_path: Path,
+    images: ImageFolder,
+    config: Preprocess,
+    seed: int,
     bad_images: BadImages = "error",
-) -> Calibration:  # fmt: skip
+) -> Calibration:
     """Ranges of the float32 model's activations over `images`, from the cache where they are."""
     model = onnx.load(model_path)
     names = observed(model.graph)
     images_sha256 = _content_sha256(images)
     origin = {
-        "calibration_method": METHOD, "calibration_seed": str(seed),
+        "calibration_method": METHOD,
+        "calibration_seed": str(seed),
         "calibration_images_sha256": images_sha256,
-    }  # fmt: skip
+    }
     made_from = [
-        file_sha256(model_path), config.sha256, images_sha256, METHOD, names,
-        library_versions(), import_onnxruntime().__version__,
-    ]  # fmt: skip
+        file_sha256(model_path),
+        config.sha256,
+        images_sha256,
+        METHOD,
+        names,
+        library_versions(),
+        import_onnxruntime().__version__,
+    ]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     cached = cache_folder("calibration") / f"{key}.npz"
     calibration = _load(cached, images, origin)
@@ -169,9 +187,13 @@ def _load(cached: Path, images: ImageFolder, origin: dict[str, str]) -> Calibrat
 
 
 def _observe(
-    model: onnx.ModelProto, names: list[str], images: ImageFolder, config: Preprocess,
-    origin: dict[str, str], bad_images: BadImages,
-) -> Calibration:  # fmt: skip
+    model: onnx.ModelProto,
+    names: list[str],
+    images: ImageFolder,
+    config: Preprocess,
+    origin: dict[str, str],
+    bad_images: BadImages,
+) -> Calibration:
     session = _session(_with_observers(model, names))
     wanted = ["logits", *(name + _SMALLEST for name in names), *(name + _LARGEST for name in names)]
     logits, smallest, largest, labels = [], [], [], []
@@ -187,9 +209,12 @@ def _observe(
         raise DataError(images.root, "no image to calibrate with", "at least one")
     limits = zip(np.min(smallest, axis=0).tolist(), np.max(largest, axis=0).tolist(), strict=True)
     return Calibration(
-        ranges=dict(zip(names, limits, strict=True)), labels=np.concatenate(labels),
-        logits=np.concatenate(logits), images=images, origin=origin,
-    )  # fmt: skip
+        ranges=dict(zip(names, limits, strict=True)),
+        labels=np.concatenate(labels),
+        logits=np.concatenate(logits),
+        images=images,
+        origin=origin,
+    )
 
 
 def _with_observers(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:

@@ -53,9 +53,12 @@ def versions() -> dict[str, str]:
     import onnxscript
 
     return {
-        "irv2": __version__, "torch": str(torch.__version__), "onnx": onnx.__version__,
-        "onnxscript": onnxscript.__version__, "machine": describe_machine(),
-    }  # fmt: skip
+        "irv2": __version__,
+        "torch": str(torch.__version__),
+        "onnx": onnx.__version__,
+        "onnxscript": onnxscript.__version__,
+        "machine": describe_machine(),
+    }
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -101,10 +104,16 @@ def _export(network: nn.Module, image_size: int) -> onnx.ModelProto:
     def work() -> torch.onnx.ONNXProgram | None:
         with _quiet():
             return torch.onnx.export(
-                network, (example,), dynamo=True, opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim("N", min=1)},), verbose=False,
-                input_names=["images"], output_names=["logits"], external_data=False,
-            )  # fmt: skip
+                network,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+                verbose=False,
+                input_names=["images"],
+                output_names=["logits"],
+                external_data=False,
+            )
 
     program = _in_thread(work)
     assert program is not None
@@ -149,8 +158,14 @@ def _stop(thread: Thread) -> None:
 def _strip(model: onnx.ModelProto) -> None:
     """Drop notes that name files of the machine which exported: stack traces, module scopes."""
     graph = model.graph
-    for item in [graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input,
-                 *graph.output]:  # fmt: skip
+    for item in [
+        graph,
+        *graph.node,
+        *graph.value_info,
+        *graph.initializer,
+        *graph.input,
+        *graph.output,
+    ]:
         item.ClearField("metadata_props")
         item.ClearField("doc_string")
 

@@ -66,9 +66,11 @@ def require_fp16_range(model_path: Path, images: UInt8Array) -> None:
     logger.info("fp16: largest activation %.3g, after %s", largest[block], block)
     if largest[block] > FP16_ROOM:
         raise EngineError(
-            "fp16", f"activations reach {largest[block]:.3g} after {block}",
-            f"at most {FP16_ROOM:g}, since fp16 ends at 65504", "pass --precision without fp16",
-        )  # fmt: skip
+            "fp16",
+            f"activations reach {largest[block]:.3g} after {block}",
+            f"at most {FP16_ROOM:g}, since fp16 ends at 65504",
+            "pass --precision without fp16",
+        )
 
 
 def _convert(weight: onnx.TensorProto, dtype: np.dtype[np.generic]) -> onnx.TensorProto:

@@ -19,9 +19,11 @@ Target = Literal["cpu", "trt"]
 
 
 def quantize(
-    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], target: Target,
+    model: onnx.ModelProto,
+    ranges: Mapping[str, tuple[float, float]],
+    target: Target,
     kept: Collection[str] = (),
-) -> onnx.ModelProto:  # fmt: skip
+) -> onnx.ModelProto:
     """A new model with QuantizeLinear and DequantizeLinear; nodes named in `kept` stay float32.
 
     Raises EngineError where an activation's range is not finite.
@@ -45,11 +47,17 @@ def quantize(
     }
     operators, options = _PLACEMENT[target]
     quantizer = QDQQuantizer(
-        result, per_channel=True, reduce_range=False, weight_qType=QuantType.QInt8,
+        result,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8 if target == "cpu" else QuantType.QInt8,
-        tensors_range=TensorsData(CalibrationMethod.MinMax, limits), nodes_to_quantize=[],
-        nodes_to_exclude=list(kept), op_types_to_quantize=operators, extra_options=options,
-    )  # fmt: skip
+        tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
+        nodes_to_quantize=[],
+        nodes_to_exclude=list(kept),
+        op_types_to_quantize=operators,
+        extra_options=options,
+    )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
@@ -61,17 +69,18 @@ _PLACEMENT: dict[Target, tuple[list[str], dict[str, Any]]] = {
     "trt": (
         ["Conv", "Gemm"],
         {
-            "ActivationSymmetric": True, "WeightSymmetric": True,
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
             "QuantizeBias": False,  # TensorRT takes no int32
             "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"],
         },
     ),
-}  # fmt: skip
+}
 
 
 def _with_relu_inputs(
     graph: onnx.GraphProto, ranges: Mapping[str, tuple[float, float]]
-) -> dict[str, tuple[float, float]]:  # fmt: skip
+) -> dict[str, tuple[float, float]]:
     """A ReLU is merged into the scale of what it reads, which therefore takes its range."""
     relus = [node for node in graph.node if node.op_type == "Relu"]
     merged = {relu.input[0]: ranges[relu.output[0]] for relu in relus}

@@ -58,9 +58,12 @@ class _Trial:
 
 
 def blocks_to_keep(
-    model: onnx.ModelProto, calibration: Calibration, config: Preprocess, tolerance_points: float,
+    model: onnx.ModelProto,
+    calibration: Calibration,
+    config: Preprocess,
+    tolerance_points: float,
     bad_images: BadImages = "error",
-) -> dict[str, list[str]]:  # fmt: skip
+) -> dict[str, list[str]]:
     """Block -> its nodes, to be left float32; empty where int8 alone is good enough.
 
     The same blocks for both placements, whose operators are fused and rounded differently.
@@ -92,9 +95,10 @@ def blocks_to_keep(
     logger.warning(
         "int8: keeps %s in float32 (relative error of the logits if quantised alone); at worst "
         "%s; %.2f x the images/s of all in 8 bits",
-        ", ".join(f"{block} ({harm[block]:.2g})" for block in kept), best,
+        ", ".join(f"{block} ({harm[block]:.2g})" for block in kept),
+        best,
         _speed(quantized(kept, "cpu"), quantized([], "cpu"), images[:_BATCH]),
-    )  # fmt: skip
+    )
     return {block: blocks[block] for block in kept}
 
 
@@ -112,7 +116,7 @@ def blocks_of(graph: onnx.GraphProto) -> dict[str, list[str]]:
 
 def _fewest(
     worst_first: list[str], attempt: Callable[[Sequence[str]], _Trial], limit: float
-) -> tuple[list[str], _Trial]:  # fmt: skip
+) -> tuple[list[str], _Trial]:
     """The fewest blocks to keep, by bisection; all but one where none suffices."""
     trials: dict[int, _Trial] = {}
 
@@ -127,9 +131,12 @@ def _fewest(
 
 
 def _rank(
-    model: onnx.ModelProto, calibration: Calibration, blocks: dict[str, list[str]],
-    images: UInt8Array, target: Target,
-) -> dict[str, float]:  # fmt: skip
+    model: onnx.ModelProto,
+    calibration: Calibration,
+    blocks: dict[str, list[str]],
+    images: UInt8Array,
+    target: Target,
+) -> dict[str, float]:
     """Block -> relative error of the logits with only that block in 8 bits."""
     few = slice(None, None, -(-len(images) // RANKING_IMAGES))  # of all classes: they are sorted
     images, expected = images[few], calibration.logits[few]
@@ -141,9 +148,7 @@ def _rank(
     return harm
 
 
-def _try(
-    runner: Runner, target: Target, images: UInt8Array, calibration: Calibration
-) -> _Trial:  # fmt: skip
+def _try(runner: Runner, target: Target, images: UInt8Array, calibration: Calibration) -> _Trial:
     before, now = calibration.logits.argmax(axis=1), _logits(runner, images).argmax(axis=1)
     truth = np.where(calibration.labels >= 0, calibration.labels, before)
     lost = int(((before == truth) & (now != truth)).sum())

@@ -29,35 +29,52 @@ def write_half(fp32: Artifact, folder: Path, precision: Half) -> Artifact:
 
 
 def write_int8(
-    model: onnx.ModelProto, fp32: Artifact, folder: Path, calibration: Calibration,
+    model: onnx.ModelProto,
+    fp32: Artifact,
+    folder: Path,
+    calibration: Calibration,
     kept: Mapping[str, list[str]],
-) -> list[Artifact]:  # fmt: skip
+) -> list[Artifact]:
     """`model.int8-cpu.onnx` and `model.int8-trt.onnx`; `kept` blocks and nodes stay float32."""
     made_with = {
-        **_versions(), "onnxruntime": import_onnxruntime().__version__, **calibration.record,
+        **_versions(),
+        "onnxruntime": import_onnxruntime().__version__,
+        **calibration.record,
         "float32_blocks": ", ".join(kept) or "none",
-    }  # fmt: skip
+    }
     nodes = [name for names in kept.values() for name in names]
     return [
         _write(
-            quantize(model, calibration.ranges, target, nodes), folder / file, "int8", fp32,
+            quantize(model, calibration.ranges, target, nodes),
+            folder / file,
+            "int8",
+            fp32,
             made_with,
         )
         for target, file in _INT8_FILES.items()
-    ]  # fmt: skip
+    ]
 
 
 def _write(
-    model: onnx.ModelProto, path: Path, precision: Precision, fp32: Artifact,
+    model: onnx.ModelProto,
+    path: Path,
+    precision: Precision,
+    fp32: Artifact,
     made_with: dict[str, str],
-) -> Artifact:  # fmt: skip
+) -> Artifact:
     logger.info("export: %s", path.name)
     write_model(model, path, made_with | {"precision": precision, "built_from": fp32.sha256})
     return Artifact(
-        file=path.name, sha256=file_sha256(path), format="onnx", precision=precision,
-        max_batch=fp32.max_batch, built_from=fp32.sha256, gpu=None, parity=None,
+        file=path.name,
+        sha256=file_sha256(path),
+        format="onnx",
+        precision=precision,
+        max_batch=fp32.max_batch,
+        built_from=fp32.sha256,
+        gpu=None,
+        parity=None,
         built_with=made_with | {"machine": describe_machine()},  # the file is the same elsewhere
-    )  # fmt: skip
+    )
 
 
 def _versions() -> dict[str, str]:

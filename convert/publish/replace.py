@@ -28,9 +28,11 @@ def require_replaceable(place: Path) -> None:
     is_ours = (place / MANIFEST).is_file() or (place.is_dir() and not any(place.iterdir()))
     if not is_ours:
         raise BundleError(
-            place, "is there and is no bundle", "a new place, or a bundle to replace",
+            place,
+            "is there and is no bundle",
+            "a new place, or a bundle to replace",
             "pass another --out",
-        )  # fmt: skip
+        )
     if place.is_mount():
         raise BundleError(
             place, "is a mount point, which can't be replaced", "a folder", "name one inside it"
@@ -38,9 +40,11 @@ def require_replaceable(place: Path) -> None:
     # What moves to another folder is written to: its `..`.
     if not os.access(place, os.W_OK) or not os.access(place.parent, os.W_OK):
         raise BundleError(
-            place, "can't be replaced: it or the folder around it is not writable",
-            "a folder that can be renamed", "name a place that you may write to",
-        )  # fmt: skip
+            place,
+            "can't be replaced: it or the folder around it is not writable",
+            "a folder that can be renamed",
+            "name a place that you may write to",
+        )
 
 
 def named(place: Path) -> Path:
@@ -82,9 +86,11 @@ def replace_folder(new: Path, place: Path) -> None:
             if error.errno not in _RACES:
                 raise BundleError(place, f"can't be replaced ({error.strerror})") from error
             raise BundleError(
-                place, f"another process changed it ({error.strerror})", "one export at a time",
+                place,
+                f"another process changed it ({error.strerror})",
+                "one export at a time",
                 "export again",
-            ) from error  # fmt: skip
+            ) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from irv2.self_test import NUM_IMAGES, SelfTest
 
 def choose_self_test(
     predictions: Sequence[Predictions], images: ImageFolder, config: Preprocess
-) -> SelfTest | None:  # fmt: skip
+) -> SelfTest | None:
     """The clearest of the images on which all agree; None where they agree on none.
 
     The checkpoint's come first. Clear means a large margin, so that rounding on another

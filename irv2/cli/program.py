@@ -78,8 +78,11 @@ class FloatRange(click.FloatRange):
     """A finite number: nan lies in any of click's ranges, and inf in those without an end."""
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None  # noqa: ANN401
-    ) -> float:  # fmt: skip
+        self,
+        value: Any,  # noqa: ANN401 (click's signature)
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
         """click's hook."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):

@@ -33,9 +33,15 @@ def connection_options(command: F) -> F:
 
 
 def connect(
-    addresses: str, *, tls: bool, tls_ca: Path | None, tls_cert: Path | None,
-    tls_key: Path | None, tls_server_name: str | None, token_file: Path | None,
-) -> "Client":  # fmt: skip
+    addresses: str,
+    *,
+    tls: bool,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_server_name: str | None,
+    token_file: Path | None,
+) -> "Client":
     """A client of `addresses`, HOST:PORT[,...]; plaintext unless an option says otherwise."""
     from irv2.client import Client, Tls
 

@@ -62,7 +62,7 @@ class Client:
 
     def __init__(
         self, addresses: str | Sequence[str], *, tls: Tls | None = None, token: str | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`addresses`: HOST:PORT, or a list of them. Connects when first used.
 
         `tls` None speaks without encryption. `token` is sent with every request. Raises UsageError
@@ -98,9 +98,11 @@ class Client:
         return self._describe(None).model
 
     def classify(
-        self, images: Iterable[ImageSource], top_k: int = DEFAULT_TOP_K,
+        self,
+        images: Iterable[ImageSource],
+        top_k: int = DEFAULT_TOP_K,
         timeout_s: float | None = None,
-    ) -> list[Result]:  # fmt: skip
+    ) -> list[Result]:
         """Classify paths, encoded bytes or uint8 RGB (H, W, 3) arrays; one Result per image.
 
         An image that can't be read or that the server refuses gives a Result with an error.
@@ -111,9 +113,11 @@ class Client:
         return list(self.iter_classify(images, top_k, timeout_s))
 
     def iter_classify(
-        self, images: Iterable[ImageSource], top_k: int = DEFAULT_TOP_K,
+        self,
+        images: Iterable[ImageSource],
+        top_k: int = DEFAULT_TOP_K,
         timeout_s: float | None = None,
-    ) -> Iterator[Result]:  # fmt: skip
+    ) -> Iterator[Result]:
         """The same, result by result, for many images; each is read when it is needed.
 
         So many requests are under way that no server waits for the next one.
@@ -162,7 +166,7 @@ class Client:
 
     def _classify_request(
         self, images: list[ImageSource], top_k: int, deadline: float | None
-    ) -> list[Result]:  # fmt: skip
+    ) -> list[Result]:
         encoded: list[classifier_pb2.Image] = []
         results: dict[int, Result] = {}  # of those that can't be sent
         most = bytes_per_image(self._server(deadline).limits)
@@ -227,9 +231,10 @@ def _with_jitter(pause_s: float, deadline: float) -> float:
 
 
 def _in_order(
-    send: Callable[[list[ImageSource]], list[Result]], requests: Iterable[list[ImageSource]],
+    send: Callable[[list[ImageSource]], list[Result]],
+    requests: Iterable[list[ImageSource]],
     window: int,
-) -> Iterator[Result]:  # fmt: skip
+) -> Iterator[Result]:
     """The results of all requests, up to `window` of them under way at a time.
 
     As many more wait, so that one that is answered late does not keep others from being sent.

@@ -64,7 +64,7 @@ def _no_answer(text: str, name: str) -> NotServing:
 
 def split_into_requests(
     images: Iterable[ImageSource], limits: classifier_pb2.Limits
-) -> Iterator[list[ImageSource]]:  # fmt: skip
+) -> Iterator[list[ImageSource]]:
     """Images in order, so many together as the server's limits allow."""
     most_images = images_per_request(limits)
     most_bytes = limits.max_message_bytes - REQUEST_OVERHEAD_BYTES

@@ -36,9 +36,14 @@ BATCH = 8  # files that a bundle classifies between two steps of the progress
               help="Time for a server's answers.  [default: 60 s per request]")  # fmt: skip
 @json_option
 def main(
-    images: tuple[Path, ...], server: str | None, bundle: Path | None, top_k: int,
-    timeout_s: float | None, as_json: bool, **connection: Any,  # noqa: ANN401 (click checked each)
-) -> None:  # fmt: skip
+    images: tuple[Path, ...],
+    server: str | None,
+    bundle: Path | None,
+    top_k: int,
+    timeout_s: float | None,
+    as_json: bool,
+    **connection: Any,  # noqa: ANN401 (click checked each)
+) -> None:
     """Classify image files; of a folder, every image file below it.
 
     Exit status 1 if any image could not be classified; the others are answered all the same. What
@@ -111,7 +116,7 @@ def table(files: list[Path], results: list[Result]) -> str:
 
 def _by_server(
     client: "Client", files: list[Path], top_k: int, timeout_s: float | None
-) -> Iterator[Result]:  # fmt: skip
+) -> Iterator[Result]:
     with client:
         yield from client.iter_classify(files, top_k, timeout_s)
 
@@ -131,5 +136,8 @@ def _entry(file: Path, result: Result) -> dict[str, Any]:
     ]
     error = result.error and {"reason": result.error.reason, "message": str(result.error)}
     return {
-        "file": str(file), "scores": scores, "error": error, "model_id": result.model_id or None,
-    }  # fmt: skip
+        "file": str(file),
+        "scores": scores,
+        "error": error,
+        "model_id": result.model_id or None,
+    }

@@ -24,12 +24,19 @@ from irv2.system.files import check_folder_of
 @click.command(cls=Program)
 @click.argument("model", type=click.Path(exists=True, path_type=Path), metavar="CHECKPOINT|BUNDLE")
 @data_option
-@click.option("--crops", type=click.Choice(list(map(str, CROPS))), default="1",
-              help="Views of each image: the centre; the original's ten, logits summed; 12 or the "
-              "paper's 144, softmax averaged.")  # fmt: skip
-@click.option("--legacy-average", is_flag=True,
-              help="Add the original's unweighted mean over batches of 64, in which a last short "
-              "batch counts in full; its published errors are such means.")  # fmt: skip
+@click.option(
+    "--crops",
+    type=click.Choice(list(map(str, CROPS))),
+    default="1",
+    help="Views of each image: the centre; the original's ten, logits summed; 12 or the "
+    "paper's 144, softmax averaged.",
+)
+@click.option(
+    "--legacy-average",
+    is_flag=True,
+    help="Add the original's unweighted mean over batches of 64, in which a last short "
+    "batch counts in full; its published errors are such means.",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=BATCH_SIZE, metavar="VIEWS",
               help="Views in one forward pass, at most what the model takes.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), metavar="N",
@@ -43,17 +50,27 @@ from irv2.system.files import check_folder_of
 )  # fmt: skip
 @json_option
 def main(
-    model: Path, data: Path | None, crops: str, legacy_average: bool, batch_size: int,
-    workers: int | None, limit: int | None, device: str, bad_images: BadImages,
-    ledger_path: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+    model: Path,
+    data: Path | None,
+    crops: str,
+    legacy_average: bool,
+    batch_size: int,
+    workers: int | None,
+    limit: int | None,
+    device: str,
+    bad_images: BadImages,
+    ledger_path: Path | None,
+    as_json: bool,
+) -> None:
     """Measure top-1 and top-5 error over DIR/val, each image counted exactly once."""
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
     if num_processes > 1:
         raise UsageError(
-            "irv2 eval", f"{num_processes} processes", "one",
+            "irv2 eval",
+            f"{num_processes} processes",
+            "one",
             "leave out torchrun, or unset WORLD_SIZE",
-        )  # fmt: skip
+        )
     if ledger_path is not None:
         check_folder_of(ledger_path)
     reading = Reading(batch_size=batch_size, workers=workers, crops=int(crops))

@@ -26,9 +26,13 @@ from irv2.system.files import check_folder_of
 @bad_images_option
 @json_option
 def main(
-    images: tuple[Path, ...], model: Path, out: Path, device: str, bad_images: BadImages,
+    images: tuple[Path, ...],
+    model: Path,
+    out: Path,
+    device: str,
+    bad_images: BadImages,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Write NPZ with `files` (N,) and `features` float32 (N, 2048) of image files.
 
     Of a folder, every image file below it. TF-slim's network has 1536 features, a narrow one fewer.
@@ -44,7 +48,7 @@ def main(
 
 def write_features(
     files: Sequence[Path], model: Path, out: Path, device: str, bad_images: BadImages
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[int, int]:
     """Write the file and return the shape of its features. Raises Irv2Error."""
     import numpy as np
 

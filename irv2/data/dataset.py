@@ -88,7 +88,7 @@ class _Index(msgspec.Struct, frozen=True):
 
 def open_split(
     data: Path, split: str, classes: Sequence[str] | None = None, bad_images: BadImages = "error"
-) -> ImageFolder:  # fmt: skip
+) -> ImageFolder:
     """The images of `data`/`split`. With `classes`, folders beyond them are refused.
 
     ImageNet's classes are also found in folders named by their synsets.
@@ -113,9 +113,11 @@ def open_split(
         if is_sample(data):  # what is evaluated where --data was left out
             way_out = "pass --data DIR with this network's classes"
         raise DataError(
-            root, f"class {unknown[0]} is unknown to the network or to train/",
-            f"only the {len(names)} classes of training", way_out,
-        )  # fmt: skip
+            root,
+            f"class {unknown[0]} is unknown to the network or to train/",
+            f"only the {len(names)} classes of training",
+            way_out,
+        )
     # Looked at again: an image mended in place leaves its folder's time as it was.
     bad = {path for path in index.bad if not _is_image(root / path)}
     _report_bad(root, bad, bad_images)
@@ -153,9 +155,11 @@ def _report_bad(root: Path, bad: set[str], bad_images: BadImages) -> None:
     named = ", ".join(sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
     if bad_images == "error":
         raise DataError(
-            root, f"{len(bad)} files are no images: {named}", "image files only",
+            root,
+            f"{len(bad)} files are no images: {named}",
+            "image files only",
             "replace or remove them, or pass --bad-images skip",
-        )  # fmt: skip
+        )
     logger.warning("%s: %d files are no images and are left out: %s", root, len(bad), named)
 
 
@@ -224,10 +228,12 @@ def _scan(root: Path, state: str) -> _Index:
     with ThreadPoolExecutor(16) as pool:
         is_image = list(
             progress(
-                pool.map(lambda path: _is_image(root / path), paths), f"index {root}", len(paths),
+                pool.map(lambda path: _is_image(root / path), paths),
+                f"index {root}",
+                len(paths),
                 "files",
             )
-        )  # fmt: skip
+        )
     bad = [path for path, good in zip(paths, is_image, strict=True) if not good]
     return _Index(state, files, bad, None)
 
@@ -243,8 +249,11 @@ def _warn_of_others(root: Path, files: Sequence[str]) -> None:
     if others:
         logger.warning(
             "%s: %d files are left out, %s for one: only files in CLASS/ with an image's extension "
-            "are read", root, len(others), min(others),
-        )  # fmt: skip
+            "are read",
+            root,
+            len(others),
+            min(others),
+        )
 
 
 def _is_image(path: Path) -> bool:

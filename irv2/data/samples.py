@@ -30,9 +30,17 @@ logger = logging.getLogger(__name__)
 NUM_VAL_PER_DIGIT = 36
 DIGIT_SIDE = 64  # pixels of a written digit; 8 of its pixels are one of the scan
 FASHION_CLASSES = (
-    "0_t-shirt", "1_trouser", "2_pullover", "3_dress", "4_coat",
-    "5_sandal", "6_shirt", "7_sneaker", "8_bag", "9_ankle-boot",
-)  # fmt: skip
+    "0_t-shirt",
+    "1_trouser",
+    "2_pullover",
+    "3_dress",
+    "4_coat",
+    "5_sandal",
+    "6_shirt",
+    "7_sneaker",
+    "8_bag",
+    "9_ankle-boot",
+)
 
 # (split/class/file name, grey image)
 _Picture = tuple[str, UInt8Array]
@@ -94,9 +102,10 @@ def _digits() -> Iterator[_Picture]:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise EngineError(
-            "the built-in sample", "scikit-learn is not installed",
+            "the built-in sample",
+            "scikit-learn is not installed",
             way_out='pip install "irv2[train]", or pass --data DIR',
-        ) from error  # fmt: skip
+        ) from error
     digits = load_digits()
     for label in range(10):
         scans = [
@@ -127,9 +136,11 @@ def _read_idx(source: Path, name: str, rank: int) -> UInt8Array:
     plain, packed = source / name, source / f"{name}.gz"
     if not plain.is_file() and not packed.is_file():
         raise DataError(
-            source, f"no {name} or {name}.gz in it", "Fashion-MNIST's four IDX files",
+            source,
+            f"no {name} or {name}.gz in it",
+            "Fashion-MNIST's four IDX files",
             "apt-get install dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist",
-        )  # fmt: skip
+        )
     path, expected = (plain, "an IDX file") if plain.is_file() else (packed, "a gzipped IDX file")
     try:
         content = plain.read_bytes() if path is plain else gzip.decompress(packed.read_bytes())

@@ -17,9 +17,7 @@ from irv2.system.files import START_AGAIN, full_disk_named
 from irv2.system.progress import Progress
 
 
-def write_shards(
-    source: Path, out: Path, shard_bytes: int, bad_images: BadImages = "error"
-) -> int:  # fmt: skip
+def write_shards(source: Path, out: Path, shard_bytes: int, bad_images: BadImages = "error") -> int:
     """Write `source`'s splits train/ and val/ as shards into the new folder `out`.
 
     Image i of a split stays image i, so that folder and shards train the same. `out` appears whole

@@ -80,16 +80,19 @@ def scan_shards(root: Path) -> list[Member]:
             for member in _scan_shard(path):
                 if member.label not in range(len(contents.classes)):
                     raise DataError(
-                        root / member.name, f"label {member.label}",
+                        root / member.name,
+                        f"label {member.label}",
                         f"0 to {len(contents.classes) - 1}, the classes of {CONTENTS}",
-                    )  # fmt: skip
+                    )
                 members.append(member)
                 bar.advance(1)
     if len(members) != contents.num_images:
         raise DataError(
-            root, f"{len(members)} images in its shards", f"{contents.num_images} by {CONTENTS}",
+            root,
+            f"{len(members)} images in its shards",
+            f"{contents.num_images} by {CONTENTS}",
             "copy the missing shards or write them anew with irv2 data shard",
-        )  # fmt: skip
+        )
     return members
 
 
@@ -103,9 +106,12 @@ def read_span(shard: Path, span: Span) -> bytes:
         raise ImageError(ImageReason.UNREADABLE, problem, "a shard", what=shard) from error
     if len(encoded) < span.size:
         raise ImageError(
-            ImageReason.TRUNCATED, f"ends after {span.offset + len(encoded)} bytes",
-            f"at least {span.offset + span.size}", "copy the shard again", what=shard,
-        )  # fmt: skip
+            ImageReason.TRUNCATED,
+            f"ends after {span.offset + len(encoded)} bytes",
+            f"at least {span.offset + span.size}",
+            "copy the shard again",
+            what=shard,
+        )
     return encoded
 
 

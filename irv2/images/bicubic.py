@@ -66,12 +66,14 @@ def taps(src_len: int, dst_len: int, start: int, count: int) -> Taps:
     t2 = t * t  # products, not powers, which differ between machines in their last bit
     t3 = t2 * t
     half = np.float32(0.5)
-    weights = np.stack([
-        -half * t + t2 - half * t3,
-        1 - 5 * half * t2 + 3 * half * t3,
-        half * t + 2 * t2 - 3 * half * t3,
-        -half * t2 + half * t3,
-    ])  # fmt: skip
+    weights = np.stack(
+        [
+            -half * t + t2 - half * t3,
+            1 - 5 * half * t2 + 3 * half * t3,
+            half * t + 2 * t2 - 3 * half * t3,
+            -half * t2 + half * t3,
+        ]
+    )
     before, after = base == 0, base + 2 >= src_len
     weights[1, before] += 2 * weights[0, before]
     weights[2, before] -= weights[0, before]
@@ -112,8 +114,19 @@ def load_kernel(library: str) -> Kernel:
     function = ctypes.CDLL(library).irv2_bicubic  # a CDLL's calls release Python's lock
     pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
     function.argtypes = [
-        pointer, size, size, size, pointer, pointer, size, pointer, pointer, size, pointer, pointer,
-    ]  # fmt: skip
+        pointer,
+        size,
+        size,
+        size,
+        pointer,
+        pointer,
+        size,
+        pointer,
+        pointer,
+        size,
+        pointer,
+        pointer,
+    ]
     function.restype = None
 
     def compiled_kernel(image_hwc: UInt8Array, rows: Taps, columns: Taps, out: UInt8Array) -> None:
@@ -124,10 +137,18 @@ def load_kernel(library: str) -> Kernel:
         assert out.flags.c_contiguous
         scratch = np.empty(3 * (src_width + 3) + 1 + 4 * (3 * width + 1), np.float32)
         function(
-            image_hwc.ctypes.data, image_hwc.strides[0], src_height, src_width,
-            rows.second.ctypes.data, rows.weights.ctypes.data, height,
-            columns.second.ctypes.data, columns.weights.ctypes.data, width,
-            scratch.ctypes.data, out.ctypes.data,
-        )  # fmt: skip
+            image_hwc.ctypes.data,
+            image_hwc.strides[0],
+            src_height,
+            src_width,
+            rows.second.ctypes.data,
+            rows.weights.ctypes.data,
+            height,
+            columns.second.ctypes.data,
+            columns.weights.ctypes.data,
+            width,
+            scratch.ctypes.data,
+            out.ctypes.data,
+        )
 
     return compiled_kernel

@@ -28,15 +28,32 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-EXTENSIONS = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm",
-})  # fmt: skip
+EXTENSIONS = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+    }
+)
 # Images for certain, but none that we decode: a clearer answer than "not an image".
 _UNSUPPORTED_MAGIC = {
-    b"8BPS": "Photoshop", b"%PDF": "PDF", b"%!PS": "PostScript", b"\xff\x0a": "JPEG XL",
-    b"\x00\x00\x00\x0cjP  ": "JPEG 2000", b"\x00\x00\x00\x0cJXL ": "JPEG XL",
-}  # fmt: skip
+    b"8BPS": "Photoshop",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
+    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

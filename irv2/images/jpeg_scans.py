@@ -38,6 +38,8 @@ def num_scans(encoded: bytes, most: int) -> int:
                 return scans  # the decoder reads no further, or is not to
         at = marker.end() + int.from_bytes(segment[:2], "big")
     raise ImageError(
-        ImageReason.UNSUPPORTED, f"more than {MAX_SEGMENTS} marker segments", "fewer",
+        ImageReason.UNSUPPORTED,
+        f"more than {MAX_SEGMENTS} marker segments",
+        "fewer",
         "save it again without its metadata",
-    )  # fmt: skip
+    )

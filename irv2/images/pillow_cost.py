@@ -75,7 +75,10 @@ def _num_strips(encoded: bytes) -> int:
     entries = encoded[first : first + min(num_entries, 65_535) * size]
     whole = len(entries) // size * size
     return max(
-        (num for tag, _, num in struct.iter_unpack(order + entry, entries[:whole])
-         if tag in (273, 324)),  # StripOffsets, TileOffsets
+        (
+            num
+            for tag, _, num in struct.iter_unpack(order + entry, entries[:whole])
+            if tag in (273, 324)
+        ),  # StripOffsets, TileOffsets
         default=0,
-    )  # fmt: skip
+    )

@@ -76,9 +76,11 @@ class Preprocess:
             result = cls(**parameters)
         except (KeyError, TypeError, UsageError) as error:
             raise InputError(
-                what, f"preprocessing not understood ({error})", "one that this version knows",
+                what,
+                f"preprocessing not understood ({error})",
+                "one that this version knows",
                 "use the irv2 version that wrote it",
-            ) from error  # fmt: skip
+            ) from error
         if result.sha256 != stated:
             raise InputError(
                 what,
@@ -91,9 +93,11 @@ class Preprocess:
 def library_versions() -> dict[str, str]:
     """What decodes and resamples: another version may give other pixels under one identity."""
     return {
-        "irv2": __version__, "pillow": PIL.__version__, "opencv": cv2.__version__,
+        "irv2": __version__,
+        "pillow": PIL.__version__,
+        "opencv": cv2.__version__,
         "simplejpeg": simplejpeg.__version__,
-    }  # fmt: skip
+    }
 
 
 def preprocess(

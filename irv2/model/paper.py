@@ -56,9 +56,16 @@ class ConvBN(nn.Sequential):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int | tuple[int, int], *,
-        stride: int = 1, same: bool = False, linear: bool = False, eps: float = 1e-5,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int | tuple[int, int],
+        *,
+        stride: int = 1,
+        same: bool = False,
+        linear: bool = False,
+        eps: float = 1e-5,
+    ) -> None:
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = (height // 2, width // 2) if same else 0
         layers: list[nn.Module] = [
@@ -114,8 +121,14 @@ class Residual(nn.Module):
     ReLU: its output is scaled before it joins the identity.
     """
 
-    def __init__(self, branches: list[nn.Module], project: nn.Sequential, residual_scale: float, *,
-                 linear: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        branches: list[nn.Module],
+        project: nn.Sequential,
+        residual_scale: float,
+        *,
+        linear: bool = False,
+    ) -> None:
         super().__init__()
         self.branches = Concat(*branches)
         self.project = project
@@ -252,14 +265,20 @@ class InceptionResNetV2(nn.Module):
 
 
 def inception_resnet_v2(
-    num_classes: int = 1000, blocks: tuple[int, int, int] = (5, 10, 5), width: float = 1.0,
-    residual_scale: float = 0.1, dropout: float = 0.2,
-) -> InceptionResNetV2:  # fmt: skip
+    num_classes: int = 1000,
+    blocks: tuple[int, int, int] = (5, 10, 5),
+    width: float = 1.0,
+    residual_scale: float = 0.1,
+    dropout: float = 0.2,
+) -> InceptionResNetV2:
     """Build the network with the original's initial values, drawn from torch's global generator."""
     config = ModelConfig(
-        num_classes=num_classes, blocks=blocks, width=width, residual_scale=residual_scale,
+        num_classes=num_classes,
+        blocks=blocks,
+        width=width,
+        residual_scale=residual_scale,
         dropout=dropout,
-    )  # fmt: skip
+    )
     model = InceptionResNetV2(config)
     initialize(model)
     return model

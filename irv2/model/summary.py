@@ -54,14 +54,24 @@ def summarize(config: NetworkConfig, image_size: int) -> list[BlockSummary]:
 def summary_table(rows: list[BlockSummary]) -> str:
     """The rows and their totals, for people."""
     table = [
-        (row.name, " x ".join(map(str, row.shape)), row.num_convolutions,
-         f"{row.num_parameters:,}", f"{row.flop / 1e9:.2f}")
+        (
+            row.name,
+            " x ".join(map(str, row.shape)),
+            row.num_convolutions,
+            f"{row.num_parameters:,}",
+            f"{row.flop / 1e9:.2f}",
+        )
         for row in rows
-    ]  # fmt: skip
-    table.append((
-        "total", "", sum(row.num_convolutions for row in rows),
-        f"{sum(row.num_parameters for row in rows):,}", f"{sum(r.flop for r in rows) / 1e9:.2f}",
-    ))  # fmt: skip
+    ]
+    table.append(
+        (
+            "total",
+            "",
+            sum(row.num_convolutions for row in rows),
+            f"{sum(row.num_parameters for row in rows):,}",
+            f"{sum(r.flop for r in rows) / 1e9:.2f}",
+        )
+    )
     headers = ("block", "output", "convolutions", "parameters", "GFLOP")
     align = ("left", "left", "right", "right", "right")
     return tabulate(table, headers, colalign=align, disable_numparse=True)
@@ -86,8 +96,9 @@ def _cells(rows: list[BlockSummary]) -> dict[str, tuple[str, str, str]]:
         cells[block] = (output, f"{row.num_parameters:,}", f"{row.flop / 1e9:.2f}")
     cells["total"] = (
         f"{sum(row.num_convolutions for row in rows)} convolutions",
-        f"{sum(row.num_parameters for row in rows):,}", f"{sum(r.flop for r in rows) / 1e9:.2f}",
-    )  # fmt: skip
+        f"{sum(row.num_parameters for row in rows):,}",
+        f"{sum(r.flop for r in rows) / 1e9:.2f}",
+    )
     return cells
 
 

@@ -24,9 +24,13 @@ INT8_CPU, INT8_TRT = "model.int8-cpu.onnx", "model.int8-trt.onnx"
 
 
 def open_best(
-    folder: Path, artifacts: Sequence[Artifact], precision: str | None = None,
-    backend: str | None = None, num_threads: int = 0, num_gpus: int = 1,
-) -> tuple[Artifact, Runner]:  # fmt: skip
+    folder: Path,
+    artifacts: Sequence[Artifact],
+    precision: str | None = None,
+    backend: str | None = None,
+    num_threads: int = 0,
+    num_gpus: int = 1,
+) -> tuple[Artifact, Runner]:
     """Open the fastest artefact of a bundle's `folder` with a passed verdict that runs here.
 
     `precision` and `backend` (one of BACKENDS) narrow the choice; evidence counts only for the one
@@ -48,10 +52,11 @@ def open_best(
                 reason = str(error)
         reasons.append(f"{artifact.file} ({device}): {reason}")
     raise BundleError(
-        folder, "nothing in it can be served here: " + ", ".join(reasons),
+        folder,
+        "nothing in it can be served here: " + ", ".join(reasons),
         "an artefact with a passed parity verdict",
         f"run `irv2 verify {folder}` on this machine",
-    )  # fmt: skip
+    )
 
 
 def open_runner(
@@ -88,7 +93,7 @@ def devices(artifact: Artifact) -> tuple[str, ...]:
 
 def _why_not(
     artifact: Artifact, device: str, precision: str | None, backend: str | None
-) -> str | None:  # fmt: skip
+) -> str | None:
     runs_on = _backend(artifact, device)
     if artifact.parity is None:
         return "not verified"

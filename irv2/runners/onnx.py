@@ -15,9 +15,13 @@ class OnnxRunner(Runner):
     """Runs an ONNX model that takes `images` uint8 (N, S, S, 3) and gives `logits`."""
 
     def __init__(
-        self, model_path: Path, device: str = "cpu", num_threads: int = 0,
-        max_batch: int = MAX_BATCH, gpu: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        model_path: Path,
+        device: str = "cpu",
+        num_threads: int = 0,
+        max_batch: int = MAX_BATCH,
+        gpu: int = 0,
+    ) -> None:
         """`device` is cpu or cuda, then `gpu` says which; `num_threads` 0 takes one per core."""
         ort = import_onnxruntime()
         options = ort.SessionOptions()
@@ -117,9 +121,11 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 (a module)
         found.append(name)
     if len(found) == 2:
         raise EngineError(
-            "onnxruntime", "both onnxruntime and onnxruntime-gpu are installed", "one of them",
+            "onnxruntime",
+            "both onnxruntime and onnxruntime-gpu are installed",
+            "one of them",
             "pip uninstall both, then install irv2[cpu] or irv2[gpu]",
-        )  # fmt: skip
+        )
     if not found:
         raise EngineError(
             "onnxruntime", "not installed", way_out='pip install "irv2[cpu]" or "irv2[gpu]"'

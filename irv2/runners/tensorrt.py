@@ -207,9 +207,10 @@ def import_tensorrt(flavour: Format) -> Any:  # noqa: ANN401 (a module)
         return importlib.import_module(flavour)
     except (ImportError, OSError) as error:  # OSError: one of its libraries is missing
         raise EngineError(
-            flavour, f"can't be imported ({error})",
+            flavour,
+            f"can't be imported ({error})",
             way_out=f'pip install "irv2[{EXTRAS[flavour]}]"',
-        ) from error  # fmt: skip
+        ) from error
 
 
 def check_version(plan_path: Path, artifact: Artifact, version: str) -> None:
@@ -222,9 +223,10 @@ def check_version(plan_path: Path, artifact: Artifact, version: str) -> None:
     if built_with == version or (is_newer and "version_compatible" in artifact.built_with):
         return
     raise EngineError(
-        plan_path, f"was built with {artifact.format} {built_with}; here is {version}",
+        plan_path,
+        f"was built with {artifact.format} {built_with}; here is {version}",
         way_out=f"install {artifact.format}=={built_with} or {_REBUILD}",
-    )  # fmt: skip
+    )
 
 
 def check_gpu(plan_path: Path, artifact: Artifact, gpu: Gpu) -> None:

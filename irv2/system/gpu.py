@@ -52,9 +52,10 @@ def import_cuda() -> Any:  # noqa: ANN401 (a module)
         from cuda.bindings import runtime
     except ImportError as error:
         raise EngineError(
-            "CUDA", f"cuda-python can't be imported ({error})",
+            "CUDA",
+            f"cuda-python can't be imported ({error})",
             way_out='pip install "irv2[gpu]" or "irv2[rtx]"',
-        ) from error  # fmt: skip
+        ) from error
     return runtime
 
 

@@ -30,9 +30,14 @@ class Progress:
         # No bar either where the lines would not show: in the other processes of a run.
         self._is_terminal = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
         self._bar = tqdm(
-            desc=title, total=total, initial=done, unit=f" {unit}", leave=False,
-            disable=not self._is_terminal, dynamic_ncols=True,
-        )  # fmt: skip
+            desc=title,
+            total=total,
+            initial=done,
+            unit=f" {unit}",
+            leave=False,
+            disable=not self._is_terminal,
+            dynamic_ncols=True,
+        )
         self._done = self._initial = done
         self._started = self._last_line = time.monotonic()
 

@@ -27,9 +27,7 @@ MIN_PING_INTERVAL_MS, MAX_PING_STRIKES = 10_000, 2
 AGE_GRACE_MS = 60_000
 
 
-def channel_options(
-    max_message_bytes: int, limits: ConnectionLimits
-) -> list[tuple[str, int]]:  # fmt: skip
+def channel_options(max_message_bytes: int, limits: ConnectionLimits) -> list[tuple[str, int]]:
     """The arguments of grpc.aio.server."""
     options = [
         ("grpc.so_reuseport", 0),  # or two servers would share a port, each unknowing

@@ -22,7 +22,7 @@ class TlsFiles:
 
 def tls_files(
     certificate: Path | None, key: Path | None, client_ca: Path | None
-) -> TlsFiles | None:  # fmt: skip
+) -> TlsFiles | None:
     """The options --tls-cert, --tls-key and --tls-client-ca; None without any."""
     if certificate and key:
         return TlsFiles(certificate=certificate, key=key, client_ca=client_ca)
@@ -92,9 +92,10 @@ class Tls:
             )
         except OSError as error:  # ssl.SSLError is one
             raise UsageError(
-                certificate, f"no certificate with its key ({error.strerror or error})",
+                certificate,
+                f"no certificate with its key ({error.strerror or error})",
                 "PEM files that belong together",
-            ) from error  # fmt: skip
+            ) from error
         return _Loaded(configuration, context)
 
 

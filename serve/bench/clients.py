@@ -91,9 +91,9 @@ Target = GrpcTarget | HttpTarget
 
 
 def _form(address: str, picture: bytes) -> bytes:
-    body = (
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
-    ).encode() + picture + f"\r\n--{BOUNDARY}--\r\n".encode()  # fmt: skip
+    disposition = 'form-data; name="image"; filename="a.jpg"'
+    start = f"--{BOUNDARY}\r\nContent-Disposition: {disposition}\r\n\r\n".encode()
+    body = start + picture + f"\r\n--{BOUNDARY}--\r\n".encode()
     head = (
         f"POST /predict HTTP/1.1\r\nHost: {address}\r\nContent-Length: {len(body)}\r\n"
         f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n"

@@ -82,7 +82,7 @@ class Load:
 
     def _outcomes(
         self, calls: Sequence[Call], deadline_s: float, elapsed_s: float
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         answered = [call for call in calls if call.outcome == "ok"]
         refused = [call for call in calls if call.outcome == REFUSED]
         num_expired = sum(call.outcome == EXPIRED for call in calls)
@@ -167,9 +167,17 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
 
 def _table(result: dict[str, Any]) -> str:
     columns = (
-        "factor", "capacity_per_s", "goodput_of_capacity", "num_sent", "num_refused",
-        "num_expired", "num_shed", "num_failed", "num_wrong", "client_cores",
-    )  # fmt: skip
+        "factor",
+        "capacity_per_s",
+        "goodput_of_capacity",
+        "num_sent",
+        "num_refused",
+        "num_expired",
+        "num_shed",
+        "num_failed",
+        "num_wrong",
+        "client_cores",
+    )
     rows = [
         [*(load[column] for column in columns), *map(_p99, (load["answer_ms"], load["refusal_ms"]))]
         for load in result["loads"]
@@ -199,9 +207,13 @@ def _p99(percentiles: dict[str, float] | None) -> float | None:
 )  # fmt: skip
 @json_option
 def main(
-    bundle: Path | None, factors: tuple[float, ...], seconds: float, deadline_ms: int,
-    resampling: str, as_json: bool,
-) -> None:  # fmt: skip
+    bundle: Path | None,
+    factors: tuple[float, ...],
+    seconds: float,
+    deadline_ms: int,
+    resampling: str,
+    as_json: bool,
+) -> None:
     """Offer the server of BUNDLE, or of a tiny network, several times what it can do.
 
     Reports goodput, refusals and their latency, expired requests and memory; every answer is

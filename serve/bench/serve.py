@@ -120,8 +120,9 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
             "processes": {
                 name: {"ready_s": round(process.ready_s, 2), "rss_mb": round(process.rss_mb(), 1)}
                 for name, process in processes.items()
-            } | {"irv2 before the load": {"rss_mb": idle_mb}},
-        }  # fmt: skip
+            }
+            | {"irv2 before the load": {"rss_mb": idle_mb}},
+        }
 
 
 def _pillow_top1(bundle: Bundle, file: str, pictures: Sequence[bytes]) -> list[int]:
@@ -192,9 +193,14 @@ def _table(result: dict[str, Any]) -> str:
 @click.option("--peers/--no-peers", default=True, help="Measure naive grpc.aio and LitServe too.")
 @json_option
 def main(
-    bundle: Path | None, seconds: float, settle_s: float, rounds: int, resampling: str,
-    peers: bool, as_json: bool,
-) -> None:  # fmt: skip
+    bundle: Path | None,
+    seconds: float,
+    settle_s: float,
+    rounds: int,
+    resampling: str,
+    peers: bool,
+    as_json: bool,
+) -> None:
     """Measure the server of BUNDLE, or of a tiny network where none is named.
 
     Closed loop: 1, 4 and 16 clients that ask again when they are answered, 500x375 JPEGs, every

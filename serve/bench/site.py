@@ -64,9 +64,10 @@ def write_tiny_bundle(folder: Path, resampling: str) -> Path:
         import onnx
     except ImportError as error:
         raise EngineError(
-            "irv2 bench", "package onnx is not installed, which makes the tiny network",
+            "irv2 bench",
+            "package onnx is not installed, which makes the tiny network",
             way_out='pip install "irv2[convert]", or name a bundle',
-        ) from error  # fmt: skip
+        ) from error
     folder.mkdir(parents=True)
     config = Preprocess(resampling=resampling)
     model_path = folder / ONNX_FILE
@@ -75,16 +76,26 @@ def write_tiny_bundle(folder: Path, resampling: str) -> Path:
     model.graph.initializer.append(weight)
     onnx.save(model, model_path)
     artifact = Artifact(
-        file=model_path.name, sha256=file_sha256(model_path), format="onnx", precision="fp32",
-        max_batch=64, built_from=hashlib.sha256().hexdigest(), built_with={}, gpu=None,
+        file=model_path.name,
+        sha256=file_sha256(model_path),
+        format="onnx",
+        precision="fp32",
+        max_batch=64,
+        built_from=hashlib.sha256().hexdigest(),
+        built_with={},
+        gpu=None,
         parity=_by_definition(),
-    )  # fmt: skip
+    )
     classes = [f"class {i}" for i in range(NUM_CLASSES)]
     manifest = Manifest(
-        schema=SCHEMA, id=bundle_id([artifact], config.to_json(), classes),
+        schema=SCHEMA,
+        id=bundle_id([artifact], config.to_json(), classes),
         source=Source(checkpoint_sha256=artifact.built_from, arch="tiny", setting="", epoch=0),
-        preprocess=config.to_json(), classes=classes, artifacts=[artifact], files={},
-    )  # fmt: skip
+        preprocess=config.to_json(),
+        classes=classes,
+        artifacts=[artifact],
+        files={},
+    )
     (folder / MANIFEST).write_bytes(manifest_json(manifest))
     return folder
 
@@ -114,14 +125,26 @@ def _tiny_weight(side: int) -> FloatArray:
 def _by_definition() -> Parity:
     """The network is its own reference; nothing but a benchmark ever serves it."""
     same = ErrorChange(
-        reference_error=0.0, error=0.0, lost=0, gained=0, upper_loss_points=0.0,
+        reference_error=0.0,
+        error=0.0,
+        lost=0,
+        gained=0,
+        upper_loss_points=0.0,
         tolerance_points=0.0,
-    )  # fmt: skip
+    )
     return Parity(
-        verdict="passed", basis="identical", n=0, data_sha256="", confidence=0.95, agreement=100.0,
-        max_abs_logit_diff=0.0, ran_on="onnxruntime-cpu", machine="none: made for a benchmark",
-        top1=same, top5=same,
-    )  # fmt: skip
+        verdict="passed",
+        basis="identical",
+        n=0,
+        data_sha256="",
+        confidence=0.95,
+        agreement=100.0,
+        max_abs_logit_diff=0.0,
+        ran_on="onnxruntime-cpu",
+        machine="none: made for a benchmark",
+        top1=same,
+        top5=same,
+    )
 
 
 class Served:
@@ -131,9 +154,12 @@ class Served:
         """Start it and wait for its line `ready HOST:PORT`. Raises EngineError where none comes."""
         started_at = time.perf_counter()
         self._popen = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
         assert self._popen.stderr
         lines = []
         for line in self._popen.stderr:

@@ -19,9 +19,11 @@ class HttpServer:
     """Serves what `metrics` and `is_ready` say at the moment of asking."""
 
     def __init__(
-        self, metrics: Callable[[], bytes], is_ready: Callable[[], bool],
+        self,
+        metrics: Callable[[], bytes],
+        is_ready: Callable[[], bool],
         tls: ssl.SSLContext | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._metrics, self._is_ready, self._tls = metrics, is_ready, tls
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -30,9 +32,14 @@ class HttpServer:
         """Listen; returns the port, which 0 leaves to the system. Raises OSError."""
         tls_timeout_s = READ_TIMEOUT_S if self._tls else None
         self._server = await asyncio.start_server(
-            self._accept, host, port, limit=MAX_HEAD_BYTES, ssl=self._tls,
-            ssl_handshake_timeout=tls_timeout_s, ssl_shutdown_timeout=tls_timeout_s,
-        )  # fmt: skip
+            self._accept,
+            host,
+            port,
+            limit=MAX_HEAD_BYTES,
+            ssl=self._tls,
+            ssl_handshake_timeout=tls_timeout_s,
+            ssl_shutdown_timeout=tls_timeout_s,
+        )
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
@@ -52,7 +59,7 @@ class HttpServer:
 
     async def _serve_connection(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:  # fmt: skip
+    ) -> None:
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -70,9 +77,13 @@ class HttpServer:
         method, _, rest = head.decode("latin-1").partition(" ")
         status, content_type, body = self._answer(method, rest.partition(" ")[0].partition("?")[0])
         lines = [
-            f"HTTP/1.1 {status.value} {status.phrase}", f"Content-Type: {content_type}",
-            f"Content-Length: {len(body)}", "Connection: close", "", "",
-        ]  # fmt: skip
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"Content-Type: {content_type}",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+            "",
+            "",
+        ]
         return "\r\n".join(lines).encode() + (b"" if method == "HEAD" else body)
 
     def _answer(self, method: str, path: str) -> tuple[HTTPStatus, str, bytes]:

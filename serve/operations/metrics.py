@@ -22,46 +22,84 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._info = Gauge("irv2_model_info", "The served model.",
-                           ["model_id", "artifact", "precision", "backend"],
-                           registry=registry)  # fmt: skip
-        self._queue = Gauge("irv2_queue_images", "Images admitted and not yet answered.",
-                            registry=registry)  # fmt: skip
-        self._wait = Gauge("irv2_predicted_wait_seconds", "Time to answer one more image.",
-                           registry=registry)  # fmt: skip
+        self._info = Gauge(
+            "irv2_model_info",
+            "The served model.",
+            ["model_id", "artifact", "precision", "backend"],
+            registry=registry,
+        )
+        self._queue = Gauge(
+            "irv2_queue_images", "Images admitted and not yet answered.", registry=registry
+        )
+        self._wait = Gauge(
+            "irv2_predicted_wait_seconds", "Time to answer one more image.", registry=registry
+        )
         self._ready = Gauge("irv2_ready", "1 while new requests are wanted.", registry=registry)
-        self.batch_images = Histogram("irv2_batch_images", "Images per batch.",
-                                      buckets=_BATCH_SIZES, registry=registry)  # fmt: skip
-        self.batch_seconds = Histogram("irv2_batch_seconds", "Time of a batch in the engine.",
-                                       buckets=_SECONDS, registry=registry)  # fmt: skip
-        stages = Histogram("irv2_stage_seconds", "Time of a request's slowest image, by stage.",
-                           ["stage"], buckets=_SECONDS, registry=registry)  # fmt: skip
+        self.batch_images = Histogram(
+            "irv2_batch_images", "Images per batch.", buckets=_BATCH_SIZES, registry=registry
+        )
+        self.batch_seconds = Histogram(
+            "irv2_batch_seconds",
+            "Time of a batch in the engine.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        stages = Histogram(
+            "irv2_stage_seconds",
+            "Time of a request's slowest image, by stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.stages = {name: stages.labels(name) for name in _STAGES}
-        self.model_images = Counter("irv2_model_images", "Images that a model's engine has run.",
-                                    ["model_id"], registry=registry)  # fmt: skip
-        self._requests = Counter("irv2_requests", "Requests by outcome: ok or why not.",
-                                 ["outcome"], registry=registry)  # fmt: skip
-        self.image_errors = Counter("irv2_image_errors", "Images refused, by reason.", ["reason"],
-                                    registry=registry)  # fmt: skip
-        self._calls = Counter("irv2_calls", "Calls by the name of their token.", ["caller"],
-                              registry=registry)  # fmt: skip
-        self._unauthenticated = Counter("irv2_unauthenticated_calls", "Calls without valid token.",
-                                        registry=registry)  # fmt: skip
-        self._reloads = Counter("irv2_reloads", "New bundles by outcome: ok or failed.",
-                                ["outcome"], registry=registry)  # fmt: skip
-        self._refusal = Histogram("irv2_refusal_seconds", "Time to refuse for overload.",
-                                  buckets=REFUSAL_SECONDS, registry=registry)  # fmt: skip
-        refused = Counter("irv2_refused", "Requests refused for overload, by reason.", ["reason"],
-                          registry=registry)  # fmt: skip
+        self.model_images = Counter(
+            "irv2_model_images",
+            "Images that a model's engine has run.",
+            ["model_id"],
+            registry=registry,
+        )
+        self._requests = Counter(
+            "irv2_requests", "Requests by outcome: ok or why not.", ["outcome"], registry=registry
+        )
+        self.image_errors = Counter(
+            "irv2_image_errors", "Images refused, by reason.", ["reason"], registry=registry
+        )
+        self._calls = Counter(
+            "irv2_calls", "Calls by the name of their token.", ["caller"], registry=registry
+        )
+        self._unauthenticated = Counter(
+            "irv2_unauthenticated_calls", "Calls without valid token.", registry=registry
+        )
+        self._reloads = Counter(
+            "irv2_reloads", "New bundles by outcome: ok or failed.", ["outcome"], registry=registry
+        )
+        self._refusal = Histogram(
+            "irv2_refusal_seconds",
+            "Time to refuse for overload.",
+            buckets=REFUSAL_SECONDS,
+            registry=registry,
+        )
+        refused = Counter(
+            "irv2_refused",
+            "Requests refused for overload, by reason.",
+            ["reason"],
+            registry=registry,
+        )
         self._refused = {reason: refused.labels(reason) for reason in _REFUSED}
-        expired = Counter("irv2_expired", "Requests that expired, by where they were.", ["where"],
-                          registry=registry)  # fmt: skip
+        expired = Counter(
+            "irv2_expired",
+            "Requests that expired, by where they were.",
+            ["where"],
+            registry=registry,
+        )
         self._expired = {where: expired.labels(where) for where in _EXPIRED}
 
     def watch(
-        self, num_images: Callable[[], float], wait_s: Callable[[], float],
+        self,
+        num_images: Callable[[], float],
+        wait_s: Callable[[], float],
         is_ready: Callable[[], bool],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Read queue depth, predicted wait and readiness whenever the metrics are asked for."""
         self._queue.set_function(num_images)
         self._wait.set_function(wait_s)

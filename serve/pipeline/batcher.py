@@ -73,7 +73,7 @@ class Admission:
 
     def __init__(
         self, batcher: "Batcher", num_images: int, deadline: float, prepared: bool
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._batcher, self._num_left, self.deadline = batcher, num_images, deadline
         self._prepared = prepared
         self.was_running = False  # when it was given up: one of its images, in the engine
@@ -229,7 +229,7 @@ class Batcher:
             got = f"{self._num_admitted} images are waiting, at most {self._max_queue} may"
             raise Overloaded(
                 "server", got, self._times.predict(self._max_batch), reason="queue_full"
-            )  # fmt: skip
+            )
         now, size = self._loop.time(), self._max_batch
         total = len(self._deadlines) + num_images
         place = bisect_right(self._deadlines, deadline) + num_images  # of the first one behind

@@ -30,7 +30,7 @@ class Decoder:
 
     async def decode(
         self, image: classifier_pb2.Image, limits: ImageLimits | None = None
-    ) -> tuple[UInt8Array, float]:  # fmt: skip
+    ) -> tuple[UInt8Array, float]:
         """uint8 RGB (S, S, 3) and the seconds it took; `limits` None takes those for clients.
 
         Raises ImageError. Cancelled while it waits for a thread, an image is never decoded.
@@ -47,9 +47,7 @@ class Decoder:
         """Wait for the images in work and free the threads."""
         self._pool.shutdown()
 
-    def _timed(
-        self, image: classifier_pb2.Image, limits: ImageLimits
-    ) -> tuple[UInt8Array, float]:  # fmt: skip
+    def _timed(self, image: classifier_pb2.Image, limits: ImageLimits) -> tuple[UInt8Array, float]:
         started_at = time.monotonic()
         try:
             image_hwc = input_from_image(image, self._config, limits)
@@ -67,7 +65,7 @@ class Decoder:
 
 def input_from_image(
     image: classifier_pb2.Image, config: Preprocess, limits: ImageLimits
-) -> UInt8Array:  # fmt: skip
+) -> UInt8Array:
     """An image of the wire -> uint8 RGB (S, S, 3). Raises ImageError."""
     source = image.WhichOneof("source")
     if source == "encoded":

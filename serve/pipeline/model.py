@@ -49,9 +49,13 @@ def open_model(path: Path, options: ServeOptions) -> Opened:
     """Open the fastest artefact that passed. Raises BundleError or EngineError."""
     bundle = Bundle.open(path)
     artifact, runner = open_best(
-        bundle.path, bundle.artifacts, options.precision, options.backend, options.num_threads,
+        bundle.path,
+        bundle.artifacts,
+        options.precision,
+        options.backend,
+        options.num_threads,
         options.num_gpus,
-    )  # fmt: skip
+    )
     try:
         _check_fits(bundle, artifact, runner)
     except BaseException:
@@ -62,7 +66,7 @@ def open_model(path: Path, options: ServeOptions) -> Opened:
 
 async def start_model(
     opened: Opened, options: ServeOptions, metrics: Metrics, on_health: OnHealth
-) -> "ServedModel":  # fmt: skip
+) -> "ServedModel":
     """A model at work; where that fails, its engine is freed. Raises EngineError or BundleError."""
     try:
         model = ServedModel(opened, options, metrics, on_health)
@@ -95,10 +99,14 @@ class ServedModel:
         num_threads = options.num_decode_threads or num_cores()
         self._decoder = Decoder(bundle.preprocess, image_limits, num_threads)
         self.batcher = Batcher(
-            self._runner, max_batch=max_batch, max_queue=options.max_queue,
-            max_queue_delay_ms=options.max_queue_delay_ms, prepare_s=self._decoder.predict,
-            on_batch=self._note_batch, on_failure=self._note_failure,
-        )  # fmt: skip
+            self._runner,
+            max_batch=max_batch,
+            max_queue=options.max_queue,
+            max_queue_delay_ms=options.max_queue_delay_ms,
+            prepare_s=self._decoder.predict,
+            on_batch=self._note_batch,
+            on_failure=self._note_failure,
+        )
         self.pipeline = Pipeline(
             self.model, options.limits, self._decoder, self.batcher, self._metrics
         )
@@ -192,14 +200,17 @@ def _check_fits(bundle: Bundle, artifact: Artifact, runner: Runner) -> None:
         raise BundleError(
             bundle.path / artifact.file,
             f"takes {found[0]} pixels and gives {found[1]} classes",
-            f"{expected[0]} and {expected[1]}, as bundle.json says", "export it again",
-        )  # fmt: skip
+            f"{expected[0]} and {expected[1]}, as bundle.json says",
+            "export it again",
+        )
     sha256 = runner.metadata.get("preprocess_sha256", bundle.preprocess.sha256)
     if sha256 != bundle.preprocess.sha256:
         raise BundleError(
-            bundle.path / artifact.file, f"was exported for preprocessing {sha256[:12]}",
-            f"{bundle.preprocess.sha256[:12]}, as bundle.json says", "export it again",
-        )  # fmt: skip
+            bundle.path / artifact.file,
+            f"was exported for preprocessing {sha256[:12]}",
+            f"{bundle.preprocess.sha256[:12]}, as bundle.json says",
+            "export it again",
+        )
 
 
 def _max_batch(runner: Runner, asked_for: int | None) -> int:

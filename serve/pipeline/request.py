@@ -67,7 +67,7 @@ class Pipeline:
 
     async def classify(
         self, request: classifier_pb2.ClassifyRequest, deadline: float
-    ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
+    ) -> classifier_pb2.ClassifyResponse:
         """Answer by `deadline` or raise a RequestError; images that fail do so alone."""
         arrived_at = asyncio.get_running_loop().time()
         self._check_request(request.id, len(request.images))
@@ -141,7 +141,7 @@ class Pipeline:
     @asynccontextmanager
     async def _admitted(
         self, num_images: int, deadline: float, *, prepared: bool = False
-    ) -> AsyncIterator[Admission]:  # fmt: skip
+    ) -> AsyncIterator[Admission]:
         """Places for the block, which is cancelled at `deadline`; raises Expired then."""
         now = asyncio.get_running_loop().time
         arrived_at = now()
@@ -159,14 +159,14 @@ class Pipeline:
 
     async def _classify_images(
         self, request: classifier_pb2.ClassifyRequest, admission: Admission
-    ) -> list[_Outcome]:  # fmt: skip
+    ) -> list[_Outcome]:
         return await _all(
             self._classify_image(image, request.top_k, admission) for image in request.images
         )
 
     async def _classify_image(
         self, image: classifier_pb2.Image, top_k: int, admission: Admission
-    ) -> _Outcome:  # fmt: skip
+    ) -> _Outcome:
         outcome = _Outcome(classifier_pb2.Result())
         try:
             image_hwc, outcome.preprocess_s = await self._decoder.decode(image)

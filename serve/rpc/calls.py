@@ -58,7 +58,7 @@ class Answering:
 
     async def outcome(
         self, work: Awaitable[T], deadline: float = -math.inf
-    ) -> "T | status_pb2.Status":  # fmt: skip
+    ) -> "T | status_pb2.Status":
         """What `work` gives, or why it gives nothing; it ends by `deadline`."""
         started_at = asyncio.get_running_loop().time()
         self._open[work] = deadline
@@ -92,9 +92,7 @@ class Answering:
             outcome = "deadline_exceeded"
         self._metrics.observe_request(outcome)
 
-    async def unary(
-        self, work: Awaitable[T], context: Context, deadline: float = -math.inf
-    ) -> T:  # fmt: skip
+    async def unary(self, work: Awaitable[T], context: Context, deadline: float = -math.inf) -> T:
         """What `work` gives; a refusal ends the call with its status."""
         outcome = await self.outcome(work, deadline)
         if isinstance(outcome, status_pb2.Status):

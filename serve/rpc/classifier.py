@@ -24,9 +24,13 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
     """The service; one per server."""
 
     def __init__(
-        self, served: Callable[[], ServedModel], answering: Answering, follower: Follower,
-        stopping: asyncio.Event, max_stream_images: int,
-    ) -> None:  # fmt: skip
+        self,
+        served: Callable[[], ServedModel],
+        answering: Answering,
+        follower: Follower,
+        stopping: asyncio.Event,
+        max_stream_images: int,
+    ) -> None:
         """`served` is the model of the moment; at `stopping` streams end.
 
         Of one stream, images up to `max_stream_images` are worked on at a time, and always one
@@ -60,9 +64,11 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
         return classifier_pb2.GetModelResponse(model=pipeline.model, limits=pipeline.limits)
 
     async def classify(
-        self, request: classifier_pb2.ClassifyRequest, deadline: float,
+        self,
+        request: classifier_pb2.ClassifyRequest,
+        deadline: float,
         context: _Context | _StreamContext,
-    ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
+    ) -> classifier_pb2.ClassifyResponse:
         """Answer with the model of the moment or raise a RequestError."""
         work = self._served().pipeline.classify(request, deadline)
         return await self._follower.follow(
@@ -74,9 +80,12 @@ class _Stream:
     """One call of ClassifyStream: its open requests and the one writer at a time gRPC allows."""
 
     def __init__(
-        self, classifier: Classifier, answering: Answering, context: _StreamContext,
+        self,
+        classifier: Classifier,
+        answering: Answering,
+        context: _StreamContext,
         max_images: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._classifier, self._answering, self._context = classifier, answering, context
         self._max_images, self._num_images = max_images, 0
         self._open: set[str] = set()
@@ -84,9 +93,10 @@ class _Stream:
         self._writing = asyncio.Lock()
 
     async def answer_all(
-        self, messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
+        self,
+        messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
         stopping: asyncio.Event,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Until the client ends the stream, or the server stops: then what was read is answered
         and the client is told to send the rest elsewhere.
         """
@@ -104,9 +114,10 @@ class _Stream:
             await self._context.abort_with_status(rpc_status.to_status(status_from_error(refusal)))
 
     async def _read_all(
-        self, messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
+        self,
+        messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
         tasks: asyncio.TaskGroup,
-    ) -> None:  # fmt: skip
+    ) -> None:
         async for message in messages:
             request = message.request
             deadline = self._answering.deadline(self._context, message.timeout_ms)
@@ -128,7 +139,7 @@ class _Stream:
 
     async def _answer(
         self, request: classifier_pb2.ClassifyRequest, deadline: float, has_room: asyncio.Event
-    ) -> None:  # fmt: skip
+    ) -> None:
         num_images = max(1, len(request.images))  # an empty one is work too
         try:
             work = self._classify(request, deadline, num_images, has_room)
@@ -142,9 +153,12 @@ class _Stream:
                 self._answered.set()
 
     async def _classify(
-        self, request: classifier_pb2.ClassifyRequest, deadline: float, num_images: int,
+        self,
+        request: classifier_pb2.ClassifyRequest,
+        deadline: float,
+        num_images: int,
         has_room: asyncio.Event,
-    ) -> classifier_pb2.ClassifyResponse:  # fmt: skip
+    ) -> classifier_pb2.ClassifyResponse:
         """When there is room, for which one request at a time waits: nothing more is read then."""
         try:
             async with asyncio.timeout_at(deadline):
@@ -161,7 +175,7 @@ class _Stream:
 
     async def _write(
         self, request_id: str, outcome: classifier_pb2.ClassifyResponse | status_pb2.Status
-    ) -> None:  # fmt: skip
+    ) -> None:
         response = classifier_pb2.ClassifyStreamResponse(id=request_id)
         if isinstance(outcome, status_pb2.Status):
             response.error.CopyFrom(outcome)

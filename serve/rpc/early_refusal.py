@@ -31,7 +31,7 @@ class Reading(grpc.aio.ServerInterceptor):
 
     def __init__(
         self, served: Callable[[], ServedModel], answering: Answering, follower: Follower
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`served` is the model of the moment."""
         self._served, self._answering, self._follower = served, answering, follower
 
@@ -52,9 +52,12 @@ class Reading(grpc.aio.ServerInterceptor):
         return grpc.stream_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
     async def _answer(
-        self, answer: Callable[[Any, Context], Awaitable[Any]], method: str,
-        messages: AsyncIterator[Any], context: Context,
-    ) -> Any:  # noqa: ANN401 (the method's)  # fmt: skip
+        self,
+        answer: Callable[[Any, Context], Awaitable[Any]],
+        method: str,
+        messages: AsyncIterator[Any],
+        context: Context,
+    ) -> Any:  # noqa: ANN401 (the method's)
         deadline = self._answering.deadline(context)
         # A message of ModelInfer may name a later one where the call has none.
         may_wait = method == "ModelInfer" and context.time_remaining() is None

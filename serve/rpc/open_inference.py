@@ -25,10 +25,18 @@ MODEL_NAME, MODEL_VERSION = "irv2", "1"
 EXTENSIONS = ("model_configuration", "model_repository", "statistics")
 # Of the parameters that Triton knows, those that are kept (timeout) or that don't change the
 # answer: priorities beside deadlines, sequences for a model without memory, HTTP's raw tensors.
-HARMLESS = frozenset({
-    "timeout", "priority", "sequence_id", "sequence_start", "sequence_end", "binary_data",
-    "binary_data_output", "binary_data_size",
-})  # fmt: skip
+HARMLESS = frozenset(
+    {
+        "timeout",
+        "priority",
+        "sequence_id",
+        "sequence_start",
+        "sequence_end",
+        "binary_data",
+        "binary_data_output",
+        "binary_data_size",
+    }
+)
 TYPED_AT_A_TIME = 16_384  # elements that are converted without giving the interpreter lock away
 
 
@@ -36,9 +44,12 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     """The service; one per server."""
 
     def __init__(
-        self, served: Callable[[], ServedModel], answering: Answering, follower: Follower,
+        self,
+        served: Callable[[], ServedModel],
+        answering: Answering,
+        follower: Follower,
         is_ready: Callable[[], bool],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`served` is the model of the moment."""
         self._served, self._answering, self._is_ready = served, answering, is_ready
         self._follower = follower
@@ -66,9 +77,7 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ServerMetadataRequest, context: object
     ) -> oip.ServerMetadataResponse:
         """Name and version."""
-        return oip.ServerMetadataResponse(
-            name="irv2", version=__version__, extensions=EXTENSIONS
-        )  # fmt: skip
+        return oip.ServerMetadataResponse(name="irv2", version=__version__, extensions=EXTENSIONS)
 
     async def ModelMetadata(  # noqa: N802
         self, request: oip.ModelMetadataRequest, context: Context
@@ -108,7 +117,7 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             return oip.RepositoryIndexResponse()
         entry = oip.RepositoryIndexResponse.ModelIndex(
             name=MODEL_NAME, version=MODEL_VERSION, state=state
-        )  # fmt: skip
+        )
         return oip.RepositoryIndexResponse(models=[entry])
 
     async def _config(self, request: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
@@ -117,9 +126,7 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         config.name = MODEL_NAME
         return oip.ModelConfigResponse(config=config)
 
-    async def _statistics(
-        self, request: oip.ModelStatisticsRequest
-    ) -> oip.ModelStatisticsResponse:  # fmt: skip
+    async def _statistics(self, request: oip.ModelStatisticsRequest) -> oip.ModelStatisticsResponse:
         _check_model("name", request.name or MODEL_NAME, request.version)
         statistics = model_statistics(self._served().statistics)
         statistics.name, statistics.version = MODEL_NAME, MODEL_VERSION
@@ -139,7 +146,7 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _infer(
         self, request: oip.ModelInferRequest, deadline: float
-    ) -> oip.ModelInferResponse:  # fmt: skip
+    ) -> oip.ModelInferResponse:
         _check_model("model_name", request.model_name, request.model_version)
         _check_numbers(request)
         _check_parameters(request)
@@ -153,7 +160,7 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
 async def _images(
     request: oip.ModelInferRequest, image_shape: tuple[int, int, int], most: int
-) -> UInt8Array:  # fmt: skip
+) -> UInt8Array:
     """The input tensor, uint8 (N, S, S, 3), N up to `most`. Raises InvalidRequest."""
     (tensor,) = request.inputs
     if tensor.name != "images":
@@ -175,7 +182,7 @@ async def _images(
 
 def _elements(
     request: oip.ModelInferRequest, tensor: oip.ModelInferRequest.InferInputTensor
-) -> bytes | Sequence[int]:  # fmt: skip
+) -> bytes | Sequence[int]:
     if not request.raw_input_contents:
         return tensor.contents.uint_contents
     if tensor.HasField("contents"):
@@ -241,9 +248,7 @@ def _check_parameters(request: oip.ModelInferRequest) -> None:
     for field, names in asked:
         for name in names:
             if name not in HARMLESS:
-                raise InvalidRequest(
-                    f"{field}[{name!r}]", "not supported", way_out="leave it out"
-                )  # fmt: skip
+                raise InvalidRequest(f"{field}[{name!r}]", "not supported", way_out="leave it out")
 
 
 def _is_ours(name: str, version: str) -> bool:

@@ -49,9 +49,13 @@ class Follower:
         self._tracing = Tracing() if wants_traces else None
 
     async def follow(
-        self, work: Awaitable[T], method: str, request_id: str, num_images: int,
+        self,
+        work: Awaitable[T],
+        method: str,
+        request_id: str,
+        num_images: int,
         context: "grpc.aio.ServicerContext[Any, Any]",
-    ) -> T:  # fmt: skip
+    ) -> T:
         """What `work` gives or raises, and a record of it."""
         if not (self._log or self._tracing):
             return await work
@@ -71,10 +75,13 @@ class Follower:
             raise
         finally:
             facts = {
-                "method": method, "id": request_id[:MAX_ID_CHARACTERS], "caller": CALLER.get(),
-                "num_images": num_images, "outcome": outcome,
+                "method": method,
+                "id": request_id[:MAX_ID_CHARACTERS],
+                "caller": CALLER.get(),
+                "num_images": num_images,
+                "outcome": outcome,
                 "total_us": round((time.monotonic() - started_at) * 1e6),
-            }  # fmt: skip
+            }
             facts |= {stage: getattr(timing, stage) for stage in _STAGES} if timing else {}
             self._record(facts, span)
         return response
@@ -119,9 +126,10 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
             raise EngineError(
-                "OTEL_EXPORTER_OTLP_ENDPOINT", "asks for traces, OpenTelemetry is missing",
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+                "asks for traces, OpenTelemetry is missing",
                 way_out='pip install "irv2[otel]"',
-            ) from error  # fmt: skip
+            ) from error
 
         name = os.environ.get("OTEL_SERVICE_NAME", "irv2")
         resource = Resource.create({"service.name": name})

@@ -17,9 +17,7 @@ def environment(cache_dir: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def project(
-    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
-) -> Path:  # fmt: skip
+def project(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     """A working folder with runs/setting-2, trained on the built-in sample as the README says."""
     folder = tmp_path_factory.mktemp("project")
     subprocess.run(["irv2-train", "--setting", "2"], cwd=folder, env=environment, check=True)
@@ -33,6 +31,8 @@ def bundle(project: Path, environment: dict[str, str]) -> Path:
     out = project / "exported.bundle"
     subprocess.run(
         ["irv2-export", str(best), "--precision", "fp32", "--out", str(out)],
-        cwd=project, env=environment, check=True,
-    )  # fmt: skip
+        cwd=project,
+        env=environment,
+        check=True,
+    )
     return out

@@ -136,14 +136,20 @@ def test_an_image_of_200_megapixels_is_refused_from_its_header(tmp_path, environ
     chunk = b"IHDR" + header
     huge.write_bytes(
         b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
-    )  # fmt: skip
+        + struct.pack(">I", len(header))
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + struct.pack(">I", 0)
+        + b"IDAT"
+        + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )
     bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
     result = subprocess.run(
         ["irv2-classify", str(huge), "--bundle", str(bundle), "--json"],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 1
     [entry] = json.loads(result.stdout)["results"]
     assert entry["error"]["reason"] == "TOO_MANY_PIXELS"

@@ -20,8 +20,17 @@ def bench(*arguments: str) -> dict:
 
 @pytest.mark.slow
 def test_bench_serve_compares_the_server_with_the_bare_loop_and_a_naive_server():
-    result = bench("serve", "--seconds", "0.2", "--settle-s", "0.1", "--rounds", "1",
-                   "--resampling", "opencv-cubic")  # fmt: skip
+    result = bench(
+        "serve",
+        "--seconds",
+        "0.2",
+        "--settle-s",
+        "0.1",
+        "--rounds",
+        "1",
+        "--resampling",
+        "opencv-cubic",
+    )
     assert {"irv2 1", "irv2 4", "irv2 16", "naive 1", "naive 16"} <= result["cases"].keys()
     for case in result["cases"].values():
         assert case["num_wrong"] == 0
@@ -56,9 +65,18 @@ def test_a_wrong_or_missing_class_counts_as_wrong():
 @pytest.mark.slow
 def test_bench_load_offers_too_much_and_counts_what_became_of_every_request():
     result = bench(
-        "load", "--seconds", "1", "--factor", "0.3", "--factor", "8", "--deadline-ms", "300",
-        "--resampling", "opencv-cubic",
-    )  # fmt: skip
+        "load",
+        "--seconds",
+        "1",
+        "--factor",
+        "0.3",
+        "--factor",
+        "8",
+        "--deadline-ms",
+        "300",
+        "--resampling",
+        "opencv-cubic",
+    )
     assert result["distinct_answers"] > 32, "or a swapped answer could look right"
     first, second, third = result["capacities_per_s"]
     within, beyond = result["loads"]

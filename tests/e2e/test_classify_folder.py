@@ -70,9 +70,14 @@ def test_10_000_files_keep_the_server_full(folder, tmp_path, capsys):
 
     seen = {}
     scenario_with(
-        bundle, scenario, seconds=BATCH_S, max_batch=MAX_BATCH, max_images=64,
-        max_message_bytes=4_000_000, http=Address("127.0.0.1", 0),
-    )  # fmt: skip
+        bundle,
+        scenario,
+        seconds=BATCH_S,
+        max_batch=MAX_BATCH,
+        max_images=64,
+        max_message_bytes=4_000_000,
+        http=Address("127.0.0.1", 0),
+    )
     results = json.loads(stdout_path.read_text())["results"]
     assert [Path(each["file"]) for each in results] == sorted(folder.iterdir())
     answers = [[score["index"] for score in each["scores"]] for each in results]

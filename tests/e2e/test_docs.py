@@ -43,9 +43,13 @@ def test_commands_of_a_document_run(document, project, environment, tmp_path):
     with log.open("w") as output:
         # A process group of its own, so that servers left in the background end with it.
         process = subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-c", commands], cwd=project, env=environment,
-            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            ["bash", "-euo", "pipefail", "-c", commands],
+            cwd=project,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             process.wait(timeout=240)
         except subprocess.TimeoutExpired:

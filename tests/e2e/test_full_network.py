@@ -42,33 +42,62 @@ def test_full_network_trains_exports_passes_the_gate_serves_and_classifies(
 ):
     def run(*command: str | Path) -> dict:
         result = subprocess.run(
-            [str(word) for word in command], env=environment, cwd=tmp_path, capture_output=True,
+            [str(word) for word in command],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
             text=True,
-        )  # fmt: skip
+        )
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)
 
     out, bundle = tmp_path / "run", tmp_path / "run" / "best.bundle"
-    run("irv2-train", "--setting", "2", "--data", photographs, "--limit", "12", "--epochs", "1",
-        "--workers", "1", "--out", out, "--json")  # fmt: skip
+    run(
+        "irv2-train",
+        "--setting",
+        "2",
+        "--data",
+        photographs,
+        "--limit",
+        "12",
+        "--epochs",
+        "1",
+        "--workers",
+        "1",
+        "--out",
+        out,
+        "--json",
+    )
     checkpoint = Checkpoint.load(out / "best.pt")
     assert (checkpoint.model.blocks, checkpoint.model.width) == ((5, 10, 5), 1.0)
     assert (checkpoint.preprocess.resize, checkpoint.preprocess.crop) == (328, 299)
     assert checkpoint.step == 1
-    report = run("irv2-export", out / "best.pt", "--data", photographs, "--precision", "fp32",
-                 "--max-batch", "4", "--json")  # fmt: skip
+    report = run(
+        "irv2-export",
+        out / "best.pt",
+        "--data",
+        photographs,
+        "--precision",
+        "fp32",
+        "--max-batch",
+        "4",
+        "--json",
+    )
     [artifact] = report["artifacts"]
     assert (artifact["parity"]["verdict"], artifact["parity"]["n"]) == ("passed", 8)
     process = subprocess.Popen(
         ["irv2-serve", str(bundle), "--listen", "127.0.0.1:0", "--grace-s", "0"],
-        env=environment, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         ready = process.stderr.readline()
         assert ready.startswith("ready "), ready + process.stderr.read()
         answer = run("irv2-classify", photographs / "val", "--server", ready.split()[1], "--json")
-        served = run("irv2", "verify", bundle, "--data", photographs, "--server",
-                     ready.split()[1], "--json")  # fmt: skip
+        served = run(
+            "irv2", "verify", bundle, "--data", photographs, "--server", ready.split()[1], "--json"
+        )
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)

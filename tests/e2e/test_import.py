@@ -78,10 +78,20 @@ def test_all_classes_are_kept_under_names_of_ones_own(cadene, slim, folder, envi
     (folder / "names.txt").write_text("\n".join(names))
     out = folder / "background.pt"
     done = subprocess.run(
-        ["irv2", "import", cadene, "-o", out, "--keep-background", "--classes",
-         folder / "names.txt"],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            "irv2",
+            "import",
+            cadene,
+            "-o",
+            out,
+            "--keep-background",
+            "--classes",
+            folder / "names.txt",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         f"{cadene}: Cadene weights, network inception_resnet_v2_slim",
@@ -100,8 +110,10 @@ def test_debug_lists_every_tensor_that_is_missing(tmp_path, environment):
     torch.save({FIRST_TENSOR: torch.ones(32, 3, 3, 3)}, tmp_path / "a.pth")
     done = subprocess.run(
         ["irv2", "import", tmp_path / "a.pth", "-o", tmp_path / "a.pt", "--debug"],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     listed = [line for line in done.stderr.splitlines() if "DEBUG missing: " in line]
     assert len(listed) == 1101
@@ -122,9 +134,12 @@ def test_published_weights_are_imported_evaluated_exported_served_and_asked(
 ):
     def run(*command: object) -> dict:
         done = subprocess.run(
-            [*map(str, command), "--json"], env=environment, cwd=tmp_path, capture_output=True,
+            [*map(str, command), "--json"],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
             text=True,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -134,16 +149,19 @@ def test_published_weights_are_imported_evaluated_exported_served_and_asked(
     checkpoint = Checkpoint.load(tmp_path / "imported.pt")
     assert checkpoint.model == NETWORKS[arch]()
     assert run("irv2", "eval", "imported.pt", "--data", data)["n"] == 3
-    report = run("irv2-export", "imported.pt", "--data", data, "--precision", "fp32",
-                 "--max-batch", 4)  # fmt: skip
+    report = run(
+        "irv2-export", "imported.pt", "--data", data, "--precision", "fp32", "--max-batch", 4
+    )
     assert [artifact["parity"]["verdict"] for artifact in report["artifacts"]] == ["passed"]
     metadata = onnx.load(bundle / "model.onnx").metadata_props
     assert {entry.key: entry.value for entry in metadata}["arch"] == arch
     assert Bundle.open(bundle).manifest.source.arch == arch
     process = subprocess.Popen(
         ["irv2-serve", bundle, "--listen", "127.0.0.1:0", "--grace-s", "0", "--max-batch", "1"],
-        env=environment, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         ready = process.stderr.readline()
         assert ready.startswith("ready "), ready + process.stderr.read()

@@ -28,8 +28,10 @@ def server(bundle: Path, environment: dict[str, str]) -> Iterator[str]:
     """The address of a running irv2-serve."""
     process = subprocess.Popen(
         ["irv2-serve", str(bundle), "--listen", "127.0.0.1:0", "--grace-s", "0"],
-        env=environment, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     ready = process.stderr.readline()
     assert ready.startswith("ready "), ready + process.stderr.read()
     yield ready.split()[1]
@@ -87,8 +89,10 @@ def test_every_served_answer_is_the_bundles_and_the_checkpoints(
             scores(mine), {score.label: score.probability for score in reference}
         )
     with capsys.disabled():
-        print(f"\nserved answers: {num_bundle} of 360 equal the bundle's, "
-              f"{num_checkpoint} of 360 the checkpoint's")  # fmt: skip
+        print(
+            f"\nserved answers: {num_bundle} of 360 equal the bundle's, "
+            f"{num_checkpoint} of 360 the checkpoint's"
+        )
     assert (num_bundle, num_checkpoint) == (360, 360)
 
 
@@ -114,8 +118,10 @@ def test_verify_notices_a_server_of_another_model(server, tmp_path, environment,
     (other / "reference.npz").write_bytes((bundle / "reference.npz").read_bytes())
     result = subprocess.run(
         ["irv2", "verify", str(other), "--server", server],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 2
     assert "error:" in result.stderr
 
@@ -126,9 +132,11 @@ def test_verify_here_passes_without_torch_and_without_the_checkpoint(bundle, env
         "from irv2.cli.main import main; main.main(['verify', sys.argv[1]], prog_name='irv2')"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, str(bundle)], env=environment, capture_output=True,
+        [sys.executable, "-c", program, str(bundle)],
+        env=environment,
+        capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr
     assert "identical on all 360 images" in result.stdout
 

@@ -122,8 +122,9 @@ def test_the_client_gets_what_the_bundle_gives_without_a_server(server, bundle_p
         assert client.model().id == Bundle.open(bundle_path).id
     assert_same(served, Bundle.open(bundle_path).classify(images, top_k=3))
     assert {result.error.reason for result in served if result.error} == {
-        ImageReason.NOT_AN_IMAGE, ImageReason.TRUNCATED,
-    }  # fmt: skip
+        ImageReason.NOT_AN_IMAGE,
+        ImageReason.TRUNCATED,
+    }
 
 
 def test_several_addresses_take_turns_and_stand_in_for_each_other(server, bundle_path):
@@ -241,10 +242,15 @@ def test_no_server_is_said_in_one_line(folder):
 
 def test_a_client_refuses_what_is_no_image_source(server, tmp_path):
     with Client(server.address) as client:
-        missing, *others = client.classify([
-            tmp_path / "none.jpg", np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8),
-            bytearray(picture(0)), None,
-        ])  # fmt: skip
+        missing, *others = client.classify(
+            [
+                tmp_path / "none.jpg",
+                np.zeros((4, 4), np.uint8),
+                np.zeros((0, 4, 3), np.uint8),
+                bytearray(picture(0)),
+                None,
+            ]
+        )
         assert missing.error.reason is ImageReason.UNREADABLE
         assert {other.error.reason for other in others} == {ImageReason.BAD_PIXELS}
         assert "bytearray; expected a path, bytes or uint8 RGB" in str(others[2].error)

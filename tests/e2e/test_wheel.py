@@ -38,8 +38,10 @@ def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(ins
     Image.radial_gradient("L").convert("RGB").save(image)
     process = subprocess.Popen(
         [installed / "irv2-serve", bundle, "--listen", "127.0.0.1:0", "--grace-s", "0"],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         ready = process.stderr.readline()
         assert ready.startswith("ready "), ready + process.stderr.read()

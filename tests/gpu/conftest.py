@@ -63,9 +63,12 @@ def bundle(tensorrt: Any, data: Path, checkpoint_path: Path) -> Path:
     """Every precision as ONNX and as an engine of `tensorrt`. Not to be changed."""
     overlapping = EngineOptions(profiles=((1, 4, 16), (6, 8, 12)))
     options = ExportOptions(
-        precisions=("fp32", "fp16", "bf16", "int8"), trt=True, engine=overlapping, max_batch=16,
+        precisions=("fp32", "fp16", "bf16", "int8"),
+        trt=True,
+        engine=overlapping,
+        max_batch=16,
         **LENIENT,
-    )  # fmt: skip
+    )
     report = export(checkpoint_path, data, None, options)
     assert not report.failed, report.to_table()
     return report.bundle

@@ -79,8 +79,10 @@ def test_onnxruntime_asked_for_cuda_never_computes_on_the_cpu(onnxruntime, onnx_
     )
     result = subprocess.run(
         [sys.executable, "-c", program, str(onnx_bundle / "model.onnx")],
-        capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
     assert "irv2.errors.EngineError" in result.stderr
 
 
@@ -106,10 +108,11 @@ def test_an_rtx_engine_built_ahead_of_time_passes_verify_here(tensorrt_rtx, onnx
     plan = engine_artifact(onnx, onnx_bundle, Flavour("tensorrt_rtx", None, tensorrt_rtx), options)
     bundle.with_manifest(
         msgspec.structs.replace(
-            bundle.manifest, artifacts=[onnx, plan],
+            bundle.manifest,
+            artifacts=[onnx, plan],
             id=bundle_id([onnx, plan], bundle.manifest.preprocess, bundle.classes),
         )
-    )  # fmt: skip
+    )
     report = verify(onnx_bundle, data)
     assert not report.failed, report.to_table()
     plan = report.manifest.artifacts[1]

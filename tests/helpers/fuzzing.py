@@ -28,20 +28,51 @@ from irv2.v1 import classifier_pb2
 CLASSIFY, STREAM = "/irv2.v1.Classifier/Classify", "/irv2.v1.Classifier/ClassifyStream"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 # Methods that read at most a name and a version.
-OTHERS = ("/irv2.v1.Classifier/GetModel", *(f"/inference.GRPCInferenceService/{name}" for name in (
-    "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig",
-    "ModelStatistics", "RepositoryIndex")))  # fmt: skip
+OTHERS = (
+    "/irv2.v1.Classifier/GetModel",
+    *(
+        f"/inference.GRPCInferenceService/{name}"
+        for name in (
+            "ServerLive",
+            "ServerReady",
+            "ServerMetadata",
+            "ModelReady",
+            "ModelMetadata",
+            "ModelConfig",
+            "ModelStatistics",
+            "RepositoryIndex",
+        )
+    ),
+)
 IMAGE_REASONS = set(ImageReason) - {ImageReason.INTERNAL, ImageReason.UNREADABLE}
-STREAM_CODES = {status.value[0] for status in (
-    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED)}  # fmt: skip
+STREAM_CODES = {
+    status.value[0]
+    for status in (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    )
+}
 NUM_AT_A_TIME = 16
 MAX_IMAGES = 64  # of a request, irv2-serve's default
 TIMEOUT_S = 60.0
 HTTP_STATUSES = {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
 # A mutation swaps in what parsers fall for: lengths, signs, markers.
-EVIL = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\xff\xd8",
-        b"\xff\xda", b"\xff\xd9", b"IHDR", b"IDAT", b"\x7f\xff\xff\xff", b"VP8X")  # fmt: skip
+EVIL = (
+    b"\x00",
+    b"\xff",
+    b"\x7f",
+    b"\x80",
+    b"\xff\xff\xff\xff",
+    b"\x00\x00\x00\x00",
+    b"\xff\xd8",
+    b"\xff\xda",
+    b"\xff\xd9",
+    b"IHDR",
+    b"IDAT",
+    b"\x7f\xff\xff\xff",
+    b"VP8X",
+)
 
 
 @dataclass(slots=True)
@@ -61,12 +92,23 @@ def seeds() -> list[bytes]:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 4), np.uint8)
     rgba = Image.fromarray(pixels.repeat(8, 0).repeat(8, 1), "RGBA")
     options = [
-        ("RGB", "JPEG", {}), ("L", "JPEG", {"progressive": True}), ("CMYK", "JPEG", {}),
-        ("RGB", "PNG", {}), ("RGBA", "PNG", {}), ("P", "PNG", {}), ("I;16", "PNG", {}),
-        ("RGB", "WEBP", {}), ("RGBA", "WEBP", {"lossless": True}), ("P", "GIF", {}),
-        ("RGB", "BMP", {}), ("1", "BMP", {}), ("RGB", "PPM", {}), ("RGB", "TIFF", {}),
-        ("RGB", "TIFF", {"compression": "tiff_lzw"}), ("RGB", "TIFF", {"compression": "jpeg"}),
-    ]  # fmt: skip
+        ("RGB", "JPEG", {}),
+        ("L", "JPEG", {"progressive": True}),
+        ("CMYK", "JPEG", {}),
+        ("RGB", "PNG", {}),
+        ("RGBA", "PNG", {}),
+        ("P", "PNG", {}),
+        ("I;16", "PNG", {}),
+        ("RGB", "WEBP", {}),
+        ("RGBA", "WEBP", {"lossless": True}),
+        ("P", "GIF", {}),
+        ("RGB", "BMP", {}),
+        ("1", "BMP", {}),
+        ("RGB", "PPM", {}),
+        ("RGB", "TIFF", {}),
+        ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+        ("RGB", "TIFF", {"compression": "jpeg"}),
+    ]
     files = []
     for mode, kind, extra in options:
         file = io.BytesIO()

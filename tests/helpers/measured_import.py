@@ -32,9 +32,8 @@ def run_import(*arguments: object) -> Measured:
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "import", *map(str, arguments)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    return Measured(
-        done.stdout, time.perf_counter() - start, int(done.stderr.splitlines()[-1])
-    )  # fmt: skip
+    return Measured(done.stdout, time.perf_counter() - start, int(done.stderr.splitlines()[-1]))

@@ -26,26 +26,53 @@ class Tree:
         return self.tensor(np.empty(0))
 
     def module(self, type_name: str, version: int = 1, **fields: object) -> Object:
-        state = {"output": self.empty(), "gradInput": self.empty(), "train": False,
-                 "_type": f"torch.{self.kind}Tensor"}  # fmt: skip
+        state = {
+            "output": self.empty(),
+            "gradInput": self.empty(),
+            "train": False,
+            "_type": f"torch.{self.kind}Tensor",
+        }
         return Object(type_name, state | fields, version)
 
-    def conv(self, ins: int, outs: int, kw: int, kh: int, stride: int = 1, pw: int = 0,
-             ph: int = 0, *, relu: bool = True) -> Object:  # fmt: skip
+    def conv(
+        self,
+        ins: int,
+        outs: int,
+        kw: int,
+        kh: int,
+        stride: int = 1,
+        pw: int = 0,
+        ph: int = 0,
+        *,
+        relu: bool = True,
+    ) -> Object:
         """Arguments in cudnn's order: width before height."""
         std = np.sqrt(2 / (kw * kh * ins))
         convolution = self.module(
-            "cudnn.SpatialConvolution", 2, nInputPlane=ins, nOutputPlane=outs, kW=kw, kH=kh,
-            dW=stride, dH=stride, padW=pw, padH=ph, groups=1,
+            "cudnn.SpatialConvolution",
+            2,
+            nInputPlane=ins,
+            nOutputPlane=outs,
+            kW=kw,
+            kH=kh,
+            dW=stride,
+            dH=stride,
+            padW=pw,
+            padH=ph,
+            groups=1,
             weight=self.tensor(std * self.rng.standard_normal((outs, ins, kh, kw), np.float32)),
-        )  # fmt: skip
+        )
         batch_norm = self.module(
-            "nn.SpatialBatchNormalization", 2, eps=1e-5, momentum=0.1, affine=True,
+            "nn.SpatialBatchNormalization",
+            2,
+            eps=1e-5,
+            momentum=0.1,
+            affine=True,
             weight=self.tensor(self.rng.uniform(0.8, 1.2, outs)),
             bias=self.tensor(self.rng.normal(0, 0.1, outs)),
             running_mean=self.tensor(self.rng.normal(0, 0.1, outs)),
             running_var=self.tensor(self.rng.uniform(0.5, 1.5, outs)),
-        )  # fmt: skip
+        )
         last = [self.module("cudnn.ReLU", inplace=True)] if relu else []
         return self.sequential(convolution, batch_norm, *last)
 
@@ -77,9 +104,10 @@ class Tree:
 
     def residual(self, channels: int, joined: int, *paths: Object) -> Object:
         body = self.sequential(
-            self.branches(*paths), self.conv(joined, channels, 1, 1, relu=False),
+            self.branches(*paths),
+            self.conv(joined, channels, 1, 1, relu=False),
             self.module("nn.MulConstant", constant_scalar=0.1),
-        )  # fmt: skip
+        )
         return self.sequential(
             self.module("nn.ConcatTable", modules=sequence(self.module("nn.Identity"), body)),
             self.module("nn.CAddTable", inplace=True),
@@ -144,10 +172,14 @@ class Tree:
             ),
         ]
         return self.sequential(
-            *self.stem(), *(self.block_a() for _ in range(5)), reduction_a,
-            *(self.block_b() for _ in range(10)), reduction_b,
-            *(self.block_c() for _ in range(5)), *classifier,
-        )  # fmt: skip
+            *self.stem(),
+            *(self.block_a() for _ in range(5)),
+            reduction_a,
+            *(self.block_b() for _ in range(10)),
+            reduction_b,
+            *(self.block_c() for _ in range(5)),
+            *classifier,
+        )
 
 
 def modules_of(tree: Object) -> list[Object]:

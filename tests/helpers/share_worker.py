@@ -20,9 +20,14 @@ def main(checkpoint_path: Path, data: Path, out: Path) -> None:
     folder = open_split(data, "val", checkpoint.classes)
     with joined("cpu") as processes, TorchRunner(checkpoint) as runner:
         [counts] = count_wrong(
-            processes, [runner], folder, checkpoint.preprocess,
-            bad_images="error", title="evaluate", reading=Reading(),
-        )  # fmt: skip
+            processes,
+            [runner],
+            folder,
+            checkpoint.preprocess,
+            bad_images="error",
+            title="evaluate",
+            reading=Reading(),
+        )
         if processes.is_first:
             out.write_text(json.dumps(counts))
 

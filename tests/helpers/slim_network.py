@@ -35,13 +35,18 @@ class SlimNetwork:
     def convolve(self, x: Tensor, name: str, channels: int, kernel, **options) -> Tensor:
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         limit = (6 / (x.shape[1] * height * width)) ** 0.5
-        weight = self.make(
-            f"{name}.weight", (channels, x.shape[1], height, width), -limit, limit
-        )  # fmt: skip
+        weight = self.make(f"{name}.weight", (channels, x.shape[1], height, width), -limit, limit)
         return F.conv2d(x, weight, **options)
 
-    def unit(self, x: Tensor, name: str, channels: int, kernel, stride: int = 1,
-             padding: int | tuple[int, int] = 0) -> Tensor:  # fmt: skip
+    def unit(
+        self,
+        x: Tensor,
+        name: str,
+        channels: int,
+        kernel,
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ) -> Tensor:
         """Convolution, batch norm with eps 1e-3, ReLU."""
         if name not in self.units:
             self.units.append(name)
@@ -215,9 +220,10 @@ def write_keras_3(file: Path | io.BytesIO, layers: Layers, *, named: bool) -> li
 def write_keras_archive(path: Path, layers: Layers) -> Path:
     """`model.save("x.keras")` of early Keras 3."""
     stream = io.BytesIO()
-    config = {"class_name": "Functional", "config": {
-        "layers": write_keras_3(stream, layers, named=False)
-    }}  # fmt: skip
+    config = {
+        "class_name": "Functional",
+        "config": {"layers": write_keras_3(stream, layers, named=False)},
+    }
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.json", json.dumps({"keras_version": "3.0.0"}))
         archive.writestr("config.json", json.dumps(config))

@@ -32,10 +32,15 @@ PREPROCESS = Preprocess(resize=SIDE, crop=SIDE)
 
 
 def write_tiny_bundle(
-    folder: Path, *, seed: int = 0, max_batch: int = 16, verdict: str | None = "passed",
-    passes_self_test: bool = True, batch_sizes: list[int] | None = None,
+    folder: Path,
+    *,
+    seed: int = 0,
+    max_batch: int = 16,
+    verdict: str | None = "passed",
+    passes_self_test: bool = True,
+    batch_sizes: list[int] | None = None,
     preprocess: Preprocess = PREPROCESS,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a bundle with one fp32 ONNX artefact to `folder` and return it.
 
     `verdict` None leaves the artefact unverified; `seed` gives another model; a bundle that does
@@ -46,19 +51,28 @@ def write_tiny_bundle(
     model_path = folder / "model.onnx"
     onnx.save(tiny_model(seed), model_path)
     artifact = Artifact(
-        file=model_path.name, sha256=file_sha256(model_path), format="onnx", precision="fp32",
-        max_batch=max_batch, built_from="0" * 64, built_with={"onnx": onnx.__version__}, gpu=None,
+        file=model_path.name,
+        sha256=file_sha256(model_path),
+        format="onnx",
+        precision="fp32",
+        max_batch=max_batch,
+        built_from="0" * 64,
+        built_with={"onnx": onnx.__version__},
+        gpu=None,
         parity=passed_parity(verdict) if verdict else None,
         invariance=_invariant(batch_sizes) if batch_sizes else None,
-    )  # fmt: skip
+    )
     self_test_path = folder / SELF_TEST
     self_test_path.write_bytes(_self_test(model_path, off_by=0 if passes_self_test else 1))
     manifest = Manifest(
-        schema=SCHEMA, id=bundle_id([artifact], preprocess.to_json(), CLASSES),
+        schema=SCHEMA,
+        id=bundle_id([artifact], preprocess.to_json(), CLASSES),
         preprocess=preprocess.to_json(),
         source=Source(checkpoint_sha256="0" * 64, arch="tiny", setting="2", epoch=1),
-        classes=CLASSES, artifacts=[artifact], files={SELF_TEST: file_sha256(self_test_path)},
-    )  # fmt: skip
+        classes=CLASSES,
+        artifacts=[artifact],
+        files={SELF_TEST: file_sha256(self_test_path)},
+    )
     (folder / MANIFEST).write_bytes(manifest_json(manifest))
     return folder
 
@@ -76,20 +90,37 @@ def _self_test(model_path: Path, off_by: int) -> bytes:
 def passed_parity(verdict: str = "passed") -> Parity:
     """Evidence of a gate that saw identical decisions."""
     same = ErrorChange(
-        reference_error=5.0, error=5.0, lost=0, gained=0, upper_loss_points=0.0,
+        reference_error=5.0,
+        error=5.0,
+        lost=0,
+        gained=0,
+        upper_loss_points=0.0,
         tolerance_points=0.1,
-    )  # fmt: skip
+    )
     return Parity(
-        verdict=verdict, basis="identical", n=1000, data_sha256="0" * 64, confidence=0.95,
-        agreement=100.0, max_abs_logit_diff=0.0, ran_on="onnxruntime-cpu", top1=same, top5=same,
-    )  # fmt: skip
+        verdict=verdict,
+        basis="identical",
+        n=1000,
+        data_sha256="0" * 64,
+        confidence=0.95,
+        agreement=100.0,
+        max_abs_logit_diff=0.0,
+        ran_on="onnxruntime-cpu",
+        top1=same,
+        top5=same,
+    )
 
 
 def _invariant(batch_sizes: list[int]) -> Invariance:
     return Invariance(
-        batch_sizes=batch_sizes, num_images=1, num_answers=len(batch_sizes), changed=0,
-        first_changed_batch=None, max_probability_diff=0.0, ran_on="test",
-    )  # fmt: skip
+        batch_sizes=batch_sizes,
+        num_images=1,
+        num_answers=len(batch_sizes),
+        changed=0,
+        first_changed_batch=None,
+        max_probability_diff=0.0,
+        ran_on="test",
+    )
 
 
 def tiny_model(seed: int = 0) -> onnx.ModelProto:
@@ -112,11 +143,12 @@ def tiny_model(seed: int = 0) -> onnx.ModelProto:
         helper.make_node("Gemm", ["scaled", "weight", "bias"], ["logits"]),
     ]
     graph = helper.make_graph(
-        nodes, "tiny",
+        nodes,
+        "tiny",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(CLASSES)])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )  # fmt: skip
+    )
     opsets = [helper.make_opsetid("", 20)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(model, full_check=True)

@@ -22,9 +22,13 @@ COLOURS = [(0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 1), (1, 0, 0), (1, 1, 0)]
 NUM_PER_CLASS = 8
 # What an export of float32 alone leaves.
 BUNDLE_FILES = {
-    "bundle.json", "model.onnx", "model.onnx.ledger.npz", "parity.md", "reference.npz",
+    "bundle.json",
+    "model.onnx",
+    "model.onnx.ledger.npz",
+    "parity.md",
+    "reference.npz",
     "selftest.npz",
-}  # fmt: skip
+}
 PREPROCESS = Preprocess(resize=80, crop=75)
 
 
@@ -55,9 +59,14 @@ def make_checkpoint(root: Path, seed: int = 0) -> Checkpoint:
     model = inception_resnet_v2(len(CLASSES), blocks=(1, 1, 1), width=0.125).eval()
     fit_classifier(model, open_split(root, "val", CLASSES))
     return Checkpoint(
-        model=model.config, state_dict=model.state_dict(), classes=CLASSES, setting="2", epoch=3,
-        preprocess=PREPROCESS, step=100,
-    )  # fmt: skip
+        model=model.config,
+        state_dict=model.state_dict(),
+        classes=CLASSES,
+        setting="2",
+        epoch=3,
+        preprocess=PREPROCESS,
+        step=100,
+    )
 
 
 @torch.no_grad()

@@ -39,11 +39,28 @@ def site(tmp_path_factory):
     initialize(model)
     fit_classifier(model, open_split(root / "data", "val", CLASSES))
     Checkpoint(
-        model=CONFIG, state_dict=model.state_dict(), classes=CLASSES, setting="imported", epoch=0,
-        preprocess=PREPROCESS, step=0,
-    ).save(root / "slim.pt")  # fmt: skip
-    irv2("export", root / "slim.pt", "--data", root / "data", "--precision", "fp32,int8,fp16",
-         "--tolerance-top1", 20, "--tolerance-top5", 20, "--max-batch", 16)  # fmt: skip
+        model=CONFIG,
+        state_dict=model.state_dict(),
+        classes=CLASSES,
+        setting="imported",
+        epoch=0,
+        preprocess=PREPROCESS,
+        step=0,
+    ).save(root / "slim.pt")
+    irv2(
+        "export",
+        root / "slim.pt",
+        "--data",
+        root / "data",
+        "--precision",
+        "fp32,int8,fp16",
+        "--tolerance-top1",
+        20,
+        "--tolerance-top5",
+        20,
+        "--max-batch",
+        16,
+    )
     return root
 
 
@@ -51,8 +68,11 @@ def test_every_precision_passes_the_gate_now_and_again(site):
     report = irv2("verify", site / "slim.bundle", "--data", site / "data")
     judged = {artifact["file"]: artifact["parity"]["verdict"] for artifact in report["artifacts"]}
     assert set(judged) == {
-        "model.onnx", "model.fp16.onnx", "model.int8-cpu.onnx", "model.int8-trt.onnx"
-    }  # fmt: skip
+        "model.onnx",
+        "model.fp16.onnx",
+        "model.int8-cpu.onnx",
+        "model.int8-trt.onnx",
+    }
     assert set(judged.values()) == {"passed"}
 
 
@@ -68,11 +88,17 @@ def test_every_file_names_the_network(site):
 def test_the_picture_has_one_stem_and_a_head(site):
     found = irv2("graph", site / "slim.bundle", "-o", site / "graph.svg")["blocks"]
     assert [(block["title"], block["count"]) for block in found] == [
-        ("Input", 1), ("Stem", 1), ("Inception-ResNet-A", 1), ("Reduction-A", 1),
-        ("Inception-ResNet-B", 1), ("Reduction-B", 1),
-        ("Inception-ResNet-C", 1), ("Inception-ResNet-C", 1),  # the last one ends without ReLU
-        ("Head", 1), ("Classifier", 1),
-    ]  # fmt: skip
+        ("Input", 1),
+        ("Stem", 1),
+        ("Inception-ResNet-A", 1),
+        ("Reduction-A", 1),
+        ("Inception-ResNet-B", 1),
+        ("Reduction-B", 1),
+        ("Inception-ResNet-C", 1),
+        ("Inception-ResNet-C", 1),  # the last one ends without ReLU
+        ("Head", 1),
+        ("Classifier", 1),
+    ]
     blocks = {block.title: block for block in read_blocks(site / "slim.bundle" / "model.onnx")}
     labels = {title: [x.label for x in layers(block.series)] for title, block in blocks.items()}
     assert labels["Head"] == ["1×1 conv 192"]

@@ -60,10 +60,19 @@ class Experiment:
             options += f" --decay-steps {decay}"
         launcher = f"torch.distributed.run --standalone --nproc-per-node {self.processes} -m"
         return [
-            sys.executable, "-m", *(launcher.split() if self.processes > 1 else []), "irv2",
-            "train", "--setting", self.setting, *options.split(), "--data", str(data),
-            "--out", str(out),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            *(launcher.split() if self.processes > 1 else []),
+            "irv2",
+            "train",
+            "--setting",
+            self.setting,
+            *options.split(),
+            "--data",
+            str(data),
+            "--out",
+            str(out),
+        ]
 
 
 EXPERIMENTS = {
@@ -159,9 +168,19 @@ def write(out: Path, docs: Path | None) -> None:
         runs = [str(run) for run in runs if (run / "metrics.jsonl").exists()]
         if runs:
             subprocess.run(
-                [sys.executable, "-m", "irv2", "plot", *runs, "-o", folder / f"{picture}.png",
-                 "--max-error", str(max_error)], check=True,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "irv2",
+                    "plot",
+                    *runs,
+                    "-o",
+                    folder / f"{picture}.png",
+                    "--max-error",
+                    str(max_error),
+                ],
+                check=True,
+            )
     if docs:
         page = docs / "results.md"
         before, rest = page.read_text().split("<!-- table -->\n")
@@ -181,11 +200,9 @@ def collect(out: Path) -> Iterator[dict[str, object]]:
                 "name": name,
                 "epochs": [errors["epochs"] for _, errors in found],
                 "n": found[0][1]["n"],
-                "minutes": [
-                    float(minutes_path(run).read_text()) for run, _ in found
-                ],
+                "minutes": [float(minutes_path(run).read_text()) for run, _ in found],
                 **{key: [errors[key] for _, errors in found] for key in keys},
-            }  # fmt: skip
+            }
 
 
 def table(results: list[dict[str, object]]) -> str:

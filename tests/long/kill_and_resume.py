@@ -53,11 +53,37 @@ class Way:
     def command(self, data: Path, out: Path, num_epochs: int = 80) -> list[str]:
         """A small network, saved after every step; by default long enough for 20 kills."""
         return [
-            sys.executable, "-m", *self.launcher, "irv2", "train", "--setting", "2",
-            "--width", "0.1", "--blocks", "1", "1", "1", "--image-size", "75", "--batch-size",
-            str(BATCH), "--bn-group", "4", "--epochs", str(num_epochs), "--device", "cpu",
-            "--save-minutes", "0", "--data", str(data), "--out", str(out), *self.options,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            *self.launcher,
+            "irv2",
+            "train",
+            "--setting",
+            "2",
+            "--width",
+            "0.1",
+            "--blocks",
+            "1",
+            "1",
+            "1",
+            "--image-size",
+            "75",
+            "--batch-size",
+            str(BATCH),
+            "--bn-group",
+            "4",
+            "--epochs",
+            str(num_epochs),
+            "--device",
+            "cpu",
+            "--save-minutes",
+            "0",
+            "--data",
+            str(data),
+            "--out",
+            str(out),
+            *self.options,
+        ]
 
 
 WAYS = (

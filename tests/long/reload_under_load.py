@@ -74,8 +74,10 @@ def swap_under_load(bundle: Path, num_swaps: int) -> int:
             thread.join()
     half = len(memory_mb) // 2
     early, late = statistics.median(memory_mb[1:half]), statistics.median(memory_mb[half:])
-    print(f"{len(answered)} answered, {len(failures)} failed; "
-          f"memory {memory_mb[0]:.1f}, {early:.1f} -> {late:.1f} MB")  # fmt: skip
+    print(
+        f"{len(answered)} answered, {len(failures)} failed; "
+        f"memory {memory_mb[0]:.1f}, {early:.1f} -> {late:.1f} MB"
+    )
     print(*failures[:3], sep="\n")
     return int(bool(failures) or late - min(early, memory_mb[0]) > MAX_GROWTH_MB)
 

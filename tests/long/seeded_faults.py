@@ -93,10 +93,11 @@ def main() -> None:
             write_onnx(Checkpoint.load(args.stale), "0" * 64, Path(folder) / "older.onnx")
             older = onnx.load(Path(folder) / "older.onnx")
         cases = [
-            *spoiled(path, older), *quantized(path, checkpoint, data),
+            *spoiled(path, older),
+            *quantized(path, checkpoint, data),
             ("bf16, by torch", Bf16Runner(checkpoint)),
             *(real(args.bundle) if args.bundle else ()),
-        ]  # fmt: skip
+        ]
         print_cases(cases, images, reference)
         if args.honest:
             print_false_alarms(checkpoint, images, args.honest, Path(folder))
@@ -233,12 +234,24 @@ def print_false_alarms(checkpoint: Checkpoint, images: Images, num: int, folder:
             relative = parities[-1].max_abs_logit_diff / reference.max_abs_logit
             largest[name] = max(largest[name], relative)
     rows = [
-        (name, num, *(sum(p.verdict == verdict for p in parities) for verdict in VERDICTS),
-         dependent[name], f"{largest[name]:.1e}")
+        (
+            name,
+            num,
+            *(sum(p.verdict == verdict for p in parities) for verdict in VERDICTS),
+            dependent[name],
+            f"{largest[name]:.1e}",
+        )
         for name, parities in judged.items()
-    ]  # fmt: skip
-    headers = ("precision", "honest exports", "passed", "too few images", "failed",
-               "answers depend on the batch", "largest relative logit difference")  # fmt: skip
+    ]
+    headers = (
+        "precision",
+        "honest exports",
+        "passed",
+        "too few images",
+        "failed",
+        "answers depend on the batch",
+        "largest relative logit difference",
+    )
     print(tabulate(rows, headers, tablefmt="github", disable_numparse=True), "\n")
 
 

@@ -93,9 +93,14 @@ def _ours(
 ) -> Iterator[Batch]:
     recipe = dataclasses.replace(RECIPE, resampling=resampling)
     numbered = load_epoch(
-        photos, recipe, epoch=1, start=0, workers=workers, bad_images="error",
+        photos,
+        recipe,
+        epoch=1,
+        start=0,
+        workers=workers,
+        bad_images="error",
         device=torch.device("cpu"),
-    )  # fmt: skip
+    )
     return (batch for _, batch in numbered)
 
 

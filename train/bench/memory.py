@@ -33,15 +33,21 @@ def measure_memory(recipe: Recipe, device: str, micro_batch: int | None) -> dict
     before, kept = _in_a_process(recipe, computation)
     _, computed_again = _in_a_process(recipe, again)
     return {
-        "compared": {"batch_size": recipe.batch_size, "micro_batch": micro_batch,
-                     "image_size": recipe.image_size, "width": recipe.width, "device": device},
+        "compared": {
+            "batch_size": recipe.batch_size,
+            "micro_batch": micro_batch,
+            "image_size": recipe.image_size,
+            "width": recipe.width,
+            "device": device,
+        },
         "peak_mib": {
-            "before a step": round(before), "activations kept": round(kept),
+            "before a step": round(before),
+            "activations kept": round(kept),
             "activations computed again": round(computed_again),
         },
         "ratio": round(kept / computed_again, 3),
         "ratio_of_steps": round((kept - before) / (computed_again - before), 3),
-    }  # fmt: skip
+    }
 
 
 def _in_a_process(recipe: Recipe, computation: Computation) -> tuple[float, float]:

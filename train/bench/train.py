@@ -73,19 +73,38 @@ class Options:
 @click.option("--workers", type=click.IntRange(0), default=2, help="Decoding processes.")
 @click.option("--wait-steps", type=click.IntRange(1), default=4,
               help="Steps over which waiting for images is measured.")  # fmt: skip
-@click.option("--memory", is_flag=True,
-              help="Measure instead what --checkpoint-activations saves: the peak memory of two "
-              "bf16 steps, each way in a process of its own.")  # fmt: skip
-@click.option("--data", type=click.Path(path_type=Path), metavar="DIR", envvar="IRV2_DATA",
-              show_envvar=True,
-              help="Images to wait for.  [default: JPEGs of 500x375 made on the spot]")  # fmt: skip
+@click.option(
+    "--memory",
+    is_flag=True,
+    help="Measure instead what --checkpoint-activations saves: the peak memory of two "
+    "bf16 steps, each way in a process of its own.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    envvar="IRV2_DATA",
+    show_envvar=True,
+    help="Images to wait for.  [default: JPEGs of 500x375 made on the spot]",
+)
 @device_option
 @json_option
 def main(
-    batch_size: int, bn_group: int, micro_batch: int | None, image_size: int, width: float,
-    rounds: int, seconds: float, compile: bool, workers: int, wait_steps: int, memory: bool,
-    data: Path | None, device: str, as_json: bool,
-) -> None:  # fmt: skip
+    batch_size: int,
+    bn_group: int,
+    micro_batch: int | None,
+    image_size: int,
+    width: float,
+    rounds: int,
+    seconds: float,
+    compile: bool,
+    workers: int,
+    wait_steps: int,
+    memory: bool,
+    data: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """Measure training steps of the full network: images/s, share of this machine's peak, waiting.
 
     The peak is that of convolutions alone, in the same precision. Beside it a step also normalises,
@@ -93,13 +112,21 @@ def main(
     does on a GPU, is what would raise the share.
     """
     recipe = dataclasses.replace(
-        SETTINGS["2"], batch_size=batch_size, bn_group=bn_group, image_size=image_size,
-        resize=round(328 * image_size / 299), width=width,
-    )  # fmt: skip
+        SETTINGS["2"],
+        batch_size=batch_size,
+        bn_group=bn_group,
+        image_size=image_size,
+        resize=round(328 * image_size / 299),
+        width=width,
+    )
     options = Options(
-        recipe=recipe, device=resolve_device(device), rounds=rounds, seconds=seconds,
-        compile=compile, micro_batch=micro_batch,
-    )  # fmt: skip
+        recipe=recipe,
+        device=resolve_device(device),
+        rounds=rounds,
+        seconds=seconds,
+        compile=compile,
+        micro_batch=micro_batch,
+    )
     with machine_lock():
         if memory:
             report = measure_memory(recipe, options.device, micro_batch)
@@ -143,9 +170,12 @@ def plain_loop(options: Options, dtype: torch.dtype) -> Callable[[], int]:
     recipe, device = options.recipe, torch.device(options.device)
     model = inception_resnet_v2(NUM_CLASSES, recipe.blocks, recipe.width).to(device).train()
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True,
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=True,
         weight_decay=recipe.weight_decay,
-    )  # fmt: skip
+    )
     side, num = recipe.image_size, recipe.batch_size
     images = torch.rand(num, 3, side, side, device=device)
     labels = torch.arange(num, device=device) % NUM_CLASSES
@@ -186,7 +216,7 @@ def _learner(options: Options, precision: Precision, compile: bool = False) -> L
 
 def convolution(
     channels: int, side: int, kernel: int, dtype: torch.dtype, device: str
-) -> Callable[[], int]:  # fmt: skip
+) -> Callable[[], int]:
     """Forward convolutions of 32 images each; returns their floating-point operations."""
     options: dict[str, Any] = {"dtype": dtype, "device": device}
     last = torch.channels_last
@@ -226,9 +256,14 @@ def measure_wait(
     # However few there are, they are read again and again.
     needed = np.resize(np.arange(len(folder)), (num_steps + 1) * options.recipe.batch_size)
     batches = load_epoch(
-        folder.subset(needed.tolist()), options.recipe, 1, start=0, workers=workers,
-        bad_images="error", device=torch.device(options.device),
-    )  # fmt: skip
+        folder.subset(needed.tolist()),
+        options.recipe,
+        1,
+        start=0,
+        workers=workers,
+        bad_images="error",
+        device=torch.device(options.device),
+    )
     waited, started, images = 0.0, 0.0, 0
     for step in range(num_steps + 1):
         asked = time.perf_counter()
@@ -256,7 +291,7 @@ def _timed(step: Callable[[], int], seconds: float) -> Callable[[], float]:
 
 def _report(
     options: Options, before: dict[str, Any], found: Rounds, cases: list[str], peaks: list[str]
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     recipe = options.recipe
     rows = summarize(recipe.model_config(NUM_CLASSES), recipe.image_size)
     flop = BACKWARD_AND_FORWARD * sum(row.flop for row in rows)
@@ -268,9 +303,13 @@ def _report(
     return {
         "machine": {**before, "device": options.device, "threads": torch.get_num_threads()},
         "compared": {
-            "batch_size": recipe.batch_size, "bn_group": recipe.bn_group,
-            "micro_batch": options.micro_batch, "image_size": recipe.image_size,
-            "width": recipe.width, "rounds": options.rounds, "seconds": options.seconds,
+            "batch_size": recipe.batch_size,
+            "bn_group": recipe.bn_group,
+            "micro_batch": options.micro_batch,
+            "image_size": recipe.image_size,
+            "width": recipe.width,
+            "rounds": options.rounds,
+            "seconds": options.seconds,
         },
         "peak_gflop_per_s": {name: round(value / 1e9, 1) for name, value in peak.items()},
         "gflop_per_image": round(flop / 1e9, 2),
@@ -286,7 +325,7 @@ def _report(
         "ours_over_plain_bf16": found.ratio("ours bf16", PLAIN_BF16).to_json(),
         "aa": found.aa(PLAIN).to_json(),
         "void": found.is_void(PLAIN),
-    }  # fmt: skip
+    }
 
 
 def _kind(case: str) -> str:

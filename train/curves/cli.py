@@ -13,9 +13,12 @@ from irv2.system.files import check_folder_of
                 type=click.Path(exists=True, path_type=Path))  # fmt: skip
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
               metavar="PNG", help="Picture to write.")  # fmt: skip
-@click.option("--published", is_flag=True,
-              help="Add the validation curve that setting 1 reached on ImageNet, read off its "
-              "published picture to about 0.5 points.")  # fmt: skip
+@click.option(
+    "--published",
+    is_flag=True,
+    help="Add the validation curve that setting 1 reached on ImageNet, read off its "
+    "published picture to about 0.5 points.",
+)
 @click.option("--max-error", type=FloatRange(0, 100, min_open=True), default=100.0,
               metavar="PERCENT", help="Upper end of the error axis.")  # fmt: skip
 @json_option

@@ -73,9 +73,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def draw_curves(
-    curves: Sequence[tuple[str, list[dict[str, float]]]], out: Path, *,
-    published: bool = False, max_error: float = 100.0,
-) -> None:  # fmt: skip
+    curves: Sequence[tuple[str, list[dict[str, float]]]],
+    out: Path,
+    *,
+    published: bool = False,
+    max_error: float = 100.0,
+) -> None:
     """Errors over epochs of named runs, up to `max_error` percent, as a PNG.
 
     One run: training red, validation blue, and green where the recipe averages weights. Several: a
@@ -116,23 +119,43 @@ def _label(name: str, row: dict[str, float], split: str) -> str:
 
 
 def _draw_errors(
-    axes: "Axes", rows: list[dict[str, float]], split: str, color: str, width: float,
+    axes: "Axes",
+    rows: list[dict[str, float]],
+    split: str,
+    color: str,
+    width: float,
     label: str | None,
-) -> None:  # fmt: skip
+) -> None:
     """Top-1 solid, top-5 dashed; without a label they are not in the legend."""
     epochs = [row["epoch"] for row in rows]
     marker = "." if len(rows) < 30 else None
     for top, style in (("top1", "solid"), ("top5", "dashed")):
         errors = [row[f"{split}_{top}_error"] for row in rows]
-        axes.plot(epochs, errors, color=color, linestyle=style, linewidth=width, marker=marker,
-                  markersize=4 * width, label=label if top == "top1" else None)  # fmt: skip
+        axes.plot(
+            epochs,
+            errors,
+            color=color,
+            linestyle=style,
+            linewidth=width,
+            marker=marker,
+            markersize=4 * width,
+            label=label if top == "top1" else None,
+        )
 
 
 def _draw_published(axes: "Axes") -> None:
     epochs, top1, top5 = zip(*_PUBLISHED, strict=True)
     label = "published, setting 1 on ImageNet: 24.41 / 7.41 % after epoch 90"
     for line, style, shown in ((top1, "solid", label), (top5, "dashed", None)):
-        axes.plot(epochs, line, color="black", linestyle=style, linewidth=1, marker="x",
-                  markersize=4, label=shown)  # fmt: skip
+        axes.plot(
+            epochs,
+            line,
+            color="black",
+            linestyle=style,
+            linewidth=1,
+            marker="x",
+            markersize=4,
+            label=shown,
+        )
     epoch, *errors = _PUBLISHED_SPIKE
     axes.plot([epoch] * 2, errors, color="black", linestyle="none", marker="x", markersize=4)

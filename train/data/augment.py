@@ -39,9 +39,12 @@ class ColorDraw(NamedTuple):
 
 
 def random_sized_crop(
-    image_hwc: UInt8Array, size: int, resampling: str, rng: np.random.Generator,
+    image_hwc: UInt8Array,
+    size: int,
+    resampling: str,
+    rng: np.random.Generator,
     out: UInt8Array | None = None,
-) -> UInt8Array:  # fmt: skip
+) -> UInt8Array:
     """A random part of 8-100 % of the area, aspect 3/4-4/3, as uint8 (size, size, 3).
 
     Where none fits, the shorter side is resized to `size` and the centre cut out.
@@ -71,9 +74,11 @@ def draw_crop(height: int, width: int, rng: np.random.Generator) -> Window | Non
 
 
 def random_shift(
-    image_hwc: UInt8Array, max_shift: float, rng: np.random.Generator,
+    image_hwc: UInt8Array,
+    max_shift: float,
+    rng: np.random.Generator,
     out: UInt8Array | None = None,
-) -> UInt8Array:  # fmt: skip
+) -> UInt8Array:
     """Move the picture by up to `max_shift` of its side each way; its edge pixels are repeated."""
     height, width = image_hwc.shape[:2]
     rows = _shifted(height, max_shift, rng)

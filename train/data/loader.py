@@ -128,9 +128,17 @@ def share(batch: list[int], recipe: Recipe, rank: int, world_size: int) -> list[
 
 
 def load_epoch(
-    folder: ImageFolder, recipe: Recipe, epoch: int, *, start: int, workers: int,
-    bad_images: BadImages, device: torch.device, rank: int = 0, world_size: int = 1,
-) -> Generator[tuple[int, Batch], None, None]:  # fmt: skip
+    folder: ImageFolder,
+    recipe: Recipe,
+    epoch: int,
+    *,
+    start: int,
+    workers: int,
+    bad_images: BadImages,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Generator[tuple[int, Batch], None, None]:
     """This rank's share of the batches of `epoch` from number `start` on, each with its number.
 
     `workers` processes decode; 0 decodes here. Raises ImageError for an unreadable image unless
@@ -182,9 +190,11 @@ def _sent(loader: Iterable[T]) -> Iterator[T]:
         for worker in multiprocessing.active_children():
             worker.kill()
         raise EngineError(
-            "a decoding process", f"was lost ({text.strip().splitlines()[-1]})",
-            "memory for each, and room in /dev/shm", "lower --workers",
-        ) from error  # fmt: skip
+            "a decoding process",
+            f"was lost ({text.strip().splitlines()[-1]})",
+            "memory for each, and room in /dev/shm",
+            "lower --workers",
+        ) from error
 
 
 def _as_it_is(batch: T) -> T:

@@ -55,9 +55,14 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         # Copies take the update: a pass computed again must save the tensors of the first pass.
         return F.batch_norm(
-            group, self.running_mean.clone(), self.running_var.clone(), self.weight, self.bias,
-            training=True, eps=self.eps,
-        )  # fmt: skip
+            group,
+            self.running_mean.clone(),
+            self.running_var.clone(),
+            self.weight,
+            self.bias,
+            training=True,
+            eps=self.eps,
+        )
 
 
 def split_groups(num_images: int, num_groups: int) -> int:
@@ -82,9 +87,10 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     computed again in the backward pass.
     """
     thawed = [
-        norm for norm in module.modules()
+        norm
+        for norm in module.modules()
         if isinstance(norm, GroupBatchNorm2d) and not norm.is_frozen
-    ]  # fmt: skip
+    ]
     for norm in thawed:
         norm.is_frozen = True
     try:

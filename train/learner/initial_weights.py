@@ -23,7 +23,7 @@ def fingerprint(path: Path) -> str:
 
 def initial_model(
     recipe: Recipe, classes: tuple[str, ...], init_from: Path | None
-) -> InceptionResNetV2:  # fmt: skip
+) -> InceptionResNetV2:
     """The recipe's network for these classes, with `init_from`'s weights where they fit.
 
     A checkpoint of another number of classes gives all but the last layer. Raises CheckpointError
@@ -39,12 +39,14 @@ def initial_model(
 
 def _load(
     model: InceptionResNetV2, checkpoint: Checkpoint, path: Path, classes: tuple[str, ...]
-) -> None:  # fmt: skip
+) -> None:
     if checkpoint.model.arch != model.config.arch:
         raise CheckpointError(
-            path, f"another network, {checkpoint.model.arch}", f"{model.config.arch}, the paper's",
+            path,
+            f"another network, {checkpoint.model.arch}",
+            f"{model.config.arch}, the paper's",
             "begin with a checkpoint of irv2-train or the original's imported .t7",
-        )  # fmt: skip
+        )
     mine, theirs = model.config.to_json(), checkpoint.model.to_json()
     differing = [
         f"{name} {theirs[name]} there and {mine[name]} here"
@@ -53,9 +55,11 @@ def _load(
     ]
     if differing:
         raise CheckpointError(
-            path, f"another architecture: {', '.join(sorted(differing))}",
-            "the same but for the classes", "pass its --width, --blocks and --residual-scale",
-        )  # fmt: skip
+            path,
+            f"another architecture: {', '.join(sorted(differing))}",
+            "the same but for the classes",
+            "pass its --width, --blocks and --residual-scale",
+        )
     weights = dict(checkpoint.state_dict)
     if len(checkpoint.classes) != len(classes):
         weights = {
@@ -63,8 +67,10 @@ def _load(
         }
         logger.warning(
             "%s: trained on %d classes and here are %d; the last layer begins anew",
-            path, len(checkpoint.classes), len(classes),
-        )  # fmt: skip
+            path,
+            len(checkpoint.classes),
+            len(classes),
+        )
     elif checkpoint.classes != list(classes):
         logger.warning("%s: other names of classes; the last layer is kept as it is", path)
     model.load_state_dict(weights, strict=False)

@@ -25,14 +25,21 @@ def checkpoint_activations(model: InceptionResNetV2) -> None:
     statistics alone. The names in the state_dict stay, since only `forward` is replaced.
     """
     segments = [
-        *model.stem, *model.blocks_a, model.reduction_a, *model.blocks_b, model.reduction_b,
+        *model.stem,
+        *model.blocks_a,
+        model.reduction_a,
+        *model.blocks_b,
+        model.reduction_b,
         *model.blocks_c,
-    ]  # fmt: skip
+    ]
     for segment in segments:
         segment.forward = partial(
-            checkpoint, segment.forward, use_reentrant=False, preserve_rng_state=False,
+            checkpoint,
+            segment.forward,
+            use_reentrant=False,
+            preserve_rng_state=False,
             context_fn=partial(_contexts, segment),
-        )  # fmt: skip
+        )
 
 
 def _contexts(

@@ -49,27 +49,35 @@ class Computation:
         if self.compile and self.checkpoint_activations:
             # torch.compile knows no second pass that leaves the running statistics alone.
             raise UsageError(
-                "--checkpoint-activations", "given with --compile", "one of the two",
+                "--checkpoint-activations",
+                "given with --compile",
+                "one of the two",
                 "leave out --compile, or pass --micro-batch to save memory",
-            )  # fmt: skip
+            )
         if recipe.bn_groups % processes.size:
             raise UsageError(
-                "--batch-size", f"{recipe.batch_size} images on {processes.size} processes",
-                f"a multiple of {recipe.bn_group * processes.size}", "change it or --bn-group",
-            )  # fmt: skip
+                "--batch-size",
+                f"{recipe.batch_size} images on {processes.size} processes",
+                f"a multiple of {recipe.bn_group * processes.size}",
+                "change it or --bn-group",
+            )
         if self.micro_batch is None:
             return
         if self.micro_batch % recipe.bn_group:
             raise UsageError(
-                "--micro-batch", f"{self.micro_batch} images", f"a multiple of {recipe.bn_group}",
+                "--micro-batch",
+                f"{self.micro_batch} images",
+                f"a multiple of {recipe.bn_group}",
                 "change it or --bn-group",
-            )  # fmt: skip
+            )
         num_groups = recipe.bn_groups // processes.size
         if num_groups % self.groups_at_once(num_groups, recipe):
             raise UsageError(
-                "--micro-batch", f"{self.micro_batch} images of {num_groups * recipe.bn_group}",
-                "a part of which all are equally large", "change it or --batch-size",
-            )  # fmt: skip
+                "--micro-batch",
+                f"{self.micro_batch} images of {num_groups * recipe.bn_group}",
+                "a part of which all are equally large",
+                "change it or --batch-size",
+            )
 
     def groups_at_once(self, num_groups: int, recipe: Recipe) -> int:
         """How many of this process's `num_groups` groups of batch norm go through in one pass."""
@@ -82,9 +90,12 @@ class Learner:
     """A network, its optimiser, and the average of its weights where the recipe has one."""
 
     def __init__(
-        self, model: InceptionResNetV2, recipe: Recipe, computation: Computation,
+        self,
+        model: InceptionResNetV2,
+        recipe: Recipe,
+        computation: Computation,
         processes: Processes,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model, self._recipe, self._processes = model, recipe, processes
         self._device = torch.device(computation.device)
         self._num_groups = recipe.bn_groups // processes.size  # of a full batch, here
@@ -98,9 +109,14 @@ class Learner:
         self._scaler = torch.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
         # Fused SGD leaves momentum uninitialised where the scaler skips the first step.
         self._optimizer = torch.optim.SGD(
-            model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, dampening=0,
-            weight_decay=recipe.weight_decay, nesterov=True, fused=not self._scaler.is_enabled(),
-        )  # fmt: skip
+            model.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            dampening=0,
+            weight_decay=recipe.weight_decay,
+            nesterov=True,
+            fused=not self._scaler.is_enabled(),
+        )
         self._parallel = self._in_parallel() if processes.size > 1 else None
         self._forward: Any = self._parallel or model
         if computation.compile:
@@ -158,9 +174,11 @@ class Learner:
         with torch.autocast(self._device.type, precision, enabled=precision != torch.float32):
             logits: Tensor = self._forward(images)
         loss = F.cross_entropy(
-            logits if precision == torch.float32 else logits.float(), labels, reduction="sum",
+            logits if precision == torch.float32 else logits.float(),
+            labels,
+            reduction="sum",
             label_smoothing=self._recipe.label_smoothing,
-        )  # fmt: skip
+        )
         # DistributedDataParallel divides by the number of processes.
         mean = loss * (self._processes.size / num_images)
         self._scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
@@ -220,9 +238,11 @@ def _failures_named() -> Iterator[None]:
             ) from error
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise EngineError(
-                "memory", reason, "room for the images of a step",
+                "memory",
+                reason,
+                "room for the images of a step",
                 "pass --micro-batch or --checkpoint-activations",
-            ) from error  # fmt: skip
+            ) from error
         raise
 
 
@@ -237,9 +257,11 @@ def _configure_torch(recipe: Recipe) -> None:
 def _count(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
     """Summed loss, images wrong in top 1 and in top 5, images."""
     top5 = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-    return torch.stack([
-        loss.double(),
-        (~top5[:, 0]).sum().double(),
-        (~top5.any(dim=1)).sum().double(),
-        torch.tensor(float(len(labels)), dtype=torch.float64, device=logits.device),
-    ])  # fmt: skip
+    return torch.stack(
+        [
+            loss.double(),
+            (~top5[:, 0]).sum().double(),
+            (~top5.any(dim=1)).sum().double(),
+            torch.tensor(float(len(labels)), dtype=torch.float64, device=logits.device),
+        ]
+    )

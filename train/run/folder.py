@@ -93,9 +93,11 @@ class Run:
         with (self.path / LOCK).open("w") as file:
             if not try_lock(file):
                 raise UsageError(
-                    self.path, "another irv2-train is at work in it", "one at a time",
+                    self.path,
+                    "another irv2-train is at work in it",
+                    "one at a time",
                     "wait for it or pass another --out",
-                )  # fmt: skip
+                )
             for path in self.path.iterdir():
                 if _is_left_over(path):
                     path.unlink()
@@ -156,8 +158,10 @@ class Run:
         if len(kept) < len(rows):
             logger.warning(
                 "%s is older than %s: epochs after step %d are trained again",
-                self.last, METRICS, step,
-            )  # fmt: skip
+                self.last,
+                METRICS,
+                step,
+            )
             self._write_metrics(kept)
 
     def _write_metrics(self, rows: list[dict[str, float]]) -> None:
@@ -186,9 +190,11 @@ class Run:
                 if part == "data" and self._leaves_out(found):
                     way_out = "replace the files that are left out, or pass another --out"
                 raise UsageError(
-                    self.path, f"holds a run with {what}: {', '.join(differing)}",
-                    "the same to resume it", way_out,
-                )  # fmt: skip
+                    self.path,
+                    f"holds a run with {what}: {', '.join(differing)}",
+                    "the same to resume it",
+                    way_out,
+                )
 
     def _leaves_out(self, found: dict[str, Any]) -> bool:
         """Whether --bad-images skip may be why there are fewer images than the run began with."""

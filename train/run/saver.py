@@ -55,5 +55,8 @@ def _write(checkpoint: Checkpoint, path: Path, paused_s: float) -> None:
     checkpoint.save(path)
     logger.info(
         "saved %s after step %d: training paused %.3f s, written in %.3f s",
-        path, checkpoint.step, paused_s, time.monotonic() - started,
-    )  # fmt: skip
+        path,
+        checkpoint.step,
+        paused_s,
+        time.monotonic() - started,
+    )

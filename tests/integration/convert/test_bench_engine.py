@@ -14,8 +14,21 @@ from irv2.convert.bench.engine import ORT_PEAK, TORCH_PEAK, _export_in_folder, f
 
 
 def test_bench_engine_compares_a_bundles_files_with_the_machines_limit(exported, tmp_path):
-    command = [sys.executable, "-m", "irv2", "bench", "engine", str(exported.bundle), "--rounds",
-               "2", "--seconds", "0.01", "--batch-size", "2", "--json"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "irv2",
+        "bench",
+        "engine",
+        str(exported.bundle),
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.01",
+        "--batch-size",
+        "2",
+        "--json",
+    ]
     # A cache of its own: another benchmark on this machine holds the user's lock.
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -77,10 +77,22 @@ def with_plan(
     """A bundle with an engine, made by the program."""
     out = tmp_path_factory.mktemp("engine") / "trt.bundle"
     result = irv2(
-        "export", exported.checkpoint_path, "--data", exported.data, "--out", out, "--trt",
-        "--precision", "fp32", "--profile", "1:4:12", "--profile", "13:24:64",
-        "--workspace-mb", 512,
-    )  # fmt: skip
+        "export",
+        exported.checkpoint_path,
+        "--data",
+        exported.data,
+        "--out",
+        out,
+        "--trt",
+        "--precision",
+        "fp32",
+        "--profile",
+        "1:4:12",
+        "--profile",
+        "13:24:64",
+        "--workspace-mb",
+        512,
+    )
     assert result.returncode == 0, result.stderr
     return out, result
 
@@ -137,8 +149,18 @@ def test_engine_is_built_without_a_gpu_and_published_unverified(with_plan):
     ],
 )
 def test_an_option_that_no_engine_here_can_meet_is_one_line(exported, tmp_path, options, line):
-    result = irv2("export", exported.checkpoint_path, "--data", exported.data, "--trt", "--out",
-                  tmp_path / "b", "--precision", "fp32", *options)  # fmt: skip
+    result = irv2(
+        "export",
+        exported.checkpoint_path,
+        "--data",
+        exported.data,
+        "--trt",
+        "--out",
+        tmp_path / "b",
+        "--precision",
+        "fp32",
+        *options,
+    )
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == f"error: {line}"
     assert not any(tmp_path.iterdir())
@@ -152,8 +174,13 @@ def test_a_build_draws_its_steps_on_a_terminal(exported, tmp_path):
         "logging.basicConfig(level='INFO')\n"
         "build_engine(Path(sys.argv[1]), Path(sys.argv[2]), 8, choose_flavour())"
     )
-    command = [sys.executable, "-c", program, str(exported.bundle / "model.onnx"),
-               str(tmp_path / "a.plan")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        str(exported.bundle / "model.onnx"),
+        str(tmp_path / "a.plan"),
+    ]
     returncode, _, drawn = run_on_terminal(command)
     assert returncode == 0, drawn
     done = [int(num) for num in re.findall(r"build a\.plan: .*? (\d+)/\d+ \[.*?, phase=", drawn)]
@@ -249,10 +276,11 @@ def with_strange_plan(source: Path, place: Path, **changes: object) -> Path:
     onnx, plan = manifest.artifacts
     plan = msgspec.structs.replace(plan, sha256=sha256(strange).hexdigest(), **changes)
     manifest = msgspec.structs.replace(
-        manifest, artifacts=[onnx, plan],
+        manifest,
+        artifacts=[onnx, plan],
         id=bundle_id([onnx, plan], manifest.preprocess, manifest.classes),
         files=manifest.files | {"model.fp32.plan.ledger.npz": sha256(ledger).hexdigest()},
-    )  # fmt: skip
+    )
     (path / MANIFEST).write_bytes(manifest_json(manifest))
     return path
 
@@ -415,10 +443,16 @@ def test_an_interrupted_build_stops_and_leaves_no_plan(exported, flavour, tmp_pa
 
 def artifact(**fields: object) -> Artifact:
     plan = Artifact(
-        file="model.fp32.plan", sha256="0" * 64, format="tensorrt", precision="fp32", max_batch=8,
-        built_from="1" * 64, built_with={"tensorrt": "11.4.0"}, parity=None,
+        file="model.fp32.plan",
+        sha256="0" * 64,
+        format="tensorrt",
+        precision="fp32",
+        max_batch=8,
+        built_from="1" * 64,
+        built_with={"tensorrt": "11.4.0"},
+        parity=None,
         gpu="NVIDIA H100 80GB HBM3 (compute capability 9.0)",
-    )  # fmt: skip
+    )
     return msgspec.structs.replace(plan, **fields)
 
 
@@ -450,9 +484,20 @@ def test_where_nothing_builds_engines_the_line_says_what_to_install(exported, tm
         "for name in ('tensorrt', 'tensorrt_rtx', 'cuda'): sys.modules[name] = None\n"
         "from irv2.cli.main import main; main()"
     )
-    command = [sys.executable, "-c", program, "export", str(exported.checkpoint_path), "--trt",
-               "--precision", "fp32", "--data", str(exported.data),
-               "--out", str(tmp_path / "b")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "export",
+        str(exported.checkpoint_path),
+        "--trt",
+        "--precision",
+        "fp32",
+        "--data",
+        str(exported.data),
+        "--out",
+        str(tmp_path / "b"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert result.returncode == 1, result.stderr
     [line] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

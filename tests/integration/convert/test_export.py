@@ -198,8 +198,10 @@ def test_a_wrong_export_is_rejected_and_the_bundle_there_stays(
     lost = sum(row.change == "lost" for row in diff(*named).rows)
     assert lost == artifact.parity.top1.lost
     assert {path.name for path in tmp_path.iterdir()} == {
-        "best.bundle", "best.bundle.rejected", "candidate"
-    }  # fmt: skip
+        "best.bundle",
+        "best.bundle.rejected",
+        "candidate",
+    }
 
 
 def test_program_exits_3_and_publishes_nothing_when_the_gate_is_not_met(exported, tmp_path):
@@ -224,8 +226,17 @@ def test_program_prints_one_object_replaces_a_bundle_and_forgets_an_old_rejectio
     (tmp_path / "mine.rejected").mkdir()
     for name in ("parity.md", "reference.npz", "model.int8-cpu.onnx.ledger.npz"):
         (tmp_path / "mine.rejected" / name).write_text("an earlier try")
-    args = ("export", exported.checkpoint_path, "--data", exported.data, "--precision", "fp32",
-            "--out", out, "--json")  # fmt: skip
+    args = (
+        "export",
+        exported.checkpoint_path,
+        "--data",
+        exported.data,
+        "--precision",
+        "fp32",
+        "--out",
+        out,
+        "--json",
+    )
     result = irv2(*args, "--limit", 12, "--max-batch", 4)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
@@ -240,8 +251,19 @@ def test_program_prints_one_object_replaces_a_bundle_and_forgets_an_old_rejectio
 
 
 def test_a_signal_during_the_onnx_step_ends_the_export_with_one_line(exported, tmp_path):
-    command = [sys.executable, "-m", "irv2", "export", str(exported.checkpoint_path), "--data",
-               str(exported.data), "--precision", "fp32", "--out", str(tmp_path / "b")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "irv2",
+        "export",
+        str(exported.checkpoint_path),
+        "--data",
+        str(exported.data),
+        "--precision",
+        "fp32",
+        "--out",
+        str(tmp_path / "b"),
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while process.stderr.readline() != "export: model.onnx\n":
             assert process.poll() is None
@@ -267,9 +289,23 @@ def guessing(exported, checkpoint, tmp_path_factory) -> tuple[dict, Path]:
     """What the program says of a checkpoint that knows nothing, with a gate of the user's own."""
     folder = tmp_path_factory.mktemp("guessing")
     with_classes_permuted(checkpoint, exported.data).save(folder / "best.pt")
-    result = irv2("export", folder / "best.pt", "--data", exported.data, "--precision", "fp32",
-                  "--tolerance-top1", 7.5, "--tolerance-top5", 12, "--confidence", 0.9,
-                  "--max-batch", 4, "--json")  # fmt: skip
+    result = irv2(
+        "export",
+        folder / "best.pt",
+        "--data",
+        exported.data,
+        "--precision",
+        "fp32",
+        "--tolerance-top1",
+        7.5,
+        "--tolerance-top5",
+        12,
+        "--confidence",
+        0.9,
+        "--max-batch",
+        4,
+        "--json",
+    )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout), folder / "best.bundle"
 
@@ -310,8 +346,16 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_converted(exported
 
 
 def test_a_precision_that_is_not_there_is_refused_in_one_line(exported, tmp_path):
-    result = irv2("export", exported.checkpoint_path, "--precision", "fp32,fp8", "--data",
-                  exported.data, "--out", tmp_path / "b")  # fmt: skip
+    result = irv2(
+        "export",
+        exported.checkpoint_path,
+        "--precision",
+        "fp32,fp8",
+        "--data",
+        exported.data,
+        "--out",
+        tmp_path / "b",
+    )
     assert "fp8" in one_line_error(result, 2)
 
 

@@ -18,9 +18,15 @@ from irv2.convert.onnx.float32 import write_onnx
 from irv2.model import inception_resnet_v2
 
 TITLES = [
-    "Input", "Stem", "Inception-ResNet-A", "Reduction-A", "Inception-ResNet-B", "Reduction-B",
-    "Inception-ResNet-C", "Classifier",
-]  # fmt: skip
+    "Input",
+    "Stem",
+    "Inception-ResNet-A",
+    "Reduction-A",
+    "Inception-ResNet-B",
+    "Reduction-B",
+    "Inception-ResNet-C",
+    "Classifier",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +40,14 @@ def network():
 def onnx_path(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     checkpoint = Checkpoint(
-        model=network.config, state_dict=network.state_dict(), classes=CLASSES, setting="2",
-        epoch=1, preprocess=PREPROCESS, step=1,
-    )  # fmt: skip
+        model=network.config,
+        state_dict=network.state_dict(),
+        classes=CLASSES,
+        setting="2",
+        epoch=1,
+        preprocess=PREPROCESS,
+        step=1,
+    )
     write_onnx(checkpoint, "0" * 64, path)
     return path
 
@@ -45,16 +56,26 @@ def test_blocks_are_found_counted_and_measured(onnx_path, network):
     blocks = read_blocks(onnx_path)
     assert [block.title for block in blocks] == TITLES
     assert [block.count for block in blocks] == [1, 1, 2, 1, 3, 1, 1, 1]
-    channels = [3, *[network.stem.out_channels] * 2, *[network.reduction_a.out_channels] * 2,
-                *[network.reduction_b.out_channels] * 2]  # fmt: skip
+    channels = [
+        3,
+        *[network.stem.out_channels] * 2,
+        *[network.reduction_a.out_channels] * 2,
+        *[network.reduction_b.out_channels] * 2,
+    ]
     sides = [75, 7, 7, 3, 3, 1, 1]
     expected = [(c, s, s) for c, s in zip(channels, sides, strict=True)]
     assert [block.shape for block in blocks] == [*expected, (len(CLASSES),)]
 
 
 def test_every_convolution_of_the_network_is_drawn_in_its_block(onnx_path, network):
-    parts = [network.stem, network.blocks_a, network.reduction_a, network.blocks_b,
-             network.reduction_b, network.blocks_c]  # fmt: skip
+    parts = [
+        network.stem,
+        network.blocks_a,
+        network.reduction_a,
+        network.blocks_b,
+        network.reduction_b,
+        network.blocks_c,
+    ]
     for block, part in zip(read_blocks(onnx_path)[1:], parts, strict=False):
         drawn = [
             layer.label for layer in layers(block.series) if layer.kind == "Conv"

@@ -44,13 +44,15 @@ def test_a_checkpoint_of_ours_needs_no_import(tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["-o", "gone/a.pt"],
-         "error: --out: no folder gone; expected an existing one; mkdir -p gone"),
+        (
+            ["-o", "gone/a.pt"],
+            "error: --out: no folder gone; expected an existing one; mkdir -p gone",
+        ),
         ([], "error: Missing option '-o' / '--out'"),
         (["-o", "a.pt", "--classes", "gone.txt"], "File 'gone.txt' does not exist"),
         (["-o", "a.pt"], "error: weights.pth: no such file; expected weights as .t7, .pth,"),
     ],
-)  # fmt: skip
+)
 def test_what_people_get_wrong_is_one_line(tmp_path, monkeypatch, options, expected):
     monkeypatch.chdir(tmp_path)
     assert expected in error_line("weights.pth", *options)

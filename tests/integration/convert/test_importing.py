@@ -219,16 +219,20 @@ def changed(network: SlimNetwork, **changes: torch.Tensor | None) -> dict[str, t
     ("changes", "expected"),
     [
         ({"conv2d_7b__bn__bias": None}, "1 missing: conv2d_7b.bn.bias"),
-        ({"last_linear__weight": None, "last_linear__bias": None},
-         "2 missing: classif.bias, classif.weight; expected exactly those of "
-         "inception_resnet_v2_slim; use the file with the classifier"),
+        (
+            {"last_linear__weight": None, "last_linear__bias": None},
+            "2 missing: classif.bias, classif.weight; expected exactly those of "
+            "inception_resnet_v2_slim; use the file with the classifier",
+        ),
         ({"aux__weight": torch.ones(1)}, "1 left over: aux.weight"),
-        ({"conv2d_1a__conv__weight": torch.ones(32, 3, 5, 5)},
-         "1 of another shape: conv2d_1a.conv.weight 32x3x5x5 instead of 32x3x3x3"),
+        (
+            {"conv2d_1a__conv__weight": torch.ones(32, 3, 5, 5)},
+            "1 of another shape: conv2d_1a.conv.weight 32x3x5x5 instead of 32x3x3x3",
+        ),
         ({"conv2d_1a__bn__bias": torch.ones(32, dtype=torch.int64)}, "torch.int64 32 instead of"),
         ({"conv2d_1a__bn__bias": torch.full((32,), torch.nan)}, "bn.bias holds values that"),
     ],
-)  # fmt: skip
+)
 def test_what_is_missing_left_over_or_of_another_shape_is_listed(slim, changes, expected):
     tensors = changed(slim[0], **changes)
     path = Path("weights.pth")
@@ -282,8 +286,14 @@ def test_a_torch7_network_with_a_max_pool_elsewhere_is_refused(tree, tmp_path, m
 
 @pytest.mark.parametrize("size", [9, 40, 1000, 1_000_000])
 def test_truncated_files_of_each_kind_are_refused(cadene, timm, keras, original, tmp_path, size):
-    paths = [cadene.path, timm.path, timm.path.with_suffix(".safetensors"), original.path,
-             keras.path, keras.path.with_name("model.keras")]  # fmt: skip
+    paths = [
+        cadene.path,
+        timm.path,
+        timm.path.with_suffix(".safetensors"),
+        original.path,
+        keras.path,
+        keras.path.with_name("model.keras"),
+    ]
     for path in paths:
         with path.open("rb") as whole:
             (tmp_path / path.name).write_bytes(whole.read(size))
@@ -298,9 +308,12 @@ def test_options_that_do_not_fit_the_file_are_refused_and_leave_no_checkpoint(
     for path, options, expected in [
         (original.path, {"keep_background": True}, "--keep-background: "),
         (original.path, {"classes_path": names}, "2 lines, 2 different names; expected 1000"),
-        (timm.path, {"arch": "inception_resnet_v2"},
-         "holds weights of inception_resnet_v2_slim; expected inception_resnet_v2;"),
-    ]:  # fmt: skip
+        (
+            timm.path,
+            {"arch": "inception_resnet_v2"},
+            "holds weights of inception_resnet_v2_slim; expected inception_resnet_v2;",
+        ),
+    ]:
         with pytest.raises((InputError, UsageError)) as caught:
             import_weights(path, tmp_path / "a.pt", **options)
         assert expected in str(caught.value)

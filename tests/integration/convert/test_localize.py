@@ -26,10 +26,25 @@ from irv2.data.dataset import find_images, open_split
 from irv2.images.preprocess import preprocess
 from irv2.model.slim import InceptionResNetV2Slim, SlimConfig
 
-BLOCKS = [*(f"stem.{i}" for i in range(6)), "blocks_a.0", "reduction_a", "blocks_b.0",
-          "reduction_b", "blocks_c.0", "classifier"]  # fmt: skip
-SLIM_BLOCKS = [*(f"stem.{i}" for i in (0, 1, 2, 4, 5, 7)), "blocks_a.0", "reduction_a",
-               "blocks_b.0", "reduction_b", "blocks_c.0", "head", "classifier"]  # fmt: skip
+BLOCKS = [
+    *(f"stem.{i}" for i in range(6)),
+    "blocks_a.0",
+    "reduction_a",
+    "blocks_b.0",
+    "reduction_b",
+    "blocks_c.0",
+    "classifier",
+]
+SLIM_BLOCKS = [
+    *(f"stem.{i}" for i in (0, 1, 2, 4, 5, 7)),
+    "blocks_a.0",
+    "reduction_a",
+    "blocks_b.0",
+    "reduction_b",
+    "blocks_c.0",
+    "head",
+    "classifier",
+]
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 75, 75, 3), dtype=np.uint8)
 
 
@@ -79,9 +94,14 @@ def slim(exported: Exported) -> Checkpoint:
     model = InceptionResNetV2Slim(config).eval()
     fit_classifier(model, open_split(exported.data, "val", CLASSES))
     return Checkpoint(
-        model=model.config, state_dict=model.state_dict(), classes=CLASSES, setting="imported",
-        epoch=0, preprocess=PREPROCESS, step=0,
-    )  # fmt: skip
+        model=model.config,
+        state_dict=model.state_dict(),
+        classes=CLASSES,
+        setting="imported",
+        epoch=0,
+        preprocess=PREPROCESS,
+        step=0,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,12 @@ from irv2.system.machine import describe_machine
 
 ALL = ("fp32", "fp16", "bf16", "int8")
 ONNX_FILES = [
-    "model.onnx", "model.fp16.onnx", "model.bf16.onnx", "model.int8-cpu.onnx",
+    "model.onnx",
+    "model.fp16.onnx",
+    "model.bf16.onnx",
+    "model.int8-cpu.onnx",
     "model.int8-trt.onnx",
-]  # fmt: skip
+]
 # 48 images can't show less than 6.05 points.
 LENIENT = {"tolerance_top1": 7.0, "tolerance_top5": 7.0}
 
@@ -110,9 +113,7 @@ def test_every_precision_is_a_file_of_its_own_made_from_float32(bundle):
         model = onnx.load(bundle.path / artifact.file)
         onnx.checker.check_model(model, full_check=True)
         metadata = {entry.key: entry.value for entry in model.metadata_props}
-        assert (metadata["precision"], metadata["built_from"]) == (
-            artifact.precision, fp32.sha256
-        )  # fmt: skip
+        assert (metadata["precision"], metadata["built_from"]) == (artifact.precision, fp32.sha256)
         assert json.loads(metadata["classes"]) == CLASSES
         assert metadata["preprocess_sha256"] == PREPROCESS.sha256
         assert artifact.built_with["machine"] == describe_machine()
@@ -141,8 +142,9 @@ def test_a_half_keeps_only_the_normalisation_in_float32(bundle, precision, type_
     half, full = TensorProto.DataType.Value(type_), TensorProto.FLOAT
     types = {w.name: w.data_type for w in model.graph.initializer}
     assert {name for name, data_type in types.items() if data_type == full} == {
-        "pixel_mean", "pixel_scale"
-    }  # fmt: skip
+        "pixel_mean",
+        "pixel_scale",
+    }
     assert half in types.values()
     casts = [node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"]
     assert casts == [full, half, full]  # pixels, normalised pixels, logits
@@ -290,8 +292,9 @@ def test_without_training_images_int8_is_refused_and_the_ways_out_are_named(
     checkpoint_path, data, tmp_path, more
 ):
     shutil.copytree(data / "val", tmp_path / "data" / "val")
-    result = irv2("export", checkpoint_path, "--data", tmp_path / "data", "--out",
-                  tmp_path / "b", *more)  # fmt: skip
+    result = irv2(
+        "export", checkpoint_path, "--data", tmp_path / "data", "--out", tmp_path / "b", *more
+    )
     assert result.returncode == 2, result.stderr
     [line] = result.stderr.splitlines()
     assert line.startswith("error: int8: no folder train/ in ")

@@ -156,8 +156,9 @@ def test_what_the_export_was_asked_to_accept_is_kept_also_for_what_it_could_not_
     exporting = export(exported.checkpoint_path, exported.data, tmp_path / "asked.bundle", options)
     recorded = exporting.manifest.accepted_loss
     assert {precision: msgspec.structs.astuple(loss) for precision, loss in recorded.items()} == {
-        "fp32": (7.0, 0.1, 0.9), "bf16": (7.0, 0.5, 0.9)
-    }  # fmt: skip
+        "fp32": (7.0, 0.1, 0.9),
+        "bf16": (7.0, 0.5, 0.9),
+    }
     change_manifest(with_bf16, accepted_loss=recorded)
     report = verify(with_bf16, exported.data)
     assert tolerances(report) == [(7.0, 0.1, 0.9), (7.0, 0.5, 0.9)]
@@ -209,8 +210,17 @@ def test_a_server_that_asks_for_a_token_is_verified_with_one(bundle, exported, t
     tokens.write_text("verifier 0123456789abcdef\n")
     token.write_text("0123456789abcdef\n")
     with serving(bundle, "--token-file", str(tokens)) as server:
-        command = [sys.executable, "-m", "irv2", "verify", str(bundle), "--data",
-                   str(exported.data), "--server", server.address]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "irv2",
+            "verify",
+            str(bundle),
+            "--data",
+            str(exported.data),
+            "--server",
+            server.address,
+        ]
         refused = subprocess.run(command, capture_output=True, text=True)
         asked = subprocess.run(
             [*command, "--token-file", str(token), "--json"], capture_output=True, text=True

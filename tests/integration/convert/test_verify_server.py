@@ -90,9 +90,12 @@ def verify(served: Bundle, data: Path, tamper=None, evidence: Path | None = None
         command = [sys.executable, "-c", program, str(evidence or served.path), "--server", address]
         try:
             return await asyncio.to_thread(
-                subprocess.run, [*command, "--data", str(data), "--json"],
-                capture_output=True, text=True, timeout=60,
-            )  # fmt: skip
+                subprocess.run,
+                [*command, "--data", str(data), "--json"],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
         finally:
             await site.server.stop()
 
@@ -204,12 +207,14 @@ def test_of_two_int8_files_the_server_runs_the_one_whose_evidence_it_shows(
     names = ("model.int8-cpu.onnx", "model.int8-trt.onnx", "model.int8.plan")
     artifacts = [
         msgspec.structs.replace(
-            fp32, file=name, precision="int8",
+            fp32,
+            file=name,
+            precision="int8",
             format="tensorrt" if name.endswith("plan") else "onnx",
             parity=msgspec.structs.replace(fp32.parity, n=2000 + i),
         )
         for i, name in enumerate(names)
-    ]  # fmt: skip
+    ]
     manifest = msgspec.structs.replace(bundle.manifest, artifacts=[fp32, *artifacts])
     shown = fp32.parity if is_new else artifacts[names.index(expected)].parity
     model = Model(

@@ -40,8 +40,10 @@ def test_the_classifier_makes_the_logits_out_of_them(site):
     assert found["files"].tolist() == [str(folder.path(i)) for i in range(48)]
     assert found["features"].dtype == np.float32
     assert json.loads(done.stdout) == {
-        "out": str(out), "n": 48, "num_features": model.classifier.in_features,
-    }  # fmt: skip
+        "out": str(out),
+        "n": 48,
+        "num_features": model.classifier.in_features,
+    }
     checkpoint = Checkpoint.load(site / "best.pt")
     [ledger] = classify_folder([TorchRunner(checkpoint)], folder, checkpoint.preprocess)
     with torch.inference_mode():
@@ -53,9 +55,12 @@ def test_a_file_named_twice_comes_once_in_the_order_given(site):
     first, second = (site / "data/val" / name for name in ("red/3.png", "blue/0.png"))
     out = site / "f.npz"
     shape = write_features([first, second], site / "best.pt", out, "cpu", "error")
-    assert features(
-        first, second, first, "--model", site / "best.pt", "-o", out, "--device", "cpu"
-    ).stdout == f"{out}: 2 images, {shape[1]} features each\n"  # fmt: skip
+    assert (
+        features(
+            first, second, first, "--model", site / "best.pt", "-o", out, "--device", "cpu"
+        ).stdout
+        == f"{out}: 2 images, {shape[1]} features each\n"
+    )
     assert np.load(out)["files"].tolist() == [str(first), str(second)]
 
 

@@ -26,9 +26,10 @@ def test_the_benchmark_names_its_cases_ratios_and_kernel():
     result = json.loads(done.stdout)
     assert min(result["images_per_s"].values()) > 0
     assert set(result["ratios"]) == {
-        "opencv-cubic / usual Pillow loader", "torch7-bicubic / usual Pillow loader",
+        "opencv-cubic / usual Pillow loader",
+        "torch7-bicubic / usual Pillow loader",
         "2 workers / 1 worker",
-    }  # fmt: skip
+    }
     assert result["kernel"] in {"compiled_kernel", "numpy_kernel"}
 
 

@@ -34,9 +34,24 @@ def test_both_precisions_are_compared_with_a_plain_loop_and_the_peak(environment
         pixels = np.full((80, 90, 3), 80 * i, np.uint8)
         Image.fromarray(pixels).save(tmp_path / "train" / "one" / f"{i}.jpg")
     report = bench(
-        environment, "--width", "0.1", "--image-size", "75", "--batch-size", "32", "--rounds", "2",
-        "--seconds", "0.01", "--workers", "1", "--wait-steps", "2", "--data", str(tmp_path),
-    )  # fmt: skip
+        environment,
+        "--width",
+        "0.1",
+        "--image-size",
+        "75",
+        "--batch-size",
+        "32",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.01",
+        "--workers",
+        "1",
+        "--wait-steps",
+        "2",
+        "--data",
+        str(tmp_path),
+    )
     cases = report["cases"]
     assert list(cases) == ["plain fp32", "plain bf16", "ours fp32", "ours bf16"]
     for name, case in cases.items():

@@ -20,8 +20,13 @@ from irv2.evaluate import classify_folder, classify_part, share
 from irv2.runners.torch import TorchRunner
 
 TORCHRUN = [
-    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3",
-]  # fmt: skip
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "3",
+]
 
 
 @pytest.fixture
@@ -53,11 +58,15 @@ def test_three_trainer_processes_count_fifty_images_once_each(folder, checkpoint
     out = tmp_path / "counts.json"
     subprocess.run(
         [
-            *TORCHRUN, ROOT / "tests/helpers/share_worker.py", tmp_path / "best.pt",
-            folder.root.parent, out,
+            *TORCHRUN,
+            ROOT / "tests/helpers/share_worker.py",
+            tmp_path / "best.pt",
+            folder.root.parent,
+            out,
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, check=True,
-    )  # fmt: skip
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
     [alone] = classify_folder([TorchRunner(checkpoint)], folder, checkpoint.preprocess)
     assert tuple(json.loads(out.read_text())) == alone.counts
     assert alone.counts[0] == 50

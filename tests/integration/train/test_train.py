@@ -31,9 +31,27 @@ from irv2.train.data.loader import batch_indices
 from irv2.train.settings import SETTINGS
 
 SMALL = [
-    "--setting", "2", "--width", "0.1", "--blocks", "1", "1", "1", "--image-size", "75",
-    "--batch-size", "8", "--bn-group", "4", "--epochs", "2", "--workers", "1", "--device", "cpu",
-]  # fmt: skip
+    "--setting",
+    "2",
+    "--width",
+    "0.1",
+    "--blocks",
+    "1",
+    "1",
+    "1",
+    "--image-size",
+    "75",
+    "--batch-size",
+    "8",
+    "--bn-group",
+    "4",
+    "--epochs",
+    "2",
+    "--workers",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +69,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "irv2", "train", *SMALL, "--data", str(data), "--out", str(out),
-            *more]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "irv2",
+        "train",
+        *SMALL,
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def train(data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -114,17 +142,23 @@ def test_resume_insists_on_a_run(data, tmp_path):
     assert "a run to resume" in result.stderr
 
 
-@pytest.mark.parametrize(("signal_number", "status"), [
-    pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("signal_number", "status"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143),
+    ],
+)
 def test_a_signal_saves_and_the_same_command_ends_like_a_run_never_stopped(
     data, finished, tmp_path, signal_number, status
 ):
     out = tmp_path / "stopped"
     process = subprocess.Popen(
-        command(data, out, "--save-minutes", "0"), stderr=subprocess.PIPE, text=True,
+        command(data, out, "--save-minutes", "0"),
+        stderr=subprocess.PIPE,
+        text=True,
         env=ENVIRONMENT,
-    )  # fmt: skip
+    )
     wait_for(out / "last.pt", process)
     process.send_signal(signal_number)
     _, stderr = process.communicate(timeout=60)
@@ -153,8 +187,9 @@ def test_a_run_killed_in_a_save_an_evaluation_and_between_steps_ends_like_one_ne
     best = min(rows(killed), key=lambda row: row["ema_val_top1_error"])
     assert result["best_ema"] == str(killed / "best-ema.pt")
     assert (result["ema_epoch"], result["ema_top1_error"]) == (
-        best["epoch"], best["ema_val_top1_error"],
-    )  # fmt: skip
+        best["epoch"],
+        best["ema_val_top1_error"],
+    )
     assert f"ema: top-1 {rows(killed)[-1]['ema_val_top1_error']:6.3f}" in done.stderr
     average, last = Checkpoint.load(killed / "best-ema.pt"), Checkpoint.load(killed / "last.pt")
     if average.epoch == last.epoch:
@@ -238,9 +273,11 @@ def test_a_truncated_image_stops_the_run_after_saving_and_once_mended_it_goes_on
 def test_a_killed_worker_ends_the_run_after_saving(data, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command(data, out, "--epochs", "500", "--workers", "2"), stderr=subprocess.PIPE, text=True,
+        command(data, out, "--epochs", "500", "--workers", "2"),
+        stderr=subprocess.PIPE,
+        text=True,
         env=ENVIRONMENT,
-    )  # fmt: skip
+    )
     wait_for(out / "metrics.jsonl", process)
     until = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < until:
@@ -353,9 +390,11 @@ def test_the_first_lines_and_the_record_hold_the_whole_recipe_and_the_machine(da
 
 def test_a_missing_gpu_is_one_line(data, tmp_path):
     result = subprocess.run(
-        command(data, tmp_path / "run", "--device", "cuda"), capture_output=True, text=True,
+        command(data, tmp_path / "run", "--device", "cuda"),
+        capture_output=True,
+        text=True,
         env={**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     assert result.returncode == 1
     assert result.stderr == (
         "error: --device cuda: torch finds no GPU; expected a GPU; use --device cpu\n"

@@ -27,21 +27,45 @@ from irv2.train.data.loader import batch_indices, share
 from irv2.train.settings import SETTINGS
 
 TORCHRUN = [
-    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-]  # fmt: skip
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+]
 SMALL = [
-    "--setting", "2", "--width", "0.1", "--blocks", "1", "1", "1", "--image-size", "75",
-    "--batch-size", "8", "--bn-group", "4", "--workers", "0", "--device", "cpu",
-]  # fmt: skip
+    "--setting",
+    "2",
+    "--width",
+    "0.1",
+    "--blocks",
+    "1",
+    "1",
+    "1",
+    "--image-size",
+    "75",
+    "--batch-size",
+    "8",
+    "--bn-group",
+    "4",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+]
 # Equal bits need a fixed number of threads.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True,
-        env={**ENVIRONMENT, **more}, cwd=ROOT,
-    )  # fmt: skip
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, **more},
+        cwd=ROOT,
+    )
 
 
 def states_after(out: Path, how: str) -> dict[str, dict[str, torch.Tensor]]:
@@ -118,9 +142,13 @@ def test_a_stopped_run_of_two_processes_resumes_and_equals_micro_batches_of_one(
     out = tmp_path / "two"
     command = [*TORCHRUN, *train(data, out, "--epochs", 2)]
     process = subprocess.Popen(
-        [*command, "--save-minutes", "0"], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, env=ENVIRONMENT, cwd=ROOT,
-    )  # fmt: skip
+        [*command, "--save-minutes", "0"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+    )
     wait_for(out / "last.pt", process)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
@@ -141,9 +169,13 @@ def test_losing_one_process_ends_the_other_with_one_line_and_torchrun_starts_bot
     out = tmp_path / "lost"
     command = [*TORCHRUN, "--max-restarts", "1", *train(data, out, "--epochs", 2)]
     process = subprocess.Popen(
-        [*command, "--save-minutes", "0"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-        cwd=ROOT, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        [*command, "--save-minutes", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
     wait_for(out / "last.pt", process)
     os.kill(process_of_rank(1, process.pid), signal.SIGKILL)
     _, stderr = process.communicate(timeout=240)
@@ -223,9 +255,14 @@ def test_sigterm_ends_a_process_that_waits_for_the_others(data, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = free.getsockname()
     environment = {
-        **ENVIRONMENT, "MASTER_ADDR": address[0], "MASTER_PORT": str(address[1]), "RANK": "0",
-        "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
-    }  # fmt: skip
+        **ENVIRONMENT,
+        "MASTER_ADDR": address[0],
+        "MASTER_PORT": str(address[1]),
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+    }
     command = [sys.executable, *train(data, tmp_path / "out")]
     process = subprocess.Popen(command, env=environment, cwd=ROOT)
     try:
@@ -260,7 +297,8 @@ def process_of_rank(rank: int, launcher: int) -> int:
     """The process id of a rank among torchrun's children."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     [found] = [
-        int(child) for child in children
+        int(child)
+        for child in children
         if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{child}/environ").read_bytes()
-    ]  # fmt: skip
+    ]
     return found

@@ -84,18 +84,28 @@ def test_calibration_images_are_refused_where_no_int8_is_made():
 def test_an_engine_that_is_left_out_with_its_model_says_which():
     fp32, int8, plan, other = (
         Artifact(
-            file=file, sha256=file, format="onnx", precision=precision, max_batch=1,
-            built_from=built_from, built_with={}, gpu=None, parity=None,
+            file=file,
+            sha256=file,
+            format="onnx",
+            precision=precision,
+            max_batch=1,
+            built_from=built_from,
+            built_with={},
+            gpu=None,
+            parity=None,
         )
         for file, precision, built_from in [
-            ("model.onnx", "fp32", "checkpoint"), ("model.int8-trt.onnx", "int8", "model.onnx"),
-            ("model.int8.plan", "int8", "model.int8-trt.onnx"), ("model.plan", "fp32", "model.onnx")
+            ("model.onnx", "fp32", "checkpoint"),
+            ("model.int8-trt.onnx", "int8", "model.onnx"),
+            ("model.int8.plan", "int8", "model.int8-trt.onnx"),
+            ("model.plan", "fp32", "model.onnx"),
         ]
-    )  # fmt: skip
+    )
     judged = {
         fp32.file: Judgement(passed_parity(), "fp32 passed"),
         int8.file: Judgement(passed_parity("too_few_images"), "int8: too few images"),
     }
     assert undecided([fp32, int8, plan, other], judged) == {
-        int8.file: "int8: too few images", plan.file: "it is made of model.int8-trt.onnx"
-    }  # fmt: skip
+        int8.file: "int8: too few images",
+        plan.file: "it is made of model.int8-trt.onnx",
+    }

@@ -82,9 +82,14 @@ def failing(bundle: Path, data: Path, tmp_path: Path) -> Path:
 
 def engine_of(model: Artifact, folder: Path) -> Artifact:
     return msgspec.structs.replace(
-        model, file="model.plan", sha256=file_sha256(folder / "model.plan"), format="tensorrt",
-        built_from=model.sha256, gpu="another", parity=None,
-    )  # fmt: skip
+        model,
+        file="model.plan",
+        sha256=file_sha256(folder / "model.plan"),
+        format="tensorrt",
+        built_from=model.sha256,
+        gpu="another",
+        parity=None,
+    )
 
 
 def test_a_bundle_that_was_published_meanwhile_is_not_overwritten(

@@ -26,15 +26,24 @@ def make_checkpoint(seed: int = 0) -> Checkpoint:
     torch.manual_seed(seed)
     model = inception_resnet_v2(num_classes=3, blocks=(1, 1, 1), width=0.125)
     return Checkpoint(
-        model=model.config, state_dict=model.state_dict(), classes=["a", "b", "ç"],
-        preprocess=Preprocess(resize=80, crop=75), setting="2", epoch=3, step=100,
-        metrics={"top1_error": 1 / 3}, recipe={"momentum": 0.4737, "decay": (12800, 0.96)},
+        model=model.config,
+        state_dict=model.state_dict(),
+        classes=["a", "b", "ç"],
+        preprocess=Preprocess(resize=80, crop=75),
+        setting="2",
+        epoch=3,
+        step=100,
+        metrics={"top1_error": 1 / 3},
+        recipe={"momentum": 0.4737, "decay": (12800, 0.96)},
         training={
-            "random": torch.get_rng_state(), "half": torch.ones(2, dtype=torch.bfloat16),
-            "scalar": torch.tensor(7), "empty": torch.zeros(0, 4), "nothing": None,
+            "random": torch.get_rng_state(),
+            "half": torch.ones(2, dtype=torch.bfloat16),
+            "scalar": torch.tensor(7),
+            "empty": torch.zeros(0, 4),
+            "nothing": None,
             "groups": [{"lr": 0.045, 1: True}],
         },
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

@@ -49,9 +49,18 @@ def test_sample_recipe_has_as_many_decays_as_the_setting():
 def test_sample_recipe_says_all_that_differs_from_the_setting():
     names = {line.split()[0] for line in sample_recipe("1", 1437).differences(SETTINGS["1"])}
     assert names == {
-        "epochs", "decay_steps", "learning_rate", "momentum", "blocks", "width", "resize",
-        "image_size", "augmentation", "max_shift", "flip",
-    }  # fmt: skip
+        "epochs",
+        "decay_steps",
+        "learning_rate",
+        "momentum",
+        "blocks",
+        "width",
+        "resize",
+        "image_size",
+        "augmentation",
+        "max_shift",
+        "flip",
+    }
 
 
 def test_a_batch_that_does_not_split_into_groups_is_refused():

@@ -22,9 +22,16 @@ def resolved(**overrides: object) -> Recipe:
 
 def test_every_value_of_a_setting_can_be_overridden():
     values = {
-        "resampling": "opencv-cubic", "flip": False, "resize": 320, "dropout": 0.5,
-        "momentum": 0.9, "weight_decay": 4e-5, "epochs": 3, "gamma": 0.94, "decay_steps": 10,
-    }  # fmt: skip
+        "resampling": "opencv-cubic",
+        "flip": False,
+        "resize": 320,
+        "dropout": 0.5,
+        "momentum": 0.9,
+        "weight_decay": 4e-5,
+        "epochs": 3,
+        "gamma": 0.94,
+        "decay_steps": 10,
+    }
     recipe = resolved(**values)
     assert {name: getattr(recipe, name) for name in values} == values
     assert recipe.model_config(10).dropout == 0.5
@@ -77,10 +84,12 @@ def test_the_line_about_a_recipe_leaves_nothing_out():
 def images(**other: object) -> ImageFolder:
     """Three images in a shard, or what `other` makes of them."""
     fields: dict[str, object] = {
-        "root": Path("data/train"), "classes": ("cat", "dog"), "labels": np.array([0, 0, 1]),
+        "root": Path("data/train"),
+        "classes": ("cat", "dog"),
+        "labels": np.array([0, 0, 1]),
         "files": ("0.tar/cat/a.jpg", "0.tar/cat/b.jpg", "0.tar/dog/a.jpg"),
         "spans": np.array([[512, 90], [1536, 80], [2560, 70]]),
-    }  # fmt: skip
+    }
     return ImageFolder(**{**fields, **other})
 
 

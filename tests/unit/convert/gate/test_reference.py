@@ -80,10 +80,13 @@ def test_identity_of_the_data_depends_on_contents_and_labels_alone(data):
     reference = reference_on(open_split(data, "val"))
     order = np.random.default_rng(1).permutation(12).tolist()
     shuffled = Reference(
-        sha256=tuple(reference.sha256[i] for i in order), labels=reference.labels[order],
-        top5=reference.top5[order], top5_logits=reference.top5_logits[order],
-        margins=reference.margins[order], max_abs_logit=1.0,
-    )  # fmt: skip
+        sha256=tuple(reference.sha256[i] for i in order),
+        labels=reference.labels[order],
+        top5=reference.top5[order],
+        top5_logits=reference.top5_logits[order],
+        margins=reference.margins[order],
+        max_abs_logit=1.0,
+    )
     assert shuffled.data_sha256 == reference.data_sha256
     other = Reference.from_predictions(
         Predictions((), reference.sha256, np.roll(reference.labels, 1), reference.logits)
@@ -127,9 +130,10 @@ def npz_of(**arrays: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no archive", npz_of(labels=np.zeros(3)), None],
+    "content",
+    [b"", b"no archive", npz_of(labels=np.zeros(3)), None],
     ids=["empty", "garbage", "arrays missing", "absent"],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "reference.npz"
     if content is not None:

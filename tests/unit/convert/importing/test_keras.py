@@ -143,13 +143,17 @@ def test_weights_without_the_classifier_are_refused_with_a_way_out():
     names, ones = keras_names(config)
     shapes = {name: tensor.shape for name, tensor in expected_state(config).items()}
     source = Source(
-        kind="Keras weights", config=config, preprocess=SLIM_PREPROCESS, names=names, ones=ones,
+        kind="Keras weights",
+        config=config,
+        preprocess=SLIM_PREPROCESS,
+        names=names,
+        ones=ones,
         tensors={
             theirs: torch.empty(shapes[ours], device="meta")
             for ours, theirs in names.items()
             if not theirs.startswith("predictions/")
         },
-    )  # fmt: skip
+    )
     line = refused(lambda: state_dict_of(source, Path("notop.h5")))
     assert "2 missing: predictions/bias, predictions/kernel; " in line
     assert line.endswith("use the file with the classifier (of Keras: include_top=True)")

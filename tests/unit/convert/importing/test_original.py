@@ -8,14 +8,23 @@ from torch7_writer import Object, Storage, Tensor, save, sequence
 
 from irv2.convert.importing.original import read_original
 
-STEM_2 = {"nInputPlane": 32, "nOutputPlane": 64, "kH": 3, "kW": 3, "dH": 1, "dW": 1,
-          "padH": 1, "padW": 1}  # fmt: skip
+STEM_2 = {
+    "nInputPlane": 32,
+    "nOutputPlane": 64,
+    "kH": 3,
+    "kW": 3,
+    "dH": 1,
+    "dW": 1,
+    "padH": 1,
+    "padW": 1,
+}
 MATRIX = (np.arange(64 * 32 * 9, dtype=np.float32) % 2048).reshape(64, -1)  # exact as halves
 POOL = {"kH": 3, "kW": 3, "dH": 2, "dW": 2, "padH": 0, "padW": 0, "ceil_mode": False}
 FOUR = np.array([1, 2, 4, 8], np.float32)
-BATCH_NORM = {"eps": 1e-5, **{
-    field: Tensor(FOUR) for field in ("weight", "bias", "running_mean", "running_var")
-}}  # fmt: skip
+BATCH_NORM = {
+    "eps": 1e-5,
+    **{field: Tensor(FOUR) for field in ("weight", "bias", "running_mean", "running_var")},
+}
 
 
 @pytest.fixture
@@ -56,16 +65,24 @@ def convolution(kind: str = "cudnn.SpatialConvolution", **changes: object) -> Ob
         (convolution(kH=1e300, weight=None), "has no weight"),
         (convolution(groups=2), "model is a grouped convolution"),
         (Object("nn.SpatialBatchNormalization"), "has no running_mean"),
-        (Object("nn.SpatialBatchNormalization", BATCH_NORM | {"eps": 1e-3}),
-         "has eps 0.001; expected 1e-5"),
-        (Object("nn.SpatialBatchNormalization",
-                {k: v for k, v in BATCH_NORM.items() if k != "eps"}), "has eps None"),
+        (
+            Object("nn.SpatialBatchNormalization", BATCH_NORM | {"eps": 1e-3}),
+            "has eps 0.001; expected 1e-5",
+        ),
+        (
+            Object(
+                "nn.SpatialBatchNormalization", {k: v for k, v in BATCH_NORM.items() if k != "eps"}
+            ),
+            "has eps None",
+        ),
         (Object("nn.Linear"), "has no weight"),
-        (Object("nn.Linear", {"weight": Tensor(MATRIX.reshape(64, 32, 9))}),
-         "model.weight has 3 dimensions; expected 2"),
+        (
+            Object("nn.Linear", {"weight": Tensor(MATRIX.reshape(64, 32, 9))}),
+            "model.weight has 3 dimensions; expected 2",
+        ),
         (Object("nn.Sequential"), "662 missing"),
     ],
-)  # fmt: skip
+)
 def test_what_the_network_does_not_have_is_named(path, value, expected):
     assert expected in refused(lambda: imported(save(path, value)))
 
@@ -103,7 +120,7 @@ def test_modules_without_weights_are_read_over(path, module):
         convolution(weight=Tensor(MATRIX.reshape(64, 32, 3, 3).astype(np.float64), "Double")),
         convolution(weight=Tensor(MATRIX.reshape(64, 32, 3, 3).astype(np.float16), "CudaHalf")),
     ],
-)  # fmt: skip
+)
 def test_a_convolution_is_read_however_it_was_kept(path, module):
     source = read_original(save(path, tree(module)))
     assert source.names == {"stem.2.0.weight": "model.1.weight"}

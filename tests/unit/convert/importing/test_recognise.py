@@ -48,10 +48,11 @@ KINDS = {
     "safetensors": (lambda _: save(TENSORS), READ),
     "h5": (lambda folder: keras_file(write_keras_2, folder=folder), READ_BY_KERAS),
     "weights.h5": (
-        lambda folder: keras_file(write_keras_3, folder=folder, named=True), READ_BY_KERAS
+        lambda folder: keras_file(write_keras_3, folder=folder, named=True),
+        READ_BY_KERAS,
     ),
     "keras": (lambda folder: keras_file(write_keras_archive, folder=folder), READ_BY_KERAS),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,10 +40,20 @@ def test_plain_values_come_back(path):
 
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [("Float", "f4"), ("Cuda", "f4"), ("Double", "f8"), ("CudaDouble", "f8"), ("CudaHalf", "f2"),
-     ("Long", "i8"), ("CudaLong", "i8"), ("Int", "i4"), ("Short", "i2"), ("Byte", "u1"),
-     ("Char", "i1")],
-)  # fmt: skip
+    [
+        ("Float", "f4"),
+        ("Cuda", "f4"),
+        ("Double", "f8"),
+        ("CudaDouble", "f8"),
+        ("CudaHalf", "f2"),
+        ("Long", "i8"),
+        ("CudaLong", "i8"),
+        ("Int", "i4"),
+        ("Short", "i2"),
+        ("Byte", "u1"),
+        ("Char", "i1"),
+    ],
+)
 def test_tensors_of_every_type_come_back(path, kind, dtype):
     found = round_trip(path, Tensor(MATRIX.astype(dtype), kind))
     assert found.dtype == np.dtype(dtype)

@@ -138,8 +138,18 @@ def test_sheet_without_any_file_is_refused(ledgers, tmp_path):
 
 
 def test_program_prints_one_object_and_draws(ledgers, data, tmp_path):
-    command = [sys.executable, "-m", "irv2", "diff", *ledgers, "--data", str(data), "--json",
-               "-o", str(tmp_path / "sheet.png")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "irv2",
+        "diff",
+        *ledgers,
+        "--data",
+        str(data),
+        "--json",
+        "-o",
+        str(tmp_path / "sheet.png"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(result.stdout)
     assert (found["n"], found["num_different"]) == (6, 2)

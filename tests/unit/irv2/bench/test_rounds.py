@@ -19,8 +19,10 @@ def test_every_round_runs_every_case_once_and_the_base_twice_in_turned_order():
     rounds = run_rounds({"a": case("a", 1.0), "b": case("b", 2.0)}, 3, aa="a", title="try")
     assert seen == ["a", "b", "a", "a", "b", "a", "a", "b", "a"]
     assert {name: len(rates) for name, rates in rounds.rates.items()} == {
-        "a": 3, "b": 3, "a again": 3
-    }  # fmt: skip
+        "a": 3,
+        "b": 3,
+        "a again": 3,
+    }
     assert rounds.ratio("b", "a").value == 2.0
 
 

@@ -167,9 +167,12 @@ def test_a_data_folder_that_has_no_room_is_named(sample, tmp_path, program):
     out = tmp_path / "out"
     arguments = ["--out", out] if program == "sample" else [sample, out]
     done = subprocess.run(
-        [BIN / "irv2", "data", program, *arguments], capture_output=True, text=True, check=False,
+        [BIN / "irv2", "data", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (  # after, perhaps, a warning about the index
         f"error: {out}: can't be written (File too large); expected free space; free some; "
@@ -259,17 +262,29 @@ def test_a_stopped_data_set_leaves_nothing_half_written(tmp_path, number, status
 @pytest.mark.parametrize(
     ("arguments", "missing", "line"),
     [
-        (["train", "--setting", "2", "--data", "data"], "torch",
-         'irv2 train: package torch is not installed; pip install "irv2[train]"'),
-        (["export", "checkpoint.pt", "--data", "data"], "torch",
-         'irv2 export: package torch is not installed; pip install "irv2[convert]"'),
-        (["eval", "checkpoint.pt", "--data", "data"], "torch",
-         'irv2 eval: package torch is not installed; pip install "irv2[train]"'),
-        (["data", "sample", "--out", "never"], "sklearn",
-         "the built-in sample: scikit-learn is not installed; "
-         'pip install "irv2[train]", or pass --data DIR'),
+        (
+            ["train", "--setting", "2", "--data", "data"],
+            "torch",
+            'irv2 train: package torch is not installed; pip install "irv2[train]"',
+        ),
+        (
+            ["export", "checkpoint.pt", "--data", "data"],
+            "torch",
+            'irv2 export: package torch is not installed; pip install "irv2[convert]"',
+        ),
+        (
+            ["eval", "checkpoint.pt", "--data", "data"],
+            "torch",
+            'irv2 eval: package torch is not installed; pip install "irv2[train]"',
+        ),
+        (
+            ["data", "sample", "--out", "never"],
+            "sklearn",
+            "the built-in sample: scikit-learn is not installed; "
+            'pip install "irv2[train]", or pass --data DIR',
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_program_without_its_packages_names_the_extra(tmp_path, arguments, missing, line):
     program = (
         f"import sys; sys.modules['{missing}'] = None; from irv2.cli.main import main;"

@@ -52,10 +52,12 @@ def test_a_certificate_without_its_key_is_named_at_the_start(tmp_path, damage):
     issued, other = issue(tmp_path / "ours"), issue(tmp_path / "other")
     key = load_pem_private_key(issued.key.read_bytes(), None)
     secret = BestAvailableEncryption(b"secret")
-    issued.key.write_bytes({
-        "junk": b"junk",
-        "another key": other.key.read_bytes(),
-        "encrypted": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secret),
-    }[damage])  # fmt: skip
+    issued.key.write_bytes(
+        {
+            "junk": b"junk",
+            "another key": other.key.read_bytes(),
+            "encrypted": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secret),
+        }[damage]
+    )
     with pytest.raises(UsageError, match=rf"^{issued.certificate}: no certificate with its key"):
         open_channel(["127.0.0.1:8500"], Tls(certificate=issued.certificate, key=issued.key))

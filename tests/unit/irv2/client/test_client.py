@@ -269,9 +269,14 @@ def test_what_no_retry_can_help_is_asked_once(refusal, expected):
     assert len(servicer.called_at) == 1
 
 
-@pytest.mark.parametrize("servicer", [
-    Scripted(answers=False), Scripted(Overloaded("server", "is full", 30.0)),
-], ids=["in a call", "between calls"])  # fmt: skip
+@pytest.mark.parametrize(
+    "servicer",
+    [
+        Scripted(answers=False),
+        Scripted(Overloaded("server", "is full", 30.0)),
+    ],
+    ids=["in a call", "between calls"],
+)
 def test_closing_a_client_ends_its_requests_at_once(servicer):
     refusals = []
 

@@ -42,8 +42,13 @@ def test_classes_and_files_are_sorted_and_labels_follow(data):
     folder = open_split(data, "train")
     assert folder.classes == ("Moth", "ant", "zebra")
     assert folder.files == (
-        "Moth/0.png", "Moth/1.png", "ant/0.png", "ant/1.png", "ant/2.png", "zebra/0.png",
-    )  # fmt: skip
+        "Moth/0.png",
+        "Moth/1.png",
+        "ant/0.png",
+        "ant/1.png",
+        "ant/2.png",
+        "zebra/0.png",
+    )
     assert folder.labels.tolist() == [0, 0, 1, 1, 1, 2]
     assert folder.labels.dtype == np.int64
     assert len(folder) == 6

@@ -91,11 +91,14 @@ def test_processes_that_start_together_share_one_whole_sample(sample, tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", program], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-c", program],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for _ in range(3)
-    ]  # fmt: skip
+    ]
     answers = [rank.communicate(timeout=60) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0, 0], answers
     [folder] = {Path(stdout.strip()) for stdout, _ in answers}

@@ -18,9 +18,7 @@ def build(folder: Path, **environment: str) -> list[Path]:
     """The libraries that setup.py makes in `folder`."""
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", folder]
     command += ["--build-temp", folder / "temp"]
-    subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, check=True, capture_output=True
-    )  # fmt: skip
+    subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=True, capture_output=True)
     return list(folder.glob("irv2/_bicubic*"))
 
 
@@ -31,9 +29,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
 
 
 def assert_equal(
-    compiled: Kernel, image: np.ndarray, height: int, width: int,
+    compiled: Kernel,
+    image: np.ndarray,
+    height: int,
+    width: int,
     window: tuple[int, int, int, int] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Both kernels make the same bytes of `image` resized to (height, width), or a part of it."""
     top, left, rows, columns = window or (0, 0, height, width)
     tables = (

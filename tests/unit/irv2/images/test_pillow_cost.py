@@ -59,9 +59,12 @@ def tiff_of_strips(num_strips: int) -> bytes:
     directory.append(struct.pack("<HHII", 279, 4, num_strips, at + 4 * num_strips))
     header = b"II*\0" + struct.pack("<IH", 8, 8)
     return (
-        header + b"".join(directory) + bytes(4)
-        + struct.pack("<I", 0) * num_strips + struct.pack("<I", 8) * num_strips
-    )  # fmt: skip
+        header
+        + b"".join(directory)
+        + bytes(4)
+        + struct.pack("<I", 0) * num_strips
+        + struct.pack("<I", 8) * num_strips
+    )
 
 
 def bmp_of_runs() -> bytes:
@@ -88,9 +91,11 @@ CORPUS = {
     "ppm to 254": b"P6 1000 1000 254\n" + bytes(NUM_BYTES),
     "ppm of spaces": b"P6 " + b" " * NUM_BYTES,
     "tiff of strips": tiff_of_strips(NUM_BYTES // 8),
-    "big-endian tiff of strips": b"MM\0*" + struct.pack(">IH", 8, 1)
-    + struct.pack(">HHII", 324, 4, 10**6, 8) + bytes(NUM_BYTES),
-}  # fmt: skip
+    "big-endian tiff of strips": b"MM\0*"
+    + struct.pack(">IH", 8, 1)
+    + struct.pack(">HHII", 324, 4, 10**6, 8)
+    + bytes(NUM_BYTES),
+}
 
 
 @pytest.mark.parametrize("encoded", CORPUS.values(), ids=CORPUS)

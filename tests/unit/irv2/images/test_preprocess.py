@@ -78,10 +78,12 @@ def slow_opencv_line(line: list[float], count: int) -> list[float]:
     for i in range(count):
         centre = (i + 0.5) * len(line) / count - 0.5
         k = math.floor(centre)
-        result.append(sum(
-            keys_cubic(centre - j, -0.75) * line[min(max(j, 0), len(line) - 1)]
-            for j in range(k - 1, k + 3)
-        ))  # fmt: skip
+        result.append(
+            sum(
+                keys_cubic(centre - j, -0.75) * line[min(max(j, 0), len(line) - 1)]
+                for j in range(k - 1, k + 3)
+            )
+        )
     return result
 
 

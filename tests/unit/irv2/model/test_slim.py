@@ -32,9 +32,14 @@ def checkpoint_of(config) -> Checkpoint:
     torch.manual_seed(0)
     model = build(config)
     return Checkpoint(
-        model=config, state_dict=model.state_dict(), classes=["a", "b", "c"], setting="imported",
-        preprocess=Preprocess(resize=80, crop=75), epoch=0, step=0,
-    )  # fmt: skip
+        model=config,
+        state_dict=model.state_dict(),
+        classes=["a", "b", "c"],
+        setting="imported",
+        preprocess=Preprocess(resize=80, crop=75),
+        epoch=0,
+        step=0,
+    )
 
 
 def test_the_published_network_has_the_published_size():

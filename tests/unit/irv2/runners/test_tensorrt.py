@@ -49,9 +49,16 @@ class Machine:
         self.path.write_bytes(b"a plan")
         built_for = f"{names[0]} (compute capability 9.0)" if flavour == "tensorrt" else "9.0"
         self.artifact = Artifact(
-            file="a.plan", sha256="", format=flavour, precision="fp16", max_batch=7,
-            built_from="", built_with={flavour: "11.4"}, gpu=built_for, parity=None,
-        )  # fmt: skip
+            file="a.plan",
+            sha256="",
+            format=flavour,
+            precision="fp16",
+            max_batch=7,
+            built_from="",
+            built_with={flavour: "11.4"},
+            gpu=built_for,
+            parity=None,
+        )
 
     def open(self, gpu: int = 0) -> TensorRTRunner:
         runner = TensorRTRunner(self.path, self.artifact, gpu)

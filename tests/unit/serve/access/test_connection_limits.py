@@ -44,8 +44,9 @@ async def wire(site, chunk: int, is_cut: asyncio.Event):
 
     async def connect(reader, writer):
         far_reader, far_writer = await asyncio.open_connection(host, port)
-        carriers.extend(asyncio.create_task(carry(*way))
-                        for way in ((reader, far_writer), (far_reader, writer)))  # fmt: skip
+        carriers.extend(
+            asyncio.create_task(carry(*way)) for way in ((reader, far_writer), (far_reader, writer))
+        )
         writers.extend((writer, far_writer))
 
     carriers, writers = [], []
@@ -191,9 +192,14 @@ def test_the_largest_limits_of_the_command_line_are_taken(bundle):
         max_connections=most - 1, max_streams=most, max_connection_age_s=MAX_CONNECTION_AGE_S
     )
     scenario_with(
-        bundle, scenario, connections=limits, max_message_bytes=most, max_image_bytes=most,
-        max_image_pixels=most, default_deadline_ms=most,
-    )  # fmt: skip
+        bundle,
+        scenario,
+        connections=limits,
+        max_message_bytes=most,
+        max_image_bytes=most,
+        max_image_pixels=most,
+        default_deadline_ms=most,
+    )
 
 
 def test_a_message_over_the_limit_is_refused_and_never_to_be_retried(bundle):

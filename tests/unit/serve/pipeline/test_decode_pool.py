@@ -38,16 +38,20 @@ def test_pixels_are_resized_and_cropped_like_a_file():
         (Image(encoded=b"%PDF-1.7 ..."), ImageReason.UNSUPPORTED),
         (Image(encoded=JPEG[: len(JPEG) // 2]), ImageReason.TRUNCATED),
         (Image(encoded=bytes(50_001)), ImageReason.TOO_LARGE),
-        (Image(encoded=simplejpeg.encode_jpeg(np.zeros((200, 200, 3), np.uint8))),
-         ImageReason.TOO_MANY_PIXELS),
+        (
+            Image(encoded=simplejpeg.encode_jpeg(np.zeros((200, 200, 3), np.uint8))),
+            ImageReason.TOO_MANY_PIXELS,
+        ),
         (Image(pixels=Pixels()), ImageReason.BAD_PIXELS),
         (Image(pixels=Pixels(rgb=bytes(26), height=3, width=3)), ImageReason.BAD_PIXELS),
         (Image(pixels=Pixels(rgb=bytes(28), height=3, width=3)), ImageReason.BAD_PIXELS),
         (Image(pixels=Pixels(rgb=b"", height=0, width=7)), ImageReason.BAD_PIXELS),
-        (Image(pixels=Pixels(rgb=b"", height=2**32 - 1, width=2**32 - 1)),
-         ImageReason.TOO_MANY_PIXELS),
+        (
+            Image(pixels=Pixels(rgb=b"", height=2**32 - 1, width=2**32 - 1)),
+            ImageReason.TOO_MANY_PIXELS,
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_kind_of_bad_image_has_its_reason(image, reason):
     with pytest.raises(ImageError) as refused:
         input_from_image(image, CONFIG, LIMITS)

@@ -274,9 +274,10 @@ def test_calls_that_end_before_their_message_is_whole_are_counted(bundle):
         codes = [await each.code() for each in (expired, too_large, empty)]
         left.cancel()
         assert codes == [
-            grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
             grpc.StatusCode.INVALID_ARGUMENT,
-        ]  # fmt: skip
+        ]
         while 'total{outcome="unread"} 3.0' not in site.server._metrics.text().decode():
             await asyncio.sleep(0.01)
         assert counted(site, 'requests_total{outcome="deadline_exceeded"}') == 1
@@ -391,8 +392,12 @@ def test_a_stream_answers_every_request_and_no_refusal_ends_it(bundle):
         assert await call.read() is grpc.aio.EOF
         got = {(answer.id, answer.WhichOneof("outcome")) for answer in answers}
         assert got == {
-            ("a", "response"), ("a", "error"), ("", "error"), ("b", "error"), ("c", "response")
-        }  # fmt: skip
+            ("a", "response"),
+            ("a", "error"),
+            ("", "error"),
+            ("b", "error"),
+            ("c", "response"),
+        }
         for answer in answers:
             if answer.WhichOneof("outcome") == "error":
                 assert answer.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -414,8 +419,9 @@ def test_a_message_of_a_stream_may_have_its_own_deadline(bundle):
         first, second = await call.read(), await call.read()
         await call.done_writing()
         assert (first.id, first.error.code) == (
-            "impatient", grpc.StatusCode.DEADLINE_EXCEEDED.value[0],
-        )  # fmt: skip
+            "impatient",
+            grpc.StatusCode.DEADLINE_EXCEEDED.value[0],
+        )
         assert (second.id, second.WhichOneof("outcome")) == ("patient", "response")
 
     scenario_with(bundle, scenario, seconds=0.3)
@@ -472,8 +478,10 @@ def test_a_message_that_waits_for_room_in_its_stream_keeps_its_deadline(bundle):
         answers = [await call.read() for _ in range(3)]
         await call.done_writing()
         assert [(answer.id, answer.error.code) for answer in answers] == [
-            ("waits", grpc.StatusCode.DEADLINE_EXCEEDED.value[0]), ("large", 0), ("next", 0),
-        ]  # fmt: skip
+            ("waits", grpc.StatusCode.DEADLINE_EXCEEDED.value[0]),
+            ("large", 0),
+            ("next", 0),
+        ]
 
     scenario_with(bundle, scenario, seconds=0.5, max_queue=40)
 

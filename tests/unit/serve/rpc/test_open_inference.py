@@ -65,8 +65,10 @@ def test_live_ready_and_metadata(bundle):
         model = await stub.ModelMetadata(oip.ModelMetadataRequest(name="irv2", version="1"))
         (images,), (logits,) = model.inputs, model.outputs
         assert (images.name, images.datatype, list(images.shape)) == (
-            "images", "UINT8", [-1, SIDE, SIDE, 3],
-        )  # fmt: skip
+            "images",
+            "UINT8",
+            [-1, SIDE, SIDE, 3],
+        )
         assert (logits.name, logits.datatype, list(logits.shape)) == ("logits", "FP32", [-1, 10])
         await site.server.announce_stop()
         assert not (await stub.ServerReady(oip.ServerReadyRequest())).ready
@@ -107,7 +109,7 @@ def test_raw_is_answered_raw_and_typed_typed(bundle, logits, typed):
         (infer_request(IMAGES.ravel()), "inputs[0]"),
         (infer_request(inputs=[{"name": "images"}]), "inputs"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_request_names_its_field(bundle, request_, field):
     async def scenario(site):
         stub = GRPCInferenceServiceStub(site.channel)
@@ -137,9 +139,13 @@ def crowded(field: str, num: int) -> oip.ModelInferRequest:
 
 @pytest.mark.parametrize(
     ("field", "num"),
-    [("inputs", 400_000), ("outputs", 90_000), ("inputs[0]", 900_000),
-     ("raw_input_contents", 400_000)],
-)  # fmt: skip
+    [
+        ("inputs", 400_000),
+        ("outputs", 90_000),
+        ("inputs[0]", 900_000),
+        ("raw_input_contents", 400_000),
+    ],
+)
 def test_what_a_message_holds_too_much_of_is_counted_and_not_walked_over(bundle, field, num):
     request = crowded(field, num)  # 0.9 MB
 

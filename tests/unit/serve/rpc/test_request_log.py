@@ -64,9 +64,11 @@ def test_every_request_is_a_line_with_its_id_and_outcome(bundle, lines):
     scenario_with(bundle, scenario, log_requests=True)
     found = [line for line in lines() if line["message"] == "request"]
     assert [(line["id"], line["outcome"], line["num_images"]) for line in found] == [
-        ("first", "ok", 2), ("bad image", "ok", 1), ("no images", "invalid_argument", 0),
+        ("first", "ok", 2),
+        ("bad image", "ok", 1),
+        ("no images", "invalid_argument", 0),
         ("streamed", "ok", 1),
-    ]  # fmt: skip
+    ]
     assert found[0]["inference_us"] > 0
     assert found[0]["total_us"] >= found[0]["inference_us"]
     assert secret.decode() not in json.dumps(lines())
@@ -82,8 +84,9 @@ def test_a_refusal_before_the_message_is_read_has_a_line_without_an_id(bundle, l
     scenario_with(bundle, scenario, seconds=0.2, log_requests=True)
     found = [line for line in lines() if line["message"] == "request"]
     assert [(line["method"], line["id"], line["outcome"]) for line in found] == [
-        ("Classify", "", "resource_exhausted"), ("Classify", "first", "ok"),
-    ]  # fmt: skip
+        ("Classify", "", "resource_exhausted"),
+        ("Classify", "first", "ok"),
+    ]
 
 
 def test_an_id_forges_neither_a_line_nor_a_field_nor_fills_the_log(bundle, lines, caplog):

@@ -18,8 +18,18 @@ from irv2.train.curves.torch7_log import read_torch7_log
 
 STEP = " | Epoch: [{}][{}/2]    Time 0.901  Data 0.004  Err 6.9078  top1 {:7.3f}  top5 {:7.3f}\n"
 TEST = " | Test: [{}][1/1]    Time 0.2  Data 0.0  top1  80.000 ( 80.000)  top5  60.000 ( 60.000)\n"
-ROW = json.dumps({"epoch": 1, "train_top1_error": 9, "train_top5_error": 1, "val_top1_error": 3.5,
-                  "val_top5_error": 2}) + "\n"  # fmt: skip
+ROW = (
+    json.dumps(
+        {
+            "epoch": 1,
+            "train_top1_error": 9,
+            "train_top5_error": 1,
+            "val_top1_error": 3.5,
+            "val_top5_error": 2,
+        }
+    )
+    + "\n"
+)
 DONE = " * Finished epoch # {}     top1: {:7.3f}  top5: {:7.3f}\n\n"
 
 
@@ -41,10 +51,15 @@ def log(tmp_path):
 def run(tmp_path):
     """A run's folder with two epochs."""
     rows = [
-        {"epoch": n, "train_top1_error": 50 / n, "train_top5_error": 20 / n,
-         "val_top1_error": 40 / n, "val_top5_error": 10 / n}
+        {
+            "epoch": n,
+            "train_top1_error": 50 / n,
+            "train_top5_error": 20 / n,
+            "val_top1_error": 40 / n,
+            "val_top5_error": 10 / n,
+        }
         for n in (1, 2)
-    ]  # fmt: skip
+    ]
     (tmp_path / "mine").mkdir()
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "mine/metrics.jsonl").write_text(text)

@@ -31,15 +31,28 @@ def folder(tmp_path: Path) -> ImageFolder:
 
 
 def load(
-    folder: ImageFolder, epoch: int = 1, start: int = 0, workers: int = 0, recipe: Recipe = RECIPE,
-    bad_images: str = "error", rank: int = 0, world_size: int = 1,
-) -> list[tuple[int, Batch]]:  # fmt: skip
+    folder: ImageFolder,
+    epoch: int = 1,
+    start: int = 0,
+    workers: int = 0,
+    recipe: Recipe = RECIPE,
+    bad_images: str = "error",
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[tuple[int, Batch]]:
     return list(
         load_epoch(
-            folder, recipe, epoch, start=start, workers=workers, bad_images=bad_images,
-            device=torch.device("cpu"), rank=rank, world_size=world_size,
+            folder,
+            recipe,
+            epoch,
+            start=start,
+            workers=workers,
+            bad_images=bad_images,
+            device=torch.device("cpu"),
+            rank=rank,
+            world_size=world_size,
         )
-    )  # fmt: skip
+    )
 
 
 def assert_same(mine: list[tuple[int, Batch]], theirs: list[tuple[int, Batch]]) -> None:

@@ -22,9 +22,14 @@ CLASSES = ("cat", "dog", "emu")
 def write(path: Path, config: NetworkConfig, classes: tuple[str, ...] = CLASSES) -> Path:
     torch.manual_seed(99)
     Checkpoint(
-        model=config, state_dict=build(config).state_dict(), classes=list(classes),
-        preprocess=Preprocess(resize=82, crop=75), setting="2", epoch=1, step=1,
-    ).save(path)  # fmt: skip
+        model=config,
+        state_dict=build(config).state_dict(),
+        classes=list(classes),
+        preprocess=Preprocess(resize=82, crop=75),
+        setting="2",
+        epoch=1,
+        step=1,
+    ).save(path)
     return path
 
 
@@ -33,9 +38,10 @@ def same_weights(path: Path, classes: tuple[str, ...]) -> set[str]:
     weights = Checkpoint.load(path).state_dict
     state = initial_model(RECIPE, classes, path).state_dict()
     return {
-        name for name, value in state.items()
+        name
+        for name, value in state.items()
         if value.shape == weights[name].shape and torch.equal(value, weights[name])
-    }  # fmt: skip
+    }
 
 
 def test_a_checkpoint_of_the_same_classes_gives_every_weight(tmp_path):

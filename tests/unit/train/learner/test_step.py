@@ -207,8 +207,11 @@ def test_a_state_with_a_number_that_is_none_is_noticed(damaged):
     mine = learner(dataclasses.replace(RECIPE, ema_decay=0.9))
     assert mine.is_finite
     norm = mine.model.stem[0][1]
-    values = {"weight": norm.weight.data, "running_var": norm.running_var,
-              "average": mine.ema.state_dict["classifier.weight"][0]}  # fmt: skip
+    values = {
+        "weight": norm.weight.data,
+        "running_var": norm.running_var,
+        "average": mine.ema.state_dict["classifier.weight"][0],
+    }
     values[damaged][1] = torch.nan
     assert not mine.is_finite
 

@@ -35,10 +35,16 @@ def begun(tmp_path: Path) -> Path:
 def checkpoint(run: Run, step: int = 10, **other: object) -> Checkpoint:
     model = inception_resnet_v2(2, (1, 1, 1), 0.1)
     fields: dict[str, object] = {
-        "model": model.config, "state_dict": model.state_dict(), "classes": ["cat", "dog"],
-        "preprocess": SETTINGS["2"].preprocess, "setting": "2", "epoch": 1, "step": step,
-        "recipe": run.config["recipe"], "training": {"epoch": 1},
-    }  # fmt: skip
+        "model": model.config,
+        "state_dict": model.state_dict(),
+        "classes": ["cat", "dog"],
+        "preprocess": SETTINGS["2"].preprocess,
+        "setting": "2",
+        "epoch": 1,
+        "step": step,
+        "recipe": run.config["recipe"],
+        "training": {"epoch": 1},
+    }
     return Checkpoint(**{**fields, **other})
 
 
@@ -166,9 +172,11 @@ def test_of_two_first_starts_one_is_refused(tmp_path):
         "with Run(Path(sys.argv[1]), {}).locked(): print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-c", program, tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-    ) as other:  # fmt: skip
+    ) as other:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(UsageError, match="another irv2-train"), run_in(tmp_path).locked():
             pass
@@ -188,8 +196,14 @@ def test_a_disk_that_knows_no_locks_is_named_and_used(tmp_path, monkeypatch, cap
 
 
 def row(epoch: int) -> dict[str, float]:
-    return {"epoch": epoch, "step": 4 * epoch, "train_top1_error": 1.0,
-            "train_top5_error": 0.0, "val_top1_error": 1.0, "val_top5_error": 0.0}  # fmt: skip
+    return {
+        "epoch": epoch,
+        "step": 4 * epoch,
+        "train_top1_error": 1.0,
+        "train_top5_error": 0.0,
+        "val_top1_error": 1.0,
+        "val_top5_error": 0.0,
+    }
 
 
 def test_curves_that_can_not_be_drawn_are_named_and_drawn_after_the_next_epoch(tmp_path, caplog):
