@@ -10,9 +10,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from irv2.client.channel import SERVICE
 from irv2.errors import Irv2Error
 from irv2.inference import open_inference_pb2_grpc
+from irv2.protocol import SERVICE
 from irv2.serve.access.address import Address
 from irv2.serve.access.connection_limits import channel_options
 from irv2.serve.access.tls import Tls

@@ -57,7 +57,7 @@ def connect(
 
 def read_token(path: Path) -> str:
     """The token of a file that holds nothing else. Raises UsageError, which never shows it."""
-    from irv2.client.channel import is_token
+    from irv2.protocol import is_token
 
     words = path.read_text("ascii", "replace").split()
     if not all(map(is_token, words)):

@@ -13,15 +13,9 @@ from pathlib import Path
 import grpc
 
 from irv2.errors import NotServing, UsageError
+from irv2.protocol import SERVICE
 
 logger = logging.getLogger(__name__)
-
-SERVICE = "irv2.v1.Classifier"
-
-
-def is_token(text: str) -> bool:
-    """Whether a header can carry it as a bearer token: one word of printable ASCII."""
-    return re.fullmatch(r"[!-~]+", text) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

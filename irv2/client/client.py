@@ -21,13 +21,11 @@ from typing import Any, NamedTuple, Self
 import grpc
 from google.protobuf.message import Message
 
-from irv2.client.channel import Tls, is_token, open_channel
+from irv2.client.channel import Tls, open_channel
 from irv2.client.wire import (
     bytes_per_image,
     images_per_request,
-    refusal_from,
     result_from,
-    retry_after_s,
     split_into_requests,
     wire_image,
 )
@@ -40,6 +38,7 @@ from irv2.errors import (
     RequestError,
     UsageError,
 )
+from irv2.protocol import error_from_call, is_token, retry_after_s
 from irv2.results import DEFAULT_TOP_K, Result
 from irv2.types import ImageSource
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
@@ -195,7 +194,7 @@ class Client:
                 timeout_s = min(left_s, LONGEST_S)
                 return method(request, timeout=timeout_s, metadata=self._metadata)
             except grpc.RpcError as error:
-                refusal, pause_s = refusal_from(error, self.name), retry_after_s(error)
+                refusal, pause_s = error_from_call(error, self.name), retry_after_s(error)
             except ValueError:  # gRPC's word for a channel that was closed a moment ago
                 if self._closed.is_set():
                     break

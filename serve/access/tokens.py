@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from irv2.client.channel import is_token
 from irv2.errors import UsageError
+from irv2.protocol import is_token
 from irv2.serve.access.watched_files import Watched
 
 # Whose token came with the request that is being answered; for logs, which never show the token.

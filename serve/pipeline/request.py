@@ -20,11 +20,11 @@ from irv2.errors import (
     RequestError,
 )
 from irv2.images.decode import ImageLimits
+from irv2.protocol import status_from_error
 from irv2.results import DEFAULT_TOP_K, ranked_scores
 from irv2.serve.operations.metrics import ModelMetrics
 from irv2.serve.pipeline.batcher import Admission, Batcher
 from irv2.serve.pipeline.decode_pool import Decoder
-from irv2.serve.rpc.status import status_from_error
 from irv2.types import FloatArray, UInt8Array
 from irv2.v1 import classifier_pb2
 

@@ -12,8 +12,8 @@ from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from irv2.errors import EngineError, Expired, Overloaded
+from irv2.protocol import status_from_error
 from irv2.serve.operations.metrics import Metrics
-from irv2.serve.rpc.status import status_from_error
 
 logger = logging.getLogger(__name__)
 

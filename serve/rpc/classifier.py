@@ -8,10 +8,10 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from irv2.errors import Expired, InvalidRequest, NotServing
+from irv2.protocol import status_from_error
 from irv2.serve.pipeline.model import ServedModel
 from irv2.serve.rpc.calls import Answering
 from irv2.serve.rpc.request_log import Follower
-from irv2.serve.rpc.status import status_from_error
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 
 _Context = grpc.aio.ServicerContext[classifier_pb2.ClassifyRequest, classifier_pb2.ClassifyResponse]

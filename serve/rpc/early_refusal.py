@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from irv2.client.channel import SERVICE
 from irv2.errors import RequestError
+from irv2.protocol import SERVICE
 from irv2.serve.pipeline.model import ServedModel
 from irv2.serve.rpc.calls import Answering, Context
 from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE

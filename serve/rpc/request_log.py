@@ -20,9 +20,9 @@ import grpc
 from google.rpc import code_pb2
 
 from irv2.errors import EngineError, UsageError
+from irv2.protocol import status_from_error
 from irv2.serve.access.tokens import CALLER
 from irv2.serve.rpc.calls import WAY_S
-from irv2.serve.rpc.status import status_from_error
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import grpc
 from grpc_status import rpc_status
 
 from irv2.errors import Irv2Error
-from irv2.serve.rpc.status import status_from_error
+from irv2.protocol import status_from_error
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 
 

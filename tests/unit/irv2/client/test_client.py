@@ -25,8 +25,8 @@ from irv2.errors import (
     Overloaded,
     RequestError,
 )
+from irv2.protocol import status_from_error
 from irv2.serve.access.address import Address
-from irv2.serve.rpc.status import status_from_error
 from irv2.v1.classifier_pb2 import ClassifyRequest, GetModelResponse, Limits
 
 

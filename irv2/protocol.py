@@ -1,0 +1,141 @@
+"""Our errors as gRPC statuses, and back: what the server says and the client understands.
+
+The two directions change together, and a round trip tests them (tests/unit/irv2/test_protocol.py).
+"""
+
+import re
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from irv2.errors import (
+    Expired,
+    ImageError,
+    ImageReason,
+    InvalidRequest,
+    Irv2Error,
+    MessageTooLarge,
+    NotServing,
+    Overloaded,
+    RequestError,
+)
+
+SERVICE = "irv2.v1.Classifier"
+DOMAIN = "irv2"
+# Characters. Statuses travel in headers, of which gRPC's clients take 8 kB: there a character takes
+# up to 12 bytes in the message, and up to 6 in the details, which hold the message twice.
+MAX_MESSAGE, MAX_FIELD = 300, 100
+NOT_SERVING_RETRY_S = 0.5  # a server starts in seconds; behind others, the next one answers
+
+CODE_BY_ERROR: tuple[tuple[type[Irv2Error], int], ...] = (
+    (ImageError, code_pb2.INVALID_ARGUMENT),
+    (InvalidRequest, code_pb2.INVALID_ARGUMENT),
+    (Overloaded, code_pb2.RESOURCE_EXHAUSTED),
+    (MessageTooLarge, code_pb2.RESOURCE_EXHAUSTED),
+    (Expired, code_pb2.DEADLINE_EXCEEDED),
+    (NotServing, code_pb2.UNAVAILABLE),
+)
+_CODES = grpc.StatusCode
+
+
+def status_from_error(error: Exception) -> status_pb2.Status:
+    """Code, message and details for a client; anything unforeseen is INTERNAL and says no more."""
+    codes = (code for kind, code in CODE_BY_ERROR if isinstance(error, kind))
+    code = next(codes, code_pb2.INTERNAL)
+    message = "internal error" if code == code_pb2.INTERNAL else _shortened(str(error))
+    return status_pb2.Status(code=code, message=message, details=_details(error, code))
+
+
+def error_from_call(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcError lacks its methods)
+    """The refusal behind a call to the server `name` that ended with a grpc.RpcError."""
+    code, text = error.code(), error.details()
+    if code is _CODES.UNAVAILABLE:
+        return _no_answer(text, name)
+    if code is _CODES.CANCELLED:  # not by us: gRPC sheds calls before the server looks at them
+        return NotServing(name, "turned the call away unseen", way_out="ask with fewer at a time")
+    if code is _CODES.DEADLINE_EXCEEDED:
+        return Expired(name, "no answer in the time allowed")
+    if code is _CODES.RESOURCE_EXHAUSTED:
+        pause_s = retry_after_s(error)
+        return MessageTooLarge(name, text) if pause_s is None else Overloaded(name, text, pause_s)
+    if code is _CODES.UNAUTHENTICATED:
+        got = f"takes no request without a valid token ({text})"
+        return RequestError(name, got, way_out="pass one of its --token-file")
+    if code is _CODES.INVALID_ARGUMENT:
+        return InvalidRequest(name, text)
+    if code is _CODES.UNIMPLEMENTED:
+        return RequestError(name, f"does not serve {SERVICE}", "an irv2 server")
+    return RequestError(name, f"{code.name} {text}")
+
+
+def image_error_from_status(status: status_pb2.Status, image: object) -> ImageError:
+    """The error of a single image in an answer, under the name `image`."""
+    info = _detail(status, error_details_pb2.ErrorInfo())
+    # A newer server may know reasons that this client does not: the text still says it.
+    known = info is not None and info.reason in ImageReason.__members__
+    reason = ImageReason(info.reason) if known else ImageReason.UNSUPPORTED
+    return ImageError(reason, status.message.removeprefix("image: "), what=image)
+
+
+def retry_after_s(error: Any) -> float | None:  # noqa: ANN401 (RpcError lacks its methods)
+    """Seconds after which the server wants to be asked again (RetryInfo); None: never."""
+    retry = _detail(rpc_status.from_call(error), error_details_pb2.RetryInfo())
+    return None if retry is None else retry.retry_delay.ToNanoseconds() / 1e9
+
+
+def is_token(text: str) -> bool:
+    """Whether a header can carry `text` as a bearer token: one word of printable ASCII."""
+    return re.fullmatch(r"[!-~]+", text) is not None
+
+
+def _details(error: Exception, code: int) -> list[any_pb2.Any]:
+    if isinstance(error, ImageError):
+        return [_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
+    if isinstance(error, InvalidRequest):
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=_shortened(str(error.what), MAX_FIELD), description=_shortened(str(error))
+        )
+        return [_packed(error_details_pb2.BadRequest(field_violations=[violation]))]
+    if isinstance(error, Overloaded | NotServing):
+        wait_s = error.retry_after_s if isinstance(error, Overloaded) else NOT_SERVING_RETRY_S
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(wait_s * 1e9))
+        return [_packed(error_details_pb2.RetryInfo(retry_delay=delay))]
+    if code == code_pb2.INTERNAL:
+        return [_packed(error_details_pb2.ErrorInfo(reason=ImageReason.INTERNAL, domain=DOMAIN))]
+    return []
+
+
+def _shortened(text: str, most: int = MAX_MESSAGE) -> str:
+    """A text may quote a lot of what a client sent; one too long for headers loses its code."""
+    return text if len(text) <= most else text[: most - 4] + " ..."
+
+
+def _packed(detail: Message) -> any_pb2.Any:
+    result = any_pb2.Any()
+    result.Pack(detail)
+    return result
+
+
+def _no_answer(text: str, name: str) -> NotServing:
+    """gRPC's `text` tells a story; the cause is at its end, or what OpenSSL says up to ": OK"."""
+    _, is_openssl, reason = text.removesuffix(": OK").partition("OPENSSL_internal:")
+    if not is_openssl:
+        reason = text.rpartition(": ")[2]
+    way_out = "start one with `irv2-serve BUNDLE --listen HOST:PORT`, or wait for it"
+    if reason == "Socket closed":
+        way_out += ", or, if it speaks TLS, pass --tls-ca (and --tls-cert where it asks for one)"
+    return NotServing(name, f"no server answers ({reason})", way_out=way_out)
+
+
+def _detail(status: status_pb2.Status | None, kind: Any) -> Any:  # noqa: ANN401 (a message)
+    """The detail of a status that has the type of `kind`, or None."""
+    for detail in status.details if status else ():
+        if detail.Is(kind.DESCRIPTOR):
+            detail.Unpack(kind)
+            return kind
+    return None
