@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from irv2.cli.program import (
+from irv2.cli.options import (
     FloatRange,
-    Program,
     bad_images_option,
     data_option,
     json_option,
     limit_option,
     print_json,
 )
+from irv2.cli.program import Program
 from irv2.cli.server_options import connect, connection_options
 from irv2.convert.engine.options import EngineOptions, engine_options
 from irv2.errors import BundleError, ParityError, UsageError

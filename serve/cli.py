@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from irv2.cli.program import FloatRange, Program, json_option, print_json
+from irv2.cli.options import FloatRange, json_option, print_json
+from irv2.cli.program import Program
 from irv2.errors import UsageError
 from irv2.runners.choose import BACKENDS
 from irv2.serve.access.address import Address

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from irv2.cli.program import (
+from irv2.cli.options import (
     FloatRange,
-    Program,
     bad_images_option,
     data_option,
     device_option,
@@ -18,6 +17,7 @@ from irv2.cli.program import (
     limit_option,
     print_json,
 )
+from irv2.cli.program import Program
 from irv2.data.dataset import BadImages
 from irv2.images.resample import RESAMPLERS
 

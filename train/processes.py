@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from irv2.errors import Irv2Error, UsageError
 from irv2.runners.torch import resolve_device
+from irv2.system.machine import world_size
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ def _from_environment() -> Processes:
         "local_rank": "LOCAL_RANK",
         "local_size": "LOCAL_WORLD_SIZE",
     }
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         return Processes()
     missing = [name for name in names.values() if name not in os.environ]
     if missing:

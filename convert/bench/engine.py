@@ -31,7 +31,8 @@ from torch.nn import functional as F
 from irv2.bench.rounds import Rounds, machine, machine_lock, rate, run_rounds
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
-from irv2.cli.program import FloatRange, Program, json_option, print_json
+from irv2.cli.options import FloatRange, json_option, print_json
+from irv2.cli.program import Program
 from irv2.convert.candidate import ExportOptions, convert
 from irv2.convert.onnx.calibrate import DEFAULT_IMAGES
 from irv2.data.dataset import find_images

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from irv2.cli.program import Program, json_option, print_json
+from irv2.cli.options import json_option, print_json
+from irv2.cli.program import Program
 
 
 def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from irv2.bundle import Bundle
-from irv2.cli.program import Program, json_option, print_json
+from irv2.cli.options import json_option, print_json
+from irv2.cli.program import Program
 from irv2.errors import UsageError
 from irv2.manifest import ONNX_FILE
 from irv2.system.files import check_folder_of

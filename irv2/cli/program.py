@@ -1,4 +1,4 @@
-"""What every program's command line shares: exit statuses, one-line errors, --json, common options.
+"""What every program shares: exit statuses, one-line errors, --version, --debug, tables.
 
 Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 parity gate not met,
 130 / 143 stopped by Ctrl-C / SIGTERM.
@@ -6,15 +6,12 @@ Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 parity gate not met,
 
 import importlib
 import io
-import json
 import logging
-import math
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -72,22 +69,6 @@ class _OneLineErrors(click.Command):
             _log_traceback()
             _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
         sys.exit(0)
-
-
-class FloatRange(click.FloatRange):
-    """A finite number: nan lies in any of click's ranges, and inf in those without an end."""
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401 (click's signature)
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> float:
-        """click's hook."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{number} is no finite number.", param, ctx)
-        return number
 
 
 class Program(_OneLineErrors):
@@ -154,31 +135,6 @@ class TableGroup(ProgramGroup):
         way_out = f'pip install "irv2[{extra}]"' if extra else "reinstall irv2"
         package = (error.name or "").partition(".")[0]
         return EngineError(f"irv2 {name}", f"package {package} is not installed", way_out=way_out)
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-data_option = click.option(
-    "--data", type=click.Path(path_type=Path), metavar="DIR", envvar="IRV2_DATA", show_envvar=True,
-    help="Folder with train/CLASS/* and val/CLASS/*.  [default: the built-in sample]",
-)  # fmt: skip
-device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute."
-)
-limit_option = click.option(
-    "--limit",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Use only N images, the first ones of every class alike.",
-)
-bad_images_option = click.option(
-    "--bad-images", type=click.Choice(["error", "skip"]), default="error",
-    help="A file that is not a readable image: stop, or name it and go on without.",
-)  # fmt: skip
-
-
-def print_json(result: object) -> None:
-    """The one JSON object of a program's stdout."""
-    click.echo(json.dumps(result, indent=2, allow_nan=False))
 
 
 def _configure_logging(context: click.Context, _: click.Parameter, debug: bool) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,11 @@ import grpc
 
 from irv2.errors import NotServing, UsageError
 from irv2.protocol import SERVICE
+from irv2.system.address import host_and_port
 
 logger = logging.getLogger(__name__)
+
+_Host = tuple[str, str, int]  # as the user wrote it; host; port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class Tls:
 
 def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
     """A channel to HOST:PORT, or to several; connects when first used. Raises UsageError."""
+    if not addresses:
+        raise UsageError("address", "none", "HOST:PORT")
     options = [
         ("grpc.lb_policy_name", "round_robin"),
         ("grpc.max_receive_message_length", -1),
@@ -86,22 +90,27 @@ def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
             "healthCheckConfig": {"serviceName": SERVICE},
         }
         options.append(("grpc.service_config", json.dumps(config)))
-    target = _target(list(addresses))
+    hosts = [(name, *_host_and_port(name)) for name in addresses]
+    # gRPC resolves a single name, again whenever its connection is lost; a list is resolved here.
+    target = addresses[0] if len(hosts) == 1 else _target(hosts)
     if tls is None:
         return grpc.insecure_channel(target, options)
     if tls.server_name or len(addresses) > 1:  # of a list gRPC knows no name to check
-        name = tls.server_name or _host_and_port(addresses[0])[0]
-        options.append(("grpc.ssl_target_name_override", name))
+        options.append(("grpc.ssl_target_name_override", tls.server_name or hosts[0][1]))
     return grpc.secure_channel(target, tls.credentials(), options)
 
 
-def _target(names: list[str]) -> str:
-    """gRPC's name for the addresses; a list has to be resolved here, it takes no host names."""
-    if not names or not all(map(_has_port, names)):
-        raise UsageError("address", repr(", ".join(names)), "HOST:PORT, the port from 1 to 65535")
-    if len(names) == 1:
-        return names[0]
-    found = list(_resolve_all(names))
+def _host_and_port(name: str) -> tuple[str, int]:
+    """Checked here, since gRPC takes a port above 65535 modulo 65536."""
+    found = host_and_port(name)
+    if found is None or found[1] == 0:
+        raise UsageError("address", repr(name), "HOST:PORT, the port from 1 to 65535")
+    return found
+
+
+def _target(hosts: list[_Host]) -> str:
+    """gRPC's name for a list of servers, which takes no host names."""
+    found = list(_resolve_all(hosts))
     if all(ip.version == 4 for ip, _ in found):
         return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in found)
     # A list is of one family: next to IPv6, IPv4 is written in its way.
@@ -110,39 +119,27 @@ def _target(names: list[str]) -> str:
     )
 
 
-def _has_port(name: str) -> bool:
-    """Checked here, since gRPC takes larger ones modulo 65536."""
-    match = re.fullmatch(r".*:([0-9]{1,5})", name)
-    return match is not None and 1 <= int(match[1]) <= 65535
-
-
-def _resolve_all(names: list[str]) -> Iterator[tuple[IPv4Address | IPv6Address, str]]:
-    """Of all that are known: a server that was taken down loses its name, the others go on."""
+def _resolve_all(hosts: list[_Host]) -> Iterator[tuple[IPv4Address | IPv6Address, int]]:
+    """The addresses of all known hosts: a server that was taken down loses its name."""
     unknown = []
-    for name in names:
+    for host in hosts:
         try:
-            yield from _resolve(name)
+            yield from _resolve(*host)
         except NotServing as error:
             unknown.append(error)
-    if len(unknown) == len(names):
+    if len(unknown) == len(hosts):
         raise unknown[0]
     for failure in unknown:
         logger.warning("%s; going on without it", failure)
 
 
-def _resolve(name: str) -> list[tuple[IPv4Address | IPv6Address, str]]:
+def _resolve(name: str, host: str, port: int) -> list[tuple[IPv4Address | IPv6Address, int]]:
     """A host's IPv4 addresses, or its IPv6 ones where it has no other: one server, one share."""
-    host, port = _host_and_port(name)
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            found = socket.getaddrinfo(host, int(port), family, socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # a..b is no name that could be looked up
             reason = getattr(error, "strerror", error)
         else:
             return [(ip_address(address[4][0]), port) for address in found]
     raise NotServing(name, f"unknown host ({reason})")
-
-
-def _host_and_port(name: str) -> tuple[str, str]:
-    host, _, port = name.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), port

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from tabulate import tabulate
 
-from irv2.cli.program import FloatRange, Program, json_option, print_json
+from irv2.cli.options import FloatRange, json_option, print_json
+from irv2.cli.program import Program
 from irv2.cli.server_options import connect, connection_options
 from irv2.errors import InputError, UsageError
 from irv2.results import DEFAULT_TOP_K, Result

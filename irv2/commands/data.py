@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from irv2.cli.program import Program, ProgramGroup, bad_images_option, json_option, print_json
+from irv2.cli.options import bad_images_option, json_option, print_json
+from irv2.cli.program import Program, ProgramGroup
 from irv2.data import samples
 from irv2.data.dataset import BadImages
 from irv2.data.shard_writer import write_shards

@@ -1,12 +1,10 @@
 """`irv2 eval`: the errors of a checkpoint or a bundle on the validation images."""
 
-import os
 from pathlib import Path
 
 import click
 
-from irv2.cli.program import (
-    Program,
+from irv2.cli.options import (
     bad_images_option,
     data_option,
     device_option,
@@ -14,11 +12,13 @@ from irv2.cli.program import (
     limit_option,
     print_json,
 )
+from irv2.cli.program import Program
 from irv2.data.dataset import BadImages
 from irv2.errors import UsageError
 from irv2.evaluate import BATCH_SIZE, Reading, evaluate_model
 from irv2.images.crops import CROPS
 from irv2.system.files import check_folder_of
+from irv2.system.machine import world_size
 
 
 @click.command(cls=Program)
@@ -63,7 +63,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Measure top-1 and top-5 error over DIR/val, each image counted exactly once."""
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
+    num_processes = world_size()
     if num_processes > 1:
         raise UsageError(
             "irv2 eval",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from irv2.cli.program import Program, bad_images_option, device_option, json_option, print_json
+from irv2.cli.options import bad_images_option, device_option, json_option, print_json
+from irv2.cli.program import Program
 from irv2.commands.classify import image_files
 from irv2.data.dataset import BadImages
 from irv2.errors import DataError

@@ -14,7 +14,7 @@ BACKGROUND = "background"
 @cache
 def names_by_synset() -> dict[str, str]:
     """`n01440764` -> `tench`, in class order."""
-    text = files("irv2").joinpath("imagenet_classes.txt").read_text("utf-8")
+    text = files("irv2.data").joinpath("imagenet_classes.txt").read_text("utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return dict(line.split(" ", 1) for line in lines)
 

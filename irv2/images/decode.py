@@ -16,8 +16,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from irv2.errors import ImageError, ImageReason
-from irv2.images.jpeg_scans import num_scans
-from irv2.images.pillow_cost import JpegFile, PiecewiseFile, refuse_slow
+from irv2.images.decode_cost import JpegFile, PiecewiseFile, num_scans, refuse_slow
 from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)

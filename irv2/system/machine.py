@@ -29,6 +29,11 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def world_size() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def num_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0))

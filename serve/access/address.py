@@ -1,4 +1,4 @@
-"""HOST:PORT as options write it."""
+"""Where a server listens, and why it can't."""
 
 import ipaddress
 import socket
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from irv2.errors import Irv2Error, UsageError
+from irv2.system.address import host_and_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,10 @@ class Address:
     @classmethod
     def parse(cls, text: str, option: str) -> Self:
         """Read `127.0.0.1:8500`, `localhost:0`, `[::1]:8500`. Raises UsageError about `option`."""
-        host, _, port = text.rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-        if not _is_host(host) or not port.isdecimal() or int(port) > 65535:
+        found = host_and_port(text)
+        if found is None or not _is_host(found[0]):
             raise UsageError(option, repr(text), "HOST:PORT, as in 127.0.0.1:8500")
-        return cls(host, int(port))
+        return cls(*found)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

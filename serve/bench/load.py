@@ -22,7 +22,8 @@ from tabulate import tabulate
 
 from irv2.bench.rounds import machine, machine_lock
 from irv2.bundle import Bundle
-from irv2.cli.program import FloatRange, Program, json_option, print_json
+from irv2.cli.options import FloatRange, json_option, print_json
+from irv2.cli.program import Program
 from irv2.images.resample import RESAMPLERS
 from irv2.serve.bench.clients import Call, ClosedLoop, GrpcTarget, num_wrong, open_loop
 from irv2.serve.bench.site import (

@@ -21,7 +21,8 @@ from tabulate import tabulate
 
 from irv2.bench.rounds import Rounds, machine, machine_lock, run_rounds
 from irv2.bundle import Bundle
-from irv2.cli.program import FloatRange, Program, json_option, print_json
+from irv2.cli.options import FloatRange, json_option, print_json
+from irv2.cli.program import Program
 from irv2.errors import EngineError
 from irv2.images.resample import RESAMPLERS
 from irv2.serve.bench.clients import ClosedLoop, GrpcTarget, HttpTarget, Target, Window, num_wrong

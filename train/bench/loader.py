@@ -20,24 +20,20 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from irv2.bench.photos import HEIGHT, WIDTH, write_photos
 from irv2.bench.rounds import Rounds, machine, machine_lock, rate, run_rounds
-from irv2.cli.program import FloatRange, Program, json_option, print_json
+from irv2.cli.options import FloatRange, json_option, print_json
+from irv2.cli.program import Program
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.images.bicubic import kernel
 from irv2.train.data.augment import PRINCIPAL, apply_color, draw_color, draw_crop
 from irv2.train.data.loader import Batch, load_epoch
 from irv2.train.settings import SETTINGS
-from irv2.types import UInt8Array
 
 NUM_PHOTOS = 48
-HEIGHT, WIDTH = 375, 500  # ImageNet's most frequent size
 RECIPE = SETTINGS["2"]
 USUAL = "usual Pillow loader"
-RATIOS = {
-    "opencv-cubic": USUAL,
-    "torch7-bicubic": USUAL,
-    "2 workers": "1 worker",
-}
+RATIOS = {"opencv-cubic": USUAL, "torch7-bicubic": USUAL, "2 workers": "1 worker"}
 
 
 @click.command(cls=Program)
@@ -54,7 +50,7 @@ def main(rounds: int, seconds: float, quality: int, as_json: bool) -> None:
     cv2.setNumThreads(0)
     with machine_lock(), tempfile.TemporaryDirectory() as folder:
         before = machine()
-        num_bytes = write_photos(Path(folder), quality)
+        num_bytes = write_photos(Path(folder) / "train" / "photos", NUM_PHOTOS, quality)
         photos = open_split(Path(folder), "train")
         # One epoch without an end: the same pictures again and again.
         endless = photos.subset(np.resize(np.arange(len(photos)), 200_000).tolist())
@@ -144,29 +140,6 @@ class UsualImages(Dataset[tuple[Tensor, int]]):
         mean, std = RECIPE.preprocess.mean, RECIPE.preprocess.std
         pixels.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
         return pixels, int(self._photos.labels[i])
-
-
-def write_photos(folder: Path, quality: int) -> int:
-    """Write pictures whose spectrum is that of photographs; returns their bytes in all."""
-    (folder / "train" / "photos").mkdir(parents=True)
-    num_bytes = 0
-    for i in range(NUM_PHOTOS):
-        path = folder / "train" / "photos" / f"{i}.jpg"
-        Image.fromarray(natural_noise(i)).save(path, quality=quality)
-        num_bytes += path.stat().st_size
-    return num_bytes
-
-
-def natural_noise(seed: int) -> UInt8Array:
-    """Noise whose amplitude falls with the frequency, as that of photographs; colours are weak."""
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
-    frequency[0, 0] = np.inf  # no constant part
-    phases = np.exp(2j * np.pi * rng.random((3, *frequency.shape)))
-    grey, red, blue = np.fft.irfft2(phases / frequency**1.5, (HEIGHT, WIDTH))
-    rgb = np.stack([grey + 0.2 * red, grey - 0.1 * (red + blue), grey + 0.2 * blue], axis=2)
-    pixels: UInt8Array = np.clip(120 + 55 * rgb / grey.std(), 0, 255).astype(np.uint8)
-    return pixels
 
 
 def _result(measured: Rounds) -> dict[str, Any]:

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from irv2.bench.photos import write_photos
 from irv2.bench.rounds import Rounds, machine, machine_lock, rate, run_rounds
-from irv2.cli.program import FloatRange, Program, device_option, json_option, print_json
+from irv2.cli.options import FloatRange, device_option, json_option, print_json
+from irv2.cli.program import Program
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.model import inception_resnet_v2
 from irv2.model.summary import summarize
 from irv2.runners.torch import resolve_device, use_full_float32
-from irv2.train.bench.loader import write_photos
 from irv2.train.bench.memory import NUM_CLASSES, measure_memory, memory_table, random_batch
 from irv2.train.data.loader import load_epoch
 from irv2.train.learner.step import DTYPES, Computation, Learner
@@ -39,7 +40,7 @@ PLAIN_BF16 = "plain bf16"
 # Channels, height = width, kernel: larger convolutions of the grids of 35, 17 and 8 pixels.
 PEAK_CONVOLUTIONS = ((256, 35, 3), (384, 17, 3), (256, 8, 3), (384, 35, 1))
 BACKWARD_AND_FORWARD = 3  # forward passes' worth of work in a step
-PHOTO_QUALITY = 97  # as heavy as ImageNet's
+NUM_PHOTOS, PHOTO_QUALITY = 48, 97  # as heavy as ImageNet's
 # Convolutions between two waits for the device: waiting takes a GPU as long as a convolution.
 CONVOLUTIONS_PER_CALL = {"cpu": 1, "cuda": 50}
 
@@ -244,7 +245,7 @@ def _images(data: Path | None) -> Iterator[ImageFolder]:
         yield open_split(data, "train")
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_photos(Path(folder), PHOTO_QUALITY)
+        write_photos(Path(folder) / "train" / "photos", NUM_PHOTOS, PHOTO_QUALITY)
         yield open_split(Path(folder), "train")
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from irv2.cli.program import FloatRange, Program, json_option, print_json
+from irv2.cli.options import FloatRange, json_option, print_json
+from irv2.cli.program import Program
 from irv2.system.files import check_folder_of
 
 

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
+from irv2.bench.photos import photograph
 from irv2.data.dataset import ImageFolder, open_split
-from irv2.train.bench.loader import UsualImages, natural_noise
+from irv2.train.bench.loader import UsualImages
 from irv2.train.data.augment import apply_color
 from irv2.train.data.loader import load_epoch
 from irv2.train.settings import SETTINGS
@@ -36,7 +37,7 @@ def test_the_benchmark_names_its_cases_ratios_and_kernel():
 def test_both_loaders_make_the_same_kind_of_batch(tmp_path):
     (tmp_path / "train/photos").mkdir(parents=True)
     for i in range(4):
-        Image.fromarray(natural_noise(i)).save(tmp_path / "train/photos" / f"{i}.jpg")
+        Image.fromarray(photograph(i)).save(tmp_path / "train/photos" / f"{i}.jpg")
     photos: ImageFolder = open_split(tmp_path, "train").subset([0, 1, 2, 3] * 16)
     usual = default_collate([UsualImages(photos)[i][0] for i in range(64)])
     recipe = SETTINGS["2"]
@@ -56,6 +57,6 @@ def test_the_pictures_are_as_heavy_as_the_help_says(quality, kilobytes):
     sizes = []
     for i in range(4):
         file = io.BytesIO()
-        Image.fromarray(natural_noise(i)).save(file, "JPEG", quality=quality)
+        Image.fromarray(photograph(i)).save(file, "JPEG", quality=quality)
         sizes.append(len(file.getvalue()) / 1000)
     assert np.mean(sizes) == pytest.approx(kilobytes, rel=0.1)

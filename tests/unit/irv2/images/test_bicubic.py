@@ -19,7 +19,7 @@ def build(folder: Path, **environment: str) -> list[Path]:
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", folder]
     command += ["--build-temp", folder / "temp"]
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=True, capture_output=True)
-    return list(folder.glob("irv2/_bicubic*"))
+    return list(folder.glob("irv2/images/_bicubic*"))
 
 
 @pytest.fixture(scope="module")

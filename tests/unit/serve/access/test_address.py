@@ -27,7 +27,17 @@ def test_an_address_is_read_and_written_back(text, host, port, loopback):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "8500", ":8500", "host:", "host:http", "host:65536", "a..b:1", "x" * 64 + ":1"],
+    [
+        "",
+        "8500",
+        ":8500",
+        "host:",
+        "host:http",
+        "host:65536",
+        "a..b:1",
+        "x" * 64 + ":1",
+        "host:\u0665",
+    ],
 )
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(UsageError, match="--listen"):

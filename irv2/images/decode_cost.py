@@ -1,21 +1,61 @@
-"""What keeps Pillow busy in Python, with the interpreter lock held: refused or bounded.
+"""What decoding an image costs beyond its pixels, told or bounded before it is decoded.
 
-It walks over segments, chunks, blocks and strips in Python, and decodes a few rare kinds of pixels
-there too: 0.3 to 1.3 s for 1 MB of the smallest ones (2026-11-25), while a whole server waits.
+A progressive JPEG may name any number of scans, each of which costs a pass over the whole image in
+memory: 100 kB of them keep a decoder busy for hours (ITU-T T.81, annexes B and G). And Pillow walks
+over segments, chunks, blocks and strips in Python, with the interpreter lock held, and decodes a
+few rare kinds of pixels there too: 0.3 to 1.3 s for 1 MB of the smallest ones (2026-11-25), while a
+whole server waits.
 """
 
 import io
+import re
 import struct
 
 from PIL.JpegImagePlugin import JpegImageFile
 
 from irv2.errors import ImageError, ImageReason
 
+# Files have some dozens. Each costs a step in Python, here and in Pillow.
+MAX_SEGMENTS = 2000
+
+_SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # frames; the others are progressive or not decoded
+_END, _SCAN = 0xD9, 0xDA
+# 0xFF that begins a marker with a length. Stuffed zeros, fill bytes, TEM, restarts and SOI have
+# none; in the compressed data of a scan only such occur.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
+
 MAX_READS = 4000  # and one more for so many bytes of the file:
 BYTES_PER_READ = 64  # 8 kB are usual in PNG, 255 bytes the largest block in GIF
 MAX_PLAIN_BYTES = 2**18  # PPM in decimal digits
 
 _WAY_OUT = "save it as PNG with usual settings, or as JPEG"
+
+
+def num_scans(encoded: bytes, most: int) -> int:
+    """Scans up to the end of the image, at most `most` + 1; 1 at once where the first is all.
+
+    Raises ImageError (UNSUPPORTED) where those are not found within MAX_SEGMENTS segments.
+    """
+    scans = components = at = 0
+    for _ in range(MAX_SEGMENTS):
+        marker = _MARKER.search(encoded, at)
+        if marker is None or marker[0][1] == _END:
+            return scans
+        kind, segment = marker[0][1], encoded[marker.end() : marker.end() + 8]
+        if kind in _SEQUENTIAL and len(segment) == 8:
+            components = segment[7]
+        if kind == _SCAN:
+            scans += 1
+            is_whole = components and segment[2:3] == bytes([components])  # not progressive
+            if is_whole or scans > most:
+                return scans  # the decoder reads no further, or is not to
+        at = marker.end() + int.from_bytes(segment[:2], "big")
+    raise ImageError(
+        ImageReason.UNSUPPORTED,
+        f"more than {MAX_SEGMENTS} marker segments",
+        "fewer",
+        "save it again without its metadata",
+    )
 
 
 class PiecewiseFile(io.BytesIO):
