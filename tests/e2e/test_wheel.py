@@ -1,9 +1,11 @@
 """The built wheel in an environment of its own: a server without torch, from another folder."""
 
+import os
 import signal
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder]
     subprocess.run([*map(str, pip), str(ROOT)], check=True)
     [wheel] = folder.glob("irv2-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        top_level = {name.partition("/")[0] for name in archive.namelist()}
+    assert {name for name in top_level if not name.endswith(".dist-info")} == {"irv2"}
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]"], check=True)
@@ -29,16 +34,21 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(600)
 def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(installed, tmp_path):
-    absent = subprocess.run([installed / "python", "-c", "import torch"], capture_output=True)
-    assert absent.returncode == 1
+    for absent in ("torch", "train", "convert", "serve"):
+        command = [installed / "python", "-c", f"import {absent}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+        assert done.returncode == 1, absent
     for folder in ("train", "serve", "convert", "irv2"):  # names that a user's folder may have too
         (tmp_path / folder).mkdir()
+    for module in ("train", "serve", "click", "numpy"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit('the user module was imported')")
     bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
     image = tmp_path / "photo.jpg"
     Image.radial_gradient("L").convert("RGB").save(image)
     process = subprocess.Popen(
         [installed / "irv2-serve", bundle, "--listen", "127.0.0.1:0", "--grace-s", "0"],
         cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": "."},
         stderr=subprocess.PIPE,
         text=True,
     )
