@@ -21,7 +21,7 @@ from irv2.serve.operations.http import HttpServer
 from irv2.serve.operations.metrics import Metrics
 from irv2.serve.options import ServeOptions
 from irv2.serve.pipeline.model import Opened, ServedModel, open_model, start_model
-from irv2.serve.process import keep_few_arenas, tidy_up
+from irv2.serve.process import keep_few_arenas, tidy_up, wait_for_a_turn
 from irv2.serve.reload import Reloader
 from irv2.serve.rpc.calls import Answering
 from irv2.serve.rpc.classifier import Classifier
@@ -29,7 +29,6 @@ from irv2.serve.rpc.early_refusal import Reading
 from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE
 from irv2.serve.rpc.open_inference import OpenInference
 from irv2.serve.rpc.request_log import Follower
-from irv2.serve.scheduling import wait_for_a_turn
 from irv2.v1 import classifier_pb2_grpc
 
 logger = logging.getLogger(__name__)

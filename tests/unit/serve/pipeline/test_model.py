@@ -181,7 +181,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_an_engine_that_is_broken_for_good_is_not_ready_until_it_answers_again(bundle, caplog):
-    caplog.set_level("INFO", "serve")
+    caplog.set_level("INFO", "irv2.serve")
 
     async def scenario(site):
         site.runner.error = RuntimeError("the device is lost")

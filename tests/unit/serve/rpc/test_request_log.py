@@ -40,7 +40,7 @@ def lines():
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("serve")
+    logger = logging.getLogger("irv2.serve")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -90,7 +90,7 @@ def test_a_refusal_before_the_message_is_read_has_a_line_without_an_id(bundle, l
 
 
 def test_an_id_forges_neither_a_line_nor_a_field_nor_fills_the_log(bundle, lines, caplog):
-    caplog.set_level("INFO", "serve")
+    caplog.set_level("INFO", "irv2.serve")
     forged = "x outcome=ok\nrequest method=Classify id=y \x1b[31m\u2028"
 
     async def scenario(site):
@@ -121,7 +121,7 @@ def test_a_failure_is_one_json_line_with_its_traceback(lines):
     try:
         raise ValueError("unforeseen")
     except ValueError:
-        logging.getLogger("serve").exception("failed %s", "x")
+        logging.getLogger("irv2.serve").exception("failed %s", "x")
     (entry,) = lines()
     assert (entry["level"], entry["message"]) == ("error", "failed x")
     assert entry["time"].endswith("Z")
