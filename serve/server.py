@@ -96,8 +96,8 @@ class Server:
         self._closing: set[asyncio.Task[None]] = set()  # models that another one has followed
         self._wants_requests = False
         self._metrics.watch(
-            lambda: self._served.batcher.num_admitted,
-            lambda: self._served.batcher.predicted_wait_s(),
+            lambda: self._served.admission.num_admitted,
+            lambda: self._served.admission.predicted_wait_s(),
             lambda: self.is_ready,
         )
         self._tls = Tls(options.tls) if options.tls else None

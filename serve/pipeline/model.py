@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from irv2.bundle import Bundle
 from irv2.errors import BundleError, UsageError
@@ -19,6 +20,7 @@ from irv2.runners.choose import open_best
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics
 from irv2.serve.options import ServeOptions
+from irv2.serve.pipeline.admission import Admission
 from irv2.serve.pipeline.batcher import Batcher
 from irv2.serve.pipeline.decode_pool import Decoder
 from irv2.serve.pipeline.request import Pipeline
@@ -98,17 +100,16 @@ class ServedModel:
         )
         num_threads = options.num_decode_threads or num_cores()
         self._decoder = Decoder(bundle.preprocess, image_limits, num_threads)
-        self.batcher = Batcher(
+        self._batcher = Batcher(
             self._runner,
             max_batch=max_batch,
-            max_queue=options.max_queue,
             max_queue_delay_ms=options.max_queue_delay_ms,
-            prepare_s=self._decoder.predict,
             on_batch=self._note_batch,
             on_failure=self._note_failure,
         )
+        self.admission = Admission(self._batcher, options.max_queue, self._decoder.predict)
         self.pipeline = Pipeline(
-            self.model, options.limits, self._decoder, self.batcher, self._metrics
+            self.model, options.limits, self._decoder, self.admission, self._metrics
         )
         self._self_test = _self_test(bundle)
         self.self_test = "none"  # or "passed"
@@ -135,7 +136,7 @@ class ServedModel:
         """Answer what was admitted, then free the engine."""
         if self._trial:
             self._trial.cancel()
-        await self.batcher.close()
+        await self.admission.close()
         # Either may take its time, which the requests to another model must not wait for.
         await asyncio.to_thread(self._decoder.close)
         await asyncio.to_thread(self._runner.close)
@@ -143,10 +144,10 @@ class ServedModel:
     async def _try_engine(self, size: int) -> None:
         """The self-test in one batch, or a blank one without it. Raises EngineError."""
         if self._self_test:
-            logits = await self.batcher.run_apart(self._self_test.batch(size))
+            logits = await self._batcher.run_apart(self._self_test.batch(size))
             self._self_test.check(logits, self._runner.backend)
         else:
-            await self.batcher.warm_up([size])
+            await self._batcher.run_apart(np.zeros((size, *self.image_shape), np.uint8))
 
     def _note_batch(self, size: int, seconds: float) -> None:
         self._num_failed = 0

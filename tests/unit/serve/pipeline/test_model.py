@@ -60,7 +60,7 @@ def test_every_certified_size_is_tried_and_goes_the_whole_way(
         assert sum(sizes) == 2 * sum(expected), "and as many photographs through the decoder"
         assert model.self_test == "passed"
         assert model.statistics.num_images == 0, "nobody has asked yet"
-        assert model.batcher.predicted_wait_s(max(expected)) > 0
+        assert model.admission.predicted_wait_s(max(expected)) > 0
         await model.close()
 
     asyncio.run(scenario())

@@ -441,7 +441,7 @@ def test_a_stream_of_large_requests_waits_for_its_turn_and_none_is_refused(bundl
         most_admitted, outcomes = 0, []
         async for answer in call:
             outcomes.append(answer.WhichOneof("outcome"))
-            most_admitted = max(most_admitted, site.server._served.batcher.num_admitted)
+            most_admitted = max(most_admitted, site.server._served.admission.num_admitted)
         await writing
         assert outcomes == ["response"] * 30
         assert most_admitted <= 16 or most_admitted == 20, "a quarter of the queue, or one request"
