@@ -20,15 +20,15 @@ from irv2.serve.access.tokens import Tokens
 from irv2.serve.operations.http import HttpServer
 from irv2.serve.operations.metrics import Metrics
 from irv2.serve.options import ServeOptions
-from irv2.serve.pipeline.model import Opened, ServedModel, open_model, start_model
+from irv2.serve.pipeline.model import OpenedModel, ServedModel, open_model, start_model
 from irv2.serve.process import keep_few_arenas, tidy_up, wait_for_a_turn
 from irv2.serve.reload import Reloader
-from irv2.serve.rpc.calls import Answering
+from irv2.serve.rpc.calls import Calls
 from irv2.serve.rpc.classifier import Classifier
-from irv2.serve.rpc.early_refusal import Reading
+from irv2.serve.rpc.early_refusal import EarlyRefusal
 from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE
 from irv2.serve.rpc.open_inference import OpenInference
-from irv2.serve.rpc.request_log import Follower
+from irv2.serve.rpc.request_log import RequestLog
 from irv2.v1 import classifier_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -89,25 +89,25 @@ async def _wait_for_signal(signals: "asyncio.Queue[signal.Signals]", timeout_s: 
 class Server:
     """The ports of one process and what answers on them. Belongs to one event loop."""
 
-    def __init__(self, opened: Opened, options: ServeOptions) -> None:
+    def __init__(self, opened: OpenedModel, options: ServeOptions) -> None:
         self._options = options
         self._metrics = Metrics()
-        self._served = ServedModel(opened, options, self._metrics, self._tell_health)
+        self._model = ServedModel(opened, options, self._metrics, self._tell_health)
         self._closing: set[asyncio.Task[None]] = set()  # models that another one has followed
         self._wants_requests = False
         self._metrics.watch(
-            lambda: self._served.admission.num_admitted,
-            lambda: self._served.admission.predicted_wait_s(),
+            lambda: self._model.admission.num_admitted,
+            lambda: self._model.admission.predicted_wait_s(),
             lambda: self.is_ready,
         )
         self._tls = Tls(options.tls) if options.tls else None
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
-        self._follower = Follower(log=options.log_requests)
-        self._answering = Answering(self._metrics, options.default_deadline_ms / 1e3)
+        self._log = RequestLog(log=options.log_requests)
+        self._calls = Calls(self._metrics, self._log, options.default_deadline_ms / 1e3)
         self._grpc = self._grpc_server()
         http_tls = self._tls.http_context() if self._tls else None
-        self._http = HttpServer(self._metrics.text, lambda: self.is_ready, http_tls)
+        self._http = HttpServer(self.metrics_text, lambda: self.is_ready, http_tls)
         self._listen, self._http_listen = options.listen, options.http
 
     async def start(self) -> None:
@@ -121,9 +121,9 @@ class Server:
             except OSError as error:
                 raise self._http_listen.why_not() from error
         await self._grpc.start()
-        await self._served.start()
+        await self._model.start()
         tidy_up()
-        self._metrics.serving(self._served.model, self._served.artifact.file)
+        self._metrics.serving(self._model.description, self._model.artifact.file)
         self._wants_requests = True
         await self._tell_health()
 
@@ -138,11 +138,11 @@ class Server:
             return
         # A request is admitted in the same step of the loop in which it takes its model, so the
         # old one knows all of its requests, and closes when they are answered.
-        old, self._served = self._served, new
+        old, self._model = self._model, new
         closing = asyncio.create_task(self._close(old))  # its engine may never return
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
-        self._metrics.serving(new.model, new.artifact.file)
+        self._metrics.serving(new.description, new.artifact.file)
         self._metrics.observe_reload("ok")
         await self._tell_health()
         logger.info("reloaded %s", self._what_is_served)
@@ -158,28 +158,32 @@ class Server:
         Calls without an end (who watches health) are cut off after the last answer.
         """
         self._stopping.set()
-        last_answer_s = self._answering.time_to_answer_s() + LAST_ANSWER_S
+        last_answer_s = self._calls.time_to_answer_s() + LAST_ANSWER_S
         await self._grpc.stop(min(last_answer_s, self._options.stop_timeout_s))
-        await self._served.close()
+        await self._model.close()
         await asyncio.gather(*self._closing)
         await self._http.stop()
-        await self._follower.close()
+        await self._log.close()
+
+    def metrics_text(self) -> bytes:
+        """What Prometheus scrapes."""
+        return self._metrics.text()
 
     @property
     def is_ready(self) -> bool:
         """Whether new requests are wanted: warm, with an engine that answers, no stop announced."""
-        return self._wants_requests and self._served.is_healthy
+        return self._wants_requests and self._model.is_healthy
 
     @property
     def description(self) -> dict[str, object]:
         """Where the server listens and what it serves."""
-        model = self._served.model
+        model = self._model.description
         return {
             "listen": str(self._listen),
             "http": str(self._http_listen) if self._http_listen else None,
             "model_id": model.id,
-            "artifact": self._served.artifact.file,
-            "selftest": self._served.self_test,
+            "artifact": self._model.artifact.file,
+            "selftest": self._model.self_test,
             "precision": model.precision,
             "backend": model.backend,
             "max_batch": model.max_batch,
@@ -193,10 +197,10 @@ class Server:
 
     @property
     def _what_is_served(self) -> str:
-        model = self._served.model
+        model = self._model.description
         return (
             f"model={model.id[:12]} precision={model.precision} backend={model.backend} "
-            f"artifact={self._served.artifact.file} selftest={self._served.self_test} "
+            f"artifact={self._model.artifact.file} selftest={self._model.self_test} "
             f"max_batch={model.max_batch}"
         )
 
@@ -208,25 +212,25 @@ class Server:
     async def _close(self, old: ServedModel) -> None:
         try:
             await old.close()
-            logger.info("closed model=%s", old.model.id[:12])
+            logger.info("closed model=%s", old.description.id[:12])
         except Exception:  # whatever an engine's library raises; the new one serves
-            logger.exception("close_failed model=%s", old.model.id[:12])
+            logger.exception("close_failed model=%s", old.description.id[:12])
         del old
         await asyncio.to_thread(tidy_up)
 
     def _grpc_server(self) -> grpc.aio.Server:
         options, tokens = self._options, self._options.token_file
         guards = [Tokens(tokens, self._metrics.observe_call)] if tokens else []
-        model_and_records = (lambda: self._served, self._answering, self._follower)
+        model_and_calls = (lambda: self._model, self._calls)
         server = grpc.aio.server(
-            interceptors=[*guards, Reading(*model_and_records)],
+            interceptors=[*guards, EarlyRefusal(*model_and_calls)],
             options=channel_options(options.max_message_bytes, options.connections),
         )
         classifier = Classifier(
-            *model_and_records, self._stopping, max_stream_images=options.max_queue // 4
+            *model_and_calls, self._stopping, max_stream_images=options.max_queue // 4
         )
         classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, server)
-        open_inference = OpenInference(*model_and_records, lambda: self.is_ready)
+        open_inference = OpenInference(*model_and_calls, lambda: self.is_ready)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -39,15 +39,15 @@ RETRY_S = 1.0  # between tries of an engine that is broken
 OnHealth = Callable[[], Awaitable[None]]
 
 
-class Opened(NamedTuple):
-    """What of a bundle is served, and the engine that runs it."""
+class OpenedModel(NamedTuple):
+    """A bundle, the artefact of it that is served, and the engine that runs it."""
 
     bundle: Bundle
     artifact: Artifact
     runner: Runner
 
 
-def open_model(path: Path, options: ServeOptions) -> Opened:
+def open_model(path: Path, options: ServeOptions) -> OpenedModel:
     """Open the fastest artefact that passed. Raises BundleError or EngineError."""
     bundle = Bundle.open(path)
     artifact, runner = open_best(
@@ -63,11 +63,11 @@ def open_model(path: Path, options: ServeOptions) -> Opened:
     except BaseException:
         runner.close()
         raise
-    return Opened(bundle, artifact, runner)
+    return OpenedModel(bundle, artifact, runner)
 
 
 async def start_model(
-    opened: Opened, options: ServeOptions, metrics: Metrics, on_health: OnHealth
+    opened: OpenedModel, options: ServeOptions, metrics: Metrics, on_health: OnHealth
 ) -> "ServedModel":
     """A model at work; where that fails, its engine is freed. Raises EngineError or BundleError."""
     try:
@@ -87,14 +87,14 @@ class ServedModel:
     """Answers requests once `start` has returned. Belongs to one event loop."""
 
     def __init__(
-        self, opened: Opened, options: ServeOptions, metrics: Metrics, on_health: OnHealth
+        self, opened: OpenedModel, options: ServeOptions, metrics: Metrics, on_health: OnHealth
     ) -> None:
         """`on_health` is called when `is_healthy` has changed."""
         bundle, self.artifact, self._runner = opened
         max_batch = _max_batch(self._runner, options.max_batch)
-        self.model = _description(opened, max_batch)
+        self.description = _description(opened, max_batch)
         self.image_shape = (self._runner.image_size, self._runner.image_size, 3)
-        self._metrics = ModelMetrics(metrics, self.model.id, lambda: int(time.time() * 1e3))
+        self._metrics = ModelMetrics(metrics, self.description.id, lambda: int(time.time() * 1e3))
         image_limits = ImageLimits(
             max_bytes=options.max_image_bytes, max_pixels=options.max_image_pixels
         )
@@ -109,7 +109,7 @@ class ServedModel:
         )
         self.admission = Admission(self._batcher, options.max_queue, self._decoder.predict)
         self.pipeline = Pipeline(
-            self.model, options.limits, self._decoder, self.admission, self._metrics
+            self.description, options.limits, self._decoder, self.admission, self._metrics
         )
         self._self_test = _self_test(bundle)
         self.self_test = "none"  # or "passed"
@@ -124,7 +124,7 @@ class ServedModel:
 
     async def start(self) -> None:
         """Self-test and the whole way, at every certified batch size. Raises EngineError."""
-        sizes = _warm_up_sizes(self.artifact, self._runner.num_engines, self.model.max_batch)
+        sizes = _warm_up_sizes(self.artifact, self._runner.num_engines, self.description.max_batch)
         for size in sizes:
             await self._try_engine(size)
         for size in sizes:
@@ -224,7 +224,7 @@ def _max_batch(runner: Runner, asked_for: int | None) -> int:
     return asked_for
 
 
-def _description(opened: Opened, max_batch: int) -> classifier_pb2.Model:
+def _description(opened: OpenedModel, max_batch: int) -> classifier_pb2.Model:
     bundle, artifact, runner = opened
     return classifier_pb2.Model(
         id=bundle.id,

@@ -19,21 +19,18 @@ from google.protobuf.message import DecodeError
 from irv2.client.channel import SERVICE
 from irv2.errors import RequestError
 from irv2.serve.pipeline.model import ServedModel
-from irv2.serve.rpc.calls import Answering, Context
+from irv2.serve.rpc.calls import Calls
 from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE
-from irv2.serve.rpc.request_log import Follower
+from irv2.serve.rpc.request_log import Context
 
 QUEUED = (f"/{SERVICE}/Classify", f"/{OPEN_INFERENCE}/ModelInfer")
 
 
-class Reading(grpc.aio.ServerInterceptor):
-    """Makes the methods of a server read anything, those of QUEUED what the queue has place for."""
+class EarlyRefusal(grpc.aio.ServerInterceptor):
+    """Makes all methods read anything, those of QUEUED only what the queue has room for."""
 
-    def __init__(
-        self, served: Callable[[], ServedModel], answering: Answering, follower: Follower
-    ) -> None:
-        """`served` is the model of the moment."""
-        self._served, self._answering, self._follower = served, answering, follower
+    def __init__(self, current_model: Callable[[], ServedModel], calls: Calls) -> None:
+        self._current_model, self._calls = current_model, calls
 
     async def intercept_service(
         self,
@@ -58,18 +55,17 @@ class Reading(grpc.aio.ServerInterceptor):
         messages: AsyncIterator[Any],
         context: Context,
     ) -> Any:  # noqa: ANN401 (the method's)
-        deadline = self._answering.deadline(context)
+        call = self._calls.begin(context, method)
         # A message of ModelInfer may name a later one where the call has none.
         may_wait = method == "ModelInfer" and context.time_remaining() is None
         try:
-            self._served().pipeline.check(math.inf if may_wait else deadline)
+            self._current_model().pipeline.check(math.inf if may_wait else call.deadline)
         except RequestError as error:
-            refusal = self._follower.follow(_fail(error), method, "", 0, context)
-            return await self._answering.unary(refusal, context, deadline)
-        with self._answering.awaiting(deadline):
+            return await self._calls.unary(_fail(error), call)
+        with self._calls.reading(call):
             async for message in messages:
                 return await answer(message, context)
-        self._answering.observe_end(deadline, "unread")
+        self._calls.cut_off(call, "unread")
         # Too large, or its client has gone: gRPC tells; or there was none.
         return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no message; expected one")
 

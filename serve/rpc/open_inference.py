@@ -15,8 +15,8 @@ from irv2.errors import InvalidRequest
 from irv2.inference import open_inference_pb2 as oip
 from irv2.inference import open_inference_pb2_grpc
 from irv2.serve.pipeline.model import ServedModel
-from irv2.serve.rpc.calls import Answering, Context
-from irv2.serve.rpc.request_log import Follower
+from irv2.serve.rpc.calls import Calls
+from irv2.serve.rpc.request_log import Context
 from irv2.serve.rpc.triton import model_config, model_statistics
 from irv2.types import FloatArray, UInt8Array
 
@@ -45,14 +45,11 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(
         self,
-        served: Callable[[], ServedModel],
-        answering: Answering,
-        follower: Follower,
+        current_model: Callable[[], ServedModel],
+        calls: Calls,
         is_ready: Callable[[], bool],
     ) -> None:
-        """`served` is the model of the moment."""
-        self._served, self._answering, self._is_ready = served, answering, is_ready
-        self._follower = follower
+        self._current_model, self._calls, self._is_ready = current_model, calls, is_ready
 
     async def ServerLive(  # noqa: N802 (here and below: gRPC's names)
         self, request: oip.ServerLiveRequest, context: object
@@ -83,30 +80,32 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ModelMetadataRequest, context: Context
     ) -> oip.ModelMetadataResponse:
         """Names, types and shapes of the tensors."""
-        return await self._answering.unary(self._metadata(request), context)
+        call = self._calls.begin(context, "ModelMetadata")
+        return await self._calls.unary(self._metadata(request), call)
 
     async def ModelInfer(  # noqa: N802
         self, request: oip.ModelInferRequest, context: Context
     ) -> oip.ModelInferResponse:
         """Logits of a batch; refused as a whole where anything about it is wrong."""
-        deadline = self._answering.deadline(context, _timeout_ms(request))
         num_images = request.inputs[0].shape[0] if request.inputs and request.inputs[0].shape else 0
-        work = self._follower.follow(
-            self._infer(request, deadline), "ModelInfer", request.id, num_images, context
+        call = self._calls.begin(
+            context, "ModelInfer", request.id, num_images, timeout_ms=_timeout_ms(request)
         )
-        return await self._answering.unary(work, context, deadline)
+        return await self._calls.unary(self._infer(request, call.deadline), call)
 
     async def ModelConfig(  # noqa: N802
         self, request: oip.ModelConfigRequest, context: Context
     ) -> oip.ModelConfigResponse:
         """Batching and tensors, as Triton would describe them."""
-        return await self._answering.unary(self._config(request), context)
+        call = self._calls.begin(context, "ModelConfig")
+        return await self._calls.unary(self._config(request), call)
 
     async def ModelStatistics(  # noqa: N802
         self, request: oip.ModelStatisticsRequest, context: Context
     ) -> oip.ModelStatisticsResponse:
         """What the model has done since it took over."""
-        return await self._answering.unary(self._statistics(request), context)
+        call = self._calls.begin(context, "ModelStatistics")
+        return await self._calls.unary(self._statistics(request), call)
 
     async def RepositoryIndex(  # noqa: N802
         self, request: oip.RepositoryIndexRequest, context: object
@@ -122,26 +121,28 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _config(self, request: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
         _check_model("name", request.name, request.version)
-        config = model_config(self._served())
+        config = model_config(self._current_model())
         config.name = MODEL_NAME
         return oip.ModelConfigResponse(config=config)
 
     async def _statistics(self, request: oip.ModelStatisticsRequest) -> oip.ModelStatisticsResponse:
         _check_model("name", request.name or MODEL_NAME, request.version)
-        statistics = model_statistics(self._served().statistics)
+        statistics = model_statistics(self._current_model().statistics)
         statistics.name, statistics.version = MODEL_NAME, MODEL_VERSION
         return oip.ModelStatisticsResponse(model_stats=[statistics])
 
     async def _metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
         _check_model("name", request.name, request.version)
         tensor = oip.ModelMetadataResponse.TensorMetadata
-        served = self._served()
+        model = self._current_model()
         return oip.ModelMetadataResponse(
             name=MODEL_NAME,
             versions=[MODEL_VERSION],
-            platform=served.model.backend,
-            inputs=[tensor(name="images", datatype="UINT8", shape=[-1, *served.image_shape])],
-            outputs=[tensor(name="logits", datatype="FP32", shape=[-1, len(served.model.classes)])],
+            platform=model.description.backend,
+            inputs=[tensor(name="images", datatype="UINT8", shape=[-1, *model.image_shape])],
+            outputs=[
+                tensor(name="logits", datatype="FP32", shape=[-1, len(model.description.classes)])
+            ],
         )
 
     async def _infer(
@@ -152,9 +153,9 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         _check_parameters(request)
         if any(output.name != "logits" for output in request.outputs):
             raise InvalidRequest("outputs", "an unknown tensor", "logits")
-        served = self._served()
-        images = await _images(request, served.image_shape, served.pipeline.limits.max_images)
-        logits = await served.pipeline.infer(images, deadline, request.id)
+        model = self._current_model()
+        images = await _images(request, model.image_shape, model.pipeline.limits.max_images)
+        logits = await model.pipeline.infer(images, deadline, request.id)
         return _response(request, logits)
 
 

@@ -19,7 +19,7 @@ from irv2.runners.onnx import OnnxRunner
 from irv2.runners.parallel import ParallelRunner
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics
-from irv2.serve.pipeline.model import Opened, start_model
+from irv2.serve.pipeline.model import OpenedModel, start_model
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +27,16 @@ def bundle(tmp_path_factory) -> Bundle:
     return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("served") / "tiny.bundle"))
 
 
-def opened(bundle: Bundle, seconds: float = 0.0) -> Opened:
+def opened(bundle: Bundle, seconds: float = 0.0) -> OpenedModel:
     artifact, inner = open_best(bundle.path, bundle.artifacts, num_threads=1)
-    return Opened(bundle, artifact, PacedRunner(inner, seconds))
+    return OpenedModel(bundle, artifact, PacedRunner(inner, seconds))
 
 
 async def nobody_listens() -> None:
     """Health is not asked for."""
 
 
-def start(given: Opened, **options):
+def start(given: OpenedModel, **options):
     return start_model(given, replace(OPTIONS, **options), Metrics(), nobody_listens)
 
 
@@ -74,10 +74,10 @@ class CountingRunner(OnnxRunner):
         return super().run(images)
 
 
-def on_two_engines(bundle: Bundle) -> Opened:
+def on_two_engines(bundle: Bundle) -> OpenedModel:
     [artifact] = bundle.manifest.artifacts
     engine = partial(CountingRunner, bundle.path / artifact.file, "cpu", 1, artifact.max_batch)
-    return Opened(bundle, artifact, ParallelRunner([engine, engine]))
+    return OpenedModel(bundle, artifact, ParallelRunner([engine, engine]))
 
 
 def test_two_engines_make_batches_twice_as_large_and_each_is_tried_at_every_certified_size(
@@ -87,12 +87,12 @@ def test_two_engines_make_batches_twice_as_large_and_each_is_tried_at_every_cert
         bundle = Bundle.open(write_tiny_bundle(tmp_path / "b", batch_sizes=[1, 2, 3, 16]))
         given = on_two_engines(bundle)
         model = await start(given, max_batch=None)
-        assert model.model.max_batch == 8, "of a CPU, however many engines"
+        assert model.description.max_batch == 8, "of a CPU, however many engines"
         await model.close()
 
         given = on_two_engines(bundle)
         model = await start(given, max_batch=32)
-        assert model.model.max_batch == 32
+        assert model.description.max_batch == 32
         for _, engine in given.runner._engines:
             assert {1, 2, 3, 16} <= set(engine.sizes[:5])
             assert max(engine.sizes) == 16, "what the gate certified for one"
@@ -192,7 +192,7 @@ def test_an_engine_that_is_broken_for_good_is_not_ready_until_it_answers_again(b
         await site.stub.Classify(request(2))
         await wait_for_health(site, NOT_SERVING)
         assert not site.server.is_ready
-        assert "irv2_ready 0.0" in site.server._metrics.text().decode()
+        assert "irv2_ready 0.0" in site.server.metrics_text().decode()
         site.runner.error = None
         await wait_for_health(site, SERVING)
         assert site.server.is_ready

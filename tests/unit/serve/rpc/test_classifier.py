@@ -179,7 +179,7 @@ def test_what_cannot_be_answered_in_time_is_refused_before_its_message_comes(bun
         assert (await waiting).results[0].scores
         assert sum(site.runner.sizes) == 8
         assert counted(site, 'refused_total{reason="deadline"}') == 1
-        assert site.server._served.statistics.num_failures == 1
+        assert site.server._model.statistics.num_failures == 1
 
     scenario_with(bundle, scenario, seconds=0.2)
 
@@ -199,7 +199,7 @@ def test_a_call_without_a_message_is_invalid(bundle):
 
 def counted(site, name: str) -> float:
     """One line of /metrics."""
-    lines = site.server._metrics.text().decode().splitlines()
+    lines = site.server.metrics_text().decode().splitlines()
     (value,) = [line.rpartition(" ")[2] for line in lines if line.startswith(f"irv2_{name} ")]
     return float(value)
 
@@ -232,7 +232,7 @@ def test_expired_requests_are_counted_by_where_they_were(bundle):
         assert counted(site, 'expired_total{where="queue"}') == 1
         assert counted(site, 'expired_total{where="engine"}') == 1
         assert counted(site, 'expired_total{where="arrival"}') == 0
-        statistics = site.server._served.statistics
+        statistics = site.server._model.statistics
         assert (statistics.num_requests, statistics.num_failures) == (0, 2)
         assert 0.3e9 < statistics.failure_ns < 0.8e9
 
@@ -248,7 +248,7 @@ def test_a_call_that_grpc_ends_at_its_deadline_counts_as_expired(bundle):
         left = site.stub.Classify(request(0), timeout=10)
         await asyncio.sleep(0.1)
         left.cancel()
-        while 'outcome="cancelled"' not in site.server._metrics.text().decode():
+        while 'outcome="cancelled"' not in site.server.metrics_text().decode():
             await asyncio.sleep(0.01)
         assert counted(site, 'requests_total{outcome="cancelled"}') == 1
         assert counted(site, 'requests_total{outcome="deadline_exceeded"}') == 20
@@ -278,7 +278,7 @@ def test_calls_that_end_before_their_message_is_whole_are_counted(bundle):
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             grpc.StatusCode.INVALID_ARGUMENT,
         ]
-        while 'total{outcome="unread"} 3.0' not in site.server._metrics.text().decode():
+        while 'total{outcome="unread"} 3.0' not in site.server.metrics_text().decode():
             await asyncio.sleep(0.01)
         assert counted(site, 'requests_total{outcome="deadline_exceeded"}') == 1
         assert counted(site, 'expired_total{where="call"}') == 1
@@ -441,7 +441,7 @@ def test_a_stream_of_large_requests_waits_for_its_turn_and_none_is_refused(bundl
         most_admitted, outcomes = 0, []
         async for answer in call:
             outcomes.append(answer.WhichOneof("outcome"))
-            most_admitted = max(most_admitted, site.server._served.admission.num_admitted)
+            most_admitted = max(most_admitted, site.server._model.admission.num_admitted)
         await writing
         assert outcomes == ["response"] * 30
         assert most_admitted <= 16 or most_admitted == 20, "a quarter of the queue, or one request"

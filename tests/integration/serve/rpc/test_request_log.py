@@ -1,4 +1,4 @@
-"""A request can be followed: a line in the log, a span in a trace, and nothing of its image."""
+"""What became of a request: a metric, a line in the log and a span; nothing of its image."""
 
 import asyncio
 import gzip
@@ -12,18 +12,24 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import grpc
+import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from project import ROOT
 from serving_site import request, scenario_with
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import SIDE, write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.errors import UsageError
+from irv2.inference import open_inference_pb2 as oip
+from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.serve.operations.logs import JsonFormatter
-from irv2.serve.rpc.request_log import Follower
+from irv2.serve.rpc.request_log import RequestLog
 from irv2.v1.classifier_pb2 import ClassifyRequest, ClassifyStreamRequest, Image
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -133,8 +139,8 @@ def test_traces_without_their_packages_are_one_clear_error():
 import sys
 for name in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter"):
     sys.modules[name] = None
-from irv2.serve.rpc.request_log import Follower
-Follower(log=False)
+from irv2.serve.rpc.request_log import RequestLog
+RequestLog(log=False)
 """
     environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
     done = subprocess.run(
@@ -147,10 +153,10 @@ Follower(log=False)
 
 def test_traces_go_over_http_or_the_server_does_not_start(collector, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    asyncio.run(Follower(log=False).close())
+    asyncio.run(RequestLog(log=False).close())
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
     with pytest.raises(UsageError, match=r"TRACES_PROTOCOL: grpc; expected http/protobuf"):
-        Follower(log=False)
+        RequestLog(log=False)
 
 
 @pytest.fixture
@@ -228,3 +234,96 @@ def test_a_request_is_a_span_of_its_callers_trace(bundle, collector):
     assert facts["irv2.outcome"].string_value == "ok"
     assert facts["irv2.inference_us"].int_value > 0
     assert span.end_time_unix_nano > span.start_time_unix_nano
+
+
+class Unary:
+    """`Classify`, asked for one image, or for none, which is invalid."""
+
+    async def ask(self, site, name: str, timeout_s: float = 10.0) -> None:
+        await site.stub.Classify(request(0, id=name), timeout=timeout_s)
+
+    async def ask_wrongly(self, site) -> None:
+        await site.stub.Classify(ClassifyRequest(id="wrong"))
+
+
+class Streamed(Unary):
+    """A request of `ClassifyStream`; without an id it is invalid."""
+
+    async def ask(self, site, name: str, timeout_s: float = 10.0) -> None:
+        call = site.stub.ClassifyStream()
+        message = ClassifyStreamRequest(
+            request=request(0, id=name), timeout_ms=round(timeout_s * 1e3)
+        )
+        await call.write(message)
+        await call.read()
+        await call.done_writing()
+
+    async def ask_wrongly(self, site) -> None:
+        await self.ask(site, "")
+
+
+class OpenInference(Unary):
+    """`ModelInfer`; `ModelConfig` of a model that is not there is invalid."""
+
+    async def ask(self, site, name: str, timeout_s: float = 10.0) -> None:
+        images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+        tensor = {"name": "images", "datatype": "UINT8", "shape": images.shape}
+        message = oip.ModelInferRequest(
+            model_name="irv2", id=name, inputs=[tensor], raw_input_contents=[images.tobytes()]
+        )
+        await GRPCInferenceServiceStub(site.channel).ModelInfer(message, timeout=timeout_s)
+
+    async def ask_wrongly(self, site) -> None:
+        stub = GRPCInferenceServiceStub(site.channel)
+        await stub.ModelConfig(oip.ModelConfigRequest(name="resnet"))
+
+
+def outcomes_in(metrics: bytes) -> Counter[str]:
+    found = re.findall(r'irv2_requests_total\{outcome="(\w+)"\} (\d+)', metrics.decode())
+    return Counter({outcome: int(count) for outcome, count in found})
+
+
+@pytest.mark.parametrize(
+    "api", [Unary(), Streamed(), OpenInference()], ids=lambda api: type(api).__name__
+)
+def test_metric_log_line_and_span_tell_the_same_outcome(bundle, lines, collector, api):
+    expected = {
+        "answered": "ok",
+        "late": "deadline_exceeded",
+        "left": "cancelled",
+        "one too many": "resource_exhausted",
+        "wrong": "invalid_argument",
+    }
+    metrics = b""
+
+    async def scenario(site):
+        nonlocal metrics
+        await api.ask(site, "answered")
+        with suppress(grpc.aio.AioRpcError):
+            await api.ask_wrongly(site)
+        site.runner.seconds = 0.4  # slower than it was: nobody can be refused for it in advance
+        with suppress(grpc.aio.AioRpcError):
+            await api.ask(site, "late", timeout_s=0.2)
+        leaving = asyncio.create_task(api.ask(site, "left"))
+        await asyncio.sleep(0.1)
+        leaving.cancel()
+        site.runner.seconds = 0.1
+        busy = site.stub.Classify(request(*range(20), id="busy"))  # all that the queue may hold
+        await asyncio.sleep(0.1)
+        with suppress(grpc.aio.AioRpcError):
+            await api.ask(site, "one too many")
+        await busy
+        metrics = site.server.metrics_text()
+
+    scenario_with(bundle, scenario, log_requests=True, max_queue=20)
+    assert outcomes_in(metrics) == Counter(["ok", *expected.values()])
+    logged = [line for line in lines() if line["message"] == "request"]
+    assert Counter(line["outcome"] for line in logged) == outcomes_in(metrics)
+    spans = [{each.key: each.value for each in span.attributes} for _, span in collector]
+    in_spans = [
+        tuple(facts[f"irv2.{name}"].string_value for name in ("method", "id", "outcome"))
+        for facts in spans
+    ]
+    assert in_spans == [(line["method"], line["id"], line["outcome"]) for line in logged]
+    by_id = {line["id"]: line["outcome"] for line in logged if line["id"]}
+    assert by_id.items() <= {"busy": "ok", **expected}.items()
