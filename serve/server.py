@@ -43,18 +43,22 @@ def serve(bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server]
     """
     keep_few_arenas()
     wait_for_a_turn()
-    stopped_by = asyncio.run(_serve(bundle_path, options, on_ready))
+    stopped_by = asyncio.run(serve_until_signal(bundle_path, options, on_ready))
     return 130 if stopped_by == signal.SIGINT else 0
 
 
-async def _serve(
-    bundle_path: Path, options: ServeOptions, on_ready: "Callable[[Server], None]"
+async def serve_until_signal(
+    bundle_path: Path,
+    options: ServeOptions,
+    on_ready: "Callable[[Server], None]",
+    build: "type[Server] | None" = None,
 ) -> signal.Signals:
+    """Serve until SIGTERM or Ctrl-C and return which; `build`, by default Server, makes it."""
     loop = asyncio.get_running_loop()
     reloader = Reloader(bundle_path, lambda: server.reload(bundle_path))
     loop.add_signal_handler(signal.SIGHUP, reloader.want)  # first: it would end the process
     # Nothing else may hold the opened model: it is to go when another takes over.
-    server = Server(open_model(bundle_path, options), options)
+    server = (build or Server)(open_model(bundle_path, options), options)
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, signals.put_nowait, each)

@@ -14,18 +14,31 @@ from irv2.types import UInt8Array
 from irv2.v1 import classifier_pb2
 
 
-class Decoder:
-    """Decodes, resizes and crops; the libraries that do the work release the interpreter lock."""
+class ImageTime:
+    """How long an image takes to decode: an exponential average, 0 before the first one."""
 
-    WEIGHT = 0.1  # of the newest image in the average time
-    # So many times the average is all that one image counts for: a single slow one must not make
+    WEIGHT = 0.1  # of the newest
+    # One image counts for at most this many times the average: a single slow one must not make
     # the next requests look hopeless, while 20 of them are believed.
     MAX_FACTOR = 4.0
+
+    def __init__(self) -> None:
+        self.average_s = 0.0
+
+    def learn(self, seconds: float) -> None:
+        """Called by several threads; where two do it at once, one sample is lost: no harm."""
+        average_s = self.average_s or seconds
+        counted_s = min(seconds, self.MAX_FACTOR * average_s)
+        self.average_s = average_s + self.WEIGHT * (counted_s - average_s)
+
+
+class Decoder:
+    """Decodes, resizes and crops; the libraries that do the work release the interpreter lock."""
 
     def __init__(self, config: Preprocess, limits: ImageLimits, num_threads: int) -> None:
         self._config, self._limits = config, limits
         cv2.setNumThreads(1)  # each image has its thread; OpenCV's own would spin beside them
-        self._num_threads, self._image_s = num_threads, 0.0
+        self._num_threads, self._time = num_threads, ImageTime()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
     async def decode(
@@ -41,7 +54,7 @@ class Decoder:
 
     def predict(self, num_images: int) -> float:
         """Seconds that `num_images` take from now on, by the average of the last ones."""
-        return num_images * self._image_s / self._num_threads
+        return num_images * self._time.average_s / self._num_threads
 
     def close(self) -> None:
         """Wait for the images in work and free the threads."""
@@ -53,14 +66,8 @@ class Decoder:
             image_hwc = input_from_image(image, self._config, limits)
         finally:  # an image that fails, or that nobody waits for any more, takes its time too
             seconds = time.monotonic() - started_at
-            self._learn(seconds)
+            self._time.learn(seconds)
         return image_hwc, seconds
-
-    def _learn(self, seconds: float) -> None:
-        """In a thread of the pool; where two do it at once, one sample is lost: no harm."""
-        average = self._image_s or seconds
-        counted = min(seconds, self.MAX_FACTOR * average)
-        self._image_s = average + self.WEIGHT * (counted - average)
 
 
 def input_from_image(

@@ -154,12 +154,12 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         if any(output.name != "logits" for output in request.outputs):
             raise InvalidRequest("outputs", "an unknown tensor", "logits")
         model = self._current_model()
-        images = await _images(request, model.image_shape, model.pipeline.limits.max_images)
+        images = await input_images(request, model.image_shape, model.pipeline.limits.max_images)
         logits = await model.pipeline.infer(images, deadline, request.id)
         return _response(request, logits)
 
 
-async def _images(
+async def input_images(
     request: oip.ModelInferRequest, image_shape: tuple[int, int, int], most: int
 ) -> UInt8Array:
     """The input tensor, uint8 (N, S, S, 3), N up to `most`. Raises InvalidRequest."""

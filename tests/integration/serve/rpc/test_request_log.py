@@ -25,11 +25,9 @@ from serving_site import request, scenario_with
 from tiny_bundle import SIDE, write_tiny_bundle
 
 from irv2.bundle import Bundle
-from irv2.errors import UsageError
 from irv2.inference import open_inference_pb2 as oip
 from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.serve.operations.logs import JsonFormatter
-from irv2.serve.rpc.request_log import RequestLog
 from irv2.v1.classifier_pb2 import ClassifyRequest, ClassifyStreamRequest, Image
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -132,31 +130,6 @@ def test_a_failure_is_one_json_line_with_its_traceback(lines):
     assert (entry["level"], entry["message"]) == ("error", "failed x")
     assert entry["time"].endswith("Z")
     assert "ValueError: unforeseen" in entry["traceback"]
-
-
-def test_traces_without_their_packages_are_one_clear_error():
-    program = """
-import sys
-for name in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter"):
-    sys.modules[name] = None
-from irv2.serve.rpc.request_log import RequestLog
-RequestLog(log=False)
-"""
-    environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
-    )
-    assert 'pip install "irv2[otel]"' in done.stderr
-    without = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert without.returncode == 0, without.stderr
-
-
-def test_traces_go_over_http_or_the_server_does_not_start(collector, monkeypatch):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    asyncio.run(RequestLog(log=False).close())
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
-    with pytest.raises(UsageError, match=r"TRACES_PROTOCOL: grpc; expected http/protobuf"):
-        RequestLog(log=False)
 
 
 @pytest.fixture
