@@ -1,7 +1,7 @@
 """Promises to requests: who gets a place in front of the engine, and who is refused on arrival.
 
-What can't be answered in time is refused at once, with the time to come back; whoever has a place
-is still in time whatever is admitted later. Only the event loop's clock is read: tests replace it.
+A request that can't be answered in time is refused at once and told when to come back. Requests
+admitted later never make one late that has places. Only the event loop's clock is read.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from irv2.errors import Expired, NotServing, Overloaded
 from irv2.serve.pipeline.batcher import Answer, Batcher, Entry
 from irv2.types import UInt8Array
 
-# Predictions may fill 1 / MARGIN of the time to a request's deadline: now and then a batch takes a
-# tenth longer than the average, and the answer has a way to go (DECISIONS.md).
+# A predicted answer may take 1 / MARGIN of the time to its deadline: now and then a batch takes a
+# tenth longer than the average, and the answer still has to reach the client (DECISIONS.md).
 MARGIN = 1.2
 
 
@@ -41,7 +41,7 @@ class _Promises:
         self.num_running += 1
 
     def end(self, num_images: int, deadline: float, *, has_started: bool = False) -> None:
-        """These were answered or given up, or their places were never used."""
+        """Images were answered or given up, or their places were never used."""
         if has_started:
             self.num_running -= num_images
         else:
@@ -131,11 +131,11 @@ class Admission:
         return Places(self._promises, self._batcher, num_images, deadline, prepared)
 
     def check(self, num_images: int, deadline: float, *, prepared: bool = False) -> None:
-        """Raise Overloaded, Expired or NotServing where `admit` would; takes no place.
+        """Raise the Overloaded, Expired or NotServing that `admit` would; takes no place.
 
-        Images due later run later, so only those due earlier count, and those due later must still
-        be in time. An idle server tries whatever was possible once: one slow batch (a machine that
-        slept) must not be believed for ever.
+        Images due later run later, so they don't delay these, but must still be in time. An idle
+        server tries whatever was possible once: one slow batch (a machine that slept) must not
+        count for ever.
         """
         if self._closing:
             raise NotServing("server", "is stopping", way_out="ask another one")
@@ -156,9 +156,9 @@ class Admission:
         await self._batcher.close()
 
     def _is_hopeless(self, num_images: int, deadline: float) -> bool:
-        """Whether full batches, each as fast as the fastest yet, take longer than is left.
+        """Whether full batches, each as fast as the fastest so far, would take too long.
 
-        One batch is always tried: no client waits for longer than that.
+        A single batch is always tried.
         """
         size = self._max_batch
         fastest_s = num_images // size * self._times.fastest(size)
@@ -174,7 +174,7 @@ class Admission:
         if (late_s := answer_s * MARGIN - left_s) > 0:
             got = f"{answer_s:.3g} s to the answer, {left_s:.3g} s to the deadline"
             raise Overloaded("server", got, late_s, reason="deadline")
-        # Behind them, the first image of each batch: the others are due later, and done with it.
+        # Behind them, the first image of each batch: the rest of the batch is due later.
         while place < total:
             left_s = waiting[place - num_images] - now
             if (late_s := (ready_s + self._run_s(place, total)) * MARGIN - left_s) > 0:
@@ -194,8 +194,8 @@ class Admission:
     def _run_s(self, place: int, total: int) -> float:
         """From a free engine to the answer of the image in that place, from 0, of `total`.
 
-        A first batch is as large as it is likely to become: those waiting, and about as many as
-        came while the batch that runs was waiting. All others are full.
+        The first batch is counted as large as it is likely to become: all that wait, and about as
+        many more as came before the batch that runs. The others are counted as full.
         """
         size = self._max_batch
         if place >= size:

@@ -123,9 +123,9 @@ class Batcher:
                 self._queue.remove(entry)
 
     async def run_apart(self, images: UInt8Array) -> FloatArray:
-        """Logits of a batch that belongs to no request; its time is learned if nothing else runs.
+        """Logits of a batch that belongs to no request; its time counts if nothing else runs.
 
-        Raises what the engine raises.
+        Raises whatever the engine raises.
         """
         is_alone, started_at = self._running is None, self._loop.time()
         logits, *_ = await self._loop.run_in_executor(self._engine, self._run, images)
@@ -142,7 +142,7 @@ class Batcher:
         """Wait for the batch that runs and free the engine's thread; nothing may be queued."""
         while self._running and self._running.done:
             await asyncio.wait([self._running.done])
-        # Its thread may still warm up or test a model that is given up; the loop must not wait.
+        # It may still be warming up or testing a model that was given up; the loop must not wait.
         await asyncio.to_thread(self._engine.shutdown)
 
     def _advance(self) -> None:
@@ -156,7 +156,7 @@ class Batcher:
     def _take_staged(self) -> _Batch | None:
         now, batch = self._loop.time(), self._staged
         if batch and any(entry.answer.done() or entry.deadline <= now for entry in batch.entries):
-            self._unstage()  # a member gave up: it is formed anew from those who did not
+            self._unstage()  # a member was given up: the batch is formed anew without it
         batch, self._staged = self._staged, None
         return batch
 
@@ -180,9 +180,9 @@ class Batcher:
     def _choose(self, starts_at: float) -> list[Entry]:
         """The most urgent entries, as many as the first one's deadline allows.
 
-        What can't be in time any more yields to what can. A small batch for the first one's sake
-        is a luxury: where it would make the others late, the batch is full, and holds those who can
-        wait for its end.
+        Entries that can't be in time any more yield to those that can. A small batch for the sake
+        of the first is a luxury: where it would make the others late, the batch is full, and holds
+        those that can wait for its end.
         """
         waiting = self._in_time(starts_at + self.times.predict(1))
         full = min(len(waiting), self.max_batch)
@@ -193,11 +193,11 @@ class Batcher:
         return self._in_time(starts_at + self.times.predict(full))[:full]
 
     def _in_time(self, ends_at: float) -> list[Entry]:
-        """The entries, most urgent first, for which `ends_at` is early enough; else all."""
+        """The entries, most urgent first, for which `ends_at` is early enough; all if none is."""
         return [entry for entry in self._queue if ends_at <= entry.deadline] or self._queue
 
     def _can_wait(self, entries: list[Entry], starts_at: float) -> bool:
-        """Whether all are in time in full batches from `starts_at` on."""
+        """Whether full batches from `starts_at` on answer all entries in time."""
         batch_s = self.times.predict(self.max_batch)
         return all(
             starts_at + (i // self.max_batch + 1) * batch_s <= entry.deadline
@@ -212,7 +212,7 @@ class Batcher:
                 entry.answer.set_exception(Expired("deadline", "passed in the queue", "queue"))
 
     def _wait_for_company(self) -> bool:
-        """Whether an idle engine should wait for a fuller batch; then a timer will advance."""
+        """Whether an idle engine should wait for a fuller batch; if so, set a timer for its end."""
         if self._company:
             self._company.cancel()
             self._company = None
@@ -241,7 +241,7 @@ class Batcher:
         batch.done.add_done_callback(self._finish)
 
     def _run(self, images: UInt8Array) -> _Ranked:
-        """In the engine's thread, sorting included.
+        """Run one batch, in the engine's thread, sorting included.
 
         numpy releases the interpreter lock while it sorts; on the event loop, getting it back would
         take some 50 us each time while images are decoded.

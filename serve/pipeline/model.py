@@ -1,4 +1,4 @@
-"""One model at work: its engine, queue and decoder, from a bundle to its last answer."""
+"""One model that serves: its engine, queue and decoder, from its bundle to its last answer."""
 
 import asyncio
 import json
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 WARM_UP_SIZES = (1, 2, 4, 8)  # of an artefact whose certified sizes are not known
 # Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
 CPU_MAX_BATCH = 8
-# So many batches failed one after another, and the engine is tried on the self-test's images.
+# After this many failed batches in a row, the engine is tried on the self-test's images.
 SUSPECT_AFTER = 3
-RETRY_S = 1.0  # between tries of an engine that is broken
+RETRY_S = 1.0  # between two tries of a broken engine
 
 OnHealth = Callable[[], Awaitable[None]]
 
 
 class OpenedModel(NamedTuple):
-    """A bundle, the artefact of it that is served, and the engine that runs it."""
+    """A bundle, the one of its artefacts that is served, and the engine that runs it."""
 
     bundle: Bundle
     artifact: Artifact
@@ -69,7 +69,7 @@ def open_model(path: Path, options: ServeOptions) -> OpenedModel:
 async def start_model(
     opened: OpenedModel, options: ServeOptions, metrics: Metrics, on_health: OnHealth
 ) -> "ServedModel":
-    """A model at work; where that fails, its engine is freed. Raises EngineError or BundleError."""
+    """Start a model, or free its engine. Raises EngineError, BundleError or UsageError."""
     try:
         model = ServedModel(opened, options, metrics, on_health)
     except BaseException:
@@ -119,11 +119,11 @@ class ServedModel:
 
     @property
     def statistics(self) -> Statistics:
-        """Sums since it took over."""
+        """What the model has done since it took over."""
         return self._metrics.statistics
 
     async def start(self) -> None:
-        """Self-test and the whole way, at every certified batch size. Raises EngineError."""
+        """Pass the self-test and warm up, at every certified batch size. Raises EngineError."""
         sizes = _warm_up_sizes(self.artifact, self._runner.num_engines, self.description.max_batch)
         for size in sizes:
             await self._try_engine(size)
@@ -137,12 +137,15 @@ class ServedModel:
         if self._trial:
             self._trial.cancel()
         await self.admission.close()
-        # Either may take its time, which the requests to another model must not wait for.
+        # Either may take long, and requests to another model must not wait for it.
         await asyncio.to_thread(self._decoder.close)
         await asyncio.to_thread(self._runner.close)
 
     async def _try_engine(self, size: int) -> None:
-        """The self-test in one batch, or a blank one without it. Raises EngineError."""
+        """Run the self-test as one batch, or a blank batch where the bundle has none.
+
+        Raises EngineError.
+        """
         if self._self_test:
             logits = await self._batcher.run_apart(self._self_test.batch(size))
             self._self_test.check(logits, self._runner.backend)
@@ -175,20 +178,20 @@ class ServedModel:
     async def _failure(self) -> Exception | None:
         try:
             await self._try_engine(self._runner.num_engines)  # one image each
-        except Exception as error:  # whatever an engine's library raises
+        except Exception as error:  # an engine's library may raise anything
             return error
         return None
 
 
 def _warm_up_sizes(artifact: Artifact, num_engines: int, most: int) -> list[int]:
-    """1, `most`, and batches up to it in which each engine gets one of a certified size."""
+    """1, `most`, and the batches in between that give each engine a certified size."""
     certified = artifact.invariance.batch_sizes if artifact.invariance else WARM_UP_SIZES
     batches = [num_engines * size for size in certified]
     return sorted({1, most, *(size for size in batches if size < most)})
 
 
 def _self_test(bundle: Bundle) -> SelfTest | None:
-    """None for bundles of before there were any; the ready line says so."""
+    """The bundle's self-test; None for bundles older than it, as the ready line says."""
     if SELF_TEST not in bundle.manifest.files:
         return None
     return SelfTest.load(bundle.path / SELF_TEST)
@@ -215,7 +218,7 @@ def _check_fits(bundle: Bundle, artifact: Artifact, runner: Runner) -> None:
 
 
 def _max_batch(runner: Runner, asked_for: int | None) -> int:
-    """Of all engines together; each runs at most what the gate certified."""
+    """The largest batch of all engines together; each runs at most what the gate certified."""
     most = runner.max_batch
     if asked_for is None:
         return min(most, CPU_MAX_BATCH) if runner.backend.endswith("-cpu") else most

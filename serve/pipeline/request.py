@@ -1,4 +1,4 @@
-"""The way of one request: admission, decoding, batch, best classes. No gRPC context in it."""
+"""One request from admission through decoding and batching to its best classes, without gRPC."""
 
 import asyncio
 import logging
@@ -38,7 +38,7 @@ MAX_ID_BYTES = 256
 
 @dataclass(slots=True)
 class _Outcome:
-    """What became of one image, and when; seconds."""
+    """One image's result, and where its time went."""
 
     result: classifier_pb2.Result
     preprocess_s: float = 0.0
@@ -51,7 +51,7 @@ class _Outcome:
 
 
 class Pipeline:
-    """Answers requests with one model. Times are the event loop's clock."""
+    """Answers requests with one model. Deadlines are times of the event loop's clock."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Pipeline:
         )
 
     async def infer(self, images: UInt8Array, deadline: float, request_id: str = "") -> FloatArray:
-        """Logits (N, num_classes) of prepared images, uint8 (N, S, S, 3), all of them or none."""
+        """Logits (N, num_classes) of all prepared images, uint8 (N, S, S, 3), or a RequestError."""
         arrived_at = asyncio.get_running_loop().time()
         self._check_request(request_id, len(images))
         async with self._admitted(len(images), deadline, prepared=True) as places:
@@ -94,9 +94,9 @@ class Pipeline:
         return np.stack([answer.logits for answer in answers])
 
     async def warm_up(self, num_images: int) -> None:
-        """Go the way of a request of photographs, so that no other pays for a first time.
+        """Answer a request of photographs, so that no client's is the first to go the whole way.
 
-        Raises EngineError where there is no answer.
+        Raises EngineError or Expired where it gets no answer.
         """
         photograph = classifier_pb2.Image(encoded=_photograph())
 
@@ -109,12 +109,12 @@ class Pipeline:
             await _all(classify(places) for _ in range(num_images))
 
     def check(self, deadline: float) -> None:
-        """Raise the RequestError that awaits every request due by `deadline`, if one does."""
+        """Raise the RequestError that any request due by `deadline` would get, if there is one."""
         self._check_serving()
         try:
             self._admission.check(
                 1, deadline, prepared=True
-            )  # whether it is, its message would tell
+            )  # its message, not read yet, would tell
         except RequestError:
             self._metrics.observe_failure(0.0)
             raise
@@ -136,7 +136,7 @@ class Pipeline:
     async def _admitted(
         self, num_images: int, deadline: float, *, prepared: bool = False
     ) -> AsyncIterator[Places]:
-        """Places for the block, which is cancelled at `deadline`; raises Expired then."""
+        """Places for the block; cancels it at `deadline` and raises Expired."""
         now = asyncio.get_running_loop().time
         arrived_at = now()
         try:
@@ -162,13 +162,12 @@ class Pipeline:
             order = answer.order[: top_k or DEFAULT_TOP_K]
             scores = ranked_scores(answer.probabilities, order, self._classes)
         except Expired:
-            raise  # with the whole request
+            raise  # the whole request fails
         except ImageError as error:
             self._fail(outcome, error, error.reason)
-        except EngineError as error:  # the batcher has logged it
-            self._fail(outcome, error, ImageReason.INTERNAL)
         except Exception as error:
-            logger.exception("image_failed")
+            if not isinstance(error, EngineError):  # the batcher has logged those
+                logger.exception("image_failed")
             self._fail(outcome, error, ImageReason.INTERNAL)
         else:
             outcome.result.scores.extend(
@@ -180,7 +179,7 @@ class Pipeline:
     def _timing(
         self, slowest: _Outcome | Answer, preprocess_s: float, arrived_at: float
     ) -> classifier_pb2.Timing:
-        """Where the time of an answered request went, by its slowest image; counted as well."""
+        """Count an answered request and say where its time went, by its slowest image."""
         timing = classifier_pb2.Timing(
             queue_us=round(slowest.queue_s * 1e6),
             preprocess_us=round(preprocess_s * 1e6),
@@ -196,7 +195,7 @@ class Pipeline:
 
 
 def _photograph() -> bytes:
-    """A JPEG of 500 x 375 and 50 kB, which takes as long to decode as one from a camera."""
+    """A JPEG of 500 x 375 pixels and 50 kB, which decodes as slowly as one from a camera."""
     blocks = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
     image = np.ascontiguousarray(blocks.repeat(25, 0).repeat(25, 1))
     encoded: bytes = simplejpeg.encode_jpeg(image)
@@ -204,7 +203,7 @@ def _photograph() -> bytes:
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order, or the first failure, which cancels the rest."""
+    """All results in order; the first failure is raised and cancels the rest."""
     first, *others = works
     if not others:  # the usual case needs no task of its own
         return [await first]

@@ -1,4 +1,4 @@
-"""What the services share: one call's deadline, its answer or refusal, and its outcome."""
+"""What all services do with a call: set its deadline, answer or refuse it, tell its outcome."""
 
 import asyncio
 import logging
@@ -18,16 +18,16 @@ from irv2.v1 import classifier_pb2
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# At its deadline a client ends the call, and for the client time began when it sent the request: a
-# call that ends this long before the server's deadline has reached it, and its client has not left.
+# A client ends its call at the deadline, by a clock that started when it sent the request. So a
+# call that ends this shortly before the server's deadline has reached its own.
 WAY_S = 0.05
 
 
 class Calls:
-    """Turns what the pipeline returns or raises into what a client gets; tells each outcome once.
+    """Turns what the pipeline returns or raises into what a client gets, and tells the outcome.
 
-    An outcome is "ok", the name of a status code in lower case, "cancelled" or, for a call whose
-    message never came whole, "unread". Metric, log line and span get the same one.
+    The outcome is "ok", the name of a status code in lower case, "cancelled", or "unread" for a
+    call whose message never came whole. Metric, log line and span get the same one.
     """
 
     def __init__(self, metrics: Metrics, log: RequestLog, default_deadline_s: float) -> None:
@@ -43,10 +43,10 @@ class Calls:
         *,
         timeout_ms: float = 0,
     ) -> Call:
-        """A call that has just come, or a request of a stream.
+        """Note that a call, or a request of a stream, has come.
 
-        It is due at the call's deadline or in `timeout_ms`, whichever is earlier; where there is
-        neither (0 is none), after the server's own default.
+        Its deadline is the call's or `timeout_ms` from now, whichever is earlier; if there is
+        neither (0 is none), the server's default.
         """
         now, call_left_s = asyncio.get_running_loop().time(), context.time_remaining()
         limits_s = [timeout_ms / 1e3] if timeout_ms else []
@@ -55,13 +55,13 @@ class Calls:
         return Call(context, method, request_id, num_images, now, deadline)
 
     def time_to_answer_s(self) -> float:
-        """Until the last of the open calls is read and answered, or has expired."""
+        """Seconds until all open calls are read and answered, or have expired."""
         now = asyncio.get_running_loop().time()
         return max(0.0, max((call.deadline for call in self._open), default=now) - now)
 
     @contextmanager
     def reading(self, call: Call) -> Iterator[None]:
-        """The block reads and may answer the call; a server that stops waits for it."""
+        """Read, and perhaps answer, the call in the block; a server that stops waits for it."""
         self._open.add(call)
         try:
             yield
@@ -69,7 +69,7 @@ class Calls:
             self._open.remove(call)
 
     async def outcome(self, work: Awaitable[T], call: Call) -> T | status_pb2.Status:
-        """What `work` gives, or the status that says why it gives nothing."""
+        """The result of `work`, or the status that says why there is none."""
         try:
             with self.reading(call):
                 response = await work
@@ -82,7 +82,7 @@ class Calls:
         return response
 
     async def unary(self, work: Awaitable[T], call: Call) -> T:
-        """What `work` gives; a refusal ends the call with its status."""
+        """The result of `work`; a refusal ends the call with its status."""
         outcome = await self.outcome(work, call)
         if isinstance(outcome, status_pb2.Status):
             await call.context.abort_with_status(rpc_status.to_status(outcome))
@@ -90,14 +90,14 @@ class Calls:
         return outcome
 
     def cut_off(self, call: Call, outcome: str) -> None:
-        """The call ended before its answer: at its deadline or, long before that, as `outcome`."""
+        """Note that the call ended early: at its deadline or, well before that, as `outcome`."""
         if call.deadline - asyncio.get_running_loop().time() < WAY_S:
             self._metrics.observe_expiry("call")
             outcome = "deadline_exceeded"
         self._end(call, outcome)
 
     def refuse(self, error: Exception, call: Call) -> status_pb2.Status:
-        """The status for a call that ends with this error."""
+        """Note that the call ended with this error, and return its status."""
         status = status_from_error(error)
         if isinstance(error, Overloaded):
             took_s = asyncio.get_running_loop().time() - call.began_at

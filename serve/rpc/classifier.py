@@ -1,4 +1,4 @@
-"""irv2.v1.Classifier over grpc.aio; the work itself is the pipeline's."""
+"""The service irv2.v1.Classifier over grpc.aio; the pipeline does the work."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ _StreamContext = grpc.aio.ServicerContext[
 
 
 class Classifier(classifier_pb2_grpc.ClassifierServicer):
-    """The service; one per server."""
+    """The gRPC service, one per server."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
     async def Classify(  # noqa: N802 (gRPC's name)
         self, request: classifier_pb2.ClassifyRequest, context: _Context
     ) -> classifier_pb2.ClassifyResponse:
-        """Answer one request; a refused one ends with its status."""
+        """Answer one request, or end the call with the status of its refusal."""
         call = self._calls.begin(context, "Classify", request.id, len(request.images))
         work = self._current_model().pipeline.classify(request, call.deadline)
         return await self._calls.unary(work, call)
@@ -51,7 +51,7 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
         requests: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
         context: _StreamContext,
     ) -> None:
-        """Answer the requests of a stream in any order; a refused one does not end it."""
+        """Answer the requests of a stream in any order; a refusal does not end the stream."""
         stream = _Stream(self._current_model, self._calls, context, self._max_stream_images)
         await stream.answer_all(requests, self._stopping)
 
@@ -76,7 +76,7 @@ class _Stream:
         self._current_model, self._calls, self._context = current_model, calls, context
         self._max_images, self._num_images = max_images, 0
         self._open: set[str] = set()
-        self._answered = asyncio.Event()  # since the one that waits for room looked
+        self._answered = asyncio.Event()  # set since the request that waits for room last looked
         self._writing = asyncio.Lock()
 
     async def answer_all(
@@ -84,8 +84,9 @@ class _Stream:
         messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
         stopping: asyncio.Event,
     ) -> None:
-        """Until the client ends the stream, or the server stops: then what was read is answered
-        and the client is told to send the rest elsewhere.
+        """Answer until the client ends the stream or the server stops.
+
+        A server that stops answers what it has read and sends the client elsewhere with the rest.
         """
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(self._read_all(messages, tasks))
@@ -136,7 +137,7 @@ class _Stream:
         try:
             work = self._classify(request, call.deadline, num_images, has_room)
             outcome = await self._calls.outcome(work, call)
-            # Closed before it is written: with the answer the client may use the id again.
+            # Before the answer is written: once it is there, the client may use the id again.
             self._open.remove(request.id)
             await self._write(request.id, outcome)
         finally:
@@ -151,7 +152,7 @@ class _Stream:
         num_images: int,
         has_room: asyncio.Event,
     ) -> classifier_pb2.ClassifyResponse:
-        """When there is room, for which one request at a time waits: nothing more is read then."""
+        """Classify once there is room; while a request waits for it, no other is read."""
         try:
             async with asyncio.timeout_at(deadline):
                 while self._num_images and self._num_images + num_images > self._max_images:
@@ -176,5 +177,5 @@ class _Stream:
         async with self._writing:
             try:
                 await self._context.write(response)
-            except grpc.aio.BaseError as error:  # the client has gone: there is nobody to tell
+            except grpc.aio.BaseError as error:  # the client has gone
                 raise asyncio.CancelledError from error

@@ -1,8 +1,8 @@
-"""Records of single requests: a log line each with --log-requests, an OpenTelemetry span each.
+"""Records of single requests: log lines with --log-requests, and OpenTelemetry spans.
 
-Traces are sent, as OTLP over HTTP, when the standard variables ask for it
-(OTEL_EXPORTER_OTLP_ENDPOINT, or the one for traces alone); they set the endpoint, headers, sampling
-and service name too. Neither a line nor a span holds anything of an image.
+Spans are sent, as OTLP over HTTP, when the standard variable OTEL_EXPORTER_OTLP_ENDPOINT, or the
+one for traces alone, is set; others set headers, sampling and service name. Neither a line nor a
+span holds anything of an image.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
 _OVER_HTTP = "http/protobuf"
 _STAGES = ("queue_us", "preprocess_us", "inference_us")
-MAX_ID_CHARACTERS = 128  # of what a client chose, in a record
-CLOSE_TIMEOUT_S = 3.0  # for the last spans, however dead their collector is
+MAX_ID_CHARACTERS = 128  # a client chooses the id; a record keeps this much of it
+CLOSE_TIMEOUT_S = 3.0  # for the last spans, even if their collector is dead
 _PLAIN = re.compile(r"[\w./:@+-]*", re.ASCII)
 
 
@@ -58,7 +58,7 @@ class RequestLog:
         self._tracing = Tracing() if wants_traces else None
 
     def record(self, call: Call, outcome: str, timing: classifier_pb2.Timing | None) -> None:
-        """The call has ended; `timing` is there for those that were answered with one."""
+        """Record a call that has ended, with `timing` if its response has one."""
         if not (self._log or self._tracing):
             return
         total_s = asyncio.get_running_loop().time() - call.began_at
@@ -78,9 +78,9 @@ class RequestLog:
             logger.info("request %s", line, extra={"facts": facts})
 
     async def close(self) -> None:
-        """Send what was not sent yet, or give up after CLOSE_TIMEOUT_S."""
+        """Send the remaining spans, or give up after CLOSE_TIMEOUT_S."""
         if self._tracing:
-            # A daemon, since the library would wait for half a minute, here and at the exit.
+            # In a daemon thread, as the library would wait for half a minute here and at exit.
             closing = threading.Thread(target=self._tracing.close, daemon=True)
             closing.start()
             await asyncio.to_thread(closing.join, CLOSE_TIMEOUT_S)
@@ -89,13 +89,13 @@ class RequestLog:
 
 
 def _escaped(value: object) -> str:
-    """On a line of `name=value`, nothing that a client chose looks like another field or line."""
+    """Quote a client's text that could look like another `name=value` or another line."""
     text = str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
 class Tracing:
-    """Spans of kind SERVER, continuing the caller's trace (W3C traceparent)."""
+    """Sends spans of kind SERVER that continue the caller's trace (W3C traceparent)."""
 
     def __init__(self) -> None:
         for name in _PROTOCOLS:
@@ -121,7 +121,7 @@ class Tracing:
         self._tracer = self._provider.get_tracer("irv2")
 
     def send(self, call: Call, facts: dict[str, Any], total_s: float) -> None:
-        """A span of the last `total_s`, as part of the caller's trace if it sent one."""
+        """Send a span over the last `total_s`, as part of the caller's trace if it has one."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -134,5 +134,5 @@ class Tracing:
         ).end()
 
     def close(self) -> None:
-        """Send the rest; what the collector does not take in time is lost."""
+        """Send the remaining spans; those that the collector does not take in time are lost."""
         self._provider.shutdown()

@@ -22,7 +22,7 @@ def model_config(model: ServedModel) -> oip.ModelConfig:
 
 
 def model_statistics(sums: Statistics) -> oip.ModelStatistics:
-    """What the model has done since it took over."""
+    """Sums of what the model has done since it took over."""
     duration = oip.StatisticDuration
     by_stage = {
         name: duration(count=sums.num_requests, ns=sums.stage_ns[stage])
