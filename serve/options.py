@@ -1,4 +1,4 @@
-"""The options of one server, checked against each other."""
+"""The options of a server, checked against each other."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,20 +44,20 @@ class ServeOptions:
                 "--max-queue",
                 str(self.max_queue),
                 f"at least --max-images, {self.max_images}",
-                "or lower that: larger requests would be refused for ever",
+                "or lower --max-images: larger requests would always be refused",
             )
         for address in filter(None, (self.listen, self.http)):
             if not (address.is_loopback or self.tls or self.insecure):
                 raise UsageError(
                     address,
-                    "would take unencrypted requests from other machines",
-                    "an address of this machine alone, or --tls-cert and --tls-key",
-                    "add --insecure if that is wanted",
+                    "would accept unencrypted requests from other machines",
+                    "a loopback address, or --tls-cert and --tls-key",
+                    "add --insecure if you want that",
                 )
 
     @property
     def limits(self) -> classifier_pb2.Limits:
-        """What GetModel tells clients."""
+        """The limits that GetModel tells clients."""
         return classifier_pb2.Limits(
             max_message_bytes=self.max_message_bytes,
             max_images=self.max_images,

@@ -1,4 +1,4 @@
-"""When to look for a new bundle: on SIGHUP, and with --watch whenever its files change."""
+"""Deciding when to load a new bundle: on SIGHUP and, with --watch, when its files change."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,7 +12,7 @@ WATCH_EVERY_S = 1.0
 
 
 class Reloader:
-    """Calls `reload` one time after another, never twice at a time; belongs to one event loop."""
+    """Calls `reload` whenever wanted, never twice at a time. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -20,17 +20,17 @@ class Reloader:
         reload: Callable[[], Awaitable[None]],
         watch_every_s: float = WATCH_EVERY_S,
     ) -> None:
-        """To be made before the bundle is opened: what comes after that is another one."""
+        """Make it before the bundle is opened: whatever appears later counts as a new one."""
         self._reload, self._wanted = reload, asyncio.Event()
         self._bundle_path, self._watch_every_s = bundle_path, watch_every_s
         self._seen = self._look()
 
     def want(self) -> None:
-        """Reload soon; asked for while one runs, it is done once more after it."""
+        """Reload soon, or once more after the reload that runs."""
         self._wanted.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Reload when wanted, until cancelled."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -38,9 +38,9 @@ class Reloader:
             await self._reload()
 
     async def watch(self) -> None:
-        """Want a reload whenever another bundle lies there; until cancelled."""
-        # A link to the folder may be turned too, for which no file system sends word; hence a look
-        # every second. What two of them find alike is no longer being written.
+        """Want a reload whenever the bundle was replaced, until cancelled."""
+        # A link to the folder may be turned as well, which no file system notifies us of; hence a
+        # look every second. What two looks find alike is no longer being written.
         before = self._seen
         while True:
             await asyncio.sleep(self._watch_every_s)
@@ -50,8 +50,8 @@ class Reloader:
             before = found
 
     def _look(self) -> dict[Path, Stamp]:
-        """Of what lies there now; nothing where that is no bundle."""
-        with suppress(FileNotFoundError):  # it may be taken away at any moment
+        """The stamps of the files that lie there now; empty where they are no bundle."""
+        with suppress(FileNotFoundError):  # the folder may be removed at any moment
             if (self._bundle_path / MANIFEST).is_file():
                 return {path: stamp(path) for path in self._bundle_path.iterdir()}
         return {}

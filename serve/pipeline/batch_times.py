@@ -1,15 +1,15 @@
-"""How long batches take: what the batcher predicts with."""
+"""How long batches take, from which admission and batcher predict."""
 
 from bisect import bisect_left
 
 
 class BatchTimes:
-    """How long a batch of each size takes: an exponential average of what was measured.
+    """Times of each batch size: an exponential average of those measured, and the fastest.
 
-    And how long the fastest of each took, which no slow one (a machine that slept) can change.
+    No slow batch (a machine that slept) can change the fastest.
     """
 
-    WEIGHT = 0.2  # of the newest; half forgotten after three batches
+    WEIGHT = 0.2  # of the newest; after three batches, half of the past is forgotten
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
@@ -17,7 +17,7 @@ class BatchTimes:
         self._sizes: list[int] = []
 
     def learn(self, size: int, seconds: float) -> None:
-        """A batch of `size` images took `seconds`."""
+        """Count a batch of `size` images that took `seconds`."""
         self._fastest[size] = min(seconds, self._fastest.get(size, seconds))
         before = self._seconds.get(size, seconds)
         self._seconds[size] = before + self.WEIGHT * (seconds - before)
@@ -28,7 +28,7 @@ class BatchTimes:
         return self._fastest.get(size, 0.0)
 
     def predict(self, size: int) -> float:
-        """Seconds for `size` images: interpolated, in proportion beyond, 0 before any has run."""
+        """Seconds for `size` images: interpolated, proportional beyond the largest, 0 at first."""
         if not self._sizes:
             return 0.0
         above = bisect_left(self._sizes, size)

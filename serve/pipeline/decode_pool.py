@@ -1,4 +1,4 @@
-"""Images of the wire to the network's input, in a pool of threads, each image failing alone."""
+"""Images as clients send them to the network's input, in a pool of threads; each fails alone."""
 
 import asyncio
 import time
@@ -14,59 +14,66 @@ from irv2.types import UInt8Array
 from irv2.v1 import classifier_pb2
 
 
-class Decoder:
-    """Decodes, resizes and crops; the libraries that do the work release the interpreter lock."""
+class ImageTime:
+    """An exponential average of the time to decode an image; 0 before the first one."""
 
-    WEIGHT = 0.1  # of the newest image in the average time
-    # So many times the average is all that one image counts for: a single slow one must not make
+    WEIGHT = 0.1  # of the newest
+    # One image counts for at most this many times the average: a single slow one must not make
     # the next requests look hopeless, while 20 of them are believed.
     MAX_FACTOR = 4.0
+
+    def __init__(self) -> None:
+        self.average_s = 0.0
+
+    def learn(self, seconds: float) -> None:
+        """Count one more image; if two threads do at once, one may be lost, which is fine."""
+        average_s = self.average_s or seconds
+        counted_s = min(seconds, self.MAX_FACTOR * average_s)
+        self.average_s = average_s + self.WEIGHT * (counted_s - average_s)
+
+
+class Decoder:
+    """Decodes, resizes and crops; the libraries that do the work release the interpreter lock."""
 
     def __init__(self, config: Preprocess, limits: ImageLimits, num_threads: int) -> None:
         self._config, self._limits = config, limits
         cv2.setNumThreads(1)  # each image has its thread; OpenCV's own would spin beside them
-        self._num_threads, self._image_s = num_threads, 0.0
+        self._num_threads, self._time = num_threads, ImageTime()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
     async def decode(
         self, image: classifier_pb2.Image, limits: ImageLimits | None = None
     ) -> tuple[UInt8Array, float]:
-        """uint8 RGB (S, S, 3) and the seconds it took; `limits` None takes those for clients.
+        """uint8 RGB (S, S, 3) and the seconds it took; without `limits`, those for clients hold.
 
-        Raises ImageError. Cancelled while it waits for a thread, an image is never decoded.
+        Raises ImageError. An image cancelled while it waits for a thread is never decoded.
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._pool, self._timed, image, limits or self._limits
         )
 
     def predict(self, num_images: int) -> float:
-        """Seconds that `num_images` take from now on, by the average of the last ones."""
-        return num_images * self._image_s / self._num_threads
+        """Seconds to decode `num_images` from now, by the average of the latest ones."""
+        return num_images * self._time.average_s / self._num_threads
 
     def close(self) -> None:
-        """Wait for the images in work and free the threads."""
+        """Wait for the images being decoded, then free the threads."""
         self._pool.shutdown()
 
     def _timed(self, image: classifier_pb2.Image, limits: ImageLimits) -> tuple[UInt8Array, float]:
         started_at = time.monotonic()
         try:
             image_hwc = input_from_image(image, self._config, limits)
-        finally:  # an image that fails, or that nobody waits for any more, takes its time too
+        finally:  # an image that fails, or whose caller has left, takes time too
             seconds = time.monotonic() - started_at
-            self._learn(seconds)
+            self._time.learn(seconds)
         return image_hwc, seconds
-
-    def _learn(self, seconds: float) -> None:
-        """In a thread of the pool; where two do it at once, one sample is lost: no harm."""
-        average = self._image_s or seconds
-        counted = min(seconds, self.MAX_FACTOR * average)
-        self._image_s = average + self.WEIGHT * (counted - average)
 
 
 def input_from_image(
     image: classifier_pb2.Image, config: Preprocess, limits: ImageLimits
 ) -> UInt8Array:
-    """An image of the wire -> uint8 RGB (S, S, 3). Raises ImageError."""
+    """An image as sent -> uint8 RGB (S, S, 3). Raises ImageError."""
     source = image.WhichOneof("source")
     if source == "encoded":
         return preprocess(image.encoded, config, limits)

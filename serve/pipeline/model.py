@@ -1,4 +1,4 @@
-"""One model at work: its engine, queue and decoder, from a bundle to its last answer."""
+"""One model that serves: its engine, queue and decoder, from its bundle to its last answer."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from irv2.bundle import Bundle
 from irv2.errors import BundleError, UsageError
@@ -19,6 +20,7 @@ from irv2.runners.choose import open_best
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics
 from irv2.serve.options import ServeOptions
+from irv2.serve.pipeline.admission import Admission
 from irv2.serve.pipeline.batcher import Batcher
 from irv2.serve.pipeline.decode_pool import Decoder
 from irv2.serve.pipeline.request import Pipeline
@@ -30,22 +32,22 @@ logger = logging.getLogger(__name__)
 WARM_UP_SIZES = (1, 2, 4, 8)  # of an artefact whose certified sizes are not known
 # Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
 CPU_MAX_BATCH = 8
-# So many batches failed one after another, and the engine is tried on the self-test's images.
+# After this many failed batches in a row, the engine is tried on the self-test's images.
 SUSPECT_AFTER = 3
-RETRY_S = 1.0  # between tries of an engine that is broken
+RETRY_S = 1.0  # between two tries of a broken engine
 
 OnHealth = Callable[[], Awaitable[None]]
 
 
-class Opened(NamedTuple):
-    """What of a bundle is served, and the engine that runs it."""
+class OpenedModel(NamedTuple):
+    """A bundle, the one of its artefacts that is served, and the engine that runs it."""
 
     bundle: Bundle
     artifact: Artifact
     runner: Runner
 
 
-def open_model(path: Path, options: ServeOptions) -> Opened:
+def open_model(path: Path, options: ServeOptions) -> OpenedModel:
     """Open the fastest artefact that passed. Raises BundleError or EngineError."""
     bundle = Bundle.open(path)
     artifact, runner = open_best(
@@ -61,13 +63,13 @@ def open_model(path: Path, options: ServeOptions) -> Opened:
     except BaseException:
         runner.close()
         raise
-    return Opened(bundle, artifact, runner)
+    return OpenedModel(bundle, artifact, runner)
 
 
 async def start_model(
-    opened: Opened, options: ServeOptions, metrics: Metrics, on_health: OnHealth
+    opened: OpenedModel, options: ServeOptions, metrics: Metrics, on_health: OnHealth
 ) -> "ServedModel":
-    """A model at work; where that fails, its engine is freed. Raises EngineError or BundleError."""
+    """Start a model, or free its engine. Raises EngineError, BundleError or UsageError."""
     try:
         model = ServedModel(opened, options, metrics, on_health)
     except BaseException:
@@ -85,30 +87,29 @@ class ServedModel:
     """Answers requests once `start` has returned. Belongs to one event loop."""
 
     def __init__(
-        self, opened: Opened, options: ServeOptions, metrics: Metrics, on_health: OnHealth
+        self, opened: OpenedModel, options: ServeOptions, metrics: Metrics, on_health: OnHealth
     ) -> None:
         """`on_health` is called when `is_healthy` has changed."""
         bundle, self.artifact, self._runner = opened
         max_batch = _max_batch(self._runner, options.max_batch)
-        self.model = _description(opened, max_batch)
+        self.description = _description(opened, max_batch)
         self.image_shape = (self._runner.image_size, self._runner.image_size, 3)
-        self._metrics = ModelMetrics(metrics, self.model.id, lambda: int(time.time() * 1e3))
+        self._metrics = ModelMetrics(metrics, self.description.id, lambda: int(time.time() * 1e3))
         image_limits = ImageLimits(
             max_bytes=options.max_image_bytes, max_pixels=options.max_image_pixels
         )
         num_threads = options.num_decode_threads or num_cores()
         self._decoder = Decoder(bundle.preprocess, image_limits, num_threads)
-        self.batcher = Batcher(
+        self._batcher = Batcher(
             self._runner,
             max_batch=max_batch,
-            max_queue=options.max_queue,
             max_queue_delay_ms=options.max_queue_delay_ms,
-            prepare_s=self._decoder.predict,
             on_batch=self._note_batch,
             on_failure=self._note_failure,
         )
+        self.admission = Admission(self._batcher, options.max_queue, self._decoder.predict)
         self.pipeline = Pipeline(
-            self.model, options.limits, self._decoder, self.batcher, self._metrics
+            self.description, options.limits, self._decoder, self.admission, self._metrics
         )
         self._self_test = _self_test(bundle)
         self.self_test = "none"  # or "passed"
@@ -118,12 +119,12 @@ class ServedModel:
 
     @property
     def statistics(self) -> Statistics:
-        """Sums since it took over."""
+        """What the model has done since it took over."""
         return self._metrics.statistics
 
     async def start(self) -> None:
-        """Self-test and the whole way, at every certified batch size. Raises EngineError."""
-        sizes = _warm_up_sizes(self.artifact, self._runner.num_engines, self.model.max_batch)
+        """Pass the self-test and warm up, at every certified batch size. Raises EngineError."""
+        sizes = _warm_up_sizes(self.artifact, self._runner.num_engines, self.description.max_batch)
         for size in sizes:
             await self._try_engine(size)
         for size in sizes:
@@ -135,18 +136,21 @@ class ServedModel:
         """Answer what was admitted, then free the engine."""
         if self._trial:
             self._trial.cancel()
-        await self.batcher.close()
-        # Either may take its time, which the requests to another model must not wait for.
+        await self.admission.close()
+        # Either may take long, and requests to another model must not wait for it.
         await asyncio.to_thread(self._decoder.close)
         await asyncio.to_thread(self._runner.close)
 
     async def _try_engine(self, size: int) -> None:
-        """The self-test in one batch, or a blank one without it. Raises EngineError."""
+        """Run the self-test as one batch, or a blank batch where the bundle has none.
+
+        Raises EngineError.
+        """
         if self._self_test:
-            logits = await self.batcher.run_apart(self._self_test.batch(size))
+            logits = await self._batcher.run_apart(self._self_test.batch(size))
             self._self_test.check(logits, self._runner.backend)
         else:
-            await self.batcher.warm_up([size])
+            await self._batcher.run_apart(np.zeros((size, *self.image_shape), np.uint8))
 
     def _note_batch(self, size: int, seconds: float) -> None:
         self._num_failed = 0
@@ -174,20 +178,20 @@ class ServedModel:
     async def _failure(self) -> Exception | None:
         try:
             await self._try_engine(self._runner.num_engines)  # one image each
-        except Exception as error:  # whatever an engine's library raises
+        except Exception as error:  # an engine's library may raise anything
             return error
         return None
 
 
 def _warm_up_sizes(artifact: Artifact, num_engines: int, most: int) -> list[int]:
-    """1, `most`, and batches up to it in which each engine gets one of a certified size."""
+    """1, `most`, and the batches in between that give each engine a certified size."""
     certified = artifact.invariance.batch_sizes if artifact.invariance else WARM_UP_SIZES
     batches = [num_engines * size for size in certified]
     return sorted({1, most, *(size for size in batches if size < most)})
 
 
 def _self_test(bundle: Bundle) -> SelfTest | None:
-    """None for bundles of before there were any; the ready line says so."""
+    """The bundle's self-test; None for bundles older than it, as the ready line says."""
     if SELF_TEST not in bundle.manifest.files:
         return None
     return SelfTest.load(bundle.path / SELF_TEST)
@@ -214,7 +218,7 @@ def _check_fits(bundle: Bundle, artifact: Artifact, runner: Runner) -> None:
 
 
 def _max_batch(runner: Runner, asked_for: int | None) -> int:
-    """Of all engines together; each runs at most what the gate certified."""
+    """The largest batch of all engines together; each runs at most what the gate certified."""
     most = runner.max_batch
     if asked_for is None:
         return min(most, CPU_MAX_BATCH) if runner.backend.endswith("-cpu") else most
@@ -223,7 +227,7 @@ def _max_batch(runner: Runner, asked_for: int | None) -> int:
     return asked_for
 
 
-def _description(opened: Opened, max_batch: int) -> classifier_pb2.Model:
+def _description(opened: OpenedModel, max_batch: int) -> classifier_pb2.Model:
     bundle, artifact, runner = opened
     return classifier_pb2.Model(
         id=bundle.id,

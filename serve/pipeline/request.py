@@ -1,4 +1,4 @@
-"""The way of one request: admission, decoding, batch, best classes. No gRPC context in it."""
+"""One request from admission through decoding and batching to its best classes, without gRPC."""
 
 import asyncio
 import logging
@@ -23,7 +23,8 @@ from irv2.images.decode import ImageLimits
 from irv2.protocol import status_from_error
 from irv2.results import DEFAULT_TOP_K, ranked_scores
 from irv2.serve.operations.metrics import ModelMetrics
-from irv2.serve.pipeline.batcher import Admission, Batcher
+from irv2.serve.pipeline.admission import Admission, Places
+from irv2.serve.pipeline.batcher import Answer
 from irv2.serve.pipeline.decode_pool import Decoder
 from irv2.types import FloatArray, UInt8Array
 from irv2.v1 import classifier_pb2
@@ -37,7 +38,7 @@ MAX_ID_BYTES = 256
 
 @dataclass(slots=True)
 class _Outcome:
-    """What became of one image, and when; seconds."""
+    """One image's result, and where its time went."""
 
     result: classifier_pb2.Result
     preprocess_s: float = 0.0
@@ -50,18 +51,18 @@ class _Outcome:
 
 
 class Pipeline:
-    """Answers requests with one model. Times are the event loop's clock."""
+    """Answers requests with one model. Deadlines are times of the event loop's clock."""
 
     def __init__(
         self,
         model: classifier_pb2.Model,
         limits: classifier_pb2.Limits,
         decoder: Decoder,
-        batcher: Batcher,
+        admission: Admission,
         metrics: ModelMetrics,
     ) -> None:
         self.model, self.limits = model, limits
-        self._decoder, self._batcher, self._metrics = decoder, batcher, metrics
+        self._decoder, self._admission, self._metrics = decoder, admission, metrics
         self.is_serving = False
         self._classes = list(model.classes)  # a protobuf field is slow to index
 
@@ -71,56 +72,49 @@ class Pipeline:
         """Answer by `deadline` or raise a RequestError; images that fail do so alone."""
         arrived_at = asyncio.get_running_loop().time()
         self._check_request(request.id, len(request.images))
-        async with self._admitted(len(request.images), deadline) as admission:
-            outcomes = await self._classify_images(request, admission)
+        async with self._admitted(len(request.images), deadline) as places:
+            outcomes = await _all(
+                self._classify_image(image, request.top_k, places) for image in request.images
+            )
         slowest = max(outcomes, key=lambda outcome: outcome.total_s)
-        timing = classifier_pb2.Timing(
-            queue_us=round(slowest.queue_s * 1e6),
-            preprocess_us=round(slowest.preprocess_s * 1e6),
-            inference_us=round(slowest.inference_s * 1e6),
-            total_us=round((asyncio.get_running_loop().time() - arrived_at) * 1e6),
-        )
-        self._metrics.observe_timing(timing)
+        timing = self._timing(slowest, slowest.preprocess_s, arrived_at)
         results = [outcome.result for outcome in outcomes]
         return classifier_pb2.ClassifyResponse(
             results=results, id=request.id, model_id=self.model.id, timing=timing
         )
 
     async def infer(self, images: UInt8Array, deadline: float, request_id: str = "") -> FloatArray:
-        """Logits (N, num_classes) of prepared images, uint8 (N, S, S, 3), all of them or none."""
+        """Logits (N, num_classes) of all prepared images, uint8 (N, S, S, 3), or a RequestError."""
         arrived_at = asyncio.get_running_loop().time()
         self._check_request(request_id, len(images))
-        async with self._admitted(len(images), deadline, prepared=True) as admission:
-            answers = await _all(admission.run(image) for image in images)
+        async with self._admitted(len(images), deadline, prepared=True) as places:
+            answers = await _all(places.run(image) for image in images)
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
-        timing = classifier_pb2.Timing(
-            queue_us=round(slowest.queue_s * 1e6),
-            inference_us=round(slowest.inference_s * 1e6),
-            total_us=round((asyncio.get_running_loop().time() - arrived_at) * 1e6),
-        )
-        self._metrics.observe_timing(timing)
+        self._timing(slowest, 0.0, arrived_at)
         return np.stack([answer.logits for answer in answers])
 
     async def warm_up(self, num_images: int) -> None:
-        """Go the way of a request of photographs, so that no other pays for a first time.
+        """Answer a request of photographs, so that no client's is the first to go the whole way.
 
-        Raises EngineError where there is no answer.
+        Raises EngineError or Expired where it gets no answer.
         """
         photograph = classifier_pb2.Image(encoded=_photograph())
 
-        async def classify(admission: Admission) -> None:
+        async def classify(places: Places) -> None:
             image_hwc, _ = await self._decoder.decode(photograph, ImageLimits())
-            await admission.run(image_hwc)
+            await places.run(image_hwc)
 
         deadline = asyncio.get_running_loop().time() + WARM_UP_TIMEOUT_S
-        async with self._admitted(num_images, deadline) as admission:
-            await _all(classify(admission) for _ in range(num_images))
+        async with self._admitted(num_images, deadline) as places:
+            await _all(classify(places) for _ in range(num_images))
 
     def check(self, deadline: float) -> None:
-        """Raise the RequestError that awaits every request due by `deadline`, if one does."""
+        """Raise the RequestError that any request due by `deadline` would get, if there is one."""
         self._check_serving()
         try:
-            self._batcher.check(1, deadline, prepared=True)  # whether it is, its message would tell
+            self._admission.check(
+                1, deadline, prepared=True
+            )  # its message, not read yet, would tell
         except RequestError:
             self._metrics.observe_failure(0.0)
             raise
@@ -141,47 +135,39 @@ class Pipeline:
     @asynccontextmanager
     async def _admitted(
         self, num_images: int, deadline: float, *, prepared: bool = False
-    ) -> AsyncIterator[Admission]:
-        """Places for the block, which is cancelled at `deadline`; raises Expired then."""
+    ) -> AsyncIterator[Places]:
+        """Places for the block; cancels it at `deadline` and raises Expired."""
         now = asyncio.get_running_loop().time
         arrived_at = now()
         try:
-            with self._batcher.admit(num_images, deadline, prepared=prepared) as admission:
+            with self._admission.admit(num_images, deadline, prepared=prepared) as places:
                 try:
                     async with asyncio.timeout_at(deadline):
-                        yield admission
+                        yield places
                 except TimeoutError as error:
-                    where = "engine" if admission.was_running else "queue"
+                    where = "engine" if places.was_running else "queue"
                     raise Expired("deadline", "passed before the answer", where) from error
         except BaseException:
             self._metrics.observe_failure(now() - arrived_at)
             raise
 
-    async def _classify_images(
-        self, request: classifier_pb2.ClassifyRequest, admission: Admission
-    ) -> list[_Outcome]:
-        return await _all(
-            self._classify_image(image, request.top_k, admission) for image in request.images
-        )
-
     async def _classify_image(
-        self, image: classifier_pb2.Image, top_k: int, admission: Admission
+        self, image: classifier_pb2.Image, top_k: int, places: Places
     ) -> _Outcome:
         outcome = _Outcome(classifier_pb2.Result())
         try:
             image_hwc, outcome.preprocess_s = await self._decoder.decode(image)
-            answer = await admission.run(image_hwc)
+            answer = await places.run(image_hwc)
             outcome.queue_s, outcome.inference_s = answer.queue_s, answer.inference_s
             order = answer.order[: top_k or DEFAULT_TOP_K]
             scores = ranked_scores(answer.probabilities, order, self._classes)
         except Expired:
-            raise  # with the whole request
+            raise  # the whole request fails
         except ImageError as error:
             self._fail(outcome, error, error.reason)
-        except EngineError as error:  # the batcher has logged it
-            self._fail(outcome, error, ImageReason.INTERNAL)
         except Exception as error:
-            logger.exception("image_failed")
+            if not isinstance(error, EngineError):  # the batcher has logged those
+                logger.exception("image_failed")
             self._fail(outcome, error, ImageReason.INTERNAL)
         else:
             outcome.result.scores.extend(
@@ -190,13 +176,26 @@ class Pipeline:
             )
         return outcome
 
+    def _timing(
+        self, slowest: _Outcome | Answer, preprocess_s: float, arrived_at: float
+    ) -> classifier_pb2.Timing:
+        """Count an answered request and say where its time went, by its slowest image."""
+        timing = classifier_pb2.Timing(
+            queue_us=round(slowest.queue_s * 1e6),
+            preprocess_us=round(preprocess_s * 1e6),
+            inference_us=round(slowest.inference_s * 1e6),
+            total_us=round((asyncio.get_running_loop().time() - arrived_at) * 1e6),
+        )
+        self._metrics.observe_timing(timing)
+        return timing
+
     def _fail(self, outcome: _Outcome, error: Exception, reason: ImageReason) -> None:
         outcome.result.error.CopyFrom(status_from_error(error))
         self._metrics.observe_image_error(reason)
 
 
 def _photograph() -> bytes:
-    """A JPEG of 500 x 375 and 50 kB, which takes as long to decode as one from a camera."""
+    """A JPEG of 500 x 375 pixels and 50 kB, which decodes as slowly as one from a camera."""
     blocks = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
     image = np.ascontiguousarray(blocks.repeat(25, 0).repeat(25, 1))
     encoded: bytes = simplejpeg.encode_jpeg(image)
@@ -204,7 +203,7 @@ def _photograph() -> bytes:
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order, or the first failure, which cancels the rest."""
+    """All results in order; the first failure is raised and cancels the rest."""
     first, *others = works
     if not others:  # the usual case needs no task of its own
         return [await first]

@@ -1,101 +1,115 @@
-"""What the services share: deadlines from contexts, and how an answer or a refusal is given."""
+"""What all services do with a call: set its deadline, answer or refuse it, tell its outcome."""
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import grpc
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from irv2.errors import EngineError, Expired, Overloaded
 from irv2.protocol import status_from_error
 from irv2.serve.operations.metrics import Metrics
+from irv2.serve.rpc.request_log import Call, Context, RequestLog
+from irv2.v1 import classifier_pb2
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# At its deadline a client ends the call, which counts for it from when it sent the request: so long
-# before the server's deadline the end of a call is that, and not a client that has gone.
+# A client ends its call at the deadline, by a clock that started when it sent the request. So a
+# call that ends this shortly before the server's deadline has reached its own.
 WAY_S = 0.05
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Answering:
-    """Turns what the pipeline returns or raises into what a client gets, and counts it."""
+class Calls:
+    """Turns what the pipeline returns or raises into what a client gets, and tells the outcome.
 
-    def __init__(self, metrics: Metrics, default_deadline_s: float) -> None:
-        self._metrics, self._default_deadline_s = metrics, default_deadline_s
-        self._open: dict[object, float] = {}  # what is being read or answered, and its deadline
+    The outcome is "ok", the name of a status code in lower case, "cancelled", or "unread" for a
+    call whose message never came whole. Metric, log line and span get the same one.
+    """
 
-    def time_to_answer_s(self) -> float:
-        """Until the last of the open requests is read and answered, or has expired."""
-        now = asyncio.get_running_loop().time()
-        return max(0.0, max(self._open.values(), default=now) - now)
+    def __init__(self, metrics: Metrics, log: RequestLog, default_deadline_s: float) -> None:
+        self._metrics, self._log, self._default_deadline_s = metrics, log, default_deadline_s
+        self._open: set[Call] = set()  # those being read or answered
 
-    def deadline(self, context: Context, timeout_ms: float = 0) -> float:
-        """The earlier of the call's deadline and `timeout_ms` from now, on the loop's clock.
+    def begin(
+        self,
+        context: Context,
+        method: str,
+        request_id: str = "",
+        num_images: int = 0,
+        *,
+        timeout_ms: float = 0,
+    ) -> Call:
+        """Note that a call, or a request of a stream, has come.
 
-        Where there is neither (0 is none), the server's own.
+        Its deadline is the call's or `timeout_ms` from now, whichever is earlier; if there is
+        neither (0 is none), the server's default.
         """
-        call_left_s = context.time_remaining()
+        now, call_left_s = asyncio.get_running_loop().time(), context.time_remaining()
         limits_s = [timeout_ms / 1e3] if timeout_ms else []
         limits_s += [] if call_left_s is None else [call_left_s]
-        return asyncio.get_running_loop().time() + min(limits_s, default=self._default_deadline_s)
+        deadline = now + min(limits_s, default=self._default_deadline_s)
+        return Call(context, method, request_id, num_images, now, deadline)
+
+    def time_to_answer_s(self) -> float:
+        """Seconds until all open calls are read and answered, or have expired."""
+        now = asyncio.get_running_loop().time()
+        return max(0.0, max((call.deadline for call in self._open), default=now) - now)
 
     @contextmanager
-    def awaiting(self, deadline: float) -> Iterator[None]:
-        """The block reads a request, and may answer it; a server that stops waits for it."""
-        reading = object()
-        self._open[reading] = deadline
+    def reading(self, call: Call) -> Iterator[None]:
+        """Read, and perhaps answer, the call in the block; a server that stops waits for it."""
+        self._open.add(call)
         try:
             yield
         finally:
-            del self._open[reading]
+            self._open.remove(call)
 
-    async def outcome(
-        self, work: Awaitable[T], deadline: float = -math.inf
-    ) -> "T | status_pb2.Status":
-        """What `work` gives, or why it gives nothing; it ends by `deadline`."""
-        started_at = asyncio.get_running_loop().time()
-        self._open[work] = deadline
+    async def outcome(self, work: Awaitable[T], call: Call) -> T | status_pb2.Status:
+        """The result of `work`, or the status that says why there is none."""
         try:
-            response = await work
+            with self.reading(call):
+                response = await work
         except asyncio.CancelledError:
-            self.observe_end(deadline, "cancelled")
+            self.cut_off(call, "cancelled")
             raise
         except Exception as error:
-            status = status_from_error(error)
-            if isinstance(error, Overloaded):
-                took_s = asyncio.get_running_loop().time() - started_at
-                self._metrics.observe_refusal(took_s, error.reason)
-            elif isinstance(error, Expired):
-                self._metrics.observe_expiry(error.where)
-            # Of an engine's failure the batcher has told, once for all requests of the batch.
-            elif status.code == code_pb2.INTERNAL and not isinstance(error, EngineError):
-                logger.exception("request_failed")
-            self._metrics.observe_request(code_pb2.Code.Name(status.code).lower())
-            return status
-        finally:
-            del self._open[work]
-        self._metrics.observe_request("ok")
+            return self.refuse(error, call)
+        self._end(call, "ok", getattr(response, "timing", None))
         return response
 
-    def observe_end(self, deadline: float, outcome: str) -> None:
-        """A call ended by itself, at its deadline or as `outcome` says."""
-        now = asyncio.get_running_loop().time()
-        if math.isfinite(deadline) and deadline - now < WAY_S:
-            self._metrics.observe_expiry("call")
-            outcome = "deadline_exceeded"
-        self._metrics.observe_request(outcome)
-
-    async def unary(self, work: Awaitable[T], context: Context, deadline: float = -math.inf) -> T:
-        """What `work` gives; a refusal ends the call with its status."""
-        outcome = await self.outcome(work, deadline)
+    async def unary(self, work: Awaitable[T], call: Call) -> T:
+        """The result of `work`; a refusal ends the call with its status."""
+        outcome = await self.outcome(work, call)
         if isinstance(outcome, status_pb2.Status):
-            await context.abort_with_status(rpc_status.to_status(outcome))
+            await call.context.abort_with_status(rpc_status.to_status(outcome))
             raise AssertionError("abort raises")
         return outcome
+
+    def cut_off(self, call: Call, outcome: str) -> None:
+        """Note that the call ended early: at its deadline or, well before that, as `outcome`."""
+        if call.deadline - asyncio.get_running_loop().time() < WAY_S:
+            self._metrics.observe_expiry("call")
+            outcome = "deadline_exceeded"
+        self._end(call, outcome)
+
+    def refuse(self, error: Exception, call: Call) -> status_pb2.Status:
+        """Note that the call ended with this error, and return its status."""
+        status = status_from_error(error)
+        if isinstance(error, Overloaded):
+            took_s = asyncio.get_running_loop().time() - call.began_at
+            self._metrics.observe_refusal(took_s, error.reason)
+        elif isinstance(error, Expired):
+            self._metrics.observe_expiry(error.where)
+        # The batcher has logged an engine's failure, once for all requests of the batch.
+        elif status.code == code_pb2.INTERNAL and not isinstance(error, EngineError):
+            logger.error("request_failed", exc_info=error)
+        self._end(call, code_pb2.Code.Name(status.code).lower())
+        return status
+
+    def _end(self, call: Call, outcome: str, timing: classifier_pb2.Timing | None = None) -> None:
+        self._metrics.observe_request(outcome)
+        self._log.record(call, outcome, timing)

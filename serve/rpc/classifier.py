@@ -1,4 +1,4 @@
-"""irv2.v1.Classifier over grpc.aio; the work itself is the pipeline's."""
+"""The service irv2.v1.Classifier over grpc.aio; the pipeline does the work."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,8 +10,8 @@ from grpc_status import rpc_status
 from irv2.errors import Expired, InvalidRequest, NotServing
 from irv2.protocol import status_from_error
 from irv2.serve.pipeline.model import ServedModel
-from irv2.serve.rpc.calls import Answering
-from irv2.serve.rpc.request_log import Follower
+from irv2.serve.rpc.calls import Calls
+from irv2.serve.rpc.request_log import Call
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 
 _Context = grpc.aio.ServicerContext[classifier_pb2.ClassifyRequest, classifier_pb2.ClassifyResponse]
@@ -21,59 +21,46 @@ _StreamContext = grpc.aio.ServicerContext[
 
 
 class Classifier(classifier_pb2_grpc.ClassifierServicer):
-    """The service; one per server."""
+    """The gRPC service, one per server."""
 
     def __init__(
         self,
-        served: Callable[[], ServedModel],
-        answering: Answering,
-        follower: Follower,
+        current_model: Callable[[], ServedModel],
+        calls: Calls,
         stopping: asyncio.Event,
         max_stream_images: int,
     ) -> None:
-        """`served` is the model of the moment; at `stopping` streams end.
+        """Streams end at `stopping`.
 
-        Of one stream, images up to `max_stream_images` are worked on at a time, and always one
+        Up to `max_stream_images` images of one stream are worked on at a time, and always one
         request; more wait in the client (flow control), so that a stream alone is never refused.
         """
-        self._served, self._answering, self._follower = served, answering, follower
+        self._current_model, self._calls = current_model, calls
         self._stopping, self._max_stream_images = stopping, max_stream_images
 
     async def Classify(  # noqa: N802 (gRPC's name)
         self, request: classifier_pb2.ClassifyRequest, context: _Context
     ) -> classifier_pb2.ClassifyResponse:
-        """Answer one request; a refused one ends with its status."""
-        deadline = self._answering.deadline(context)
-        work = self.classify(request, deadline, context)
-        return await self._answering.unary(work, context, deadline)
+        """Answer one request, or end the call with the status of its refusal."""
+        call = self._calls.begin(context, "Classify", request.id, len(request.images))
+        work = self._current_model().pipeline.classify(request, call.deadline)
+        return await self._calls.unary(work, call)
 
     async def ClassifyStream(  # noqa: N802
         self,
         requests: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
         context: _StreamContext,
     ) -> None:
-        """Answer the requests of a stream in any order; a refused one does not end it."""
-        stream = _Stream(self, self._answering, context, self._max_stream_images)
+        """Answer the requests of a stream in any order; a refusal does not end the stream."""
+        stream = _Stream(self._current_model, self._calls, context, self._max_stream_images)
         await stream.answer_all(requests, self._stopping)
 
     async def GetModel(  # noqa: N802
         self, request: classifier_pb2.GetModelRequest, context: object
     ) -> classifier_pb2.GetModelResponse:
         """Describe the model and the limits."""
-        pipeline = self._served().pipeline
+        pipeline = self._current_model().pipeline
         return classifier_pb2.GetModelResponse(model=pipeline.model, limits=pipeline.limits)
-
-    async def classify(
-        self,
-        request: classifier_pb2.ClassifyRequest,
-        deadline: float,
-        context: _Context | _StreamContext,
-    ) -> classifier_pb2.ClassifyResponse:
-        """Answer with the model of the moment or raise a RequestError."""
-        work = self._served().pipeline.classify(request, deadline)
-        return await self._follower.follow(
-            work, "Classify", request.id, len(request.images), context
-        )
 
 
 class _Stream:
@@ -81,15 +68,15 @@ class _Stream:
 
     def __init__(
         self,
-        classifier: Classifier,
-        answering: Answering,
+        current_model: Callable[[], ServedModel],
+        calls: Calls,
         context: _StreamContext,
         max_images: int,
     ) -> None:
-        self._classifier, self._answering, self._context = classifier, answering, context
+        self._current_model, self._calls, self._context = current_model, calls, context
         self._max_images, self._num_images = max_images, 0
         self._open: set[str] = set()
-        self._answered = asyncio.Event()  # since the one that waits for room looked
+        self._answered = asyncio.Event()  # set since the request that waits for room last looked
         self._writing = asyncio.Lock()
 
     async def answer_all(
@@ -97,8 +84,9 @@ class _Stream:
         messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
         stopping: asyncio.Event,
     ) -> None:
-        """Until the client ends the stream, or the server stops: then what was read is answered
-        and the client is told to send the rest elsewhere.
+        """Answer until the client ends the stream or the server stops.
+
+        A server that stops answers what it has read and sends the client elsewhere with the rest.
         """
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(self._read_all(messages, tasks))
@@ -120,14 +108,19 @@ class _Stream:
     ) -> None:
         async for message in messages:
             request = message.request
-            deadline = self._answering.deadline(self._context, message.timeout_ms)
-            refusal = self._check_id(request.id)
-            if refusal:
-                await self._write(request.id, status_from_error(refusal))
+            call = self._calls.begin(
+                self._context,
+                "Classify",
+                request.id,
+                len(request.images),
+                timeout_ms=message.timeout_ms,
+            )
+            if refusal := self._check_id(request.id):
+                await self._write(request.id, self._calls.refuse(refusal, call))
                 continue
             self._open.add(request.id)
             has_room = asyncio.Event()
-            tasks.create_task(self._answer(request, deadline, has_room))
+            tasks.create_task(self._answer(request, call, has_room))
             await has_room.wait()
 
     def _check_id(self, request_id: str) -> InvalidRequest | None:
@@ -138,13 +131,13 @@ class _Stream:
         return None
 
     async def _answer(
-        self, request: classifier_pb2.ClassifyRequest, deadline: float, has_room: asyncio.Event
+        self, request: classifier_pb2.ClassifyRequest, call: Call, has_room: asyncio.Event
     ) -> None:
         num_images = max(1, len(request.images))  # an empty one is work too
         try:
-            work = self._classify(request, deadline, num_images, has_room)
-            outcome = await self._answering.outcome(work, deadline)
-            # Closed before it is written: with the answer the client may use the id again.
+            work = self._classify(request, call.deadline, num_images, has_room)
+            outcome = await self._calls.outcome(work, call)
+            # Before the answer is written: once it is there, the client may use the id again.
             self._open.remove(request.id)
             await self._write(request.id, outcome)
         finally:
@@ -159,7 +152,7 @@ class _Stream:
         num_images: int,
         has_room: asyncio.Event,
     ) -> classifier_pb2.ClassifyResponse:
-        """When there is room, for which one request at a time waits: nothing more is read then."""
+        """Classify once there is room; while a request waits for it, no other is read."""
         try:
             async with asyncio.timeout_at(deadline):
                 while self._num_images and self._num_images + num_images > self._max_images:
@@ -171,7 +164,7 @@ class _Stream:
         finally:
             self._num_images += num_images
             has_room.set()
-        return await self._classifier.classify(request, deadline, self._context)
+        return await self._current_model().pipeline.classify(request, deadline)
 
     async def _write(
         self, request_id: str, outcome: classifier_pb2.ClassifyResponse | status_pb2.Status
@@ -184,5 +177,5 @@ class _Stream:
         async with self._writing:
             try:
                 await self._context.write(response)
-            except grpc.aio.BaseError as error:  # the client has gone: there is nobody to tell
+            except grpc.aio.BaseError as error:  # the client has gone
                 raise asyncio.CancelledError from error

@@ -1,11 +1,10 @@
-"""What is read of a client's messages: nothing where it can't be answered, and then anything.
+"""Refusing a request before its message is read, and reading any message without an exception.
 
-Refusing a request before its message is read costs a tenth to a fifth less, since gRPC neither
-copies nor parses it, and of a message beyond HTTP/2's window of 64 kB the rest never comes.
+An early refusal costs a tenth to a fifth less, since gRPC neither copies nor parses the message,
+and what exceeds HTTP/2's window of 64 kB is never sent.
 
 Bytes that are no message are read as an empty one, which each method refuses or answers as such.
-gRPC itself would answer UNKNOWN with the text of the exception, and write a traceback into the log
-for every such message that a client sends.
+gRPC itself would answer UNKNOWN with the exception's text, and log a traceback for each of them.
 """
 
 import math
@@ -19,21 +18,18 @@ from google.protobuf.message import DecodeError
 from irv2.errors import RequestError
 from irv2.protocol import SERVICE
 from irv2.serve.pipeline.model import ServedModel
-from irv2.serve.rpc.calls import Answering, Context
+from irv2.serve.rpc.calls import Calls
 from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE
-from irv2.serve.rpc.request_log import Follower
+from irv2.serve.rpc.request_log import Context
 
 QUEUED = (f"/{SERVICE}/Classify", f"/{OPEN_INFERENCE}/ModelInfer")
 
 
-class Reading(grpc.aio.ServerInterceptor):
-    """Makes the methods of a server read anything, those of QUEUED what the queue has place for."""
+class EarlyRefusal(grpc.aio.ServerInterceptor):
+    """Lets all methods read any bytes, and those of QUEUED only what the queue has room for."""
 
-    def __init__(
-        self, served: Callable[[], ServedModel], answering: Answering, follower: Follower
-    ) -> None:
-        """`served` is the model of the moment."""
-        self._served, self._answering, self._follower = served, answering, follower
+    def __init__(self, current_model: Callable[[], ServedModel], calls: Calls) -> None:
+        self._current_model, self._calls = current_model, calls
 
     async def intercept_service(
         self,
@@ -47,7 +43,7 @@ class Reading(grpc.aio.ServerInterceptor):
         read = _or_empty(handler.request_deserializer)
         if details.method not in QUEUED:
             return handler._replace(request_deserializer=read)
-        # For a client, a stream of one message is the same; in other calls gRPC reads it first.
+        # To a client, a stream of one message looks the same; gRPC reads a unary call's itself.
         answer = partial(self._answer, handler.unary_unary, details.method.rpartition("/")[2])
         return grpc.stream_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
@@ -58,19 +54,18 @@ class Reading(grpc.aio.ServerInterceptor):
         messages: AsyncIterator[Any],
         context: Context,
     ) -> Any:  # noqa: ANN401 (the method's)
-        deadline = self._answering.deadline(context)
-        # A message of ModelInfer may name a later one where the call has none.
+        call = self._calls.begin(context, method)
+        # If the call has no deadline, a ModelInfer message may name one later than the default.
         may_wait = method == "ModelInfer" and context.time_remaining() is None
         try:
-            self._served().pipeline.check(math.inf if may_wait else deadline)
+            self._current_model().pipeline.check(math.inf if may_wait else call.deadline)
         except RequestError as error:
-            refusal = self._follower.follow(_fail(error), method, "", 0, context)
-            return await self._answering.unary(refusal, context, deadline)
-        with self._answering.awaiting(deadline):
+            return await self._calls.unary(_fail(error), call)
+        with self._calls.reading(call):
             async for message in messages:
                 return await answer(message, context)
-        self._answering.observe_end(deadline, "unread")
-        # Too large, or its client has gone: gRPC tells; or there was none.
+        self._calls.cut_off(call, "unread")
+        # It was too large or the client has gone, which gRPC reports; or there was none.
         return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no message; expected one")
 
 

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol v2 beside our own: the model `irv2` for clients that exist.
+"""The Open Inference Protocol v2 beside our own: the model `irv2` for existing clients.
 
 Tensors as in a bundle: `images` UINT8 [N, S, S, 3] RGB, already resized and cropped, in; `logits`
-FP32 [N, classes] out. A request in raw bytes is answered in raw bytes, a typed one typed. Of
-Triton's extensions: configuration, statistics and repository index, which its clients ask for.
+FP32 [N, classes] out. Raw requests get raw answers, typed requests typed ones. Of Triton's
+extensions there are those that its clients ask for: configuration, statistics, repository index.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from irv2.errors import InvalidRequest
 from irv2.inference import open_inference_pb2 as oip
 from irv2.inference import open_inference_pb2_grpc
 from irv2.serve.pipeline.model import ServedModel
-from irv2.serve.rpc.calls import Answering, Context
-from irv2.serve.rpc.request_log import Follower
+from irv2.serve.rpc.calls import Calls
+from irv2.serve.rpc.request_log import Context
 from irv2.serve.rpc.triton import model_config, model_statistics
 from irv2.types import FloatArray, UInt8Array
 
 SERVICE = "inference.GRPCInferenceService"
 MODEL_NAME, MODEL_VERSION = "irv2", "1"
 EXTENSIONS = ("model_configuration", "model_repository", "statistics")
-# Of the parameters that Triton knows, those that are kept (timeout) or that don't change the
-# answer: priorities beside deadlines, sequences for a model without memory, HTTP's raw tensors.
+# The parameters of Triton's that we keep (timeout) or that would not change the answer: priorities
+# beside deadlines, sequences for a model without memory, HTTP's raw tensors.
 HARMLESS = frozenset(
     {
         "timeout",
@@ -37,81 +37,80 @@ HARMLESS = frozenset(
         "binary_data_size",
     }
 )
-TYPED_AT_A_TIME = 16_384  # elements that are converted without giving the interpreter lock away
+TYPED_AT_A_TIME = 16_384  # elements converted before the interpreter lock is released
 
 
 class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """The service; one per server."""
+    """The gRPC service, one per server."""
 
     def __init__(
         self,
-        served: Callable[[], ServedModel],
-        answering: Answering,
-        follower: Follower,
+        current_model: Callable[[], ServedModel],
+        calls: Calls,
         is_ready: Callable[[], bool],
     ) -> None:
-        """`served` is the model of the moment."""
-        self._served, self._answering, self._is_ready = served, answering, is_ready
-        self._follower = follower
+        self._current_model, self._calls, self._is_ready = current_model, calls, is_ready
 
     async def ServerLive(  # noqa: N802 (here and below: gRPC's names)
         self, request: oip.ServerLiveRequest, context: object
     ) -> oip.ServerLiveResponse:
-        """It answers, so it lives."""
+        """Whether the server is alive: always, if it answers."""
         return oip.ServerLiveResponse(live=True)
 
     async def ServerReady(  # noqa: N802
         self, request: oip.ServerReadyRequest, context: object
     ) -> oip.ServerReadyResponse:
-        """As health and /readyz."""
+        """Whether the server is ready, like health and /readyz."""
         return oip.ServerReadyResponse(ready=self._is_ready())
 
     async def ModelReady(  # noqa: N802
         self, request: oip.ModelReadyRequest, context: object
     ) -> oip.ModelReadyResponse:
-        """Whether it is our model, and ready."""
+        """Whether this is our model, and ready."""
         ready = _is_ours(request.name, request.version) and self._is_ready()
         return oip.ModelReadyResponse(ready=ready)
 
     async def ServerMetadata(  # noqa: N802
         self, request: oip.ServerMetadataRequest, context: object
     ) -> oip.ServerMetadataResponse:
-        """Name and version."""
+        """Name, version and extensions of the server."""
         return oip.ServerMetadataResponse(name="irv2", version=__version__, extensions=EXTENSIONS)
 
     async def ModelMetadata(  # noqa: N802
         self, request: oip.ModelMetadataRequest, context: Context
     ) -> oip.ModelMetadataResponse:
-        """Names, types and shapes of the tensors."""
-        return await self._answering.unary(self._metadata(request), context)
+        """Describe the tensors by name, type and shape."""
+        call = self._calls.begin(context, "ModelMetadata")
+        return await self._calls.unary(self._metadata(request), call)
 
     async def ModelInfer(  # noqa: N802
         self, request: oip.ModelInferRequest, context: Context
     ) -> oip.ModelInferResponse:
-        """Logits of a batch; refused as a whole where anything about it is wrong."""
-        deadline = self._answering.deadline(context, _timeout_ms(request))
+        """Answer a batch with its logits; a fault in any part of it refuses the whole."""
         num_images = request.inputs[0].shape[0] if request.inputs and request.inputs[0].shape else 0
-        work = self._follower.follow(
-            self._infer(request, deadline), "ModelInfer", request.id, num_images, context
+        call = self._calls.begin(
+            context, "ModelInfer", request.id, num_images, timeout_ms=_timeout_ms(request)
         )
-        return await self._answering.unary(work, context, deadline)
+        return await self._calls.unary(self._infer(request, call.deadline), call)
 
     async def ModelConfig(  # noqa: N802
         self, request: oip.ModelConfigRequest, context: Context
     ) -> oip.ModelConfigResponse:
-        """Batching and tensors, as Triton would describe them."""
-        return await self._answering.unary(self._config(request), context)
+        """Describe batching and tensors as Triton would."""
+        call = self._calls.begin(context, "ModelConfig")
+        return await self._calls.unary(self._config(request), call)
 
     async def ModelStatistics(  # noqa: N802
         self, request: oip.ModelStatisticsRequest, context: Context
     ) -> oip.ModelStatisticsResponse:
-        """What the model has done since it took over."""
-        return await self._answering.unary(self._statistics(request), context)
+        """Count what the model has done since it took over."""
+        call = self._calls.begin(context, "ModelStatistics")
+        return await self._calls.unary(self._statistics(request), call)
 
     async def RepositoryIndex(  # noqa: N802
         self, request: oip.RepositoryIndexRequest, context: object
     ) -> oip.RepositoryIndexResponse:
-        """The one model."""
+        """List the one model."""
         state = "READY" if self._is_ready() else "UNAVAILABLE"
         if request.ready and state != "READY":
             return oip.RepositoryIndexResponse()
@@ -122,26 +121,28 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _config(self, request: oip.ModelConfigRequest) -> oip.ModelConfigResponse:
         _check_model("name", request.name, request.version)
-        config = model_config(self._served())
+        config = model_config(self._current_model())
         config.name = MODEL_NAME
         return oip.ModelConfigResponse(config=config)
 
     async def _statistics(self, request: oip.ModelStatisticsRequest) -> oip.ModelStatisticsResponse:
         _check_model("name", request.name or MODEL_NAME, request.version)
-        statistics = model_statistics(self._served().statistics)
+        statistics = model_statistics(self._current_model().statistics)
         statistics.name, statistics.version = MODEL_NAME, MODEL_VERSION
         return oip.ModelStatisticsResponse(model_stats=[statistics])
 
     async def _metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
         _check_model("name", request.name, request.version)
         tensor = oip.ModelMetadataResponse.TensorMetadata
-        served = self._served()
+        model = self._current_model()
         return oip.ModelMetadataResponse(
             name=MODEL_NAME,
             versions=[MODEL_VERSION],
-            platform=served.model.backend,
-            inputs=[tensor(name="images", datatype="UINT8", shape=[-1, *served.image_shape])],
-            outputs=[tensor(name="logits", datatype="FP32", shape=[-1, len(served.model.classes)])],
+            platform=model.description.backend,
+            inputs=[tensor(name="images", datatype="UINT8", shape=[-1, *model.image_shape])],
+            outputs=[
+                tensor(name="logits", datatype="FP32", shape=[-1, len(model.description.classes)])
+            ],
         )
 
     async def _infer(
@@ -152,13 +153,13 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         _check_parameters(request)
         if any(output.name != "logits" for output in request.outputs):
             raise InvalidRequest("outputs", "an unknown tensor", "logits")
-        served = self._served()
-        images = await _images(request, served.image_shape, served.pipeline.limits.max_images)
-        logits = await served.pipeline.infer(images, deadline, request.id)
+        model = self._current_model()
+        images = await input_images(request, model.image_shape, model.pipeline.limits.max_images)
+        logits = await model.pipeline.infer(images, deadline, request.id)
         return _response(request, logits)
 
 
-async def _images(
+async def input_images(
     request: oip.ModelInferRequest, image_shape: tuple[int, int, int], most: int
 ) -> UInt8Array:
     """The input tensor, uint8 (N, S, S, 3), N up to `most`. Raises InvalidRequest."""
@@ -191,7 +192,7 @@ def _elements(
 
 
 def _packed(elements: Sequence[int]) -> bytes:
-    """Not at once: the interpreter lock would be held for a second."""
+    """Convert piece by piece; at once would hold the interpreter lock for up to a second."""
     starts = range(0, len(elements), TYPED_AT_A_TIME)
     try:
         return b"".join(bytes(elements[at : at + TYPED_AT_A_TIME]) for at in starts)
@@ -215,16 +216,17 @@ def _response(request: oip.ModelInferRequest, logits: FloatArray) -> oip.ModelIn
 
 
 def _timeout_ms(request: oip.ModelInferRequest) -> float:
-    """Triton's own parameter, there in microseconds; 0 for none."""
+    """Triton's parameter `timeout`, in microseconds there; 0 if there is none."""
     if "timeout" not in request.parameters:
         return 0.0
     return max(0, request.parameters["timeout"].int64_param) / 1e3
 
 
 def _check_numbers(request: oip.ModelInferRequest) -> None:
-    """Raise InvalidRequest where there is more of anything than our model has a use for.
+    """Raise InvalidRequest where there are more parts than our model has a use for.
 
-    Before anything walks over it: millions fit into a message, and everybody would wait.
+    Called before anything iterates over them: millions fit into a message, and all clients would
+    wait.
     """
     if len(request.inputs) != 1:
         raise InvalidRequest("inputs", f"{len(request.inputs)} tensors", "the tensor images alone")
@@ -239,7 +241,7 @@ def _check_numbers(request: oip.ModelInferRequest) -> None:
 
 
 def _check_parameters(request: oip.ModelInferRequest) -> None:
-    """Raise InvalidRequest where one asks for what the answer would not be."""
+    """Raise InvalidRequest at a parameter that asks for another answer than ours."""
     asked: list[tuple[str, Iterable[str]]] = [
         ("parameters", request.parameters),
         ("inputs[0].parameters", request.inputs[0].parameters),

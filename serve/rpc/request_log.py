@@ -1,8 +1,7 @@
-"""Following single requests: a log line each with --log-requests, an OpenTelemetry span each.
+"""Records of single requests: log lines with --log-requests, and OpenTelemetry spans.
 
-Traces are sent, as OTLP over HTTP, when the standard variables ask for it
-(OTEL_EXPORTER_OTLP_ENDPOINT, or the one for traces alone); they set the endpoint, headers, sampling
-and service name too. Neither a line nor a
+Spans are sent, as OTLP over HTTP, when the standard variable OTEL_EXPORTER_OTLP_ENDPOINT, or the
+one for traces alone, is set; others set headers, sampling and service name. Neither a line nor a
 span holds anything of an image.
 """
 
@@ -13,91 +12,75 @@ import os
 import re
 import threading
 import time
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import grpc
-from google.rpc import code_pb2
 
 from irv2.errors import EngineError, UsageError
-from irv2.protocol import status_from_error
 from irv2.serve.access.tokens import CALLER
-from irv2.serve.rpc.calls import WAY_S
+from irv2.v1 import classifier_pb2
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
 _OVER_HTTP = "http/protobuf"
 _STAGES = ("queue_us", "preprocess_us", "inference_us")
-MAX_ID_CHARACTERS = 128  # of what a client chose, in a record
-CLOSE_TIMEOUT_S = 3.0  # for the last spans, however dead their collector is
+MAX_ID_CHARACTERS = 128  # a client chooses the id; a record keeps this much of it
+CLOSE_TIMEOUT_S = 3.0  # for the last spans, even if their collector is dead
 _PLAIN = re.compile(r"[\w./:@+-]*", re.ASCII)
 
 
-class Follower:
-    """Wraps the work on a request; does nothing where nobody wants to know."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One call, or one request of a stream; times are the event loop's clock."""
+
+    context: Context
+    method: str
+    request_id: str
+    num_images: int
+    began_at: float
+    deadline: float
+
+
+class RequestLog:
+    """Writes what became of each call; a no-op unless logging or tracing is on."""
 
     def __init__(self, *, log: bool) -> None:
-        """Raises EngineError where traces are asked for and the packages are missing.
+        """Raises EngineError where traces are asked for and their packages are missing.
 
-        Raises UsageError where they are to go another way than over HTTP.
+        Raises UsageError where traces should be sent by anything but HTTP.
         """
         self._log = log
         wants_traces = any(os.environ.get(name) for name in _ENDPOINTS)
         self._tracing = Tracing() if wants_traces else None
 
-    async def follow(
-        self,
-        work: Awaitable[T],
-        method: str,
-        request_id: str,
-        num_images: int,
-        context: "grpc.aio.ServicerContext[Any, Any]",
-    ) -> T:
-        """What `work` gives or raises, and a record of it."""
+    def record(self, call: Call, outcome: str, timing: classifier_pb2.Timing | None) -> None:
+        """Record a call that has ended, with `timing` if its response has one."""
         if not (self._log or self._tracing):
-            return await work
-        span = self._tracing.span(method, context) if self._tracing else None
-        started_at = time.monotonic()
-        outcome, timing = "cancelled", None
-        try:
-            response = await work
-            outcome, timing = "ok", getattr(response, "timing", None)
-        except asyncio.CancelledError:
-            left_s = context.time_remaining()
-            if left_s is not None and left_s < WAY_S:
-                outcome = "deadline_exceeded"
-            raise
-        except Exception as error:
-            outcome = code_pb2.Code.Name(status_from_error(error).code).lower()
-            raise
-        finally:
-            facts = {
-                "method": method,
-                "id": request_id[:MAX_ID_CHARACTERS],
-                "caller": CALLER.get(),
-                "num_images": num_images,
-                "outcome": outcome,
-                "total_us": round((time.monotonic() - started_at) * 1e6),
-            }
-            facts |= {stage: getattr(timing, stage) for stage in _STAGES} if timing else {}
-            self._record(facts, span)
-        return response
-
-    def _record(self, facts: dict[str, Any], span: Any) -> None:  # noqa: ANN401 (an optional package's)
-        if span:
-            span.set_attributes({f"irv2.{name}": value for name, value in facts.items()})
-            span.end()
+            return
+        total_s = asyncio.get_running_loop().time() - call.began_at
+        facts = {
+            "method": call.method,
+            "id": call.request_id[:MAX_ID_CHARACTERS],
+            "caller": CALLER.get(),
+            "num_images": call.num_images,
+            "outcome": outcome,
+            "total_us": round(total_s * 1e6),
+        }
+        facts |= {stage: getattr(timing, stage) for stage in _STAGES} if timing else {}
+        if self._tracing:
+            self._tracing.send(call, facts, total_s)
         if self._log:
             line = " ".join(f"{name}={_escaped(value)}" for name, value in facts.items())
             logger.info("request %s", line, extra={"facts": facts})
 
     async def close(self) -> None:
-        """Send what was not sent yet, or give up after CLOSE_TIMEOUT_S."""
+        """Send the remaining spans, or give up after CLOSE_TIMEOUT_S."""
         if self._tracing:
-            # A daemon, since the library would wait for half a minute, here and at the exit.
+            # In a daemon thread, as the library would wait for half a minute here and at exit.
             closing = threading.Thread(target=self._tracing.close, daemon=True)
             closing.start()
             await asyncio.to_thread(closing.join, CLOSE_TIMEOUT_S)
@@ -106,13 +89,13 @@ class Follower:
 
 
 def _escaped(value: object) -> str:
-    """On a line of `name=value`, nothing that a client chose looks like another field or line."""
+    """Quote a client's text that could look like another `name=value` or another line."""
     text = str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
 class Tracing:
-    """Spans of kind SERVER, continuing the caller's trace (W3C traceparent)."""
+    """Sends spans of kind SERVER that continue the caller's trace (W3C traceparent)."""
 
     def __init__(self) -> None:
         for name in _PROTOCOLS:
@@ -137,15 +120,19 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("irv2")
 
-    def span(self, name: str, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:  # noqa: ANN401 (an optional package's)
-        """A span that has begun; its parent is the caller's, if it sent one."""
+    def send(self, call: Call, facts: dict[str, Any], total_s: float) -> None:
+        """Send a span over the last `total_s`, as part of the caller's trace if it has one."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        headers = dict(context.invocation_metadata() or ())
+        headers = dict(call.context.invocation_metadata() or ())
         parent = TraceContextTextMapPropagator().extract(headers)
-        return self._tracer.start_span(name, parent, SpanKind.SERVER)
+        attributes = {f"irv2.{name}": value for name, value in facts.items()}
+        began_ns = time.time_ns() - round(total_s * 1e9)
+        self._tracer.start_span(
+            call.method, parent, SpanKind.SERVER, attributes, start_time=began_ns
+        ).end()
 
     def close(self) -> None:
-        """Send the rest; what the collector does not take in time is lost."""
+        """Send the remaining spans; those that the collector does not take in time are lost."""
         self._provider.shutdown()

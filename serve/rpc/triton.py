@@ -1,26 +1,28 @@
-"""The served model in the words of Triton's extensions of the Open Inference Protocol."""
+"""The model that is served, in the words of Triton's extensions of the Open Inference Protocol."""
 
 from irv2.inference import open_inference_pb2 as oip
 from irv2.serve.operations.metrics import Statistics
 from irv2.serve.pipeline.model import ServedModel
 
 
-def model_config(served: ServedModel) -> oip.ModelConfig:
-    """How it is run. `max_batch_size` is what a request may hold; a larger one is split."""
-    model = served.model
+def model_config(model: ServedModel) -> oip.ModelConfig:
+    """How the model is run; `max_batch_size` is what a request may hold, split over batches."""
+    description = model.description
     return oip.ModelConfig(
-        platform=model.backend,
-        backend=model.backend.partition("-")[0],
-        default_model_filename=served.artifact.file,
-        max_batch_size=served.pipeline.limits.max_images,
-        input=[oip.ModelInput(name="images", data_type=oip.TYPE_UINT8, dims=served.image_shape)],
-        output=[oip.ModelOutput(name="logits", data_type=oip.TYPE_FP32, dims=[len(model.classes)])],
-        dynamic_batching=oip.ModelDynamicBatching(preferred_batch_size=[model.max_batch]),
+        platform=description.backend,
+        backend=description.backend.partition("-")[0],
+        default_model_filename=model.artifact.file,
+        max_batch_size=model.pipeline.limits.max_images,
+        input=[oip.ModelInput(name="images", data_type=oip.TYPE_UINT8, dims=model.image_shape)],
+        output=[
+            oip.ModelOutput(name="logits", data_type=oip.TYPE_FP32, dims=[len(description.classes)])
+        ],
+        dynamic_batching=oip.ModelDynamicBatching(preferred_batch_size=[description.max_batch]),
     )
 
 
 def model_statistics(sums: Statistics) -> oip.ModelStatistics:
-    """What it has done since it took over."""
+    """Sums of what the model has done since it took over."""
     duration = oip.StatisticDuration
     by_stage = {
         name: duration(count=sums.num_requests, ns=sums.stage_ns[stage])

@@ -18,7 +18,7 @@ from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.serve.access.address import Address
 from irv2.serve.options import ServeOptions
-from irv2.serve.pipeline.model import Opened
+from irv2.serve.pipeline.model import OpenedModel
 from irv2.serve.server import Server
 from irv2.v1 import classifier_pb2_grpc
 from irv2.v1.classifier_pb2 import ClassifyRequest, Image
@@ -63,7 +63,9 @@ class Site:
         self.bundle = bundle
         artifact, inner = open_best(bundle.path, bundle.artifacts, num_threads=1)
         self.runner = PacedRunner(inner, seconds)
-        self.server = Server(Opened(bundle, artifact, self.runner), replace(OPTIONS, **options))
+        self.server = Server(
+            OpenedModel(bundle, artifact, self.runner), replace(OPTIONS, **options)
+        )
 
     def connect(self) -> None:
         address = self.server.ready_line.split()[1]

@@ -30,7 +30,7 @@ def metrics(tmp_path) -> set[str]:
 
     async def scenario(site):
         await site.stub.Classify(request(0))
-        text = site.server._metrics.text().decode()
+        text = site.server.metrics_text().decode()
         found.update(re.findall(r"^([a-z][\w]*)", text, re.MULTILINE))
         found.update(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
 

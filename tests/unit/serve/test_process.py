@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
-from irv2.serve.scheduling import wait_for_a_turn
+from irv2.serve.process import wait_for_a_turn
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux only")
 
 PROGRAM = """
 import os, sys, threading
-from irv2.serve.scheduling import wait_for_a_turn
+from irv2.serve.process import wait_for_a_turn
 os.sched_setscheduler(0, int(sys.argv[1]), os.sched_param(0))
 wait_for_a_turn()
 thread = threading.Thread(target=lambda: print(os.sched_getscheduler(0)))

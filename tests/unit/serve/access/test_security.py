@@ -129,7 +129,7 @@ def test_only_a_token_of_the_file_opens_the_door(bundle, tmp_path, caplog):
             assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
         health = await site.health.Check(health_pb2.HealthCheckRequest())
         assert health.status == health_pb2.HealthCheckResponse.SERVING
-        text = site.server._metrics.text().decode()
+        text = site.server.metrics_text().decode()
         assert 'irv2_calls_total{caller="alice"} 2.0' in text  # GetModel and Classify
         assert 'irv2_calls_total{caller="bob"} 2.0' in text
         assert "irv2_unauthenticated_calls_total 6.0" in text

@@ -9,7 +9,7 @@ import simplejpeg
 from irv2.errors import ImageError, ImageReason
 from irv2.images.decode import ImageLimits
 from irv2.images.preprocess import Preprocess, preprocess, resize_and_crop
-from irv2.serve.pipeline.decode_pool import Decoder, input_from_image
+from irv2.serve.pipeline.decode_pool import Decoder, ImageTime, input_from_image
 from irv2.v1.classifier_pb2 import Image, Pixels
 
 CONFIG = Preprocess(resize=75, crop=75)
@@ -82,11 +82,10 @@ def test_images_that_fail_count_in_the_time_that_is_predicted():
 
 
 def test_one_slow_image_is_not_believed_and_twenty_are():
-    decoder = Decoder(CONFIG, LIMITS, num_threads=1)
-    decoder._learn(0.001)
-    decoder._learn(60.0)
-    assert decoder.predict(1) == pytest.approx(0.001 * 1.3)
+    time = ImageTime()
+    time.learn(0.001)
+    time.learn(60.0)
+    assert time.average_s == pytest.approx(0.001 * 1.3)
     for _ in range(60):
-        decoder._learn(0.1)
-    assert decoder.predict(1) == pytest.approx(0.1, rel=0.05)
-    decoder.close()
+        time.learn(0.1)
+    assert time.average_s == pytest.approx(0.1, rel=0.05)

@@ -1,131 +1,14 @@
-"""A request can be followed: a line in the log, a span in a trace, and nothing of its image."""
+"""Whether traces can be sent is settled before a server starts."""
 
 import asyncio
-import gzip
-import io
-import json
-import logging
 import os
-import re
-import socket
 import subprocess
 import sys
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from project import ROOT
-from serving_site import request, scenario_with
-from tiny_bundle import write_tiny_bundle
 
-from irv2.bundle import Bundle
 from irv2.errors import UsageError
-from irv2.serve.operations.logs import JsonFormatter
-from irv2.serve.rpc.request_log import Follower
-from irv2.v1.classifier_pb2 import ClassifyRequest, ClassifyStreamRequest, Image
-
-TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("follow") / "tiny.bundle"))
-
-
-@pytest.fixture
-def lines():
-    """What the server logs as JSON, line by line."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("irv2.serve")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    logger.removeHandler(handler)
-    logger.setLevel(logging.NOTSET)
-
-
-def test_every_request_is_a_line_with_its_id_and_outcome(bundle, lines):
-    secret = b"an image's bytes are nobody's business"
-
-    async def scenario(site):
-        await site.stub.Classify(request(0, 1, id="first"))
-        await site.stub.Classify(ClassifyRequest(images=[Image(encoded=secret)], id="bad image"))
-        await site.refusal(ClassifyRequest(id="no images"))
-        call = site.stub.ClassifyStream()
-        await call.write(ClassifyStreamRequest(request=request(0, id="streamed")))
-        assert (await call.read()).id == "streamed"
-        await call.done_writing()
-        await call.code()
-
-    scenario_with(bundle, scenario, log_requests=True)
-    found = [line for line in lines() if line["message"] == "request"]
-    assert [(line["id"], line["outcome"], line["num_images"]) for line in found] == [
-        ("first", "ok", 2),
-        ("bad image", "ok", 1),
-        ("no images", "invalid_argument", 0),
-        ("streamed", "ok", 1),
-    ]
-    assert found[0]["inference_us"] > 0
-    assert found[0]["total_us"] >= found[0]["inference_us"]
-    assert secret.decode() not in json.dumps(lines())
-
-
-def test_a_refusal_before_the_message_is_read_has_a_line_without_an_id(bundle, lines):
-    async def scenario(site):
-        waiting = site.stub.Classify(request(*range(8), id="first"))  # two batches
-        await asyncio.sleep(0.05)
-        await site.refusal(request(9, id="second"), timeout_s=0.3)
-        await waiting
-
-    scenario_with(bundle, scenario, seconds=0.2, log_requests=True)
-    found = [line for line in lines() if line["message"] == "request"]
-    assert [(line["method"], line["id"], line["outcome"]) for line in found] == [
-        ("Classify", "", "resource_exhausted"),
-        ("Classify", "first", "ok"),
-    ]
-
-
-def test_an_id_forges_neither_a_line_nor_a_field_nor_fills_the_log(bundle, lines, caplog):
-    caplog.set_level("INFO", "irv2.serve")
-    forged = "x outcome=ok\nrequest method=Classify id=y \x1b[31m\u2028"
-
-    async def scenario(site):
-        await site.stub.Classify(request(0, id=forged))
-        await site.stub.Classify(request(0, id="y" * 200))
-        await site.refusal(request(0, id="z" * 100_000))
-
-    scenario_with(bundle, scenario, log_requests=True)
-    first, second, third = (record.getMessage() for record in caplog.records)
-    assert first.count("\n") == 0
-    assert first.isascii()
-    assert first.isprintable()
-    assert re.fullmatch(r'request method=Classify id="x outcome=ok\\nrequest .*" caller= .*', first)
-    assert f"id={'y' * 128} " in second
-    assert len(third) < 300
-    assert [len(line["id"]) for line in lines()] == [len(forged), 128, 128]
-
-
-def test_without_the_option_requests_are_not_logged(bundle, lines):
-    async def scenario(site):
-        await site.stub.Classify(request(0, id="first"))
-
-    scenario_with(bundle, scenario)
-    assert not lines()
-
-
-def test_a_failure_is_one_json_line_with_its_traceback(lines):
-    try:
-        raise ValueError("unforeseen")
-    except ValueError:
-        logging.getLogger("irv2.serve").exception("failed %s", "x")
-    (entry,) = lines()
-    assert (entry["level"], entry["message"]) == ("error", "failed x")
-    assert entry["time"].endswith("Z")
-    assert "ValueError: unforeseen" in entry["traceback"]
+from irv2.serve.rpc.request_log import RequestLog
 
 
 def test_traces_without_their_packages_are_one_clear_error():
@@ -133,8 +16,8 @@ def test_traces_without_their_packages_are_one_clear_error():
 import sys
 for name in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter"):
     sys.modules[name] = None
-from irv2.serve.rpc.request_log import Follower
-Follower(log=False)
+from irv2.serve.rpc.request_log import RequestLog
+RequestLog(log=False)
 """
     environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
     done = subprocess.run(
@@ -145,86 +28,10 @@ Follower(log=False)
     assert without.returncode == 0, without.stderr
 
 
-def test_traces_go_over_http_or_the_server_does_not_start(collector, monkeypatch):
+def test_traces_go_over_http_or_the_server_does_not_start(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    asyncio.run(Follower(log=False).close())
+    asyncio.run(RequestLog(log=False).close())
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
     with pytest.raises(UsageError, match=r"TRACES_PROTOCOL: grpc; expected http/protobuf"):
-        Follower(log=False)
-
-
-@pytest.fixture
-def collector(monkeypatch):
-    """A collector as OpenTelemetry's protocol asks for; the spans it was sent."""
-    spans = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                names = {each.key: each.value.string_value for each in resource.resource.attributes}
-                for scope in resource.scope_spans:
-                    spans.extend((names["service.name"], span) for span in scope.spans)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
-    yield spans
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_a_collector_that_never_answers_does_not_hold_up_the_end(bundle):
-    program = """
-import asyncio, sys, time
-sys.path.insert(0, sys.argv[1])
-from serving_site import Site, request
-from irv2.bundle import Bundle
-from irv2.errors import UsageError
-
-async def main():
-    site = Site(Bundle.open(sys.argv[2]), 0.0)
-    await site.server.start()
-    site.connect()
-    async with site.channel:
-        await site.stub.Classify(request(0))
-    await site.server.stop()
-
-asyncio.run(main())
-"""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
-        helpers = str(ROOT / "tests/helpers")
-        command = [sys.executable, "-c", program, helpers, str(bundle.path)]
-        started_at = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert "traces_lost" in done.stderr
-        assert time.monotonic() - started_at < 9  # three and the start; 10 s for each try else
-
-
-def test_a_request_is_a_span_of_its_callers_trace(bundle, collector):
-    parent = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
-
-    async def scenario(site):
-        await site.stub.Classify(request(0, id="traced"), metadata=(("traceparent", parent),))
-
-    scenario_with(bundle, scenario)
-    ((service, span),) = collector
-    assert (service, span.name, span.trace_id.hex()) == ("irv2", "Classify", TRACE_ID)
-    facts = {each.key: each.value for each in span.attributes}
-    assert facts["irv2.id"].string_value == "traced"
-    assert facts["irv2.outcome"].string_value == "ok"
-    assert facts["irv2.inference_us"].int_value > 0
-    assert span.end_time_unix_nano > span.start_time_unix_nano
+        RequestLog(log=False)

@@ -12,7 +12,7 @@ from serving_site import OPTIONS, detail, request, scenario_with
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
-from irv2.serve.server import Server, _serve
+from irv2.serve.server import Server, serve_until_signal
 
 
 def test_limits_below_the_photographs_of_the_warm_up_are_only_for_clients(tmp_path):
@@ -27,18 +27,17 @@ def test_limits_below_the_photographs_of_the_warm_up_are_only_for_clients(tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_it_warms_up_ends_it_before_anybody_is_told(tmp_path, monkeypatch, number):
-    start = Server.start
+def test_a_signal_while_it_warms_up_ends_it_before_anybody_is_told(tmp_path, number):
+    class StoppedServer(Server):
+        async def start(self) -> None:
+            os.kill(os.getpid(), number)
+            await super().start()
 
-    async def start_and_be_stopped(server: Server) -> None:
-        os.kill(os.getpid(), number)
-        await start(server)
-
-    monkeypatch.setattr(Server, "start", start_and_be_stopped)
     bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
     options = dataclasses.replace(OPTIONS, grace_s=60)
     told: list[Server] = []
     began = time.monotonic()
-    assert asyncio.run(_serve(bundle, options, told.append)) == number
+    work = serve_until_signal(bundle, options, told.append, StoppedServer)
+    assert asyncio.run(work) == number
     assert time.monotonic() - began < 30
     assert not told

@@ -11,6 +11,8 @@ from serving_site import Site, detail, jpeg, request, scenario_with
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
+from irv2.inference import open_inference_pb2 as oip
+from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.serve.rpc.early_refusal import QUEUED
 from irv2.serve.server import LAST_ANSWER_S
 from irv2.v1.classifier_pb2 import (
@@ -179,7 +181,7 @@ def test_what_cannot_be_answered_in_time_is_refused_before_its_message_comes(bun
         assert (await waiting).results[0].scores
         assert sum(site.runner.sizes) == 8
         assert counted(site, 'refused_total{reason="deadline"}') == 1
-        assert site.server._served.statistics.num_failures == 1
+        assert (await statistics_of(site)).fail.count == 1
 
     scenario_with(bundle, scenario, seconds=0.2)
 
@@ -199,9 +201,16 @@ def test_a_call_without_a_message_is_invalid(bundle):
 
 def counted(site, name: str) -> float:
     """One line of /metrics."""
-    lines = site.server._metrics.text().decode().splitlines()
+    lines = site.server.metrics_text().decode().splitlines()
     (value,) = [line.rpartition(" ")[2] for line in lines if line.startswith(f"irv2_{name} ")]
     return float(value)
+
+
+async def statistics_of(site) -> oip.InferStatistics:
+    """Requests answered and failed since the model took over."""
+    stub = GRPCInferenceServiceStub(site.channel)
+    (model,) = (await stub.ModelStatistics(oip.ModelStatisticsRequest())).model_stats
+    return model.inference_stats
 
 
 def test_refusals_are_counted_by_reason(bundle):
@@ -232,9 +241,9 @@ def test_expired_requests_are_counted_by_where_they_were(bundle):
         assert counted(site, 'expired_total{where="queue"}') == 1
         assert counted(site, 'expired_total{where="engine"}') == 1
         assert counted(site, 'expired_total{where="arrival"}') == 0
-        statistics = site.server._served.statistics
-        assert (statistics.num_requests, statistics.num_failures) == (0, 2)
-        assert 0.3e9 < statistics.failure_ns < 0.8e9
+        statistics = await statistics_of(site)
+        assert (statistics.success.count, statistics.fail.count) == (0, 2)
+        assert 0.3e9 < statistics.fail.ns < 0.8e9
 
     scenario_with(bundle, scenario, seconds=0.01)
 
@@ -248,7 +257,7 @@ def test_a_call_that_grpc_ends_at_its_deadline_counts_as_expired(bundle):
         left = site.stub.Classify(request(0), timeout=10)
         await asyncio.sleep(0.1)
         left.cancel()
-        while 'outcome="cancelled"' not in site.server._metrics.text().decode():
+        while 'outcome="cancelled"' not in site.server.metrics_text().decode():
             await asyncio.sleep(0.01)
         assert counted(site, 'requests_total{outcome="cancelled"}') == 1
         assert counted(site, 'requests_total{outcome="deadline_exceeded"}') == 20
@@ -278,7 +287,7 @@ def test_calls_that_end_before_their_message_is_whole_are_counted(bundle):
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             grpc.StatusCode.INVALID_ARGUMENT,
         ]
-        while 'total{outcome="unread"} 3.0' not in site.server._metrics.text().decode():
+        while 'total{outcome="unread"} 3.0' not in site.server.metrics_text().decode():
             await asyncio.sleep(0.01)
         assert counted(site, 'requests_total{outcome="deadline_exceeded"}') == 1
         assert counted(site, 'expired_total{where="call"}') == 1
@@ -441,7 +450,7 @@ def test_a_stream_of_large_requests_waits_for_its_turn_and_none_is_refused(bundl
         most_admitted, outcomes = 0, []
         async for answer in call:
             outcomes.append(answer.WhichOneof("outcome"))
-            most_admitted = max(most_admitted, site.server._served.batcher.num_admitted)
+            most_admitted = max(most_admitted, counted(site, "queue_images"))
         await writing
         assert outcomes == ["response"] * 30
         assert most_admitted <= 16 or most_admitted == 20, "a quarter of the queue, or one request"

@@ -22,7 +22,7 @@ from irv2.inference import open_inference_pb2 as oip
 from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.results import top_k_scores
 from irv2.runners.choose import open_best
-from irv2.serve.rpc.open_inference import _images
+from irv2.serve.rpc.open_inference import input_images
 
 PROTO = ROOT / "protos" / "irv2" / "inference" / "open_inference.proto"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
@@ -223,8 +223,8 @@ def test_typed_contents_are_converted_without_holding_up_the_others():
     async def scenario():
         async with loop_watched() as longest_s:
             with pytest.raises(InvalidRequest, match="4049999 elements"):
-                await _images(cut, images.shape[1:], 240)
-            np.testing.assert_array_equal(await _images(whole, images.shape[1:], 240), images)
+                await input_images(cut, images.shape[1:], 240)
+            np.testing.assert_array_equal(await input_images(whole, images.shape[1:], 240), images)
             assert longest_s() < 0.2
 
     asyncio.run(scenario())

@@ -1,12 +1,12 @@
 """One model from its start to its end: what is tried and warmed up, what happens when it breaks."""
 
 import asyncio
+import io
 import threading
-import time
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
+import PIL.Image
 import pytest
 from grpc_health.v1 import health_pb2
 from serving_site import OPTIONS, PacedRunner, loop_watched, request, scenario_with
@@ -19,7 +19,8 @@ from irv2.runners.onnx import OnnxRunner
 from irv2.runners.parallel import ParallelRunner
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics
-from irv2.serve.pipeline.model import Opened, start_model
+from irv2.serve.pipeline.model import OpenedModel, start_model
+from irv2.v1.classifier_pb2 import ClassifyRequest, Image
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +28,16 @@ def bundle(tmp_path_factory) -> Bundle:
     return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("served") / "tiny.bundle"))
 
 
-def opened(bundle: Bundle, seconds: float = 0.0) -> Opened:
+def opened(bundle: Bundle, seconds: float = 0.0) -> OpenedModel:
     artifact, inner = open_best(bundle.path, bundle.artifacts, num_threads=1)
-    return Opened(bundle, artifact, PacedRunner(inner, seconds))
+    return OpenedModel(bundle, artifact, PacedRunner(inner, seconds))
 
 
 async def nobody_listens() -> None:
     """Health is not asked for."""
 
 
-def start(given: Opened, **options):
+def start(given: OpenedModel, **options):
     return start_model(given, replace(OPTIONS, **options), Metrics(), nobody_listens)
 
 
@@ -60,24 +61,21 @@ def test_every_certified_size_is_tried_and_goes_the_whole_way(
         assert sum(sizes) == 2 * sum(expected), "and as many photographs through the decoder"
         assert model.self_test == "passed"
         assert model.statistics.num_images == 0, "nobody has asked yet"
-        assert model.batcher.predicted_wait_s(max(expected)) > 0
+        assert model.admission.predicted_wait_s(max(expected)) > 0
         await model.close()
 
     asyncio.run(scenario())
 
 
-class CountingRunner(OnnxRunner):
-    """Remembers the sizes of its batches."""
-
-    def run(self, images):
-        self.__dict__.setdefault("sizes", []).append(len(images))
-        return super().run(images)
-
-
-def on_two_engines(bundle: Bundle) -> Opened:
+def on_two_engines(bundle: Bundle) -> tuple[OpenedModel, list[PacedRunner]]:
+    """A model opened on two engines, and these, the first one first."""
     [artifact] = bundle.manifest.artifacts
-    engine = partial(CountingRunner, bundle.path / artifact.file, "cpu", 1, artifact.max_batch)
-    return Opened(bundle, artifact, ParallelRunner([engine, engine]))
+    engines = [
+        PacedRunner(OnnxRunner(bundle.path / artifact.file, "cpu", 1, artifact.max_batch), 0.0)
+        for _ in range(2)
+    ]
+    runner = ParallelRunner([lambda engine=engine: engine for engine in engines])
+    return OpenedModel(bundle, artifact, runner), engines
 
 
 def test_two_engines_make_batches_twice_as_large_and_each_is_tried_at_every_certified_size(
@@ -85,38 +83,35 @@ def test_two_engines_make_batches_twice_as_large_and_each_is_tried_at_every_cert
 ):
     async def scenario():
         bundle = Bundle.open(write_tiny_bundle(tmp_path / "b", batch_sizes=[1, 2, 3, 16]))
-        given = on_two_engines(bundle)
-        model = await start(given, max_batch=None)
-        assert model.model.max_batch == 8, "of a CPU, however many engines"
+        model = await start(on_two_engines(bundle)[0], max_batch=None)
+        assert model.description.max_batch == 8, "of a CPU, however many engines"
         await model.close()
 
-        given = on_two_engines(bundle)
+        given, engines = on_two_engines(bundle)
         model = await start(given, max_batch=32)
-        assert model.model.max_batch == 32
-        for _, engine in given.runner._engines:
+        assert model.description.max_batch == 32
+        for engine in engines:
             assert {1, 2, 3, 16} <= set(engine.sizes[:5])
             assert max(engine.sizes) == 16, "what the gate certified for one"
         await model.close()
         with pytest.raises(UsageError, match="at most 32"):
-            await start(on_two_engines(bundle), max_batch=33)
+            await start(on_two_engines(bundle)[0], max_batch=33)
 
     asyncio.run(scenario())
 
 
-def broken(images):
-    raise EngineError("CUDA", "the device is lost")
-
-
-def test_a_broken_one_of_two_engines_is_noticed(bundle):
+def test_a_broken_one_of_two_engines_is_noticed(bundle, caplog):
     async def scenario():
-        given = on_two_engines(bundle)
-        model = await start(given)
-        _, second = given.runner._engines[1]
-        second.run = broken
-        assert "is lost" in str(await model._failure())
+        given, engines = on_two_engines(bundle)
+        model = await start(given, max_batch=2, max_queue_delay_ms=1000)
+        engines[1].error = EngineError("CUDA", "the device is lost")
+        for _ in range(3):
+            await model.pipeline.classify(request(0, 1), asyncio.get_running_loop().time() + 10)
+        await wait_until(lambda: not model.is_healthy)
         await model.close()
 
     asyncio.run(scenario())
+    assert "engine_broken error=CUDA: the device is lost" in caplog.text
 
 
 def test_a_model_that_cannot_be_set_up_leaves_no_engine_behind(bundle, tmp_path):
@@ -136,16 +131,23 @@ def test_a_model_that_cannot_be_set_up_leaves_no_engine_behind(bundle, tmp_path)
 
 
 def test_a_model_closes_without_stopping_the_event_loop(bundle):
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (5000, 5000)).save(file, "PNG", compress_level=1)  # 0.8 s to decode
+    slow_to_decode = ClassifyRequest(images=[Image(encoded=file.getvalue())])
+
     async def scenario():
         given = opened(bundle)
-        model = await start(given)
-        given.runner.close_s = 0.3
-        # As a file that takes its time; the request that it belonged to was given up.
-        model._decoder._pool.submit(time.sleep, 0.3)
+        model = await start(given, max_image_pixels=25_000_000, max_image_bytes=1_000_000)
+        given.runner.close_s = 0.8
+        given_up = asyncio.create_task(
+            model.pipeline.classify(slow_to_decode, asyncio.get_running_loop().time() + 10)
+        )
+        await asyncio.sleep(0.05)
+        given_up.cancel()
         async with loop_watched() as longest_s:
             await model.close()
             assert given.runner.is_closed
-            assert longest_s() < 0.2
+            assert longest_s() < 0.4
 
     asyncio.run(scenario())
 
@@ -192,7 +194,7 @@ def test_an_engine_that_is_broken_for_good_is_not_ready_until_it_answers_again(b
         await site.stub.Classify(request(2))
         await wait_for_health(site, NOT_SERVING)
         assert not site.server.is_ready
-        assert "irv2_ready 0.0" in site.server._metrics.text().decode()
+        assert "irv2_ready 0.0" in site.server.metrics_text().decode()
         site.runner.error = None
         await wait_for_health(site, SERVING)
         assert site.server.is_ready
