@@ -12,6 +12,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from prometheus_client import CONTENT_TYPE_LATEST
+from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets
@@ -19,7 +20,7 @@ from tornado.web import Application, RequestHandler
 
 logger = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 64  # more wait in the system's backlog, without a file of ours
+MAX_CONNECTIONS = 64
 # To send a request's head, counted from the connection or the last answer; then to send its body;
 # and to read on in the answer.
 TIMEOUT_S = 5.0
@@ -73,27 +74,38 @@ class HttpServer:
 
 
 class _BoundedServer(HTTPServer):
-    """Tornado's server with a limit on connections, which must be accepted here for that."""
+    """Tornado's server with a limit on connections: one more closes the oldest.
+
+    So a crowd of silent connections keeps no probe waiting, and takes no file from gRPC.
+    """
 
     def initialize(self, *args: object, **options: object) -> None:
         super().initialize(*args, **options)  # type: ignore[arg-type]
-        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._streams: dict[IOStream, None] = {}  # the oldest first
 
     async def accept_from(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
         while True:
-            await self._places.acquire()
             connection, address = await _accept(listener)
             try:
                 stream = _encrypted(connection, tls) if tls else IOStream(connection)
             except OSError:  # the client has gone
                 connection.close()
-                self._places.release()
             else:
                 self.handle_stream(stream, address)
+            await asyncio.sleep(0)  # accepting did not wait if more have come already
+
+    def handle_stream(self, stream: IOStream, address: tuple[object, ...]) -> None:
+        if len(self._streams) == MAX_CONNECTIONS:
+            oldest = next(iter(self._streams))
+            del self._streams[oldest]
+            oldest.close()
+        self._streams[stream] = None
+        super().handle_stream(stream, address)
 
     def on_close(self, server_conn: object) -> None:
         super().on_close(server_conn)
-        self._places.release()
+        assert isinstance(server_conn, HTTP1ServerConnection)
+        self._streams.pop(server_conn.stream, None)
 
 
 async def _accept(listener: socket.socket) -> tuple[socket.socket, tuple[object, ...]]:

@@ -103,6 +103,7 @@ def more_connections_than_files(server, num_files: int):
 
 def test_the_operators_port_leaves_files_for_other_connections(server):
     with more_connections_than_files(server, 200):
+        assert get(server.http, "/healthz")[0] == 200
         assert num_open_files(server.popen.pid) < 200
         assert_it_answers(server)
     assert not server.log

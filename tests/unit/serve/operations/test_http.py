@@ -168,14 +168,15 @@ def test_a_client_that_reads_no_answer_is_dropped():
     with_site(scenario)
 
 
-def test_connections_over_the_limit_wait_for_their_turn():
+def test_a_connection_over_the_limit_closes_the_oldest():
     async def scenario(site):
         silent = [await site.connect() for _ in range(MAX_CONNECTIONS)]
-        asking = asyncio.create_task(site.get("/healthz"))
-        await asyncio.sleep(0.2)
-        assert not asking.done()
-        silent[0][1].close()
-        assert (await asking)[0] == 200
+        assert (await site.get("/healthz"))[0] == 200
+        oldest, _ = silent[0]
+        assert await asyncio.wait_for(oldest.read(), 5) == b""
+        second, writer = silent[1]
+        writer.write(HEALTH)
+        assert await second.readline() == b"HTTP/1.1 200 OK\r\n"
         for _, writer in silent:
             writer.close()
 
