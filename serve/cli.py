@@ -21,7 +21,7 @@ from irv2.system.gpu import count_gpus
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NUM_THREADS = click.IntRange(0, 1024)
 _COUNT = click.IntRange(1, 2**31 - 1)  # gRPC's and protobuf's int
-_NUM_CONNECTIONS = click.IntRange(1, 2**31 - 2)  # gRPC aborts at one more
+_NUM_CONNECTIONS = click.IntRange(1, 2**31 - 2)  # one more makes gRPC abort
 
 
 def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) -> int:
@@ -38,49 +38,51 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
     "--listen",
     default="127.0.0.1:8500",
     metavar="HOST:PORT",
-    help="Where gRPC listens; port 0 takes a free one.",
+    help="Address of the gRPC port; port 0 takes a free one.",
 )
 @click.option(
     "--http",
     metavar="HOST:PORT",
-    help="Where HTTP serves /metrics, /healthz and /readyz.  [default: nowhere]",
+    help="Address of the HTTP port: /metrics, /healthz and /readyz.  [default: none]",
 )
 @click.option(
-    "--insecure", is_flag=True, help="Allow addresses beyond this machine, without encryption."
+    "--insecure",
+    is_flag=True,
+    help="Allow addresses that other machines can reach, without encryption.",
 )
 @click.option(
     "--tls-cert", type=_FILE, metavar="FILE",
-    help="Certificate chain, PEM; encrypts both ports. Read again when it changes.",
+    help="Certificate chain, PEM; encrypts both ports. Reloaded when it changes.",
 )  # fmt: skip
 @click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key, PEM.")
 @click.option(
     "--tls-client-ca", type=_FILE, metavar="FILE",
-    help="Ask gRPC clients for a certificate signed by one of these, PEM.",
+    help="Require a certificate signed by one of these, PEM, from gRPC clients.",
 )  # fmt: skip
 @click.option(
     "--token-file", type=_FILE, metavar="FILE",
-    help="Lines NAME TOKEN: answer only who sends one as a bearer token. Read again when changed.",
+    help="Lines NAME TOKEN: answer only calls with one as bearer token. Reloaded when it changes.",
 )  # fmt: skip
 @click.option(
     "--watch", is_flag=True,
-    help="Serve a new bundle when one lies at BUNDLE, as SIGHUP does at once.",
+    help="Serve a new bundle soon after it appears at BUNDLE; SIGHUP does so at once.",
 )  # fmt: skip
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    help="Serve this one.  [default: the fastest that passed the parity gate]",
+    help="Precision to serve.  [default: the fastest that passed the parity gate]",
 )
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
-    help="Serve with this one.  [default: the fastest here]",
+    help="Backend to run the model with.  [default: the fastest here]",
 )
 @click.option(
     "--threads", type=_NUM_THREADS, default=0, help="Threads of the engine; 0: one per core."
 )
 @click.option(
     "--gpus", "num_gpus", default="1", metavar="N|all", callback=_read_gpus,
-    help="GPUs that share each batch, from the first one on.",
+    help="Number of GPUs that share each batch, counted from the first.",
 )  # fmt: skip
 @click.option(
     "--workers",
@@ -92,7 +94,7 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
     "--max-batch",
     type=click.IntRange(1),
     metavar="N",
-    help="Images per batch, over all GPUs.  [default: 8 on a CPU, else what the gate certified, "
+    help="Images per batch, over all GPUs.  [default: 8 on a CPU, else what the gate certified "
     "per GPU]",
 )
 @click.option(
@@ -112,17 +114,17 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
     "--default-deadline-ms",
     type=_COUNT,
     default=10_000,
-    help="Time for a request that names no deadline.",
+    help="Time for a request that sets no deadline.",
 )
 @click.option(
     "--grace-s",
     type=FloatRange(0),
     default=5.0,
-    help="How long SIGTERM leaves load balancers to notice.",
+    help="How long to go on after SIGTERM while load balancers notice.",
 )
 @click.option(
     "--stop-timeout-s", type=FloatRange(0), default=60.0,
-    help="How long open requests may take after that; they end at their own deadlines.",
+    help="How long open requests may take after that, each until its own deadline.",
 )  # fmt: skip
 @click.option(
     "--max-message-bytes",
@@ -150,19 +152,19 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
 )
 @click.option(
     "--max-connections", type=_NUM_CONNECTIONS, default=1000, metavar="N",
-    help="Connections at a time; more are closed at once.",
+    help="gRPC connections at a time; more are closed at once.",
 )  # fmt: skip
 @click.option(
     "--max-streams", type=_COUNT, default=1000, metavar="N",
-    help="Open calls of one connection; more wait in the client, or fail there (UNAVAILABLE).",
+    help="Open calls per connection; more wait in the client, or fail there (UNAVAILABLE).",
 )  # fmt: skip
 @click.option(
     "--max-connection-age-s", type=FloatRange(0, MAX_CONNECTION_AGE_S), default=0.0,
-    help="Ask clients to connect anew after so long, so that new servers get some; 0: never.",
+    help="Ask clients to reconnect after this long, so that new servers get some; 0: never.",
 )  # fmt: skip
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
-              help="How lines on stderr look.")  # fmt: skip
-@click.option("--log-requests", is_flag=True, help="A line per request: id, outcome, times.")
+              help="Format of log lines on stderr.")  # fmt: skip
+@click.option("--log-requests", is_flag=True, help="Log a line per request: id, outcome, times.")
 @json_option
 def main(
     bundle: Path,
@@ -182,10 +184,10 @@ def main(
 ) -> None:
     """Serve BUNDLE over gRPC until SIGTERM or Ctrl-C.
 
-    Prints one line `ready HOST:PORT ...` on stderr once requests are answered, and with --json the
+    Print one line `ready HOST:PORT ...` on stderr once requests are answered, and with --json the
     same as an object on stdout. SIGTERM: health says NOT_SERVING, requests are answered through
-    the grace period, open ones are finished by their deadlines, exit 0. SIGHUP: load what lies at
-    BUNDLE now, try it, and let it take over; where that fails, go on as before.
+    the grace period, open ones are finished by their deadlines, exit 0. SIGHUP: load the bundle
+    that lies at BUNDLE now, test it, and switch to it; if that fails, go on with the old one.
     """
     if log_format == "json":
         log_as_json()

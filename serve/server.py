@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -18,7 +19,6 @@ from irv2.serve.access.address import Address
 from irv2.serve.access.connection_limits import channel_options
 from irv2.serve.access.tls import Tls
 from irv2.serve.access.tokens import Tokens
-from irv2.serve.operations.http import HttpServer
 from irv2.serve.operations.metrics import Metrics
 from irv2.serve.options import ServeOptions
 from irv2.serve.pipeline.model import OpenedModel, ServedModel, open_model, start_model
@@ -31,6 +31,9 @@ from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE
 from irv2.serve.rpc.open_inference import OpenInference
 from irv2.serve.rpc.request_log import RequestLog
 from irv2.v1 import classifier_pb2_grpc
+
+if TYPE_CHECKING:
+    from irv2.serve.operations.http import HttpServer
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +111,7 @@ class Server:
         self._log = RequestLog(log=options.log_requests)
         self._calls = Calls(self._metrics, self._log, options.default_deadline_ms / 1e3)
         self._grpc = self._grpc_server()
-        http_tls = self._tls.http_context() if self._tls else None
-        self._http = HttpServer(self.metrics_text, lambda: self.is_ready, http_tls)
+        self._http: HttpServer | None = None
         self._listen, self._http_listen = options.listen, options.http
 
     async def start(self) -> None:
@@ -117,11 +119,7 @@ class Server:
         await self._tell_health()
         self._bind()
         if self._http_listen:
-            host, port = self._http_listen.host, self._http_listen.port
-            try:
-                self._http_listen = Address(host, await self._http.start(host, port))
-            except OSError as error:
-                raise self._http_listen.why_not() from error
+            await self._start_http(self._http_listen)
         await self._grpc.start()
         await self._model.start()
         tidy_up()
@@ -164,7 +162,8 @@ class Server:
         await self._grpc.stop(min(last_answer_s, self._options.stop_timeout_s))
         await self._model.close()
         await asyncio.gather(*self._closing)
-        await self._http.stop()
+        if self._http:
+            await self._http.stop()
         await self._log.close()
 
     def metrics_text(self) -> bytes:
@@ -249,6 +248,17 @@ class Server:
         except RuntimeError as error:
             raise self._listen.why_not() from error
         self._listen = Address(self._listen.host, port)
+
+    async def _start_http(self, address: Address) -> None:
+        from irv2.serve.operations.http import HttpServer  # brings a library for this port alone
+
+        tls = self._tls.http_context() if self._tls else None
+        self._http = HttpServer(self._metrics.text, lambda: self.is_ready, tls)
+        try:
+            port = await self._http.start(address.host, address.port)
+        except OSError as error:
+            raise address.why_not() from error
+        self._http_listen = Address(address.host, port)
 
     async def _tell_health(self) -> None:
         answer = health_pb2.HealthCheckResponse

@@ -1,4 +1,4 @@
-"""What one client may cost: limits that gRPC keeps for us, connection by connection.
+"""Limits on what one client may cost, which gRPC enforces for each connection.
 
 Sources: gRPC's keepalive guide and the comments of its channel_arg_names.h.
 """
@@ -13,24 +13,24 @@ class ConnectionLimits:
     max_connections: int = 1000
     max_streams: int = 1000
     max_connection_age_s: float = 0.0  # 0: no limit
-    handshake_timeout_s: float = 10.0  # half-open connections and those that send nothing
-    # A vanished client is noticed within 80 s and its open requests are cancelled.
+    handshake_timeout_s: float = 10.0  # also for connections that send nothing
+    # Within 80 s a vanished client is noticed and its open requests are cancelled.
     keepalive_time_s: float = 60.0
     keepalive_timeout_s: float = 20.0
 
 
 MAX_CONNECTION_AGE_S = (2**31 - 1) // 1000  # 24 days: gRPC's milliseconds are an int
 IDLE_TIMEOUT_MS = 15 * 60_000  # a connection without calls; clients reconnect unnoticed
-# Clients may ping every 10 s; more often, and the third time the connection is closed.
+# Clients may ping every 10 s; the third ping that comes sooner closes the connection.
 MIN_PING_INTERVAL_MS, MAX_PING_STRIKES = 10_000, 2
-# Calls still open so long after a connection reached its age are cut.
+# Calls still open this long after their connection reached its age are cut off.
 AGE_GRACE_MS = 60_000
 
 
 def channel_options(max_message_bytes: int, limits: ConnectionLimits) -> list[tuple[str, int]]:
-    """The arguments of grpc.aio.server."""
+    """Return the options to pass to grpc.aio.server."""
     options = [
-        ("grpc.so_reuseport", 0),  # or two servers would share a port, each unknowing
+        ("grpc.so_reuseport", 0),  # else two servers could share a port unnoticed
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
@@ -39,7 +39,7 @@ def channel_options(max_message_bytes: int, limits: ConnectionLimits) -> list[tu
         ("grpc.max_connection_idle_ms", IDLE_TIMEOUT_MS),
         ("grpc.keepalive_time_ms", round(limits.keepalive_time_s * 1e3)),
         ("grpc.keepalive_timeout_ms", round(limits.keepalive_timeout_s * 1e3)),
-        # Of an unanswered ping grpcio 1.85 heeds this alone, a minute by default.
+        # The only limit on an unanswered ping that grpcio 1.85 obeys; a minute by default.
         ("grpc.http2.ping_timeout_ms", round(limits.keepalive_timeout_s * 1e3)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),

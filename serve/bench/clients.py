@@ -1,6 +1,6 @@
-"""The load: clients in one asyncio process, messages made beforehand, answers checked afterwards.
+"""Clients of the benchmarks: one asyncio process, messages made before, answers checked after.
 
-Closed loop: each client asks again when it is answered. Open loop: requests are sent at given
+Closed loop: each client asks again once it is answered. Open loop: requests are sent at given
 times whatever the server does, and latency counts from the time a request was meant to be sent.
 """
 
@@ -20,14 +20,14 @@ from irv2.v1 import classifier_pb2
 
 Ask = Callable[[bytes, float | None], Awaitable[bytes]]  # a message and its timeout in seconds
 NUM_CONNECTIONS = 8  # of an open loop
-# After a call that gRPC itself turned away, since the backlog of an overload is still there.
+# Pause after a call that gRPC itself turned away: the backlog that made it do so is still there.
 SHED_PAUSE_S = 0.05
 CLASSIFY = "/irv2.v1.Classifier/Classify"
 BOUNDARY = "irv2-bench"
 
 
 class GrpcTarget:
-    """Messages and answers of `Classify`, one connection per client."""
+    """`Classify` over gRPC, with one connection per client."""
 
     def __init__(self, address: str, pictures: Sequence[bytes]) -> None:
         self._address = address
@@ -40,7 +40,7 @@ class GrpcTarget:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Ask]:
-        """A connection of its own."""
+        """Open a connection that no other client shares."""
         options = [("grpc.use_local_subchannel_pool", 1)]  # or all would share one
         async with grpc.aio.insecure_channel(self._address, options) as channel:
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)
@@ -53,13 +53,13 @@ class GrpcTarget:
 
     @staticmethod
     def top1(reply: bytes) -> int:
-        """The best class of an answer to one image; -1 where it failed."""
+        """Return the best class in an answer to one image, -1 if that image failed."""
         (result,) = classifier_pb2.ClassifyResponse.FromString(reply).results
         return result.scores[0].index if result.scores else -1
 
 
 class HttpTarget:
-    """Uploads of a form, as HTTP servers take them: one kept-alive connection per client."""
+    """Forms uploaded over HTTP, with one kept-alive connection per client."""
 
     def __init__(self, address: str, pictures: Sequence[bytes]) -> None:
         self._host, _, self._port = address.rpartition(":")
@@ -67,7 +67,7 @@ class HttpTarget:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Ask]:
-        """A connection that is kept alive."""
+        """Open a connection that is kept alive."""
         reader, writer = await asyncio.open_connection(self._host, int(self._port))
 
         async def ask(message: bytes, _timeout_s: float | None) -> bytes:
@@ -83,7 +83,7 @@ class HttpTarget:
 
     @staticmethod
     def top1(reply: bytes) -> int:
-        """The best class of a JSON answer."""
+        """Return the best class in a JSON answer."""
         return int(json.loads(reply)["index"])
 
 
@@ -103,7 +103,7 @@ def _form(address: str, picture: bytes) -> bytes:
 
 @dataclass(slots=True)
 class Call:
-    """One request: its picture, when it was meant to be sent and sent, what came and when."""
+    """One request: its picture, when it was due, sent and done, and what came back."""
 
     picture: int
     due_at: float
@@ -115,7 +115,7 @@ class Call:
 
 @dataclass(slots=True)
 class Window:
-    """What a closed loop saw between two answers."""
+    """The calls of a closed loop between two of its answers."""
 
     seconds: float
     calls: list[Call]
@@ -124,17 +124,17 @@ class Window:
 
     @property
     def rate(self) -> float:
-        """Answers per second."""
+        """Return the answers per second."""
         return len(self.calls) / self.seconds
 
     def latency_ms(self, percentile: float) -> float:
-        """Of the answers."""
+        """Return a percentile of the latencies."""
         return float(np.percentile([c.done_at - c.due_at for c in self.calls], percentile)) * 1e3
 
 
 @dataclass(slots=True)
 class ClosedLoop:
-    """`num_clients` on connections of their own."""
+    """Clients, each on a connection of its own, that ask again once they are answered."""
 
     target: Target
     num_clients: int
@@ -144,7 +144,7 @@ class ClosedLoop:
     _stopping: bool = False
 
     async def window(self, seconds: float, settle_s: float) -> Window:
-        """Let everyone ask for `settle_s`, then measure from one answer to another.
+        """Let all clients ask for `settle_s`, then measure from one answer to another.
 
         Servers answer in groups. From the first answer after `settle_s` to the first after
         `seconds` more there is a whole number of groups, whatever their size.
@@ -168,7 +168,7 @@ class ClosedLoop:
 
     async def _client(self, number: int) -> None:
         messages = self.target.messages
-        picture = number * 4  # clients don't ask in step
+        picture = number * 4  # clients start at different pictures
         async with self.target.connect() as ask:
             while not self._stopping:
                 picture = (picture + 1) % len(messages)
@@ -209,7 +209,7 @@ async def open_loop(target: GrpcTarget, due_s: Sequence[float], deadline_s: floa
 
 
 def num_wrong(calls: Sequence[Call], top1: Callable[[bytes], int], expected: Sequence[int]) -> int:
-    """Answers whose best class is not the expected one of its picture."""
+    """Count the answers whose best class is not the one expected for their picture."""
     return sum(
         call.outcome == "ok" and top1(call.reply) != expected[call.picture] for call in calls
     )

@@ -1,6 +1,6 @@
 """LitServe with the work of `PillowOnnx`: `python -m irv2.serve.bench.litserve BUNDLE FILE`.
 
-A module of its own, because LitServe's worker is a process that imports it.
+A module of its own because LitServe's worker process imports it.
 """
 
 import socket
@@ -20,31 +20,31 @@ BATCH_WAIT_S = 0.005  # as in most of its examples
 
 
 class Api(litserve.LitAPI):  # type: ignore[misc]
-    """A JPEG in a form in, the best class out."""
+    """Take a JPEG from a form and return the best class."""
 
     def setup(self, device: object) -> None:
-        """In the worker."""
+        """Open the model, in the worker."""
         self.model = PillowOnnx(Bundle.open(Path(sys.argv[1])), sys.argv[2])
 
-    # Without an annotation, which it would take for the schema of a JSON body.
+    # Not annotated: LitServe would take an annotation for the schema of a JSON body.
     def decode_request(self, request):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-        """The form's file -> uint8 RGB (S, S, 3)."""
+        """Decode the form's file into uint8 RGB (S, S, 3)."""
         return self.model.decode(request["image"].file.read())
 
     def predict(self, images: list[UInt8Array]) -> FloatArray:
-        """Softmax, float32 (N, classes)."""
+        """Return probabilities, float32 (N, classes)."""
         return self.model.run(images)
 
     def batch(self, inputs: list[UInt8Array]) -> list[UInt8Array]:
-        """`predict` stacks them."""
+        """Leave the stacking to `predict`."""
         return inputs
 
     def unbatch(self, output: FloatArray) -> list[FloatArray]:
-        """One row per image."""
+        """Split the answers into one row per image."""
         return list(output)
 
     def encode_response(self, output: FloatArray) -> dict[str, int]:
-        """As JSON."""
+        """Return the best class as JSON."""
         return {"index": int(output.argmax())}
 
 

@@ -1,9 +1,9 @@
-"""`irv2 bench load`: what the server does when requests come at a given rate, also a too high one.
+"""`irv2 bench load`: how the server copes with a given rate of requests, also with too high a one.
 
 Open loop: Poisson arrivals that do not wait for answers; latency counts from the time a request
-was meant to be sent; goodput is right answers within their deadline. Capacity is what a closed
-loop gets, before and after each load: machines drift. `refusal_p99_ms_in_server` counts from the
-handler on: what waits in gRPC before Python sees it is in `refusal_ms`, as clients see it.
+was meant to be sent; goodput counts right answers within their deadline. Capacity is the rate of a
+closed loop before and after each load, since machines drift. `refusal_p99_ms_in_server` counts from
+the handler on; the wait in gRPC before Python sees a call is in `refusal_ms`, the clients' view.
 """
 
 import asyncio
@@ -39,14 +39,14 @@ from irv2.serve.operations.metrics import REFUSAL_SECONDS
 CLIENTS = 16  # of the closed loop that measures the capacity
 MEMORY_EVERY_S = 0.5
 REFUSED, EXPIRED = "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"
-# gRPC's own answer while more than a thousand calls wait for Python to look at them.
+# gRPC's own answer while more than a thousand calls wait for Python.
 SHED = "CANCELLED"
 REFUSALS = re.compile(r'^irv2_refusal_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`factors` of the capacity, offered one after another for `seconds` each."""
+    """Loads as `factors` of the capacity, offered one after another for `seconds` each."""
 
     factors: tuple[float, ...]
     seconds: float
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(slots=True)
 class Load:
-    """One open loop against a server: what the clients got and what the server used."""
+    """One open loop against a server, with what clients got and what the server used."""
 
     process: Served
     target: GrpcTarget
@@ -63,7 +63,7 @@ class Load:
     rss_mb: list[float] = field(default_factory=list)
 
     async def offer(self, rate: float, options: Options) -> dict[str, Any]:
-        """Requests at random times, `rate` per second on average."""
+        """Send requests at random times, `rate` per second on average, and return what happened."""
         num_requests = max(1, round(rate * options.seconds))
         due_s = np.random.default_rng(0).exponential(1 / rate, num_requests).cumsum().tolist()
         refusals, server_s, client_s = self._refusals(), self.process.cpu_s(), time.process_time()
@@ -112,14 +112,14 @@ class Load:
             await asyncio.sleep(MEMORY_EVERY_S)
 
     def _refusals(self) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-        """The server's own histogram: refusals that took at most each of REFUSAL_SECONDS."""
+        """Return the server's histogram: how many refusals took at most each of REFUSAL_SECONDS."""
         with urllib.request.urlopen(f"http://{self.process.http}/metrics", timeout=10) as response:
             text = response.read().decode()
         return np.array([float(count) for _, count in REFUSALS.findall(text)])
 
 
 def _refusal_p99_ms(at_most: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float | None:
-    """The bucket that holds 99 % of the refusals, in milliseconds; None without any."""
+    """Return the upper bound of the bucket with the 99th percentile; None without refusals."""
     if not at_most.size or not at_most[-1]:
         return None
     bounds = (*REFUSAL_SECONDS, float("inf"))
@@ -134,7 +134,7 @@ def _percentiles_ms(seconds: Sequence[float]) -> dict[str, float] | None:
 
 
 def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
-    """Offer each factor of the capacity, which is measured before and after."""
+    """Offer each factor of the capacity, and measure the capacity before and after."""
     pictures = make_pictures()
     file, expected = our_top1(bundle, pictures)
     command = our_server(bundle.path, "--http", "127.0.0.1:0")
@@ -217,9 +217,9 @@ def main(
 ) -> None:
     """Offer the server of BUNDLE, or of a tiny network, several times what it can do.
 
-    Reports goodput, refusals and their latency, expired requests and memory; every answer is
-    checked. Goodput is a share of the capacity before and after the load, on average. The server's
-    own time of a refusal counts from its handler on.
+    Report goodput, refusals and their latency, expired requests and memory; every answer is
+    checked. Goodput is given as a share of the mean capacity before and after the load, and the
+    server's own time for a refusal counts from its handler on.
     """
     options = Options(factors=factors, seconds=seconds, deadline_s=deadline_ms / 1e3)
     with machine_lock(), tempfile.TemporaryDirectory() as folder:

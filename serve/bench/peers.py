@@ -1,8 +1,8 @@
-"""What `irv2 bench serve` compares with: `python -m irv2.serve.bench.peers KIND BUNDLE FILE`.
+"""Peers that `irv2 bench serve` compares with: `python -m irv2.serve.bench.peers KIND BUNDLE FILE`.
 
-`bare`: the bundle's engine and our decoder in one loop, nothing around them; answers lines of
-seconds on stdin with images per second. `naive`: what one writes first, grpc.aio with Pillow and
-ONNX Runtime as they come, no batching, FILE of the bundle so that all run the same one.
+`bare`: the bundle's engine and our decoder in one loop with nothing around them; for each line of
+seconds on stdin it prints images per second. `naive`: a first attempt, grpc.aio with Pillow and
+ONNX Runtime as they come and no batching; it runs FILE of the bundle, as the others do.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ def bare(bundle: Bundle) -> None:
 
 
 class PillowOnnx:
-    """What the peers do: Pillow, and an artefact with ONNX Runtime's defaults."""
+    """The peers' work: decode with Pillow, run an artefact with ONNX Runtime's defaults."""
 
     def __init__(self, bundle: Bundle, file: str) -> None:
         self._config, self.classes = bundle.preprocess, bundle.classes
@@ -67,7 +67,7 @@ class PillowOnnx:
         )
 
     def decode(self, encoded: bytes) -> UInt8Array:
-        """uint8 RGB (S, S, 3)."""
+        """Return uint8 RGB (S, S, 3)."""
         config = self._config
         with Image.open(io.BytesIO(encoded)) as image:
             height, width = resized_shape(image.height, image.width, config.resize)
@@ -76,12 +76,12 @@ class PillowOnnx:
         return np.asarray(resized.crop((left, top, left + size, top + size)))
 
     def run(self, images: Sequence[UInt8Array]) -> FloatArray:
-        """Softmax, float32 (N, classes)."""
+        """Return probabilities, float32 (N, classes)."""
         return softmax(self._session.run(["logits"], {"images": np.stack(images)})[0])
 
 
 class Naive(classifier_pb2_grpc.ClassifierServicer):
-    """One image per request, each its own call of the engine."""
+    """Answer requests of one image, each with a call of the engine."""
 
     def __init__(self, model: PillowOnnx) -> None:
         self._model = model
@@ -89,7 +89,7 @@ class Naive(classifier_pb2_grpc.ClassifierServicer):
     async def Classify(  # noqa: N802 (gRPC's name)
         self, request: classifier_pb2.ClassifyRequest, context: object
     ) -> classifier_pb2.ClassifyResponse:
-        """The five best classes."""
+        """Return the five best classes."""
         loop = asyncio.get_running_loop()
         probabilities = await loop.run_in_executor(None, self._work, request.images[0].encoded)
         scores = [
@@ -116,12 +116,12 @@ async def naive(model: PillowOnnx) -> None:
 
 
 def say_ready(address: str) -> None:
-    """The line that a server which can be measured gives."""
+    """Print the line that tells the benchmark where to connect."""
     sys.stderr.write(f"ready {address}\n")
 
 
 def main(kind: str, bundle: Bundle, file: str) -> None:
-    """Be the peer of that kind."""
+    """Run the peer of this kind until it is killed."""
     if kind == "bare":
         bare(bundle)
     else:

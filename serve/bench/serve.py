@@ -1,7 +1,7 @@
-"""`irv2 bench serve`: what answering over gRPC costs, against the same work without a server.
+"""`irv2 bench serve`: what answering over gRPC costs, compared with the same work without a server.
 
-Every case is a real process on loopback, asked in turn within a round (irv2.bench.rounds). The
-figure of the server itself is the ratio to `bare loop`: decoder and engine in one process, no gRPC.
+Every case is a real process on loopback; cases take turns within a round (irv2.bench.rounds). The
+server's own figure is the ratio to `bare loop`: decoder and engine in one process without gRPC.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from irv2.serve.bench.site import (
 )
 
 CLIENTS = (1, 4, 16)
-MAIN_CASE = "irv2 16"  # the one that is compared and repeated
+MAIN_CASE = "irv2 16"  # compared with the others, and with itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Options:
 
 @dataclass(slots=True)
 class Case:
-    """A server and a number of clients, and what was seen of them round by round."""
+    """A server, a number of clients, and what each round measured."""
 
     process: Served
     loop: ClosedLoop
@@ -60,7 +60,7 @@ class Case:
     windows: list[Window] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Medians over the rounds; wrong answers in all of them."""
+        """Return medians over the rounds, and the wrong answers of all rounds."""
         calls = [call for window in self.windows for call in window.calls]
         return {
             "requests_per_s": round(self._median(lambda w: w.rate), 1),
@@ -127,7 +127,7 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
 
 
 def _pillow_top1(bundle: Bundle, file: str, pictures: Sequence[bytes]) -> list[int]:
-    """What the servers that decode with Pillow should answer."""
+    """Return the answers expected from servers that decode with Pillow."""
     model = PillowOnnx(bundle, file)
     return [int(model.run([model.decode(picture)])[0].argmax()) for picture in pictures]
 
@@ -184,7 +184,7 @@ def _table(result: dict[str, Any]) -> str:
 )
 @click.option(
     "--settle-s", type=FloatRange(0), default=0.5,
-    help="Load before each window that is not counted.",
+    help="Load before each window, not counted.",
 )  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=9, help="Windows per case.")
 @click.option(
@@ -202,9 +202,9 @@ def main(
     peers: bool,
     as_json: bool,
 ) -> None:
-    """Measure the server of BUNDLE, or of a tiny network where none is named.
+    """Measure the server of BUNDLE, or of a tiny network if none is named.
 
-    Closed loop: 1, 4 and 16 clients that ask again when they are answered, 500x375 JPEGs, every
+    Closed loop: 1, 4 and 16 clients that ask again once they are answered, 500x375 JPEGs, every
     answer checked. LitServe is measured where it is installed (pip install litserve
     python-multipart).
     """

@@ -1,6 +1,6 @@
-"""What is measured: photographs and a tiny network made on the spot, servers as real processes.
+"""Set-up of the benchmarks: generated pictures, a tiny network, servers as real processes.
 
-The tiny network costs the engine next to nothing, so that what remains is the server itself.
+The tiny network costs the engine next to nothing, so what remains is the server itself.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ STRIDE = 37  # of the pixels that the tiny network looks at: 9 x 9 of 299 x 299
 
 
 def make_pictures() -> list[bytes]:
-    """64 JPEGs of 500x375, about 40 kB each: soft shapes with grain, the same every time."""
+    """Make 64 JPEGs of 500x375, about 40 kB each: soft shapes with grain, the same every time."""
     rng = np.random.default_rng(0)
     pictures = []
     for _ in range(NUM_PICTURES):
@@ -59,13 +59,13 @@ def make_pictures() -> list[bytes]:
 
 
 def write_tiny_bundle(folder: Path, resampling: str) -> Path:
-    """A bundle whose network is one matrix over 243 values of the image, 1000 classes."""
+    """Write a bundle whose network is one matrix from 243 values of the image to 1000 classes."""
     try:
         import onnx
     except ImportError as error:
         raise EngineError(
             "irv2 bench",
-            "package onnx is not installed, which makes the tiny network",
+            "package onnx, which makes the tiny network, is not installed",
             way_out='pip install "irv2[convert]", or name a bundle',
         ) from error
     folder.mkdir(parents=True)
@@ -101,7 +101,7 @@ def write_tiny_bundle(folder: Path, resampling: str) -> Path:
 
 
 def _tiny_model(side: int) -> str:
-    """In ONNX's textual form; the matrix `weight` is added to it."""
+    """Return the model in ONNX's textual form; the caller adds the matrix `weight`."""
     return f"""
     <ir_version: 10, opset_import: ["" : 20]>
     tiny (uint8[N, {side}, {side}, 3] images) => (float[N, {NUM_CLASSES}] logits)
@@ -123,7 +123,7 @@ def _tiny_weight(side: int) -> FloatArray:
 
 
 def _by_definition() -> Parity:
-    """The network is its own reference; nothing but a benchmark ever serves it."""
+    """Return a verdict: the network is its own reference, and only benchmarks serve it."""
     same = ErrorChange(
         reference_error=0.0,
         error=0.0,
@@ -148,10 +148,10 @@ def _by_definition() -> Parity:
 
 
 class Served:
-    """A server as a process: where it answers, how soon it did, what it uses. Linux only."""
+    """A server process: its address, its start-up time and what it uses. Linux only."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Start it and wait for its line `ready HOST:PORT`. Raises EngineError where none comes."""
+        """Start it and wait for its line `ready HOST:PORT`. Raises EngineError if none comes."""
         started_at = time.perf_counter()
         self._popen = subprocess.Popen(
             command,
@@ -166,7 +166,7 @@ class Served:
             if ready := re.match(r"ready (\S+)(?:.* http=(\S+))?", line):
                 self.ready_s = time.perf_counter() - started_at
                 self.address, self.http = ready.groups()
-                # Nobody reads its log; a full pipe would stop it in the middle of a measurement.
+                # Drop its log: a full pipe would stop it in the middle of a measurement.
                 self._draining = threading.Thread(target=deque, args=(self._popen.stderr, 0))
                 self._draining.start()
                 return
@@ -179,19 +179,19 @@ class Served:
         return self._popen.pid
 
     def cpu_s(self) -> float:
-        """Processor time that it and its children have used."""
+        """Return the processor time that it and its children have used."""
         ticks = sum(_cpu_ticks(pid) for pid in self._tree(self.pid))
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def rss_mb(self) -> float:
-        """Resident memory of it and its children, in 10^6 bytes; shared pages count twice."""
+        """Return its and its children's resident memory in 10^6 bytes; shared pages count twice."""
         pages = sum(
             int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._tree(self.pid)
         )
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     def ask(self, line: str) -> str:
-        """One line to its stdin, one line from its stdout."""
+        """Write a line to its stdin and return the next line of its stdout."""
         assert self._popen.stdin
         assert self._popen.stdout
         self._popen.stdin.write(line + "\n")
@@ -199,7 +199,7 @@ class Served:
         return self._popen.stdout.readline()
 
     def stop(self) -> None:
-        """End it and what it started."""
+        """Kill it and the processes that it started."""
         for pid in reversed(list(self._tree(self.pid))):
             os.kill(pid, signal.SIGKILL)
         self._draining.join()
@@ -220,7 +220,7 @@ def _cpu_ticks(pid: int) -> int:
 
 
 def our_top1(bundle: Bundle, pictures: Sequence[bytes]) -> tuple[str, list[int]]:
-    """The model file that is served here, and each picture's best class by it, one at a time."""
+    """Return the model file served here, and its best class of each picture, run one at a time."""
     artifact, runner = open_best(bundle.path, bundle.artifacts)
     with runner:
         logits = [runner.run(preprocess(each, bundle.preprocess)[None])[0] for each in pictures]
@@ -228,14 +228,14 @@ def our_top1(bundle: Bundle, pictures: Sequence[bytes]) -> tuple[str, list[int]]
 
 
 def our_server(bundle_path: Path, *options: str) -> list[str]:
-    """The command line of `irv2-serve` on a free port."""
+    """Return the command line of `irv2-serve` on a free port."""
     command = [sys.executable, "-m", "irv2", "serve", str(bundle_path), "--listen", "127.0.0.1:0"]
     return [*command, "--grace-s", "0", *options]
 
 
 @contextmanager
 def served(command: Sequence[str]) -> Iterator[Served]:
-    """A server until the end of the block."""
+    """Run a server until the end of the block."""
     process = Served(command)
     try:
         yield process

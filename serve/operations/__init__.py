@@ -1,1 +1,1 @@
-"""What an operator sees: metrics, health, logs."""
+"""What operators see: metrics, health and logs."""

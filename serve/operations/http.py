@@ -1,104 +1,169 @@
-"""The small HTTP port for operators: /metrics, /healthz, /readyz. One request per connection."""
+"""The HTTP port for operators: /metrics, /healthz and /readyz, served by Tornado.
+
+Imported only where `--http` is given. Tornado keeps the limits on what a request may be and how
+long it may take; the limit on connections is ours, since Tornado accepts as many as come.
+"""
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from http import HTTPStatus
 
 from prometheus_client import CONTENT_TYPE_LATEST
+from tornado.http1connection import HTTP1ServerConnection
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream, SSLIOStream
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
 
 logger = logging.getLogger(__name__)
 
-READ_TIMEOUT_S = 5.0
-MAX_HEAD_BYTES = 16 * 1024
+MAX_CONNECTIONS = 64
+# To send a request's head, counted from the connection or the last answer; then to send its body;
+# and to read on in the answer.
+TIMEOUT_S = 5.0
+MAX_HEAD_BYTES = MAX_BODY_BYTES = 16 * 1024
+ACCEPT_PAUSE_S = 1.0
+
+Answer = tuple[HTTPStatus, str, bytes]
 
 
 class HttpServer:
-    """Serves what `metrics` and `is_ready` say at the moment of asking."""
+    """Serve what `metrics` and `is_ready` return at the moment of asking."""
 
     def __init__(
         self,
         metrics: Callable[[], bytes],
         is_ready: Callable[[], bool],
         tls: ssl.SSLContext | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
-        self._metrics, self._is_ready, self._tls = metrics, is_ready, tls
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        logging.getLogger("tornado.general").setLevel(logging.ERROR)  # what scanners send
+        self._server = _BoundedServer(
+            _application(metrics, is_ready),
+            max_header_size=MAX_HEAD_BYTES,
+            max_body_size=MAX_BODY_BYTES,
+            idle_connection_timeout=timeout_s,
+            body_timeout=timeout_s,
+        )
+        self._tls, self._timeout_s = tls, timeout_s
+        self._listeners: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port, which 0 leaves to the system. Raises OSError."""
-        tls_timeout_s = READ_TIMEOUT_S if self._tls else None
-        self._server = await asyncio.start_server(
-            self._accept,
-            host,
-            port,
-            limit=MAX_HEAD_BYTES,
-            ssl=self._tls,
-            ssl_handshake_timeout=tls_timeout_s,
-            ssl_shutdown_timeout=tls_timeout_s,
-        )
-        return int(self._server.sockets[0].getsockname()[1])
+        """Listen; return the port, which 0 leaves to the system. Raises OSError."""
+        self._listeners = bind_sockets(port, host)
+        for listener in self._listeners:
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # a client that does not read its answer
+                timeout_ms = round(self._timeout_s * 1e3)
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+            accepting = self._server.accept_from(listener, self._tls)
+            self._accepting.append(asyncio.create_task(accepting))
+        return int(self._listeners[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Close the port and the connections; waits for no client, as wait_closed() would."""
-        if self._server:
-            self._server.close()
-        for connection in self._connections:
-            connection.cancel()
-        if self._connections:
-            await asyncio.wait(self._connections)
+        """Close the port and the connections at once, without waiting for any client."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
+        await self._server.close_all_connections()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A task of our own: asyncio 3.11 reports the cancellation of one of its own as an error.
-        connection = asyncio.create_task(self._serve_connection(reader, writer))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
 
-    async def _serve_connection(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+class _BoundedServer(HTTPServer):
+    """Tornado's server with a limit on connections: one more closes the oldest.
+
+    So a crowd of silent connections keeps no probe waiting, and takes no file from gRPC.
+    """
+
+    def initialize(self, *args: object, **options: object) -> None:
+        super().initialize(*args, **options)  # type: ignore[arg-type]
+        self._streams: dict[IOStream, None] = {}  # the oldest first
+
+    async def accept_from(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        while True:
+            connection, address = await _accept(listener)
+            try:
+                stream = _encrypted(connection, tls) if tls else IOStream(connection)
+            except OSError:  # the client has gone
+                connection.close()
+            else:
+                self.handle_stream(stream, address)
+            await asyncio.sleep(0)  # accepting did not wait if more have come already
+
+    def handle_stream(self, stream: IOStream, address: tuple[object, ...]) -> None:
+        if len(self._streams) == MAX_CONNECTIONS:
+            oldest = next(iter(self._streams))
+            del self._streams[oldest]
+            oldest.close()
+        self._streams[stream] = None
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        super().on_close(server_conn)
+        assert isinstance(server_conn, HTTP1ServerConnection)
+        self._streams.pop(server_conn.stream, None)
+
+
+async def _accept(listener: socket.socket) -> tuple[socket.socket, tuple[object, ...]]:
+    """Wait for the next connection, also while the process has no file left for one."""
+    while True:
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(self._response(head))
-                await writer.drain()
-        except (ConnectionError, ssl.SSLError):
-            with suppress(OSError):  # fetched, since asyncio may report it when it is forgotten
-                await writer.wait_closed()
-        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            logger.debug("http_request_unfinished")  # a scanner, or a client that has gone
-        finally:
-            writer.close()
-
-    def _response(self, head: bytes) -> bytes:
-        method, _, rest = head.decode("latin-1").partition(" ")
-        status, content_type, body = self._answer(method, rest.partition(" ")[0].partition("?")[0])
-        lines = [
-            f"HTTP/1.1 {status.value} {status.phrase}",
-            f"Content-Type: {content_type}",
-            f"Content-Length: {len(body)}",
-            "Connection: close",
-            "",
-            "",
-        ]
-        return "\r\n".join(lines).encode() + (b"" if method == "HEAD" else body)
-
-    def _answer(self, method: str, path: str) -> tuple[HTTPStatus, str, bytes]:
-        if method not in ("GET", "HEAD"):
-            return _plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD")
-        if path == "/metrics":
-            return HTTPStatus.OK, CONTENT_TYPE_LATEST, self._metrics()
-        if path == "/healthz":
-            return _plain(HTTPStatus.OK, "alive")
-        if path == "/readyz":
-            if self._is_ready():
-                return _plain(HTTPStatus.OK, "ready")
-            return _plain(HTTPStatus.SERVICE_UNAVAILABLE, "not ready")
-        return _plain(HTTPStatus.NOT_FOUND, "try /metrics, /healthz or /readyz")
+            return await asyncio.get_running_loop().sock_accept(listener)
+        except OSError as error:
+            logger.warning("http_accept_failed error=%s", error)
+            await asyncio.sleep(ACCEPT_PAUSE_S)
 
 
-def _plain(status: HTTPStatus, text: str) -> tuple[HTTPStatus, str, bytes]:
+def _encrypted(connection: socket.socket, tls: ssl.SSLContext) -> SSLIOStream:
+    return SSLIOStream(tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False))
+
+
+def _application(metrics: Callable[[], bytes], is_ready: Callable[[], bool]) -> Application:
+    def readiness() -> Answer:
+        if is_ready():
+            return _plain(HTTPStatus.OK, "ready")
+        return _plain(HTTPStatus.SERVICE_UNAVAILABLE, "not ready")
+
+    pages: dict[str, Callable[[], Answer]] = {
+        "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE_LATEST, metrics()),
+        "/healthz": lambda: _plain(HTTPStatus.OK, "alive"),
+        "/readyz": readiness,
+    }
+    missing = _plain(HTTPStatus.NOT_FOUND, "try /metrics, /healthz or /readyz")
+    return Application(
+        [(path, _Page, {"answer": answer}) for path, answer in pages.items()],
+        default_handler_class=_Page,
+        default_handler_args={"answer": lambda: missing},
+        log_function=lambda _: None,  # no line per request
+    )
+
+
+class _Page(RequestHandler):
+    """Answer GET and HEAD with what `answer` returns, and other methods with 405."""
+
+    def initialize(self, answer: Callable[[], Answer]) -> None:
+        self._answer = answer
+
+    def get(self) -> None:
+        self._send(*self._answer())
+
+    head = get
+
+    def write_error(self, status_code: int, **_: object) -> None:
+        status = HTTPStatus(status_code)
+        is_method = status is HTTPStatus.METHOD_NOT_ALLOWED
+        self._send(*_plain(status, "only GET and HEAD" if is_method else status.phrase))
+
+    def _send(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+        self.clear_header("Server")
+        self.set_status(status)
+        self.set_header("Content-Type", content_type)
+        self.finish(body)
+
+
+def _plain(status: HTTPStatus, text: str) -> Answer:
     return status, "text/plain; charset=utf-8", f"{text}\n".encode()

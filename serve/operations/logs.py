@@ -1,4 +1,4 @@
-"""Log lines as JSON objects, for collectors; text stays the default, for people."""
+"""Log lines as JSON objects, for collectors; plain text, for people, stays the default."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ class JsonFormatter(logging.Formatter):
         self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object; an exception's traceback is one field of it."""
+        """Return the object; the traceback of an exception is one of its fields."""
         facts = getattr(record, "facts", None)
         entry = {
             "time": self.formatTime(record),
@@ -31,6 +31,6 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """Change the format of every line from now on."""
+    """Write every log line as JSON from now on."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(JsonFormatter())

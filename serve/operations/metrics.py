@@ -1,4 +1,4 @@
-"""What an operator sees: Prometheus metrics of one server, in a registry of its own."""
+"""Prometheus metrics of one server, in a registry of its own."""
 
 from collections import Counter as Tally
 from collections.abc import Callable
@@ -13,12 +13,12 @@ REFUSAL_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGES = ("queue", "preprocess", "inference", "total")
 _REFUSED = ("queue_full", "deadline")  # reasons of irv2.errors.Overloaded
-# Places of irv2.errors.Expired, where decoding is "queue"; "call" where gRPC ended it.
+# Places named by irv2.errors.Expired ("queue" includes decoding); "call": gRPC ended the call.
 _EXPIRED = ("arrival", "queue", "engine", "call")
 
 
 class Metrics:
-    """Counters and histograms; `observe_*` is called where something happens."""
+    """Counters and histograms; call `observe_*` when something happens."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -100,67 +100,67 @@ class Metrics:
         wait_s: Callable[[], float],
         is_ready: Callable[[], bool],
     ) -> None:
-        """Read queue depth, predicted wait and readiness whenever the metrics are asked for."""
+        """Read queue depth, predicted wait and readiness at each scrape."""
         self._queue.set_function(num_images)
         self._wait.set_function(wait_s)
         self._ready.set_function(is_ready)
 
     def serving(self, model: classifier_pb2.Model, artifact_file: str) -> None:
-        """This model takes the requests from now on."""
+        """Record that this model takes the requests from now on."""
         self._info.clear()
         self._info.labels(model.id, artifact_file, model.precision, model.backend).set(1)
 
     def observe_request(self, outcome: str) -> None:
-        """A request ended: "ok", "cancelled" or the status code's name.
+        """Count a request that ended as "ok", "cancelled" or the name of its status code.
 
-        Or its message never came whole ("unread"): too large, given up, or there was none.
+        "unread" means that its message never arrived whole: too large, given up or not sent.
         """
         self._requests.labels(outcome).inc()
 
     def observe_call(self, caller: str) -> None:
-        """A call came with a token of this name, or, with "", without one."""
+        """Count a call whose token has this name; "" means that it had no valid token."""
         if caller:
             self._calls.labels(caller).inc()
         else:
             self._unauthenticated.inc()
 
     def observe_reload(self, outcome: str) -> None:
-        """A new bundle was taken ("ok") or not ("failed")."""
+        """Count a new bundle that was taken ("ok") or refused ("failed")."""
         self._reloads.labels(outcome).inc()
 
     def observe_refusal(self, seconds: float, reason: str) -> None:
-        """A request was refused because it can't be answered in time, or the queue is full."""
+        """Count a request refused for `reason`, "queue_full" or "deadline", after `seconds`."""
         self._refusal.observe(seconds)
         self._refused[reason].inc()
 
     def observe_expiry(self, where: str) -> None:
-        """A request's deadline passed on "arrival", in the "queue" or in the "engine".
+        """Count a request whose deadline passed on "arrival", in the "queue" or in the "engine".
 
-        Or gRPC ended the "call" for it, wherever it was.
+        "call" means that gRPC's own timer ended the call first, wherever the request was.
         """
         self._expired[where].inc()
 
     def text(self) -> bytes:
-        """The exposition format that Prometheus scrapes."""
+        """Return the metrics in the exposition format that Prometheus scrapes."""
         return generate_latest(self._registry)
 
 
 @dataclass(slots=True)
 class Statistics:
-    """Sums since a model took over, for the Open Inference Protocol; nanoseconds by stage."""
+    """Sums since a model took over, for the Open Inference Protocol; times in nanoseconds."""
 
     num_images: int = 0
     num_requests: int = 0  # answered
-    num_failures: int = 0  # refused by the queue, expired, failed or given up
-    failure_ns: int = 0  # from arrival to that
-    batches: "Tally[int]" = field(default_factory=Tally)  # how many of each size
+    num_failures: int = 0  # refused, expired, failed or cancelled
+    failure_ns: int = 0  # from arrival to failure
+    batches: "Tally[int]" = field(default_factory=Tally)  # number of batches by size
     batch_ns: "Tally[int]" = field(default_factory=Tally)  # by size
     stage_ns: "Tally[str]" = field(default_factory=Tally)
-    last_ms: int = 0  # of the newest batch, since 1970
+    last_ms: int = 0  # when the newest batch ended, since 1970
 
 
 class ModelMetrics:
-    """What one model did: into the server's metrics, and summed for itself."""
+    """Report what one model does to the server's metrics, and sum it up for that model."""
 
     def __init__(self, metrics: Metrics, model_id: str, now_ms: Callable[[], int]) -> None:
         self._metrics, self._now_ms = metrics, now_ms
@@ -168,7 +168,7 @@ class ModelMetrics:
         self.statistics = Statistics()
 
     def observe_batch(self, size: int, seconds: float) -> None:
-        """A batch has run."""
+        """Count a batch of `size` images that took `seconds` in the engine."""
         self._metrics.batch_images.observe(size)
         self._metrics.batch_seconds.observe(seconds)
         self._images.inc(size)
@@ -179,7 +179,7 @@ class ModelMetrics:
         sums.last_ms = self._now_ms()
 
     def observe_timing(self, timing: classifier_pb2.Timing) -> None:
-        """A request was answered."""
+        """Count an answered request."""
         self.statistics.num_requests += 1
         for name, stage in self._metrics.stages.items():
             microseconds = getattr(timing, f"{name}_us")
@@ -187,10 +187,10 @@ class ModelMetrics:
             self.statistics.stage_ns[name] += microseconds * 1000
 
     def observe_image_error(self, reason: str) -> None:
-        """An image failed alone."""
+        """Count an image that failed while its request went on."""
         self._metrics.image_errors.labels(reason).inc()
 
     def observe_failure(self, seconds: float) -> None:
-        """A request got no answer, `seconds` after it came."""
+        """Count a request that failed `seconds` after its arrival."""
         self.statistics.num_failures += 1
         self.statistics.failure_ns += round(seconds * 1e9)

@@ -2,13 +2,14 @@
 
 import asyncio
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 
 import grpc
 import pytest
@@ -83,6 +84,39 @@ def test_the_operators_port_bears_any_request(server):
     assert fuzz_http(server.http, 0, 200) == []
     assert get(server.http, "/healthz")[0] == 200
     assert settled_open_files(server.popen.pid, before) <= before
+
+
+@contextmanager
+def more_connections_than_files(server, num_files: int):
+    """To the operators' port of a server that may open `num_files` from now on."""
+    resource.prlimit(server.popen.pid, resource.RLIMIT_NOFILE, (num_files, num_files))
+    host, _, port = server.http.rpartition(":")
+    with ExitStack() as stack:
+        for _ in range(2 * num_files):
+            silent = stack.enter_context(socket.socket())
+            silent.setblocking(False)  # no place in the backlog is waited for
+            silent.connect_ex((host, int(port)))
+        time.sleep(1)
+        yield
+    assert get(server.http, "/healthz")[0] == 200
+
+
+def test_the_operators_port_leaves_files_for_other_connections(server):
+    with more_connections_than_files(server, 200):
+        assert get(server.http, "/healthz")[0] == 200
+        assert num_open_files(server.popen.pid) < 200
+        assert_it_answers(server)
+    assert not server.log
+
+
+def test_where_no_file_is_left_for_the_operators_port_requests_are_answered(server):
+    with Client(server.address) as client:
+        client.classify([jpeg(0)])
+        with more_connections_than_files(server, 40):
+            (result,) = client.classify([jpeg(0)], timeout_s=5)
+            assert result.scores
+    assert_it_answers(server)
+    assert set(server.log) == {"http_accept_failed error=[Errno 24] Too many open files\n"}
 
 
 def test_two_hundred_connections_are_served(server):

