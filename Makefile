@@ -36,9 +36,12 @@ check: setup
 	$(MAKE) --no-print-directory protos
 	git diff --exit-code --stat -- irv2/v1 irv2/inference
 
-# CI runs the slow ones too, as `CI=true make test` does anywhere.
+# CI runs the slow ones too, as `CI=true make test` does anywhere. Tests that measure, or need both
+# cores, run when the others are done.
 test: setup
-	$(BIN)/python -m pytest $(if $(CI),,-m "not slow")
+	@echo "On 2 cores this takes about $(if $(CI),20,8) minutes."
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone $(if $(CI),,and not slow)"
+	$(BIN)/python -m pytest -m "alone $(if $(CI),,and not slow)"
 
 # The quick tests with the newest versions that pyproject.toml allows, to see what is coming.
 newest: setup
