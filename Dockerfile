@@ -17,12 +17,14 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml setup.py README.md LICENSE ./
+COPY requirements requirements
 COPY irv2 irv2
 COPY train train
 COPY convert convert
 COPY serve serve
-RUN PIP_CERT="${CA_FILE:+/ca/$(basename "$CA_FILE")}" \
-    pip wheel --no-cache-dir --no-deps --wheel-dir /wheel .
+RUN export PIP_CERT="${CA_FILE:+/ca/$(basename "$CA_FILE")}" \
+    && pip install --no-cache-dir --require-hashes -r requirements/build.lock \
+    && pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir /wheel .
 
 FROM ${NVIDIA_IMAGE} AS gpu
 ARG PIP_INDEX_URL=
@@ -34,10 +36,13 @@ RUN apt-get update \
     && python3 -m venv /opt/irv2
 COPY --from=wheel /ca /ca
 COPY --from=wheel /wheel /wheel
+COPY --from=wheel /src/requirements /requirements
 ENV PATH=/opt/irv2/bin:$PATH PYTHONUNBUFFERED=1
 # The wheels bring CUDA's libraries and TensorRT; the driver comes with the container runtime.
-RUN PIP_CERT="${CA_FILE:+/ca/$(basename "$CA_FILE")}" \
-    pip install --no-cache-dir "$(ls /wheel/irv2-*.whl)[train,convert,gpu]"
+RUN export PIP_CERT="${CA_FILE:+/ca/$(basename "$CA_FILE")}" \
+    && pip install --no-cache-dir --require-hashes -r /requirements/build.lock \
+    && pip install --no-cache-dir --require-hashes --no-build-isolation -r /requirements/gpu.lock \
+    && pip install --no-cache-dir --no-deps /wheel/irv2-*.whl
 RUN useradd --create-home --uid 10001 irv2
 USER 10001
 WORKDIR /home/irv2
@@ -49,9 +54,11 @@ ARG PIP_INDEX_URL=
 ARG CA_FILE=
 COPY --from=wheel /ca /ca
 COPY --from=wheel /wheel /wheel
+COPY --from=wheel /src/requirements /requirements
 ENV PYTHONUNBUFFERED=1
-RUN PIP_CERT="${CA_FILE:+/ca/$(basename "$CA_FILE")}" \
-    pip install --no-cache-dir "$(ls /wheel/irv2-*.whl)[cpu]"
+RUN export PIP_CERT="${CA_FILE:+/ca/$(basename "$CA_FILE")}" \
+    && pip install --no-cache-dir --require-hashes -r /requirements/serve.lock \
+    && pip install --no-cache-dir --no-deps /wheel/irv2-*.whl
 RUN useradd --create-home --uid 10001 irv2
 USER 10001
 EXPOSE 8500 8501

@@ -3,16 +3,27 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NEWEST := $(VENV)-newest
+LOCKER := $(VENV)-lock
+COMPILE := $(LOCKER)/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+# What torch brings for its build with CUDA; a build without it has none of these.
+CUDA := cuda-toolkit nvidia-cublas nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
+	nvidia-nvshmem-cu13 triton
 
-.PHONY: setup demo check test js-client protos clean
+.PHONY: setup demo check test newest lock js-client protos clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py irv2/images/_bicubic.c
+# Versions are those of the lock. torch alone is left to the index at hand, in the range of
+# pyproject.toml, so that it may be a build with CUDA or without.
+$(STAMP): pyproject.toml setup.py irv2/images/_bicubic.c requirements/build.lock requirements/dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON): too old; expected Python 3.11 or later; make PYTHON=python3.11 setup" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --require-hashes -r requirements/build.lock
+	$(BIN)/pip install --quiet --require-hashes --no-build-isolation -r requirements/dev.lock
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[train]"
 	@touch $@
 
 demo: setup
@@ -25,9 +36,27 @@ check: setup
 	$(MAKE) --no-print-directory protos
 	git diff --exit-code --stat -- irv2/v1 irv2/inference
 
-# CI runs the slow ones too, as `CI=true make test` does anywhere.
+# CI runs the slow ones too, as `CI=true make test` does anywhere. Tests that measure, or need both
+# cores, run when the others are done.
 test: setup
-	$(BIN)/python -m pytest $(if $(CI),,-m "not slow")
+	@echo "On 2 cores this takes about $(if $(CI),20,8) minutes."
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone $(if $(CI),,and not slow)"
+	$(BIN)/python -m pytest -m "alone $(if $(CI),,and not slow)"
+
+# The quick tests with the newest versions that pyproject.toml allows, to see what is coming.
+newest: setup
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --editable ".[dev]"
+	$(NEWEST)/bin/python -m pytest -q -n 2 -m "not slow and not alone" tests/unit
+
+# Renews the versions. uv reads its index from UV_DEFAULT_INDEX, not from pip's settings.
+lock:
+	$(PYTHON) -m venv $(LOCKER)
+	$(LOCKER)/bin/pip install --quiet --upgrade uv
+	printf '%s\n' $(CUDA) | $(COMPILE) --extra dev --excludes - --no-emit-package torch -o requirements/dev.lock
+	echo "setuptools>=77" | $(COMPILE:pyproject.toml=-) -c requirements/dev.lock -o requirements/build.lock
+	$(COMPILE) --extra cpu -c requirements/dev.lock -o requirements/serve.lock
+	$(COMPILE) --extra train --extra convert --extra gpu -c requirements/dev.lock -o requirements/gpu.lock
 
 # The JavaScript client that a test uses; without it the test is skipped, in CI it fails.
 js-client: setup

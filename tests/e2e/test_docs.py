@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from project import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,6 +17,8 @@ BLOCK = re.compile(
 )
 # CI itself calls these targets; running `make test` in a test would never end.
 CALLED_BY_CI = {"make demo", "make test"}
+LOCKED = {"serve": ["", "cpu"], "gpu": ["", "train", "convert", "gpu"]}
+LOCKED["dev"] = ["", "train", "tensorboard", "convert", "cpu", "rtx", "otel", "dev"]
 
 
 def script(document: Path) -> str:
@@ -93,3 +96,19 @@ def test_dependencies_each_have_a_line_of_reason():
     for requirement in required:
         name = re.match(r"[\w-]+", requirement).group()
         assert name in reasoned or name == "irv2" or name.startswith("types-"), name
+
+
+@pytest.mark.parametrize("lock", LOCKED)
+def test_the_lock_has_every_requirement_in_its_range_and_names_no_index(lock):
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {"": project["dependencies"], **project["optional-dependencies"]}
+    text = (ROOT / "requirements" / f"{lock}.lock").read_text()
+    assert not re.search(r"^-|://", text, re.MULTILINE)
+    pinned = re.findall(r"^([\w-]+)==(\S+)", text, re.MULTILINE)
+    for line in (line for extra in LOCKED[lock] for line in extras[extra]):
+        required = Requirement(line)
+        found = [version for name, version in pinned if name == required.name]
+        assert found or required.name == "irv2" or (lock, required.name) == ("dev", "torch"), line
+        assert all(version in required.specifier for version in found), f"make lock: {line}"

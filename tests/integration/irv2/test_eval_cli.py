@@ -91,4 +91,4 @@ def test_one_process_evaluates(arguments, monkeypatch):
 def test_another_number_of_crops_is_wrong_usage(arguments):
     result = CliRunner().invoke(main, ["eval", *arguments, "--crops", "7"])
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: Invalid value for '--crops'")
+    assert "--crops" in result.stderr

@@ -1,6 +1,7 @@
 """Several processes under torchrun: the same numbers as one, and the same safety."""
 
 import dataclasses
+import errno
 import json
 import os
 import shlex
@@ -217,7 +218,7 @@ def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save
         (["--resume"], "--resume: no ", 2),
         (["--limit", 1], "training images: 1; expected at least 2", 2),
         (["--init-from", "gone.pt"], "gone.pt: no such file", 2),
-        (["--out", "/dev/null/run"], "/dev/null/run: Not a directory", 1),
+        (["--out", "/dev/null/run"], f"/dev/null/run: {os.strerror(errno.ENOTDIR)}", 1),
         pytest.param(
             ["--batch-size", 12],
             "--batch-size: 12 images on 2 processes",

@@ -1,7 +1,9 @@
 """Bundles: opened only when every hash holds, written whole or not at all."""
 
+import errno
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,10 +183,10 @@ def test_preprocessing_that_we_cannot_honour_is_refused(bundle, change, expected
             "schema irv2.bundle/2; expected irv2.bundle/1",
         ),
         (lambda m: (m.clear(), m.update(schema="irv2.bundle/2")), "schema irv2.bundle/2"),
-        (lambda m: m.pop("classes"), "missing required field `classes`"),
-        (lambda m: m["artifacts"][0].update(precision="fp8"), "$.artifacts[0].precision"),
-        (lambda m: m["artifacts"][0].update(format="torch"), "$.artifacts[0].format"),
-        (lambda m: m["source"].update(epoch="three"), "$.source.epoch"),
+        (lambda m: m.pop("classes"), "classes"),
+        (lambda m: m["artifacts"][0].update(precision="fp8"), "artifacts[0].precision"),
+        (lambda m: m["artifacts"][0].update(format="torch"), "artifacts[0].format"),
+        (lambda m: m["source"].update(epoch="three"), "source.epoch"),
         (lambda m: m["artifacts"][0]["parity"].update(verdict="fine"), "parity.verdict"),
     ],
 )
@@ -206,7 +208,7 @@ def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path):
 
 def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
-    assert "Not a directory" in refused(tmp_path / "file")
+    assert os.strerror(errno.ENOTDIR) in refused(tmp_path / "file")
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
@@ -271,7 +273,7 @@ def test_one_bad_image_fails_alone(bundle, tmp_path):
     assert not any(result.scores for result in results[1:-1])
     alone = opened.classify([first]) + opened.classify([last])
     assert [results[0].scores, results[-1].scores] == [result.scores for result in alone]
-    assert str(results[4].error).startswith(f"{tmp_path / 'gone.png'}: No such file")
+    assert str(results[4].error).startswith(f"{tmp_path / 'gone.png'}: {os.strerror(errno.ENOENT)}")
 
 
 def test_nothing_but_bad_images_or_none_at_all_is_answered(bundle):

@@ -1,7 +1,9 @@
 """The command line as a person or a script meets it: real processes, signals, exit statuses."""
 
+import errno
 import gzip
 import json
+import os
 import re
 import resource
 import shutil
@@ -128,28 +130,28 @@ def test_eval_prints_one_object_even_where_it_logs(tmp_path, sample):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nope"], "No such command 'nope'; see irv2 --help"),
-        (["data", "sample"], "Missing option '--out'; see irv2 data sample --help"),
-        (["data", "sample", "--nope"], "No such option '--nope'; see irv2 data sample --help"),
-        (["eval", "/gone"], "Path '/gone' does not exist"),
-        (["eval", "/", "--limit", "0"], "0 is not in the range x>=1"),
-        (["eval", "/", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["nope"], "nope.*; see irv2 --help"),
+        (["data", "sample"], "--out.*; see irv2 data sample --help"),
+        (["data", "sample", "--nope"], "--nope.*; see irv2 data sample --help"),
+        (["eval", "/gone"], "/gone"),
+        (["eval", "/", "--limit", "0"], "--limit"),
+        (["eval", "/", "--device", "tpu"], "--device.*tpu"),
         (["eval", "/", "--data", "/"], "no bundle.json in it; expected a bundle"),
         (["plot", "/", "-o", "/gone/p.png"], "/gone/p.png: no such folder"),
         (["graph", "/", "-o", "/gone/g.png"], "/gone/g.png: no such folder"),
         (["diff", "a", "b", "-o", "/gone/d.png"], "/gone/d.png: no such folder"),
         (["eval", "/", "--ledger", "/gone/l.npz"], "/gone/l.npz: no such folder"),
-        (["train"], "Missing option '--setting'. Choose from: 1, 2, paper; see irv2 train --help"),
+        (["train"], "--setting.*paper.*; see irv2 train --help"),
     ],
 )
 def test_wrong_usage_or_input_is_status_2_and_one_line(arguments, expected):
-    assert expected in error_line(irv2(*arguments), 2)
+    assert re.search(expected, error_line(irv2(*arguments), 2))
 
 
 def test_a_failure_of_the_machine_is_status_1_and_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     line = error_line(irv2("data", "sample", "--out", tmp_path / "file" / "digits"), 1)
-    assert "Not a directory" in line
+    assert os.strerror(errno.ENOTDIR) in line
     assert str(tmp_path / "file") in line
 
 
@@ -159,7 +161,7 @@ def test_a_full_disk_is_one_line():
             [BIN / "irv2", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 1
-    assert done.stderr == "error: system: No space left on device\n"
+    assert done.stderr == f"error: system: {os.strerror(errno.ENOSPC)}\n"
 
 
 @pytest.mark.parametrize("program", ["sample", "shard"])
@@ -175,8 +177,8 @@ def test_a_data_folder_that_has_no_room_is_named(sample, tmp_path, program):
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (  # after, perhaps, a warning about the index
-        f"error: {out}: can't be written (File too large); expected free space; free some; "
-        "the same command starts again"
+        f"error: {out}: can't be written ({os.strerror(errno.EFBIG)}); expected free space; "
+        "free some; the same command starts again"
     )
     assert not list(tmp_path.iterdir())
 
@@ -195,7 +197,6 @@ def test_debug_gives_the_traceback_and_the_line(tmp_path):
     assert "is not empty; expected a new folder; pass another --out" in line
     done = irv2(*arguments, "--debug")
     assert done.returncode == 2
-    assert "Traceback (most recent call last)" in done.stderr
     assert "irv2.errors.DataError" in done.stderr
     assert done.stderr.splitlines()[-1] == f"error: {line}"
 

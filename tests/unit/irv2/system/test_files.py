@@ -24,9 +24,9 @@ def test_a_failed_atomic_write_leaves_the_old_file_alone(tmp_path):
 
     def half(beside: Path) -> None:
         beside.write_bytes(b"ne")
-        raise OSError(28, os.strerror(28))
+        raise OSError(28, "no room")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="no room"):
         write_atomically(path, half)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
