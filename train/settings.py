@@ -211,3 +211,8 @@ def modern_recipe(base: Recipe, num_images: int) -> Recipe:
         cosine_steps=steps,
         ema_decay=0.9999,
     )
+
+
+def split_groups(num_images: int, num_groups: int) -> int:
+    """The number of batch-norm groups in a batch of `num_images`: each has at least two images."""
+    return 1 if num_images < 4 else min(num_groups, num_images // 2)

@@ -22,8 +22,7 @@ from irv2.evaluate import BAD_IMAGE_WAY_OUT, FILE_LIMITS
 from irv2.images.decode import decode
 from irv2.images.preprocess import resize_and_crop
 from irv2.train.data.augment import color_matrix, draw_color, random_shift, random_sized_crop
-from irv2.train.learner.batch_norm import split_groups
-from irv2.train.settings import Recipe
+from irv2.train.settings import Recipe, split_groups
 from irv2.types import FloatArray, UInt8Array
 
 T = TypeVar("T")

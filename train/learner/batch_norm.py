@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from irv2.train.settings import split_groups
+
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over `num_groups` equal parts of the batch; state_dict as nn.BatchNorm2d.
@@ -63,11 +65,6 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             training=True,
             eps=self.eps,
         )
-
-
-def split_groups(num_images: int, num_groups: int) -> int:
-    """Into how many groups a batch of `num_images` is split: each keeps at least two images."""
-    return 1 if num_images < 4 else min(num_groups, num_images // 2)
 
 
 def group_batch_norm(module: nn.Module, num_groups: int) -> None:

@@ -23,11 +23,11 @@ from irv2.model.paper import InceptionResNetV2
 from irv2.runners.torch import use_full_float32
 from irv2.train.data.augment import apply_color
 from irv2.train.data.loader import Batch
-from irv2.train.learner.batch_norm import frozen_statistics, group_batch_norm, split_groups
+from irv2.train.learner.batch_norm import frozen_statistics, group_batch_norm
 from irv2.train.learner.ema import Ema
 from irv2.train.learner.memory import checkpoint_activations
 from irv2.train.processes import Processes
-from irv2.train.settings import Recipe
+from irv2.train.settings import Recipe, split_groups
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -11,8 +11,7 @@ from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.shard_writer import write_shards
 from irv2.errors import DataError, EngineError, ImageError
 from irv2.train.data.loader import Batch, batch_indices, load_epoch, num_batches, share
-from irv2.train.learner.batch_norm import split_groups
-from irv2.train.settings import SETTINGS, Recipe
+from irv2.train.settings import SETTINGS, Recipe, split_groups
 
 RECIPE = dataclasses.replace(
     SETTINGS["2"], batch_size=8, bn_group=4, image_size=75, resize=82, seed=5

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from irv2.model import inception_resnet_v2
-from irv2.train.learner.batch_norm import GroupBatchNorm2d, group_batch_norm, split_groups
+from irv2.train.learner.batch_norm import GroupBatchNorm2d, group_batch_norm
+from irv2.train.settings import split_groups
 
 
 def grouped(num_groups: int, channels: int = 5) -> tuple[nn.BatchNorm2d, GroupBatchNorm2d]:
