@@ -11,16 +11,16 @@ from irv2.convert.engine.build import choose_flavour, engine_artifact
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate.verdict import CONFIDENCE, Tolerance, tolerance_for
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
-from irv2.convert.onnx.half import Half, require_fp16_range
+from irv2.convert.onnx.half import Half, require_fp16_range, write_half
+from irv2.convert.onnx.int8 import write_int8
 from irv2.convert.onnx.sensitivity import blocks_to_keep
-from irv2.convert.onnx.variants import write_half, write_int8
+from irv2.convert.provenance import new_artifact
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import EngineError, UsageError
 from irv2.evaluate import load_batches
 from irv2.images.preprocess import Preprocess
 from irv2.manifest import ONNX_FILE, Artifact, Precision
 from irv2.runners.choose import INT8_CPU
-from irv2.system.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -113,17 +113,7 @@ def convert(
     logger.info("export: %s", ONNX_FILE)
     onnx_path = folder / ONNX_FILE
     write_onnx(checkpoint, checkpoint_sha256, onnx_path)
-    fp32 = Artifact(
-        file=ONNX_FILE,
-        sha256=file_sha256(onnx_path),
-        format="onnx",
-        precision="fp32",
-        max_batch=options.max_batch,
-        built_from=checkpoint_sha256,
-        built_with=versions(),
-        gpu=None,
-        parity=None,
-    )
+    fp32 = new_artifact(onnx_path, "fp32", options.max_batch, checkpoint_sha256, versions())
     if images is not None and "fp16" in options.wanted:
         few = images.first(NUM_RANGE_IMAGES)
         for batch in load_batches(few, checkpoint.preprocess, len(few), options.bad_images):

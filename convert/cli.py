@@ -1,4 +1,4 @@
-"""`irv2 export`, `irv2 verify`, `irv2 inspect` and `irv2 diff`."""
+"""`irv2 export` and `irv2 verify`: make a bundle, and judge it again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +18,12 @@ from irv2.cli.program import (
 )
 from irv2.cli.server_options import connect, connection_options
 from irv2.convert.engine.options import EngineOptions, engine_options
-from irv2.errors import BundleError, ParityError, UsageError
-from irv2.system.files import check_folder_of
+from irv2.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     from irv2.client import Client
     from irv2.convert.gate.report import Report
     from irv2.data.dataset import BadImages
-
-bundle_argument = click.argument(
-    "bundle", type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
 
 
 @click.command(cls=Program)
@@ -100,7 +95,7 @@ def export(
     from irv2.convert.candidate import ExportOptions
     from irv2.convert.export import export as run_export
     from irv2.convert.onnx.calibrate import CalibrationOptions
-    from irv2.convert.publish.rejection import rejected_folder
+    from irv2.convert.publish.evidence import rejected_folder
 
     options = ExportOptions(
         precisions=_names(precision),
@@ -130,7 +125,7 @@ def export(
 
 
 @click.command(cls=Program)
-@bundle_argument
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @data_option
 @click.option(
     "--server", metavar="HOST:PORT",
@@ -164,7 +159,7 @@ def verify(
         with connect(server, **connection) as client:
             _verify_server(bundle, client, data, bad_images, as_json)
         return
-    from irv2.convert.publish.rejection import rejected_folder
+    from irv2.convert.publish.evidence import rejected_folder
     from irv2.convert.rebuild import rebuild as run_rebuild
     from irv2.convert.verify import verify as run_verify
 
@@ -175,56 +170,6 @@ def verify(
         left = f"the old one is still there; see {rejected_folder(report.bundle)}/parity.md"
         way_out = left if rebuild else "it is not served"
         raise ParityError(report.bundle, report.failure, way_out=way_out)
-
-
-@click.command(cls=Program)
-@bundle_argument
-@json_option
-def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE holds and check every hash."""
-    from irv2.convert.inspect.bundle import inspect_bundle
-
-    inspection = inspect_bundle(bundle)
-    if as_json:
-        print_json(inspection.to_json())
-    else:
-        click.echo(inspection.to_text())
-    for file, problem in inspection.problems.items():
-        raise BundleError(file, problem, way_out=inspection.bundle.way_out(file))
-
-
-@click.command(cls=Program)
-@click.argument("a")
-@click.argument("b")
-@data_option
-@click.option(
-    "-o", "sheet_path", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
-    help="Draw the pictures too, with both answers.",
-)  # fmt: skip
-@json_option
-def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bool) -> None:
-    """List the images to which A and B give different best classes.
-
-    A and B are BUNDLE (its model.onnx), BUNDLE:FILE (another artefact), BUNDLE:reference (the
-    checkpoint), a LEDGER.npz of `irv2 eval --ledger`, or a CHECKPOINT.pt, which then classifies
-    DIR/val. DIR/val names the image files too.
-    """
-    from irv2.convert.inspect.diff import diff as run_diff
-    from irv2.convert.inspect.diff import load_named
-    from irv2.data.samples import resolve_data
-
-    if sheet_path is not None:
-        check_folder_of(sheet_path)
-        data = resolve_data(data)
-    difference = run_diff(load_named(a, data), load_named(b, data), data)
-    if sheet_path is not None and difference.rows:
-        from irv2.convert.inspect.contact_sheet import write_sheet
-
-        write_sheet(difference, sheet_path)
-    if as_json:
-        print_json(difference.to_json())
-    else:
-        click.echo(difference.to_text())
 
 
 def _names(precision: str | None) -> tuple[str, ...] | None:

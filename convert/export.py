@@ -19,17 +19,21 @@ from irv2.convert.candidate import (
     convert,
     training_images_of,
 )
-from irv2.convert.gate.artifacts import open_artifacts, undecided
-from irv2.convert.gate.judge import accepted_loss, judge_all, ledger_files, write_evidence
+from irv2.convert.gate.judge import accepted_loss, judge_all, open_artifacts, undecided
 from irv2.convert.gate.reference import REFERENCE, Reference
 from irv2.convert.gate.reference_cache import classify_with_reference
 from irv2.convert.gate.remarks import evidence_remarks
 from irv2.convert.gate.report import Report, remarks_on, report_on
 from irv2.convert.gate.verdict import Tolerance
 from irv2.convert.onnx.torch_blocks import torch_block_outputs
-from irv2.convert.publish.rejection import forget_rejection, write_rejection
+from irv2.convert.publish.evidence import (
+    choose_self_test,
+    forget_rejection,
+    ledger_files,
+    write_evidence,
+    write_rejection,
+)
 from irv2.convert.publish.replace import folder_beside, replace_folder, require_replaceable
-from irv2.convert.publish.self_test import choose_self_test
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import EngineError, UsageError

@@ -14,7 +14,7 @@ from irv2.convert.engine.build import choose_flavour, engine_artifact
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate.reference import REFERENCE
 from irv2.convert.gate.report import Report
-from irv2.convert.publish.rejection import forget_rejection, write_rejection
+from irv2.convert.publish.evidence import forget_rejection, write_rejection
 from irv2.convert.publish.replace import folder_beside, named, replace_folder, require_replaceable
 from irv2.convert.verify import open_to_verify, require_same, verify
 from irv2.data.dataset import BadImages

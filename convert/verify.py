@@ -7,13 +7,13 @@ from pathlib import Path
 import msgspec
 
 from irv2.bundle import Bundle
-from irv2.convert.gate.artifacts import open_artifacts
-from irv2.convert.gate.judge import judge_all, ledger_files, write_evidence
-from irv2.convert.gate.localize import block_outputs
+from irv2.convert.gate.judge import judge_all, open_artifacts
 from irv2.convert.gate.reference import REFERENCE, Reference
 from irv2.convert.gate.remarks import evidence_remarks
 from irv2.convert.gate.report import Report, chance_remark, remarks_on, report_on
 from irv2.convert.gate.verdict import Tolerance, tolerance_for
+from irv2.convert.onnx.blocks import block_outputs
+from irv2.convert.publish.evidence import ledger_files, write_evidence
 from irv2.convert.publish.replace import named
 from irv2.data.dataset import BadImages, open_split
 from irv2.data.samples import is_sample, resolve_data

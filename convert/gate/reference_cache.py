@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from irv2.checkpoint import Checkpoint
-from irv2.convert.gate.reference import hash_files
 from irv2.data.dataset import BadImages, ImageFolder
+from irv2.data.hashes import hash_files
 from irv2.errors import DataError
 from irv2.evaluate import classify_folder
 from irv2.images.preprocess import library_versions

@@ -4,20 +4,17 @@ A checkpoint knows nothing of the files it saw, so DIR/val is compared with the 
 it: by size first, then by hash. What was hashed is kept in the user's cache.
 """
 
-import hashlib
-import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from irv2.convert.gate.reference import Reference, hash_files
+from irv2.convert.gate.reference import Reference
 from irv2.data.dataset import ImageFolder, open_split
-from irv2.data.shards import is_sharded, shard_state
+from irv2.data.hashes import known_hashes, same_size
+from irv2.data.shards import is_sharded
 from irv2.errors import InputError
 from irv2.images.decode import EXTENSIONS
-from irv2.system.cache import cache_folder, keep
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +51,7 @@ def leakage_remark(reference: Reference, data: Path) -> str:
     try:
         candidates = same_size(_list(data / "train"), _list(data / "val"))
         looked_at = candidates.subset(range(min(len(candidates), MAX_HASHED)))
-        trained_on = _hashes(looked_at)
+        trained_on = known_hashes(looked_at)
     except (InputError, OSError) as error:  # the verdict stands without it
         return f"Evaluation images were not looked for in train/ ({error})."
     is_partial = len(looked_at) < len(candidates)
@@ -66,13 +63,6 @@ def leakage_remark(reference: Reference, data: Path) -> str:
         f"{num} of {len(reference)} evaluation images are in train/ too, byte by byte{where}: "
         "errors on them say little about new images."
     )
-
-
-def same_size(images: ImageFolder, others: ImageFolder) -> ImageFolder:
-    """Those of `images` that have as many bytes as one of `others`, and so may be copies."""
-    sizes = {size_bytes for _, size_bytes, _ in _states(others)}
-    states = enumerate(_states(images))
-    return images.subset([i for i, (_, size_bytes, _) in states if size_bytes in sizes])
 
 
 def _list(split: Path) -> ImageFolder:
@@ -87,30 +77,3 @@ def _list(split: Path) -> ImageFolder:
         if path.suffix.lower() in EXTENSIONS
     )
     return ImageFolder(split, (), tuple(files), np.full(len(files), -1, np.int64))
-
-
-def _states(images: ImageFolder) -> Iterator[tuple[str, int, int | str]]:
-    """Of each image its file, its size in bytes, and what changes when it is written anew."""
-    if images.spans is not None:
-        changed = shard_state(images.root)
-        for file, size_bytes in zip(images.files, images.spans[:, 1].tolist(), strict=True):
-            yield file, size_bytes, changed
-        return
-    for i, file in enumerate(images.files):
-        status = images.path(i).stat()
-        yield file, status.st_size, status.st_mtime_ns
-
-
-def _hashes(images: ImageFolder) -> set[str]:
-    """The sha256 of each, from the cache where none of them has changed."""
-    root = str(images.root.resolve())
-    states = [root, *_states(images)]
-    key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
-    name = hashlib.sha256(root.encode()).hexdigest()  # one file for each folder
-    cache = cache_folder("train-hashes") / f"{name}.txt"
-    kept = cache.read_text(errors="replace").split() if cache.is_file() else []
-    if kept[:1] == [key]:
-        return set(kept[1:])
-    hashes = set(hash_files(images))
-    keep(cache, "\n".join([key, *sorted(hashes)]).encode(), "the hashes")
-    return hashes

@@ -16,9 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from irv2.convert.gate.reference import hash_files
-from irv2.convert.gate.remarks import same_size
 from irv2.data.dataset import BadImages, ImageFolder, find_images, open_split
+from irv2.data.hashes import hash_files, same_size
 from irv2.errors import DataError, EngineError, UsageError
 from irv2.evaluate import load_batches
 from irv2.images.preprocess import Preprocess, library_versions

@@ -27,7 +27,6 @@ from irv2 import __version__
 from irv2.checkpoint import Checkpoint
 from irv2.convert.onnx.model_file import write_model
 from irv2.model.paper import ConvBN, Normalized, Residual
-from irv2.system.machine import describe_machine
 
 T = TypeVar("T")
 
@@ -49,15 +48,13 @@ def write_onnx(checkpoint: Checkpoint, checkpoint_sha256: str, path: Path) -> No
 
 
 def versions() -> dict[str, str]:
-    """What made the file, for the bundle's `built_with`; where is not in the file itself."""
+    """The libraries that made the file, for the bundle's `built_with`."""
     import onnxscript
 
     return {
-        "irv2": __version__,
         "torch": str(torch.__version__),
         "onnx": onnx.__version__,
         "onnxscript": onnxscript.__version__,
-        "machine": describe_machine(),
     }
 
 

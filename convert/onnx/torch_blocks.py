@@ -1,10 +1,10 @@
-"""The checkpoint's side of `irv2.convert.gate.localize`: every block's output, from torch."""
+"""The checkpoint's side of `irv2.convert.onnx.blocks`: every block's output, from torch."""
 
 import torch
 from torch import Tensor, nn
 
 from irv2.checkpoint import Checkpoint
-from irv2.convert.gate.localize import BlockOutputs
+from irv2.convert.onnx.blocks import BlockOutputs
 from irv2.model.paper import Normalized
 from irv2.types import UInt8Array
 

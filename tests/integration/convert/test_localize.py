@@ -16,7 +16,8 @@ from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.convert.candidate import Candidate, ExportOptions, convert
 from irv2.convert.export import judge_and_publish
-from irv2.convert.gate.localize import block_outputs, compare_blocks, describe, explain
+from irv2.convert.gate.localize import compare_blocks, describe, explain
+from irv2.convert.onnx.blocks import block_outputs
 from irv2.convert.onnx.calibrate import calibrate
 from irv2.convert.onnx.float32 import write_onnx
 from irv2.convert.onnx.half import to_half

@@ -11,7 +11,7 @@ from tiny_checkpoint import make_checkpoint, write_images
 import irv2.convert.candidate
 import irv2.convert.export
 from irv2.convert.export import ExportOptions, export
-from irv2.convert.gate.artifacts import undecided
+from irv2.convert.gate.judge import undecided
 from irv2.convert.gate.verdict import Judgement
 from irv2.convert.onnx.calibrate import CalibrationOptions
 from irv2.convert.onnx.int8 import quantize

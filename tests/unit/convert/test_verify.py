@@ -12,12 +12,13 @@ from tiny_bundle import CLASSES, PREPROCESS, write_tiny_bundle
 from tiny_checkpoint import tree
 
 import irv2.convert.cli
+import irv2.convert.inspect.cli
 import irv2.convert.rebuild
 import irv2.convert.verify
 from irv2.bundle import Bundle
 from irv2.convert.gate.reference import REFERENCE, Reference
 from irv2.convert.gate.report import UnwrittenError
-from irv2.convert.publish.rejection import write_rejection
+from irv2.convert.publish.evidence import write_rejection
 from irv2.convert.rebuild import rebuild
 from irv2.convert.verify import verify
 from irv2.data.dataset import open_split
@@ -167,7 +168,7 @@ def test_a_file_that_verify_writes_is_mended_by_it_and_any_other_by_an_export(
     with pytest.raises(BundleError, match=f"{name}: sha256 .*; {way_out}"):
         Bundle.open(bundle)
     with pytest.raises(SystemExit):
-        irv2.convert.cli.inspect.main([str(bundle)])
+        irv2.convert.inspect.cli.inspect.main([str(bundle)])
     assert way_out in capsys.readouterr().err
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from irv2.convert.gate.reference import Reference, hash_files
+from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.remarks import coverage_remark, evidence_remarks, leakage_remark
 from irv2.data.dataset import open_split
+from irv2.data.hashes import hash_files
 from irv2.data.shard_writer import write_shards
 from irv2.ledger import Predictions
 
