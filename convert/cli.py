@@ -1,7 +1,6 @@
 """`irv2 export` and `irv2 verify`: make a bundle, and judge it again."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,9 +110,7 @@ def export(
         tolerance_top5=tolerance_top5,
         confidence=confidence,
     )
-    with _printed_anyway(as_json):
-        report = run_export(checkpoint, data, out, options)
-    _print(report, as_json)
+    report = run_export(checkpoint, data, out, options, partial(_print, as_json=as_json))
     if report.failed:
         raise ParityError(
             report.bundle,
@@ -163,9 +160,8 @@ def verify(
     from irv2.convert.rebuild import rebuild as run_rebuild
     from irv2.convert.verify import verify as run_verify
 
-    with _printed_anyway(as_json):
-        report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
-    _print(report, as_json)
+    show = partial(_print, as_json=as_json)
+    report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images, show=show)
     if report.failed:
         left = f"the old one is still there; see {rejected_folder(report.bundle)}/parity.md"
         way_out = left if rebuild else "it is not served"
@@ -186,18 +182,6 @@ def _verify_server(
     if report.differing:
         got = f"{len(report.differing)} of {report.n} images get other decisions"
         raise ParityError(report.server, got, "those that the bundle records", "see the list above")
-
-
-@contextmanager
-def _printed_anyway(as_json: bool) -> Iterator[None]:
-    """Print a report that can't be written before the line that says so."""
-    from irv2.convert.gate.report import UnwrittenError
-
-    try:
-        yield
-    except UnwrittenError as error:
-        _print(error.report, as_json)
-        raise
 
 
 def _print(report: "Report", as_json: bool) -> None:

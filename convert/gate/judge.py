@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from irv2.convert.onnx.blocks import BlockOutputs
 from irv2.data.dataset import ImageFolder
 from irv2.errors import EngineError
 from irv2.ledger import Ledger, Predictions
-from irv2.manifest import AcceptedLoss, Artifact, Precision
+from irv2.manifest import Artifact, Precision
 from irv2.runners.base import Runner
 from irv2.runners.choose import devices, open_runner
 from irv2.system.machine import describe_machine
@@ -57,7 +57,7 @@ def judge_all(
     reference: Reference,
     images: ImageFolder,
     *,
-    tolerance_of: Callable[[Artifact], Tolerance],
+    tolerances: Mapping[Precision, Tolerance],
     reference_blocks: Callable[[UInt8Array], BlockOutputs],
 ) -> dict[str, Judgement]:
     """Decisions, batch invariance and ledger of every opened artefact, by file name.
@@ -70,9 +70,9 @@ def judge_all(
     judged = {}
     for (file, runner), predicted in zip(opened.runners.items(), predictions, strict=True):
         artifact = artifacts[file]
-        tolerance = tolerance_of(artifact)
+        precision = artifact.precision
         judgement = judge(
-            reference, predicted.logits, artifact.precision, tolerance, runner.backend
+            reference, predicted.logits, precision, tolerances[precision], runner.backend
         )
         parity = msgspec.structs.replace(judgement.parity, machine=describe_machine())
         judgement = dataclasses.replace(judgement, parity=parity)
@@ -85,21 +85,6 @@ def judge_all(
             judgement = dataclasses.replace(judgement, explanation=explanation)
         judged[file] = judgement
     return judged
-
-
-def accepted_loss(
-    artifacts: list[Artifact], tolerance_of: Callable[[Artifact], Tolerance]
-) -> dict[Precision, AcceptedLoss]:
-    """What the bundle records of the tolerances, for a gate on another machine."""
-    tolerances = {artifact.precision: tolerance_of(artifact) for artifact in artifacts}
-    return {
-        precision: AcceptedLoss(
-            top1_points=tolerance.top1_points,
-            top5_points=tolerance.top5_points,
-            confidence=tolerance.confidence,
-        )
-        for precision, tolerance in tolerances.items()
-    }
 
 
 def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> dict[str, str]:

@@ -10,6 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from irv2.convert.gate.reference import Reference
+from irv2.convert.gate.verdict import (
+    TOLERANCE_POINTS,
+    is_above_chance,
+    smallest_passing_n,
+    upper_loss_points,
+)
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.hashes import known_hashes, same_size
 from irv2.data.shards import is_sharded
@@ -23,13 +29,52 @@ logger = logging.getLogger(__name__)
 MAX_HASHED = 100_000
 
 
-def evidence_remarks(reference: Reference, classes: list[str], data: Path) -> list[str]:
-    """What a reader of the verdict has to know of the images in `data`/val; logged too."""
-    remarks = [coverage_remark(reference, classes), leakage_remark(reference, data)]
-    found = [remark for remark in remarks if remark]
-    for remark in found:
-        logger.warning("notice: %s", remark)
-    return found
+def remarks_on(
+    reference: Reference, classes: list[str], data: Path, confidence: float
+) -> list[str]:
+    """What the images in `data`/val can show at best, and what weakens them as evidence.
+
+    What weakens them is logged too.
+    """
+    remarks = [limits_remark(len(reference), confidence)]
+    if len(classes) <= 10:
+        remarks.append(
+            f"With {len(classes)} classes top-5 is nearly empty as evidence: guessing is right "
+            f"in {100 * min(1, 5 / len(classes)):.0f} % of cases."
+        )
+    weaknesses = (
+        chance_remark(reference, len(classes)),
+        coverage_remark(reference, classes),
+        leakage_remark(reference, data),
+    )
+    for weakness in filter(None, weaknesses):
+        logger.warning("notice: %s", weakness)
+        remarks.append(weakness)
+    return remarks
+
+
+def limits_remark(n: int, confidence: float) -> str:
+    """The smallest loss that `n` images can show, and how many each default tolerance takes."""
+    tolerances = list(TOLERANCE_POINTS.values())
+    return (
+        f"These {n} images can't show a loss below {upper_loss_points(0, 0, n, confidence):.2f} "
+        f"points ({100 * confidence:g} %), even with none lost. To show "
+        + " / ".join(map(str, tolerances))
+        + " points takes at least "
+        + " / ".join(str(smallest_passing_n(t, confidence)) for t in tolerances)
+        + " images."
+    )
+
+
+def chance_remark(reference: Reference, num_classes: int) -> str:
+    """Said of a checkpoint that may be guessing; empty for others."""
+    n, num_right = len(reference), int(reference.top1_right.sum())
+    if is_above_chance(num_right, n, num_classes):
+        return ""
+    return (
+        f"The checkpoint is right on {num_right} of {n} images, which is not shown to be better "
+        f"than chance ({100 / num_classes:.3g} %): agreeing with it says little."
+    )
 
 
 def coverage_remark(reference: Reference, classes: list[str]) -> str:

@@ -2,16 +2,18 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from irv2.convert.gate.reference import REFERENCE
-from irv2.convert.gate.report import Report, written_down
+from irv2.convert.gate.report import Report
 from irv2.convert.gate.verdict import Judgement
 from irv2.data.dataset import ImageFolder
+from irv2.errors import Irv2Error, ParityError
 from irv2.images.preprocess import Preprocess, prepare
 from irv2.ledger import Ledger, Predictions
 from irv2.manifest import LEDGER_SUFFIX, MANIFEST, REPORT, manifest_json
@@ -31,12 +33,12 @@ def ledger_files(judged: dict[str, Judgement]) -> dict[str, bytes]:
 def write_evidence(folder: Path, report: Report, contents: dict[str, bytes]) -> Report:
     """Write `contents`, parity.md and, last, bundle.json with their hashes.
 
-    Raises UnwrittenError.
+    Raises what `_verdict_named` raises where they can't be written.
     """
     contents = {**contents, REPORT: report.to_markdown().encode()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     manifest = msgspec.structs.replace(report.manifest, files=report.manifest.files | hashes)
-    with written_down(report):
+    with _verdict_named(report):
         for name, content in {**contents, MANIFEST: manifest_json(manifest)}.items():
             write_atomically(folder / name, content)
     return dataclasses.replace(report, manifest=manifest)
@@ -50,10 +52,10 @@ def rejected_folder(place: Path) -> Path:
 def write_rejection(report: Report, evidence: dict[str, bytes]) -> None:
     """Leave the report and the files that it is about beside the bundle's place.
 
-    Raises UnwrittenError.
+    Raises what `_verdict_named` raises where they can't be written.
     """
     folder = rejected_folder(report.bundle)
-    with written_down(report):
+    with _verdict_named(report):
         forget_rejection(report.bundle)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in {**evidence, REPORT: report.to_markdown().encode()}.items():
@@ -68,6 +70,22 @@ def forget_rejection(place: Path) -> None:
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+@contextmanager
+def _verdict_named(report: Report) -> Iterator[None]:
+    """Name the verdict where writing fails: raises ParityError if it is "not passed".
+
+    Raises Irv2Error if it is "passed", so that the program exits as the verdict alone would.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise (ParityError if report.failed else Irv2Error)(
+            error.filename or report.bundle,
+            f"can't be written ({error.strerror})",
+            way_out=f"not passed: {report.failure}" if report.failed else "passed",
+        ) from error
 
 
 def choose_self_test(

@@ -320,9 +320,13 @@ class Normalized(nn.Module):
         self.register_buffer("pixel_mean", mean_chw.float(), persistent=False)
         self.register_buffer("pixel_scale", scale_chw.float(), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3) -> float32 (N, num_classes)."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (N, S, S, 3) -> normalised float32 (N, 3, S, S)."""
         # The cast comes before the permutation: TensorRT takes uint8 only into a cast.
         x = images.float().permute(0, 3, 1, 2).contiguous()
-        logits: Tensor = self.model((x - self.pixel_mean) * self.pixel_scale)
+        return (x - self.pixel_mean) * self.pixel_scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (N, S, S, 3) -> float32 (N, num_classes)."""
+        logits: Tensor = self.model(self.normalize(images))
         return logits

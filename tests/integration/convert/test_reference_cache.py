@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exported import Exported
 from PIL import Image
-from tiny_checkpoint import CLASSES, Exported
+from tiny_checkpoint import CLASSES
 
 from irv2.checkpoint import Checkpoint
 from irv2.convert.gate.reference_cache import classify_with_reference

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny_checkpoint import Exported
+from exported import Exported
 
 from irv2.bundle import Bundle
 from irv2.convert.publish.evidence import choose_self_test
