@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from irv2.data.dataset import ImageFolder
 from irv2.data.shards import shard_state
-from irv2.system.cache import cache_folder, keep
+from irv2.system.cache import cache_folder, cached
 from irv2.system.progress import progress
 
 
@@ -28,13 +29,19 @@ def known_hashes(images: ImageFolder) -> set[str]:
     states = [root, *_states(images)]
     key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
     name = hashlib.sha256(root.encode()).hexdigest()  # one file for each folder
-    cache = cache_folder("train-hashes") / f"{name}.txt"
-    kept = cache.read_text(errors="replace").split() if cache.is_file() else []
-    if kept[:1] == [key]:
-        return set(kept[1:])
-    hashes = set(hash_files(images))
-    keep(cache, "\n".join([key, *sorted(hashes)]).encode(), "the hashes")
-    return hashes
+    path = cache_folder("train-hashes") / f"{name}.txt"
+
+    def load(path: Path) -> set[str] | None:
+        found, *hashes = path.read_text(errors="replace").split() or [""]
+        return set(hashes) if found == key else None
+
+    return cached(
+        path,
+        "hashes",
+        load=load,
+        make=lambda: set(hash_files(images)),
+        dump=lambda hashes: "\n".join([key, *sorted(hashes)]).encode(),
+    )
 
 
 def same_size(images: ImageFolder, others: ImageFolder) -> ImageFolder:
