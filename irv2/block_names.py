@@ -7,7 +7,8 @@ every ONNX file.
 
 import re
 
-SERIES = ("stem", "blocks_a", "blocks_b", "blocks_c")
+RESIDUAL = ("blocks_a", "blocks_b", "blocks_c")  # series of equal residual blocks
+SERIES = ("stem", *RESIDUAL)
 # `head` is in TF-slim's network alone.
 PARTS = (
     "stem",
@@ -20,8 +21,8 @@ PARTS = (
     "classifier",
 )
 
-_single = "|".join(part for part in PARTS if part not in SERIES)
-_BLOCK = re.compile(rf"\b(?:model\.)?((?:{'|'.join(SERIES)})\.\d+|{_single})\.")
+_SINGLE = [part for part in PARTS if part not in SERIES]
+_BLOCK = re.compile(rf"\b((?:{'|'.join(SERIES)})\.\d+|{'|'.join(_SINGLE)})\.")
 
 
 def block_of(weight: str) -> str | None:

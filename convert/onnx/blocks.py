@@ -1,16 +1,16 @@
-"""The output of every block of an ONNX model, and which block a weight belongs to.
+"""The output of every block of an ONNX model.
 
 Weights keep their names through export and quantisation, so the blocks of two graphs can be told
 apart and paired whatever was folded or inserted. A block's output is what the first weighted
 layer of a later block reads.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from irv2.block_names import block_of
 from irv2.errors import EngineError
 from irv2.runners.onnx import import_onnxruntime
 from irv2.types import FloatArray, UInt8Array
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     import onnx
 
 BlockOutputs = dict[str, FloatArray]  # in the order of the network; the last is "classifier"
-
-# In a weight's name: stem.3, blocks_a.0, reduction_a, classifier.
-BLOCK = re.compile(r"model\.((?:stem|blocks_[abc])\.\d+|\w+)\.")
 
 
 def block_outputs(onnx_path: Path, images: UInt8Array) -> BlockOutputs:
@@ -81,4 +78,4 @@ def _own_block(node: "onnx.NodeProto") -> str | None:
     """The block that a layer's weights belong to; None for a node without weights."""
     if node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
-    return next((match[1] for name in node.input[1:] if (match := BLOCK.search(name))), None)
+    return next(filter(None, map(block_of, node.input[1:])), None)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from irv2.convert.onnx.blocks import BLOCK
+from irv2.block_names import block_of
 from irv2.convert.onnx.calibrate import Calibration
 from irv2.convert.onnx.int8 import Target, quantize
 from irv2.data.dataset import BadImages
@@ -102,8 +102,7 @@ def blocks_of(graph: onnx.GraphProto) -> dict[str, list[str]]:
     blocks: dict[str, list[str]] = {}
     current = None
     for node in graph.node:
-        found = [match[1] for name in node.input if (match := BLOCK.search(name))]
-        current = found[0] if found else current
+        current = next(filter(None, map(block_of, node.input)), current)
         if current is not None:
             blocks.setdefault(current, []).append(node.name)
     return blocks
