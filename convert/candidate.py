@@ -11,16 +11,17 @@ from irv2.convert.engine.build import choose_flavour, engine_artifact
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate.verdict import CONFIDENCE, Tolerance, tolerance_for
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
-from irv2.convert.onnx.half import Half, require_fp16_range
+from irv2.convert.onnx.half import Half, require_fp16_range, write_half
+from irv2.convert.onnx.int8 import write_int8
 from irv2.convert.onnx.sensitivity import blocks_to_keep
-from irv2.convert.onnx.variants import write_half, write_int8
+from irv2.convert.provenance import new_artifact
 from irv2.data.dataset import BadImages, ImageFolder
+from irv2.data.samples import is_sample
 from irv2.errors import EngineError, UsageError
 from irv2.evaluate import load_batches
 from irv2.images.preprocess import Preprocess
-from irv2.manifest import ONNX_FILE, Artifact, Precision
+from irv2.manifest import ONNX_FILE, Artifact, Manifest, Precision, Source, new_manifest
 from irv2.runners.choose import INT8_CPU
-from irv2.system.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +67,11 @@ class ExportOptions:
         named = self.precisions or default
         return [name for name in PRECISIONS if name == "fp32" or name in named]
 
-    def tolerance(self, precision: Precision, *, sample: bool) -> Tolerance:
-        """What the gate accepts of an artefact; `sample` says these are the built-in images."""
+    def tolerance(self, precision: Precision, images: ImageFolder) -> Tolerance:
+        """What the gate accepts of an artefact that is judged on these images."""
         return tolerance_for(
             precision,
-            is_sample=sample,
+            is_sample=is_sample(images.root.parent),
             top1_points=self.tolerance_top1,
             top5_points=self.tolerance_top5,
             confidence=self.confidence,
@@ -89,48 +90,50 @@ class Candidate:
     folder: Path
     artifacts: list[Artifact]
 
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle.json of all these files, before any is judged."""
+        source = Source(
+            checkpoint_sha256=self.checkpoint_sha256,
+            arch=self.checkpoint.model.arch,
+            setting=self.checkpoint.setting,
+            epoch=self.checkpoint.epoch,
+        )
+        preprocess, classes = self.checkpoint.preprocess.to_json(), self.checkpoint.classes
+        return new_manifest(source, preprocess, classes, self.artifacts, {})
 
-def convert(
+
+def make_candidate(
     checkpoint: Checkpoint,
     checkpoint_sha256: str,
     folder: Path,
     options: ExportOptions,
-    training_images: ImageFolder | None = None,
-    *,
-    images: ImageFolder | None = None,
-    sample: bool = False,
+    val: ImageFolder,
 ) -> Candidate:
-    """Write the model files into `folder`, not yet judged; int8 only with `training_images`.
+    """Write the model files into `folder`, not yet judged.
 
-    On a few of `images` it is tried whether fp16's range suffices. Raises EngineError.
+    A few of `val`, the evaluation images, show whether fp16's range suffices; int8 is calibrated
+    with other images. Raises EngineError, and UsageError where there are none to calibrate with.
     """
     from irv2.convert.onnx.float32 import versions, write_onnx
 
-    if training_images is not None:
+    training_images = None
+    if "int8" in options.wanted:
         _require_finite(checkpoint)
+        training_images = choose_images(val, options.calibration, options.bad_images)
     # First, so that an option it lacks is refused before any work is done.
     flavour = choose_flavour(options.engine) if options.trt else None
     logger.info("export: %s", ONNX_FILE)
     onnx_path = folder / ONNX_FILE
     write_onnx(checkpoint, checkpoint_sha256, onnx_path)
-    fp32 = Artifact(
-        file=ONNX_FILE,
-        sha256=file_sha256(onnx_path),
-        format="onnx",
-        precision="fp32",
-        max_batch=options.max_batch,
-        built_from=checkpoint_sha256,
-        built_with=versions(),
-        gpu=None,
-        parity=None,
-    )
-    if images is not None and "fp16" in options.wanted:
-        few = images.first(NUM_RANGE_IMAGES)
+    fp32 = new_artifact(onnx_path, "fp32", options.max_batch, checkpoint_sha256, versions())
+    if "fp16" in options.wanted:
+        few = val.first(NUM_RANGE_IMAGES)
         for batch in load_batches(few, checkpoint.preprocess, len(few), options.bad_images):
             require_fp16_range(onnx_path, batch.images)
     artifacts = [fp32, *_halves(fp32, folder, options)]
     if training_images is not None:
-        points = options.tolerance("int8", sample=sample).top1_points
+        points = options.tolerance("int8", val).top1_points
         artifacts += _int8(fp32, folder, checkpoint.preprocess, options, training_images, points)
     if flavour is not None:
         models = [artifact for artifact in artifacts if artifact.file != INT8_CPU]
@@ -141,13 +144,6 @@ def convert(
         folder=folder,
         artifacts=artifacts,
     )
-
-
-def training_images_of(val: ImageFolder, options: ExportOptions) -> ImageFolder | None:
-    """The images that int8 is calibrated with, none of `val`; None where int8 is not made."""
-    if "int8" not in options.wanted:
-        return None
-    return choose_images(val, options.calibration, options.bad_images)
 
 
 def _require_finite(checkpoint: Checkpoint) -> None:

@@ -1,7 +1,6 @@
-"""`irv2 export`, `irv2 verify`, `irv2 inspect` and `irv2 diff`."""
+"""`irv2 export` and `irv2 verify`: make a bundle, and judge it again."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +17,12 @@ from irv2.cli.options import (
 from irv2.cli.program import Program
 from irv2.cli.server_options import connect, connection_options
 from irv2.convert.engine.options import EngineOptions, engine_options
-from irv2.errors import BundleError, ParityError, UsageError
-from irv2.system.files import check_folder_of
+from irv2.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     from irv2.client import Client
     from irv2.convert.gate.report import Report
     from irv2.data.dataset import BadImages
-
-bundle_argument = click.argument(
-    "bundle", type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
 
 
 @click.command(cls=Program)
@@ -100,7 +94,7 @@ def export(
     from irv2.convert.candidate import ExportOptions
     from irv2.convert.export import export as run_export
     from irv2.convert.onnx.calibrate import CalibrationOptions
-    from irv2.convert.publish.rejection import rejected_folder
+    from irv2.convert.publish.evidence import rejected_folder
 
     options = ExportOptions(
         precisions=_names(precision),
@@ -116,9 +110,7 @@ def export(
         tolerance_top5=tolerance_top5,
         confidence=confidence,
     )
-    with _printed_anyway(as_json):
-        report = run_export(checkpoint, data, out, options)
-    _print(report, as_json)
+    report = run_export(checkpoint, data, out, options, partial(_print, as_json=as_json))
     if report.failed:
         raise ParityError(
             report.bundle,
@@ -130,7 +122,7 @@ def export(
 
 
 @click.command(cls=Program)
-@bundle_argument
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @data_option
 @click.option(
     "--server", metavar="HOST:PORT",
@@ -164,67 +156,16 @@ def verify(
         with connect(server, **connection) as client:
             _verify_server(bundle, client, data, bad_images, as_json)
         return
-    from irv2.convert.publish.rejection import rejected_folder
+    from irv2.convert.publish.evidence import rejected_folder
     from irv2.convert.rebuild import rebuild as run_rebuild
     from irv2.convert.verify import verify as run_verify
 
-    with _printed_anyway(as_json):
-        report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images)
-    _print(report, as_json)
+    show = partial(_print, as_json=as_json)
+    report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images, show=show)
     if report.failed:
         left = f"the old one is still there; see {rejected_folder(report.bundle)}/parity.md"
         way_out = left if rebuild else "it is not served"
         raise ParityError(report.bundle, report.failure, way_out=way_out)
-
-
-@click.command(cls=Program)
-@bundle_argument
-@json_option
-def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE holds and check every hash."""
-    from irv2.convert.inspect.bundle import inspect_bundle
-
-    inspection = inspect_bundle(bundle)
-    if as_json:
-        print_json(inspection.to_json())
-    else:
-        click.echo(inspection.to_text())
-    for file, problem in inspection.problems.items():
-        raise BundleError(file, problem, way_out=inspection.bundle.way_out(file))
-
-
-@click.command(cls=Program)
-@click.argument("a")
-@click.argument("b")
-@data_option
-@click.option(
-    "-o", "sheet_path", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
-    help="Draw the pictures too, with both answers.",
-)  # fmt: skip
-@json_option
-def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bool) -> None:
-    """List the images to which A and B give different best classes.
-
-    A and B are BUNDLE (its model.onnx), BUNDLE:FILE (another artefact), BUNDLE:reference (the
-    checkpoint), a LEDGER.npz of `irv2 eval --ledger`, or a CHECKPOINT.pt, which then classifies
-    DIR/val. DIR/val names the image files too.
-    """
-    from irv2.convert.inspect.diff import diff as run_diff
-    from irv2.convert.inspect.diff import load_named
-    from irv2.data.samples import resolve_data
-
-    if sheet_path is not None:
-        check_folder_of(sheet_path)
-        data = resolve_data(data)
-    difference = run_diff(load_named(a, data), load_named(b, data), data)
-    if sheet_path is not None and difference.rows:
-        from irv2.convert.inspect.contact_sheet import write_sheet
-
-        write_sheet(difference, sheet_path)
-    if as_json:
-        print_json(difference.to_json())
-    else:
-        click.echo(difference.to_text())
 
 
 def _names(precision: str | None) -> tuple[str, ...] | None:
@@ -241,18 +182,6 @@ def _verify_server(
     if report.differing:
         got = f"{len(report.differing)} of {report.n} images get other decisions"
         raise ParityError(report.server, got, "those that the bundle records", "see the list above")
-
-
-@contextmanager
-def _printed_anyway(as_json: bool) -> Iterator[None]:
-    """Print a report that can't be written before the line that says so."""
-    from irv2.convert.gate.report import UnwrittenError
-
-    try:
-        yield
-    except UnwrittenError as error:
-        _print(error.report, as_json)
-        raise
 
 
 def _print(report: "Report", as_json: bool) -> None:

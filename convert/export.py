@@ -12,28 +12,24 @@ import msgspec
 
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
-from irv2.convert.candidate import (
-    DEFAULTS,
-    Candidate,
-    ExportOptions,
-    convert,
-    training_images_of,
-)
-from irv2.convert.gate.artifacts import open_artifacts, undecided
-from irv2.convert.gate.judge import accepted_loss, judge_all, ledger_files, write_evidence
+from irv2.convert.candidate import DEFAULTS, Candidate, ExportOptions, make_candidate
+from irv2.convert.gate.judge import judge_all, open_artifacts, undecided
 from irv2.convert.gate.reference import REFERENCE, Reference
 from irv2.convert.gate.reference_cache import classify_with_reference
-from irv2.convert.gate.remarks import evidence_remarks
-from irv2.convert.gate.report import Report, remarks_on, report_on
-from irv2.convert.gate.verdict import Tolerance
+from irv2.convert.gate.report import Report, Show, report_on, unseen
 from irv2.convert.onnx.torch_blocks import torch_block_outputs
-from irv2.convert.publish.rejection import forget_rejection, write_rejection
+from irv2.convert.publish.evidence import (
+    choose_self_test,
+    forget_rejection,
+    ledger_files,
+    write_evidence,
+    write_rejection,
+)
 from irv2.convert.publish.replace import folder_beside, replace_folder, require_replaceable
-from irv2.convert.publish.self_test import choose_self_test
 from irv2.data.dataset import ImageFolder, open_split
-from irv2.data.samples import is_sample, resolve_data
+from irv2.data.samples import resolve_data
 from irv2.errors import EngineError, UsageError
-from irv2.manifest import ONNX_FILE, SCHEMA, Artifact, Manifest, Source, bundle_id
+from irv2.manifest import ONNX_FILE
 from irv2.self_test import SELF_TEST
 
 logger = logging.getLogger(__name__)
@@ -44,11 +40,13 @@ def export(
     data: Path | None,
     out: Path | None,
     options: ExportOptions = DEFAULTS,
+    show: Show = unseen,
 ) -> Report:
     """Convert a checkpoint, judge the result and publish it as the bundle `out`.
 
-    `out` is CKPT.bundle beside the checkpoint where it is None. The report says whether the
-    bundle was published. Raises an Irv2Error where it does not come to a judgement.
+    `out` None means CKPT.bundle beside the checkpoint. The report says whether the bundle passed;
+    `show` gets it before anything is published or left. Raises an Irv2Error where it does not come
+    to a verdict, or where that can't be written.
     """
     data = resolve_data(data)
     checkpoint, sha256 = Checkpoint.load_with_sha256(checkpoint_path)
@@ -57,18 +55,9 @@ def export(
         raise UsageError("--out", str(out), "a folder with a name of its own")
     require_replaceable(out)
     val = open_split(data, "val", checkpoint.classes, options.bad_images)
-    images, training_images = val.first(options.limit), training_images_of(val, options)
     with folder_beside(out) as folder:
-        candidate = convert(
-            checkpoint,
-            sha256,
-            folder,
-            options,
-            training_images,
-            images=images,
-            sample=is_sample(data),
-        )
-        return judge_and_publish(candidate, images, out, options, sample=is_sample(data))
+        candidate = make_candidate(checkpoint, sha256, folder, options, val)
+        return judge_and_publish(candidate, val.first(options.limit), out, options, show)
 
 
 def judge_and_publish(
@@ -76,14 +65,14 @@ def judge_and_publish(
     images: ImageFolder,
     out: Path,
     options: ExportOptions,
-    *,
-    sample: bool = False,
+    show: Show = unseen,
 ) -> Report:
-    """The gate: move the candidate to `out` if it decides like its checkpoint.
+    """Judge the candidate on `images`, and move it to `out` if it decides like its checkpoint.
 
     Otherwise nothing is published; the report and the answers it is about lie in `out`.rejected.
     """
-    report, evidence = _judge(candidate, images, out, options, sample)
+    report, evidence = _judge(candidate, images, out, options)
+    show(report)
     if report.failed:
         write_rejection(report, evidence)
         return report
@@ -98,15 +87,12 @@ def judge_and_publish(
 
 
 def _judge(
-    candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions, sample: bool
+    candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions
 ) -> tuple[Report, dict[str, bytes]]:
     """The report, and what is kept beside it: file name -> content."""
-    checkpoint, manifest = candidate.checkpoint, _manifest(candidate, candidate.artifacts)
-
-    def tolerance_of(artifact: Artifact) -> Tolerance:
-        return options.tolerance(artifact.precision, sample=sample)
-
-    with open_artifacts(Bundle(candidate.folder, manifest)) as opened:
+    checkpoint, bundle = candidate.checkpoint, Bundle(candidate.folder, candidate.manifest)
+    tolerances = {a.precision: options.tolerance(a.precision, images) for a in bundle.artifacts}
+    with open_artifacts(bundle) as opened:
         if ONNX_FILE in opened.reasons:
             # Engines may have to wait for their GPU; a bundle without this one serves nobody.
             raise EngineError(
@@ -124,46 +110,26 @@ def _judge(
         )
         reference = Reference.from_predictions(predictions[0])
         judged = judge_all(
-            Bundle(candidate.folder, manifest),
+            bundle,
             opened,
             predictions[1:],
             reference,
             images,
+            tolerances=tolerances,
             reference_blocks=partial(torch_block_outputs, checkpoint),
-            tolerance_of=tolerance_of,
         )
     left_out = undecided(candidate.artifacts, judged) if options.precisions is None else {}
     for file, reason in sorted(left_out.items()):
         logger.warning("%s is left out: %s", file, reason)
     artifacts = [a for a in candidate.artifacts if a.file not in left_out]
     judged = {file: found for file, found in judged.items() if file not in left_out}
-    remarks = remarks_on(reference, len(checkpoint.classes), options.confidence)
-    remarks += evidence_remarks(reference, checkpoint.classes, images.root.parent)
     manifest = msgspec.structs.replace(
-        _manifest(candidate, artifacts), accepted_loss=accepted_loss(artifacts, tolerance_of)
+        bundle.manifest.with_artifacts(artifacts),
+        accepted_loss={a.precision: tolerances[a.precision].accepted_loss for a in artifacts},
     )
-    report = report_on(out, manifest, judged, opened.reasons, remarks)
+    report = report_on(out, manifest, judged, opened.reasons, reference, images.root.parent)
     evidence = {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
     self_test = choose_self_test(predictions, images, checkpoint.preprocess)
     if self_test and not report.failed:
         evidence[SELF_TEST] = self_test.to_bytes()
     return report, evidence
-
-
-def _manifest(candidate: Candidate, artifacts: list[Artifact]) -> Manifest:
-    checkpoint = candidate.checkpoint
-    preprocess, classes = checkpoint.preprocess.to_json(), checkpoint.classes
-    return Manifest(
-        schema=SCHEMA,
-        id=bundle_id(artifacts, preprocess, classes),
-        source=Source(
-            checkpoint_sha256=candidate.checkpoint_sha256,
-            arch=checkpoint.model.arch,
-            setting=checkpoint.setting,
-            epoch=checkpoint.epoch,
-        ),
-        preprocess=preprocess,
-        classes=classes,
-        artifacts=artifacts,
-        files={},
-    )

@@ -5,6 +5,7 @@ bundle, so neither checkpoint nor torch is needed.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,22 +14,35 @@ from irv2.bundle import Bundle
 from irv2.convert.engine.build import choose_flavour, engine_artifact
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate.reference import REFERENCE
-from irv2.convert.gate.report import Report
-from irv2.convert.publish.rejection import forget_rejection, write_rejection
+from irv2.convert.gate.report import Report, Show, unseen
+from irv2.convert.publish.evidence import forget_rejection, write_rejection
 from irv2.convert.publish.replace import folder_beside, named, replace_folder, require_replaceable
 from irv2.convert.verify import open_to_verify, require_same, verify
 from irv2.data.dataset import BadImages
 from irv2.errors import BundleError, EngineError
-from irv2.manifest import LEDGER_SUFFIX, Artifact, bundle_id
+from irv2.manifest import LEDGER_SUFFIX, Artifact
 from irv2.runners.choose import open_runner
 
 
-def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> Report:
+def build_again(engine: Artifact, model: Artifact, folder: Path) -> Artifact:
+    """Build an engine from `model`, in `folder`, with the options that it records."""
+    options = EngineOptions.from_record(engine.built_with)
+    return engine_artifact(model, folder, choose_flavour(options), options)
+
+
+def rebuild(
+    path: Path,
+    data: Path | None,
+    bad_images: BadImages = "error",
+    show: Show = unseen,
+    build: Callable[[Artifact, Artifact, Path], Artifact] = build_again,
+) -> Report:
     """Build every engine of the bundle again, judge all, and replace the bundle if it passed.
 
     Work is done on a copy: where the gate is not met the bundle stays as it was, and the report
-    lies in `path`.rejected. Raises BundleError where it holds no engine or was replaced meanwhile,
-    EngineError where none can be built here, or none that could take a verified one's place.
+    lies in `path`.rejected. `show` gets the report before it is written. Raises
+    BundleError where it holds no engine or was replaced meanwhile, EngineError where none can be
+    built here, or none that could take a verified one's place.
     """
     path = named(path)
     old = open_to_verify(path).manifest
@@ -40,18 +54,15 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
     with folder_beside(path) as folder:
         shutil.copytree(path, folder, dirs_exist_ok=True, ignore=lambda *_: gone)
         models = {model.sha256: model for model in old.artifacts if model.format == "onnx"}
-        built = [_built_again(engine, models[engine.built_from], folder) for engine in engines]
-        artifacts = [*models.values(), *built]
+        built = [build(engine, models[engine.built_from], folder) for engine in engines]
         manifest = msgspec.structs.replace(
-            old,
-            artifacts=artifacts,
-            id=bundle_id(artifacts, old.preprocess, old.classes),
+            old.with_artifacts([*models.values(), *built]),
             files={name: sha256 for name, sha256 in old.files.items() if name not in gone},
         )
         bundle = Bundle(folder, old).with_manifest(manifest)
         for before, after in zip(engines, built, strict=True):
             _require_evidence(bundle, before, after)
-        report = verify(folder, data, bad_images, place=path)
+        report = verify(folder, data, bad_images, path, show)
         if report.failed:
             paths = [folder / REFERENCE, *folder.glob(f"*{LEDGER_SUFFIX}")]
             write_rejection(report, {path.name: path.read_bytes() for path in paths})
@@ -60,11 +71,6 @@ def rebuild(path: Path, data: Path | None, bad_images: BadImages = "error") -> R
             replace_folder(folder, path)
             forget_rejection(path)
     return report
-
-
-def _built_again(engine: Artifact, model: Artifact, folder: Path) -> Artifact:
-    options = EngineOptions.from_record(engine.built_with)
-    return engine_artifact(model, folder, choose_flavour(options), options)
 
 
 def _require_evidence(bundle: Bundle, before: Artifact, after: Artifact) -> None:

@@ -118,11 +118,35 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     # By precision, as the export was asked to judge: also what could not be run there.
     accepted_loss: dict[Precision, AcceptedLoss] = {}
 
+    def with_artifacts(self, artifacts: list[Artifact]) -> "Manifest":
+        """The manifest of the same bundle with other model files, and the id that follows."""
+        identity = bundle_id(artifacts, self.preprocess, self.classes)
+        return msgspec.structs.replace(self, artifacts=artifacts, id=identity)
+
 
 class _AnyManifest(msgspec.Struct, frozen=True):
     """What every version of bundle.json says, read before the rest."""
 
     schema: str
+
+
+def new_manifest(
+    source: Source,
+    preprocess: dict[str, Any],
+    classes: list[str],
+    artifacts: list[Artifact],
+    files: dict[str, str],
+) -> Manifest:
+    """The manifest of a new bundle; its id follows from the rest."""
+    return Manifest(
+        schema=SCHEMA,
+        id=bundle_id(artifacts, preprocess, classes),
+        source=source,
+        preprocess=preprocess,
+        classes=classes,
+        artifacts=artifacts,
+        files=files,
+    )
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,9 +33,9 @@ from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.cli.options import FloatRange, json_option, print_json
 from irv2.cli.program import Program
-from irv2.convert.candidate import ExportOptions, convert
+from irv2.convert.candidate import ExportOptions, make_candidate
 from irv2.convert.onnx.calibrate import DEFAULT_IMAGES
-from irv2.data.dataset import find_images
+from irv2.data.dataset import open_split
 from irv2.images.preprocess import Preprocess
 from irv2.manifest import ONNX_FILE
 from irv2.model import inception_resnet_v2
@@ -183,24 +183,25 @@ def flop_per_image(model: onnx.ModelProto) -> float:
 def _export_full_network(folder: Path) -> tuple[Checkpoint, ExportCost]:
     checkpoint = _random_checkpoint()
     rng = np.random.default_rng(0)
-    (folder / "images").mkdir()
-    for i in range(DEFAULT_IMAGES):  # smooth, as photographs are, and of their usual size
-        blots = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
-        blots.resize((500, 375)).save(folder / "images" / f"{i}.jpg", quality=90)
+    # All of one class: random weights would seem to lose by every change of a meaningless answer.
+    train, val = (folder / "data" / split / "all" for split in ("train", "val"))
+    for place, num in ((train, DEFAULT_IMAGES), (val, 1)):
+        place.mkdir(parents=True)
+        for i in range(num):  # smooth, as photographs are, and of their usual size
+            blots = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+            blots.resize((500, 375)).save(place / f"{i}.jpg", quality=90)
     checkpoint.save(folder / "random.pt")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return checkpoint, pool.submit(_export_in_folder, folder).result()
+        return checkpoint, pool.submit(export_in_folder, folder).result()
 
 
-def _export_in_folder(folder: Path) -> ExportCost:
+def export_in_folder(folder: Path) -> ExportCost:
+    """Time the conversion of `folder`/random.pt with `folder`/data, and leave the files there."""
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # the user's may know the calibration
     started = time.perf_counter()
     checkpoint = Checkpoint.load(folder / "random.pt")
     options = ExportOptions(precisions=("fp32", "int8"))
-    images = find_images(folder / "images")
-    # All of one class: random weights would seem to lose by every change of a meaningless answer.
-    images = replace(images, labels=np.zeros(len(images), np.int64))
-    convert(checkpoint, "0" * 64, folder, options, images)
+    make_candidate(checkpoint, "0" * 64, folder, options, open_split(folder / "data", "val"))
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return ExportCost(
         seconds=round(time.perf_counter() - started, 1), peak_rss_gb=round(peak_bytes / 1e9, 2)

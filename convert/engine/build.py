@@ -15,14 +15,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from irv2 import __version__
 from irv2.convert.engine.options import EngineOptions
+from irv2.convert.provenance import new_artifact
 from irv2.errors import EngineError
 from irv2.manifest import Artifact, Format
 from irv2.runners.tensorrt import create, import_tensorrt, load_engine, shared_logger
-from irv2.system.files import file_sha256, write_atomically
+from irv2.system.files import write_atomically
 from irv2.system.gpu import Gpu, find_gpu
-from irv2.system.machine import describe_machine
 from irv2.system.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -113,22 +112,19 @@ def engine_artifact(
     plan_path = folder / f"model.{onnx_model.precision}.plan"
     logger.info("export: %s with %s %s", plan_path.name, flavour.format, flavour.version)
     build_engine(folder / onnx_model.file, plan_path, onnx_model.max_batch, flavour, options)
-    return Artifact(
-        file=plan_path.name,
-        sha256=file_sha256(plan_path),
+    built_with = {
+        flavour.format: flavour.version,
+        **options.to_record(onnx_model.max_batch),
+        **describe_engine(plan_path, flavour, options),
+    }
+    return new_artifact(
+        plan_path,
+        onnx_model.precision,
+        onnx_model.max_batch,
+        onnx_model.sha256,
+        built_with,
         format=flavour.format,
-        precision=onnx_model.precision,
-        max_batch=onnx_model.max_batch,
-        built_from=onnx_model.sha256,
-        built_with={
-            "irv2": __version__,
-            flavour.format: flavour.version,
-            "machine": describe_machine(),
-            **options.to_record(onnx_model.max_batch),
-            **describe_engine(plan_path, flavour, options),
-        },
         gpu=flavour.target,
-        parity=None,
     )
 
 

@@ -1,34 +1,53 @@
-"""One pass over the evaluation images, and everything the gate finds out about each artefact."""
+"""Run a bundle's artefacts, and find out everything that the gate asks about each."""
 
 import dataclasses
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import msgspec
 
 from irv2.bundle import Bundle
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate import invariance
-from irv2.convert.gate.artifacts import Opened
-from irv2.convert.gate.localize import BlockOutputs, explain
+from irv2.convert.gate.localize import explain
 from irv2.convert.gate.reference import Reference
-from irv2.convert.gate.report import Report, written_down
 from irv2.convert.gate.verdict import Judgement, Tolerance, judge
+from irv2.convert.onnx.blocks import BlockOutputs
 from irv2.data.dataset import ImageFolder
+from irv2.errors import EngineError
 from irv2.ledger import Ledger, Predictions
-from irv2.manifest import (
-    LEDGER_SUFFIX,
-    MANIFEST,
-    REPORT,
-    AcceptedLoss,
-    Artifact,
-    Precision,
-    manifest_json,
-)
-from irv2.system.files import write_atomically
+from irv2.manifest import Artifact, Precision
+from irv2.runners.base import Runner
+from irv2.runners.choose import devices, open_runner
 from irv2.system.machine import describe_machine
 from irv2.types import UInt8Array
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """By file name: a runner for each artefact, or why this machine has none."""
+
+    runners: dict[str, Runner]
+    reasons: dict[str, str]
+
+
+@contextmanager
+def open_artifacts(bundle: Bundle) -> Iterator[Opened]:
+    """Open every artefact on the fastest device that takes it."""
+    opened = Opened({}, {})
+    with ExitStack() as stack:
+        for artifact in bundle.manifest.artifacts:
+            try:
+                runner = stack.enter_context(_open_fastest(bundle, artifact))
+                opened.runners[artifact.file] = runner
+            except EngineError as error:
+                opened.reasons[artifact.file] = f"{error.what}: {error.got}"
+                logger.warning("%s is not run here: %s", artifact.file, error)
+        yield opened
 
 
 def judge_all(
@@ -38,7 +57,7 @@ def judge_all(
     reference: Reference,
     images: ImageFolder,
     *,
-    tolerance_of: Callable[[Artifact], Tolerance],
+    tolerances: Mapping[Precision, Tolerance],
     reference_blocks: Callable[[UInt8Array], BlockOutputs],
 ) -> dict[str, Judgement]:
     """Decisions, batch invariance and ledger of every opened artefact, by file name.
@@ -51,9 +70,9 @@ def judge_all(
     judged = {}
     for (file, runner), predicted in zip(opened.runners.items(), predictions, strict=True):
         artifact = artifacts[file]
-        tolerance = tolerance_of(artifact)
+        precision = artifact.precision
         judgement = judge(
-            reference, predicted.logits, artifact.precision, tolerance, runner.backend
+            reference, predicted.logits, precision, tolerances[precision], runner.backend
         )
         parity = msgspec.structs.replace(judgement.parity, machine=describe_machine())
         judgement = dataclasses.replace(judgement, parity=parity)
@@ -68,39 +87,28 @@ def judge_all(
     return judged
 
 
-def accepted_loss(
-    artifacts: list[Artifact], tolerance_of: Callable[[Artifact], Tolerance]
-) -> dict[Precision, AcceptedLoss]:
-    """What the bundle records of the tolerances, for a gate on another machine."""
-    tolerances = {artifact.precision: tolerance_of(artifact) for artifact in artifacts}
-    return {
-        precision: AcceptedLoss(
-            top1_points=tolerance.top1_points,
-            top5_points=tolerance.top5_points,
-            confidence=tolerance.confidence,
-        )
-        for precision, tolerance in tolerances.items()
+def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> dict[str, str]:
+    """Files beside float32 that too few images could judge, and the engines made of them: why."""
+    models = {
+        artifact.sha256: artifact.file
+        for artifact in artifacts
+        if artifact.precision != "fp32"
+        and artifact.file in judged
+        and judged[artifact.file].parity.verdict == "too_few_images"
     }
-
-
-def ledger_files(judged: dict[str, Judgement]) -> dict[str, bytes]:
-    """The ledger of every artefact that was run: file name -> content."""
-    return {
-        file + LEDGER_SUFFIX: judgement.ledger.to_bytes()
-        for file, judgement in judged.items()
-        if judgement.ledger is not None
+    engines = {
+        artifact.file: f"it is made of {models[artifact.built_from]}"
+        for artifact in artifacts
+        if artifact.built_from in models
     }
+    return engines | {file: judged[file].line for file in models.values()}
 
 
-def write_evidence(folder: Path, report: Report, contents: dict[str, bytes]) -> Report:
-    """Write `contents`, parity.md and, last, bundle.json with their hashes.
-
-    Raises UnwrittenError.
-    """
-    contents = {**contents, REPORT: report.to_markdown().encode()}
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    manifest = msgspec.structs.replace(report.manifest, files=report.manifest.files | hashes)
-    with written_down(report):
-        for name, content in {**contents, MANIFEST: manifest_json(manifest)}.items():
-            write_atomically(folder / name, content)
-    return dataclasses.replace(report, manifest=manifest)
+def _open_fastest(bundle: Bundle, artifact: Artifact) -> Runner:
+    *faster, last = devices(artifact)
+    for device in faster:
+        try:
+            return open_runner(bundle.path / artifact.file, artifact, device)
+        except EngineError as error:
+            logger.info("%s: not on %s (%s)", artifact.file, device, error)
+    return open_runner(bundle.path / artifact.file, artifact, last)

@@ -1,30 +1,15 @@
-"""Where an artefact that failed departs from the reference, block by block, and what to try.
+"""Where an artefact that failed departs from the reference, block by block, and what to try."""
 
-Weights keep their names through export and quantisation, so the blocks of two graphs can be told
-apart and paired whatever was folded or inserted. A block's output is what the first weighted
-layer of a later block reads.
-"""
-
-import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from irv2.bundle import Bundle
+from irv2.convert.onnx.blocks import BlockOutputs, block_outputs
 from irv2.errors import EngineError
 from irv2.manifest import Artifact, Precision
-from irv2.runners.onnx import import_onnxruntime
-from irv2.types import FloatArray, UInt8Array
+from irv2.types import UInt8Array
 
-if TYPE_CHECKING:
-    import onnx
-
-BlockOutputs = dict[str, FloatArray]  # in the order of the network; the last is "classifier"
-
-# In a weight's name: stem.3, blocks_a.0, reduction_a, classifier.
-BLOCK = re.compile(r"model\.((?:stem|blocks_[abc])\.\d+|\w+)\.")
 # Relative differences of a block's output that rounding alone explains, with room: float32 sums
 # in another order stay below 1e-5, fp16 around 1e-3, bf16 8 times that, int8 at 2 to 3 %.
 _ROUNDING: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 1e-1}
@@ -94,63 +79,3 @@ def compare_blocks(reference: BlockOutputs, found: BlockOutputs) -> dict[str, fl
         difference = np.linalg.norm(actual.astype(np.float64) - expected)
         differences[block] = float(difference / max(norm, np.finfo(np.float32).tiny))
     return differences
-
-
-def block_outputs(onnx_path: Path, images: UInt8Array) -> BlockOutputs:
-    """Every block's output for uint8 (N, S, S, 3).
-
-    Raises EngineError where it can't be run, or its blocks can't be told apart.
-    """
-    try:
-        import onnx
-    except ImportError as error:  # `irv2 verify` needs it for nothing else
-        raise EngineError("onnx", "onnx is not installed") from error
-    model = onnx.load(onnx_path)
-    tensors = _boundaries(model.graph)
-    declared = {output.name for output in model.graph.output}
-    for tensor in tensors.values():
-        if tensor not in declared:
-            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(tensor))
-    try:
-        session = import_onnxruntime().InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        values = session.run(list(tensors.values()), {"images": images})
-    except Exception as error:  # ONNX Runtime's exceptions have no common base class
-        raise EngineError(onnx_path, f"ONNX Runtime can't run it ({error})") from error
-    return {block: value.astype(np.float32) for block, value in zip(tensors, values, strict=True)}
-
-
-def _boundaries(graph: "onnx.GraphProto") -> dict[str, str]:
-    """Block -> the tensor that leaves it, in the order of the network.
-
-    A later block may read several, pooled or not: the one that came first is what it was given.
-    """
-    block_of: dict[str, str] = {}  # tensor -> the block that computes it
-    depth_of: dict[str, int] = {}  # tensor -> the most nodes on a way to it
-    order: dict[str, int] = {}
-    boundaries: dict[str, str] = {}
-    for node in graph.node:
-        sources = [block_of[name] for name in node.input if name in block_of]
-        block = _own_block(node) or max(sources, key=order.__getitem__, default=None)
-        if block is None:
-            continue  # before the first block, or a weight's own nodes
-        order.setdefault(block, len(order))
-        read = node.input[0]
-        before = block_of.get(read, block)
-        if before != block and _own_block(node):
-            known = boundaries.setdefault(before, read)
-            boundaries[before] = min(known, read, key=depth_of.__getitem__)
-        block_of |= dict.fromkeys(node.output, block)
-        depth = 1 + max((depth_of[name] for name in node.input if name in depth_of), default=0)
-        depth_of |= dict.fromkeys(node.output, depth)
-    if "logits" not in block_of:
-        raise EngineError("blocks", "no layer of it bears a known name")
-    return boundaries | {block_of["logits"]: "logits"}
-
-
-def _own_block(node: "onnx.NodeProto") -> str | None:
-    """The block that a layer's weights belong to; None for a node without weights."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul"):
-        return None
-    return next((match[1] for name in node.input[1:] if (match := BLOCK.search(name))), None)

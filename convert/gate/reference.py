@@ -4,17 +4,15 @@
 another machine, without the checkpoint and without torch.
 """
 
-import hashlib
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
 
 from irv2.data.dataset import ImageFolder
+from irv2.data.hashes import hash_files
 from irv2.errors import DataError
 from irv2.ledger import Ledger
-from irv2.system.progress import progress
 from irv2.types import FloatArray
 
 REFERENCE = "reference.npz"
@@ -58,14 +56,3 @@ class Reference(Ledger):
                 "pass their folder with --data, or export again on these",
             )
         return folder.subset(files), self.take(rows)
-
-
-def hash_files(folder: ImageFolder) -> list[str]:
-    """The sha256 of every image's bytes, in the folder's order."""
-
-    def hash_image(i: int) -> str:
-        return hashlib.sha256(folder.read(i)).hexdigest()
-
-    with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter lock
-        hashes = pool.map(hash_image, range(len(folder)))
-        return list(progress(hashes, f"find images in {folder.root}", len(folder), "images"))

@@ -7,22 +7,23 @@ damaged one is computed again. The oldest entries make room for new ones.
 import hashlib
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from irv2.checkpoint import Checkpoint
-from irv2.convert.gate.reference import hash_files
 from irv2.data.dataset import BadImages, ImageFolder
+from irv2.data.hashes import hash_files
 from irv2.errors import DataError
 from irv2.evaluate import classify_folder
 from irv2.images.preprocess import library_versions
 from irv2.ledger import Predictions
 from irv2.runners.base import Runner
 from irv2.runners.torch import TorchRunner, resolve_device
-from irv2.system.arrays import load_arrays
-from irv2.system.cache import cache_folder, keep
+from irv2.system.arrays import bytes_from_arrays, load_arrays
+from irv2.system.cache import cache_folder, cached
 
 logger = logging.getLogger(__name__)
 
@@ -42,25 +43,28 @@ def classify_with_reference(
     """
     device = resolve_device("auto")
     path = cache_folder("reference") / f"{_key(checkpoint, checkpoint_sha256, images, device)}.npz"
-    known = _load(path)
-    if known is not None:
-        logger.info("reference: %d answers of this checkpoint, kept from before", len(known))
-        predictions = classify_folder(
-            runners, images, checkpoint.preprocess, bad_images=bad_images, title="parity"
-        )
-        if any(each.sha256 != known.sha256 for each in predictions):
-            raise DataError(images.root, "images changed while they were read")
-        return [known, *predictions]
-    with TorchRunner(checkpoint, device) as torch_runner:
-        predictions = classify_folder(
-            [torch_runner, *runners],
-            images,
-            checkpoint.preprocess,
-            bad_images=bad_images,
-            title="parity",
-        )
-    _store(path, predictions[0])
-    return predictions
+    ask = partial(
+        classify_folder,
+        folder=images,
+        config=checkpoint.preprocess,
+        bad_images=bad_images,
+        title="parity",
+    )
+    together: list[Predictions] = []
+
+    def ask_together() -> Predictions:
+        with TorchRunner(checkpoint, device) as torch_runner:
+            together.extend(ask([torch_runner, *runners]))
+        return together[0]
+
+    known = cached(path, "reference", load=_load, make=ask_together, dump=_dump)
+    if together:
+        _make_room(path.parent)
+        return together
+    predictions = ask(runners)
+    if any(each.sha256 != known.sha256 for each in predictions):
+        raise DataError(images.root, "images changed while they were read")
+    return [known, *predictions]
 
 
 def _key(checkpoint: Checkpoint, sha256: str, images: ImageFolder, device: str) -> str:
@@ -70,32 +74,20 @@ def _key(checkpoint: Checkpoint, sha256: str, images: ImageFolder, device: str) 
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _load(path: Path) -> Predictions | None:
-    """The entry; None where there is none, or none that is whole."""
-    if not path.is_file():
-        return None
-    try:
-        files, sha256, *arrays = load_arrays(path, "files", "sha256", "labels", "logits")
-    except ValueError as error:
-        logger.warning("%s: damaged, computed again (%s)", path, error)
-        return None
-    return Predictions(tuple(files.tolist()), tuple(sha256.tolist()), *arrays)
+def _load(path: Path) -> Predictions:
+    files, sha256, *arrays = load_arrays(path, "files", "sha256", "labels", "logits")
+    predictions = Predictions(tuple(files.tolist()), tuple(sha256.tolist()), *arrays)
+    logger.info("reference: %d answers of this checkpoint, kept from before", len(predictions))
+    return predictions
 
 
-def _store(path: Path, predictions: Predictions) -> None:
-    def write(beside: Path) -> None:
-        with beside.open("wb") as file:
-            np.savez(
-                file,
-                allow_pickle=False,
-                files=np.array(predictions.files),
-                sha256=np.array(predictions.sha256),
-                labels=predictions.labels,
-                logits=predictions.logits,
-            )
-
-    if keep(path, write, "the reference's answers"):
-        _make_room(path.parent)
+def _dump(predictions: Predictions) -> bytes:
+    return bytes_from_arrays(
+        files=np.array(predictions.files),
+        sha256=np.array(predictions.sha256),
+        labels=predictions.labels,
+        logits=predictions.logits,
+    )
 
 
 def _make_room(folder: Path) -> None:

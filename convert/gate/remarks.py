@@ -4,20 +4,23 @@ A checkpoint knows nothing of the files it saw, so DIR/val is compared with the 
 it: by size first, then by hash. What was hashed is kept in the user's cache.
 """
 
-import hashlib
-import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from irv2.convert.gate.reference import Reference, hash_files
+from irv2.convert.gate.reference import Reference
+from irv2.convert.gate.verdict import (
+    TOLERANCE_POINTS,
+    is_above_chance,
+    smallest_passing_n,
+    upper_loss_points,
+)
 from irv2.data.dataset import ImageFolder, open_split
-from irv2.data.shards import is_sharded, shard_state
+from irv2.data.hashes import known_hashes, same_size
+from irv2.data.shards import is_sharded
 from irv2.errors import InputError
 from irv2.images.decode import EXTENSIONS
-from irv2.system.cache import cache_folder, keep
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +29,52 @@ logger = logging.getLogger(__name__)
 MAX_HASHED = 100_000
 
 
-def evidence_remarks(reference: Reference, classes: list[str], data: Path) -> list[str]:
-    """What a reader of the verdict has to know of the images in `data`/val; logged too."""
-    remarks = [coverage_remark(reference, classes), leakage_remark(reference, data)]
-    found = [remark for remark in remarks if remark]
-    for remark in found:
-        logger.warning("notice: %s", remark)
-    return found
+def remarks_on(
+    reference: Reference, classes: list[str], data: Path, confidence: float
+) -> list[str]:
+    """What the images in `data`/val can show at best, and what weakens them as evidence.
+
+    What weakens them is logged too.
+    """
+    remarks = [limits_remark(len(reference), confidence)]
+    if len(classes) <= 10:
+        remarks.append(
+            f"With {len(classes)} classes top-5 is nearly empty as evidence: guessing is right "
+            f"in {100 * min(1, 5 / len(classes)):.0f} % of cases."
+        )
+    weaknesses = (
+        chance_remark(reference, len(classes)),
+        coverage_remark(reference, classes),
+        leakage_remark(reference, data),
+    )
+    for weakness in filter(None, weaknesses):
+        logger.warning("notice: %s", weakness)
+        remarks.append(weakness)
+    return remarks
+
+
+def limits_remark(n: int, confidence: float) -> str:
+    """The smallest loss that `n` images can show, and how many each default tolerance takes."""
+    tolerances = list(TOLERANCE_POINTS.values())
+    return (
+        f"These {n} images can't show a loss below {upper_loss_points(0, 0, n, confidence):.2f} "
+        f"points ({100 * confidence:g} %), even with none lost. To show "
+        + " / ".join(map(str, tolerances))
+        + " points takes at least "
+        + " / ".join(str(smallest_passing_n(t, confidence)) for t in tolerances)
+        + " images."
+    )
+
+
+def chance_remark(reference: Reference, num_classes: int) -> str:
+    """Said of a checkpoint that may be guessing; empty for others."""
+    n, num_right = len(reference), int(reference.top1_right.sum())
+    if is_above_chance(num_right, n, num_classes):
+        return ""
+    return (
+        f"The checkpoint is right on {num_right} of {n} images, which is not shown to be better "
+        f"than chance ({100 / num_classes:.3g} %): agreeing with it says little."
+    )
 
 
 def coverage_remark(reference: Reference, classes: list[str]) -> str:
@@ -54,7 +96,7 @@ def leakage_remark(reference: Reference, data: Path) -> str:
     try:
         candidates = same_size(_list(data / "train"), _list(data / "val"))
         looked_at = candidates.subset(range(min(len(candidates), MAX_HASHED)))
-        trained_on = _hashes(looked_at)
+        trained_on = known_hashes(looked_at)
     except (InputError, OSError) as error:  # the verdict stands without it
         return f"Evaluation images were not looked for in train/ ({error})."
     is_partial = len(looked_at) < len(candidates)
@@ -66,13 +108,6 @@ def leakage_remark(reference: Reference, data: Path) -> str:
         f"{num} of {len(reference)} evaluation images are in train/ too, byte by byte{where}: "
         "errors on them say little about new images."
     )
-
-
-def same_size(images: ImageFolder, others: ImageFolder) -> ImageFolder:
-    """Those of `images` that have as many bytes as one of `others`, and so may be copies."""
-    sizes = {size_bytes for _, size_bytes, _ in _states(others)}
-    states = enumerate(_states(images))
-    return images.subset([i for i, (_, size_bytes, _) in states if size_bytes in sizes])
 
 
 def _list(split: Path) -> ImageFolder:
@@ -87,30 +122,3 @@ def _list(split: Path) -> ImageFolder:
         if path.suffix.lower() in EXTENSIONS
     )
     return ImageFolder(split, (), tuple(files), np.full(len(files), -1, np.int64))
-
-
-def _states(images: ImageFolder) -> Iterator[tuple[str, int, int | str]]:
-    """Of each image its file, its size in bytes, and what changes when it is written anew."""
-    if images.spans is not None:
-        changed = shard_state(images.root)
-        for file, size_bytes in zip(images.files, images.spans[:, 1].tolist(), strict=True):
-            yield file, size_bytes, changed
-        return
-    for i, file in enumerate(images.files):
-        status = images.path(i).stat()
-        yield file, status.st_size, status.st_mtime_ns
-
-
-def _hashes(images: ImageFolder) -> set[str]:
-    """The sha256 of each, from the cache where none of them has changed."""
-    root = str(images.root.resolve())
-    states = [root, *_states(images)]
-    key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
-    name = hashlib.sha256(root.encode()).hexdigest()  # one file for each folder
-    cache = cache_folder("train-hashes") / f"{name}.txt"
-    kept = cache.read_text(errors="replace").split() if cache.is_file() else []
-    if kept[:1] == [key]:
-        return set(kept[1:])
-    hashes = set(hash_files(images))
-    keep(cache, "\n".join([key, *sorted(hashes)]).encode(), "the hashes")
-    return hashes

@@ -1,7 +1,6 @@
 """The gate's report: a table on screen, parity.md in the bundle, and the same as JSON."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,8 @@ from tabulate import tabulate
 
 from irv2.convert.gate.invariance import describe
 from irv2.convert.gate.reference import Reference
-from irv2.convert.gate.verdict import (
-    CONFIDENCE,
-    TOLERANCE_POINTS,
-    Judgement,
-    is_above_chance,
-    smallest_passing_n,
-    upper_loss_points,
-)
-from irv2.errors import Irv2Error, ParityError
+from irv2.convert.gate.remarks import remarks_on
+from irv2.convert.gate.verdict import Judgement
 from irv2.manifest import Artifact, ErrorChange, Manifest
 
 _HEADERS = (
@@ -97,26 +89,11 @@ class Report:
         return [*lines, *batches, *self.remarks]
 
 
-class UnwrittenError(Irv2Error):
-    """A verdict that can't be written down, with its report; exits as the verdict alone would."""
-
-    def __init__(self, report: Report, error: OSError) -> None:
-        super().__init__(
-            error.filename or report.bundle,
-            f"can't be written ({error.strerror})",
-            way_out=f"not passed: {report.failure}" if report.failed else "passed",
-        )
-        self.report = report
-        self.exit_code = ParityError.exit_code if report.failed else Irv2Error.exit_code
+Show = Callable[[Report], None]  # how a caller shows a report before it is written
 
 
-@contextmanager
-def written_down(report: Report) -> Iterator[None]:
-    """Around what writes a report: raises UnwrittenError, by which it can still be printed."""
-    try:
-        yield
-    except OSError as error:
-        raise UnwrittenError(report, error) from error
+def unseen(report: Report) -> None:
+    """A no-op, for callers that use the report which is returned."""
 
 
 def report_on(
@@ -124,10 +101,22 @@ def report_on(
     manifest: Manifest,
     judged: dict[str, Judgement],
     reasons: dict[str, str],
-    remarks: list[str],
+    reference: Reference,
+    data: Path,
 ) -> Report:
-    """The new evidence in `manifest`; per artefact a line with its judgement or why it has none."""
-    artifacts = with_judgements(manifest.artifacts, judged)
+    """Put the new evidence into `manifest`, and say what it and the images in `data`/val show.
+
+    An artefact without a judgement keeps its evidence; `reasons` say why it was not run. What
+    weakens the images as evidence is logged too.
+    """
+    artifacts = [
+        msgspec.structs.replace(artifact, parity=found.parity, invariance=found.invariance)
+        if (found := judged.get(artifact.file))
+        else artifact
+        for artifact in manifest.artifacts
+    ]
+    confidence = next(iter(judged.values())).parity.confidence
+    remarks = remarks_on(reference, manifest.classes, data, confidence)
     return Report(
         bundle=place,
         manifest=msgspec.structs.replace(manifest, artifacts=artifacts),
@@ -142,52 +131,11 @@ def report_on(
     )
 
 
-def with_judgements(artifacts: list[Artifact], judged: dict[str, Judgement]) -> list[Artifact]:
-    """The artefacts with their new evidence; those without any keep what they had."""
-    return [
-        msgspec.structs.replace(artifact, parity=found.parity, invariance=found.invariance)
-        if (found := judged.get(artifact.file))
-        else artifact
-        for artifact in artifacts
-    ]
-
-
 def _kept(artifact: Artifact, reason: str) -> str:
     if artifact.parity is None:
         return f"not verified here: {reason}"
     earlier = f"{artifact.parity.verdict.replace('_', ' ')} on {artifact.parity.ran_on}"
     return f"not run here, keeps its evidence ({earlier}): {reason}"
-
-
-def remarks_on(reference: Reference, num_classes: int, confidence: float = CONFIDENCE) -> list[str]:
-    """What these images can show at best, and what weakens them as evidence."""
-    n, tolerances = len(reference), list(TOLERANCE_POINTS.values())
-    remarks = [
-        f"These {n} images can't show a loss below {upper_loss_points(0, 0, n, confidence):.2f} "
-        f"points ({100 * confidence:g} %), even with none lost. To show "
-        + " / ".join(map(str, tolerances))
-        + " points takes at least "
-        + " / ".join(str(smallest_passing_n(t, confidence)) for t in tolerances)
-        + " images."
-    ]
-    if num_classes <= 10:
-        remarks.append(
-            f"With {num_classes} classes top-5 is nearly empty as evidence: guessing is right "
-            f"in {100 * min(1, 5 / num_classes):.0f} % of cases."
-        )
-    weakness = chance_remark(reference, num_classes)
-    return [*remarks, weakness] if weakness else remarks
-
-
-def chance_remark(reference: Reference, num_classes: int) -> str:
-    """Said of a checkpoint that may be guessing; empty for others."""
-    n, num_right = len(reference), int(reference.top1_right.sum())
-    if is_above_chance(num_right, n, num_classes):
-        return ""
-    return (
-        f"The checkpoint is right on {num_right} of {n} images, which is not shown to be better "
-        f"than chance ({100 / num_classes:.3g} %): agreeing with it says little."
-    )
 
 
 def _row(artifact: Artifact) -> tuple[str, ...]:

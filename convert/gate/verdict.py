@@ -16,7 +16,7 @@ from scipy.special import betaincinv
 from irv2.convert.gate.reference import Reference
 from irv2.errors import UsageError
 from irv2.ledger import Ledger
-from irv2.manifest import ErrorChange, Invariance, Parity, Precision, Verdict
+from irv2.manifest import AcceptedLoss, ErrorChange, Invariance, Parity, Precision, Verdict
 from irv2.results import top_k_indices
 from irv2.types import FloatArray, IntArray
 
@@ -44,6 +44,13 @@ class Tolerance:
             raise UsageError("tolerance", f"{self.top1_points}", "more than 0 points")
         if not 0.5 <= self.confidence < 1:
             raise UsageError("confidence", f"{self.confidence}", "0.5 to below 1")
+
+    @property
+    def accepted_loss(self) -> AcceptedLoss:
+        """What the bundle records of it, for a gate on another machine."""
+        return AcceptedLoss(
+            top1_points=self.top1_points, top5_points=self.top5_points, confidence=self.confidence
+        )
 
 
 def tolerance_for(

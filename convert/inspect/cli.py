@@ -1,17 +1,67 @@
-"""`irv2 graph`: a picture of the network, read from its ONNX file."""
+"""`irv2 inspect`, `irv2 diff` and `irv2 graph`: look at a bundle, two answers, a network."""
 
 from pathlib import Path
 
 import click
 
 from irv2.bundle import Bundle
-from irv2.cli.options import json_option, print_json
+from irv2.cli.options import data_option, json_option, print_json
 from irv2.cli.program import Program
-from irv2.errors import UsageError
+from irv2.errors import BundleError, UsageError
 from irv2.manifest import ONNX_FILE
 from irv2.system.files import check_folder_of
 
-SUFFIXES = (".png", ".svg")
+PICTURE_SUFFIXES = (".png", ".svg")
+
+
+@click.command(cls=Program)
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds and check every hash."""
+    from irv2.convert.inspect.bundle import inspect_bundle
+
+    inspection = inspect_bundle(bundle)
+    if as_json:
+        print_json(inspection.to_json())
+    else:
+        click.echo(inspection.to_text())
+    for file, problem in inspection.problems.items():
+        raise BundleError(file, problem, way_out=inspection.bundle.way_out(file))
+
+
+@click.command(cls=Program)
+@click.argument("a")
+@click.argument("b")
+@data_option
+@click.option(
+    "-o", "sheet_path", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
+    help="Draw the pictures too, with both answers.",
+)  # fmt: skip
+@json_option
+def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bool) -> None:
+    """List the images to which A and B give different best classes.
+
+    A and B are BUNDLE (its model.onnx), BUNDLE:FILE (another artefact), BUNDLE:reference (the
+    checkpoint), a LEDGER.npz of `irv2 eval --ledger`, or a CHECKPOINT.pt, which then classifies
+    DIR/val. DIR/val names the image files too.
+    """
+    from irv2.convert.inspect.diff import diff as run_diff
+    from irv2.convert.inspect.diff import load_named
+    from irv2.data.samples import resolve_data
+
+    if sheet_path is not None:
+        check_folder_of(sheet_path)
+        data = resolve_data(data)
+    difference = run_diff(load_named(a, data), load_named(b, data), data)
+    if sheet_path is not None and difference.rows:
+        from irv2.convert.inspect.contact_sheet import write_sheet
+
+        write_sheet(difference, sheet_path)
+    if as_json:
+        print_json(difference.to_json())
+    else:
+        click.echo(difference.to_text())
 
 
 @click.command(cls=Program)
@@ -19,13 +69,13 @@ SUFFIXES = (".png", ".svg")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
               metavar="PNG|SVG", help="Picture to write.")  # fmt: skip
 @json_option
-def main(model: Path, out: Path, as_json: bool) -> None:
+def graph(model: Path, out: Path, as_json: bool) -> None:
     """Draw the blocks, layers and shapes of a bundle's model.onnx or of an ONNX file."""
     from irv2.convert.inspect.graph import read_blocks
     from irv2.convert.inspect.graph_picture import draw_graph
 
-    if out.suffix not in SUFFIXES:
-        raise UsageError("--out", str(out), f"a name that ends in {' or '.join(SUFFIXES)}")
+    if out.suffix not in PICTURE_SUFFIXES:
+        raise UsageError("--out", str(out), f"a name that ends in {' or '.join(PICTURE_SUFFIXES)}")
     check_folder_of(out)
     path = Bundle.open(model).path / ONNX_FILE if model.is_dir() else model
     blocks = read_blocks(path)

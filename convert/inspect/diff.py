@@ -12,8 +12,9 @@ from typing import Any
 from tabulate import tabulate
 
 from irv2.bundle import Bundle
-from irv2.convert.gate.reference import REFERENCE, hash_files
+from irv2.convert.gate.reference import REFERENCE
 from irv2.data.dataset import ImageFolder, open_split
+from irv2.data.hashes import hash_files
 from irv2.data.samples import resolve_data
 from irv2.errors import BundleError, DataError
 from irv2.ledger import Ledger

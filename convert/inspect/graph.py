@@ -5,7 +5,6 @@ in the names of its weights (`model.blocks_a.0.project.0.weight`), branches from
 several branches join was forked at the last node that all of them pass.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -15,12 +14,12 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto
 
+from irv2.block_names import block_of, part_of
 from irv2.errors import BundleError
 
 # Numbers of a quantised model, not steps of the network.
 _SILENT = {"QuantizeLinear", "DequantizeLinear"}
 _JOINS = {"Add", "Concat"}  # they end the block whose branches they join
-_MODULE = re.compile(r"\b(stem|reduction_[ab]|blocks_[abc]\.\d+|head|classifier)\b")
 _TITLES = {
     "stem": "Stem",
     "blocks_a": "Inception-ResNet-A",
@@ -133,8 +132,8 @@ def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def _layer(node: NodeProto, shape: tuple[int, ...]) -> Layer:
-    found = [match[1] for name in node.input if (match := _MODULE.search(name))]
-    module = found[0] if found else ""
+    block = next(filter(None, map(block_of, node.input)), "")
+    module = "stem" if part_of(block) == "stem" else block  # drawn as one
     attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
     if node.op_type in _WINDOWS:
         height, width = attributes["kernel_shape"]
@@ -195,7 +194,7 @@ def _blocks(network: Series) -> list[Block]:
 
 def _block(name: str, series: Series) -> Block:
     shape = layers(series)[-1].shape
-    return Block(_TITLES[name.partition(".")[0]], 1, _anonymous(series), shape)
+    return Block(_TITLES[part_of(name)], 1, _anonymous(series), shape)
 
 
 def _anonymous(series: Series) -> Series:

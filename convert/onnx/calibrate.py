@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,15 +17,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from irv2.convert.gate.reference import hash_files
-from irv2.convert.gate.remarks import same_size
 from irv2.data.dataset import BadImages, ImageFolder, find_images, open_split
+from irv2.data.hashes import hash_files, same_size
 from irv2.errors import DataError, EngineError, UsageError
 from irv2.evaluate import load_batches
 from irv2.images.preprocess import Preprocess, library_versions
 from irv2.runners.onnx import import_onnxruntime
 from irv2.system.arrays import bytes_from_arrays, load_arrays
-from irv2.system.cache import cache_folder, keep
+from irv2.system.cache import cache_folder, cached
 from irv2.system.files import file_sha256
 from irv2.system.progress import Progress
 from irv2.types import FloatArray, IntArray
@@ -150,14 +150,19 @@ def calibrate(
         import_onnxruntime().__version__,
     ]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-    cached = cache_folder("calibration") / f"{key}.npz"
-    calibration = _load(cached, images, origin)
-    if calibration is not None:
-        logger.info("calibrate: ranges over %d images from %s", len(calibration.labels), cached)
+
+    def load(path: Path) -> Calibration:
+        calibration = Calibration.load(path, images, origin)
+        logger.info("calibrate: ranges over %d images from %s", len(calibration.labels), path)
         return calibration
-    calibration = _observe(model, names, images, config, origin, bad_images)
-    keep(cached, calibration.to_bytes(), "the calibration")
-    return calibration
+
+    return cached(
+        cache_folder("calibration") / f"{key}.npz",
+        "calibration",
+        load=load,
+        make=partial(_observe, model, names, images, config, origin, bad_images),
+        dump=Calibration.to_bytes,
+    )
 
 
 def observed(graph: onnx.GraphProto) -> list[str]:
@@ -173,17 +178,6 @@ def observed(graph: onnx.GraphProto) -> list[str]:
     names = [graph.node[first].input[0]]
     names += [name for node in list(graph.node)[first:] for name in node.output]
     return [name for name in names if readers.get(name) != ["Relu"]]
-
-
-def _load(cached: Path, images: ImageFolder, origin: dict[str, str]) -> Calibration | None:
-    """The entry; None where there is none, or none that is whole."""
-    if not cached.is_file():
-        return None
-    try:
-        return Calibration.load(cached, images, origin)
-    except ValueError as error:
-        logger.warning("%s: unreadable calibration, made anew (%s)", cached, error)
-        return None
 
 
 def _observe(

@@ -6,16 +6,13 @@ exporter has nothing left to fold.
 """
 
 import copy
-import ctypes
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import onnx
 import torch
@@ -25,11 +22,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from irv2 import __version__
 from irv2.checkpoint import Checkpoint
+from irv2.convert.onnx.interruptible import in_thread
 from irv2.convert.onnx.model_file import write_model
 from irv2.model.paper import ConvBN, Normalized, Residual
-from irv2.system.machine import describe_machine
-
-T = TypeVar("T")
 
 OPSET = 20
 # torch and onnxscript talk about operators they skip and passes they run, to every user.
@@ -49,15 +44,13 @@ def write_onnx(checkpoint: Checkpoint, checkpoint_sha256: str, path: Path) -> No
 
 
 def versions() -> dict[str, str]:
-    """What made the file, for the bundle's `built_with`; where is not in the file itself."""
+    """The libraries that made the file, for the bundle's `built_with`."""
     import onnxscript
 
     return {
-        "irv2": __version__,
         "torch": str(torch.__version__),
         "onnx": onnx.__version__,
         "onnxscript": onnxscript.__version__,
-        "machine": describe_machine(),
     }
 
 
@@ -115,44 +108,10 @@ def _export(network: nn.Module, image_size: int) -> onnx.ModelProto:
                 external_data=False,
             )
 
-    program = _in_thread(work)
+    program = in_thread(work)
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     return model
-
-
-def _in_thread(work: Callable[[], T]) -> T:
-    """Do it in another thread, which is stopped where a signal stops this one.
-
-    The exporter's lazy imports swallow a Ctrl-C, which goes to the main thread.
-    """
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # it is raised where the result is waited for
-            done.set_exception(error)
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        return done.result()
-    except BaseException:
-        _stop(thread)
-        raise
-
-
-def _stop(thread: Thread) -> None:
-    """Wait for its end, which comes at its next step in Python.
-
-    A program that ends before its threads do is aborted where one of them is in torch's C++. A
-    SystemExit ends a thread without a word; more than one, since an import may swallow it.
-    """
-    set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    while thread.is_alive():
-        set_exception(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-        thread.join(0.05)
 
 
 def _strip(model: onnx.ModelProto) -> None:

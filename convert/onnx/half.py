@@ -13,8 +13,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from irv2.convert.gate.localize import block_outputs
+from irv2.convert.onnx.blocks import block_outputs
+from irv2.convert.onnx.model_file import write_variant
 from irv2.errors import EngineError
+from irv2.manifest import Artifact
 from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,13 @@ _TYPES = {
     "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
     "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
 }
+
+
+def write_half(fp32: Artifact, folder: Path, precision: Half) -> Artifact:
+    """Write `model.fp16.onnx` or `model.bf16.onnx` beside the float32 model in `folder`."""
+    model = to_half(onnx.load(folder / fp32.file), precision)
+    made_with = {"onnx": onnx.__version__}
+    return write_variant(model, folder / f"model.{precision}.onnx", precision, fp32, made_with)
 
 
 def to_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:

@@ -7,15 +7,52 @@ convolution and addition; biases float. Weights are int8 per output channel in b
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
-from irv2.convert.onnx.fold_pixels import fold_pixels
+from irv2.convert.onnx.calibrate import Calibration
+from irv2.convert.onnx.model_file import write_variant
 from irv2.errors import EngineError
+from irv2.manifest import Artifact
+from irv2.runners.choose import INT8_CPU, INT8_TRT
+from irv2.runners.onnx import import_onnxruntime
 
 Target = Literal["cpu", "trt"]
+_FILES: dict[Target, str] = {"cpu": INT8_CPU, "trt": INT8_TRT}
+
+
+def write_int8(
+    model: onnx.ModelProto,
+    fp32: Artifact,
+    folder: Path,
+    calibration: Calibration,
+    kept: Mapping[str, list[str]],
+) -> list[Artifact]:
+    """Write `model.int8-cpu.onnx` and `model.int8-trt.onnx` to `folder`.
+
+    `kept` maps each block that stays float32 to its nodes.
+    """
+    made_with = {
+        "onnx": onnx.__version__,
+        "onnxruntime": import_onnxruntime().__version__,
+        **calibration.record,
+        "float32_blocks": ", ".join(kept) or "none",
+    }
+    nodes = [name for names in kept.values() for name in names]
+    return [
+        write_variant(
+            quantize(model, calibration.ranges, target, nodes),
+            folder / file,
+            "int8",
+            fp32,
+            made_with,
+        )
+        for target, file in _FILES.items()
+    ]
 
 
 def quantize(
@@ -36,7 +73,7 @@ def quantize(
         if not np.isfinite(range_).all():
             raise EngineError("int8", f"{name} reaches {range_}", "finite activations")
     if target == "cpu":
-        result, pixels = fold_pixels(model)
+        result, pixels = _fold_pixels(model)
         ranges = {pixels: (0.0, 255.0), **ranges}
     else:
         result = onnx.ModelProto()
@@ -85,3 +122,42 @@ def _with_relu_inputs(
     relus = [node for node in graph.node if node.op_type == "Relu"]
     merged = {relu.input[0]: ranges[relu.output[0]] for relu in relus}
     return {**merged, **ranges}
+
+
+def _fold_pixels(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """A model whose first convolution reads pixels of 0..255, and the name of that input.
+
+    The normalisation moves into the convolution's weights, which then read the image's own bytes:
+    quantised exactly, with scale 1, and without two passes over the picture in float32 that took
+    4 % of the time. Expects Sub, Mul and a convolution in a row, as in every export. A convolution
+    that pads with zeros, which would no longer be the mean colour, is left as it is.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    nodes = list(graph.node)
+    start = next(i for i, node in enumerate(nodes) if node.op_type == "Conv")
+    subtract, multiply, convolution = nodes[start - 2 : start + 1]
+    assert (subtract.op_type, multiply.op_type) == ("Sub", "Mul")
+    pads = [list(entry.ints) for entry in convolution.attribute if entry.name == "pads"]
+    if any(map(any, pads)):
+        return result, convolution.input[0]
+    weights = {weight.name: weight for weight in graph.initializer}
+    weight = weights[convolution.input[1]]
+    mean = numpy_helper.to_array(weights[subtract.input[1]]).astype(np.float64)  # (1, 3, 1, 1)
+    scale = numpy_helper.to_array(weights[multiply.input[1]]).astype(np.float64)
+    scaled = numpy_helper.to_array(weight) * scale
+    shift = -(scaled * mean).sum(axis=(1, 2, 3))
+    # An export leaves out a bias that is zero everywhere, as it is before any training.
+    if len(convolution.input) == 3:
+        old_bias = weights[convolution.input[2]]
+        shift += numpy_helper.to_array(old_bias)
+        graph.initializer.remove(old_bias)
+    bias = numpy_helper.from_array(shift.astype(np.float32), f"{weight.name}.pixel_bias")
+    graph.initializer.append(bias)
+    weight.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), weight.name))
+    convolution.input[:] = [subtract.input[0], weight.name, bias.name]
+    for node in (subtract, multiply):
+        graph.node.remove(node)
+        graph.initializer.remove(weights[node.input[1]])
+    return result, subtract.input[0]

@@ -7,7 +7,6 @@ judges only what came out, on other images.
 
 import logging
 import tempfile
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from irv2.bench.rounds import run_rounds
-from irv2.convert.gate.localize import BLOCK
+from irv2.block_names import block_of
 from irv2.convert.onnx.calibrate import Calibration
 from irv2.convert.onnx.int8 import Target, quantize
 from irv2.data.dataset import BadImages
@@ -34,7 +32,6 @@ logger = logging.getLogger(__name__)
 SHARE_OF_TOLERANCE = 0.5
 RANKING_IMAGES = 32
 _BATCH = 8
-_SPEED_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +90,9 @@ def blocks_to_keep(
     worst_first = sorted(harm, key=harm.__getitem__, reverse=True)
     kept, best = _fewest(worst_first, attempt, limit)
     logger.warning(
-        "int8: keeps %s in float32 (relative error of the logits if quantised alone); at worst "
-        "%s; %.2f x the images/s of all in 8 bits",
+        "int8: keeps %s in float32 (relative error of the logits if quantised alone); at worst %s",
         ", ".join(f"{block} ({harm[block]:.2g})" for block in kept),
         best,
-        _speed(quantized(kept, "cpu"), quantized([], "cpu"), images[:_BATCH]),
     )
     return {block: blocks[block] for block in kept}
 
@@ -107,8 +102,7 @@ def blocks_of(graph: onnx.GraphProto) -> dict[str, list[str]]:
     blocks: dict[str, list[str]] = {}
     current = None
     for node in graph.node:
-        found = [match[1] for name in node.input if (match := BLOCK.search(name))]
-        current = found[0] if found else current
+        current = next(filter(None, map(block_of, node.input)), current)
         if current is not None:
             blocks.setdefault(current, []).append(node.name)
     return blocks
@@ -172,14 +166,3 @@ def _open(model: onnx.ModelProto) -> Runner:
 def _logits(runner: Runner, images: UInt8Array) -> FloatArray:
     starts = range(0, len(images), _BATCH)
     return np.concatenate([runner.run(images[start : start + _BATCH]) for start in starts])
-
-
-def _speed(runner: Runner, base: Runner, batch: UInt8Array) -> float:
-    """Images/s of one over those of the other, on one batch in turn."""
-
-    def images_per_s(of: Runner) -> float:
-        started = time.perf_counter()
-        return len(of.run(batch)) / (time.perf_counter() - started)
-
-    cases = {"kept": lambda: images_per_s(runner), "whole": lambda: images_per_s(base)}
-    return run_rounds(cases, _SPEED_ROUNDS, aa="whole", title="speed").ratio("kept", "whole").value

@@ -21,11 +21,13 @@ PROGRAMS = {
     "features": Entry("irv2.commands.features:main", "Write the last layer's features.", "train"),
     "export": Entry("irv2.convert.cli:export", "Convert and verify a checkpoint.", "convert"),
     "verify": Entry("irv2.convert.cli:verify", "Judge a bundle again, on this machine.", "convert"),
-    "inspect": Entry("irv2.convert.cli:inspect", "Show a bundle and check its hashes."),
+    "inspect": Entry("irv2.convert.inspect.cli:inspect", "Show a bundle and check its hashes."),
     "diff": Entry(
-        "irv2.convert.cli:diff", "List the images on which two models differ.", "convert"
+        "irv2.convert.inspect.cli:diff", "List the images on which two models differ.", "convert"
     ),
-    "graph": Entry("irv2.convert.inspect.cli:main", "Draw the network of an ONNX file.", "convert"),
+    "graph": Entry(
+        "irv2.convert.inspect.cli:graph", "Draw the network of an ONNX file.", "convert"
+    ),
     "serve": Entry("irv2.serve.cli:main", "Serve a bundle over gRPC."),
     "classify": Entry("irv2.commands.classify:main", "Classify image files."),
     "bench": Entry("irv2.bench.cli:main", "Measure this machine, as ratios within one run."),

@@ -52,28 +52,37 @@ def write_features(
 ) -> tuple[int, int]:
     """Write the file and return the shape of its features. Raises Irv2Error."""
     import numpy as np
+    import torch
 
     from irv2.checkpoint import Checkpoint
     from irv2.data.dataset import ImageFolder
-    from irv2.evaluate import classify_part
-    from irv2.runners.torch import FeatureRunner, resolve_device
+    from irv2.evaluate import BATCH_SIZE, load_batches
+    from irv2.model.build import Network
+    from irv2.runners.torch import normalized_network, resolve_device
     from irv2.system.files import write_atomically
+    from irv2.system.progress import Progress
 
-    checkpoint = Checkpoint.load(model)
+    checkpoint, device = Checkpoint.load(model), resolve_device(device)
     names = tuple(map(str, files))
     folder = ImageFolder(Path(), (), names, np.zeros(len(files), np.int64))  # labels unknown
-    with FeatureRunner(checkpoint, resolve_device(device)) as runner:
-        [predictions] = classify_part(
-            [runner], folder, checkpoint.preprocess, bad_images=bad_images, title="features"
-        )
-    if not len(predictions):
-        named = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        raise DataError(named, "no image could be read", "at least one")
-    features = predictions.logits  # what the runner answers
+    normalized = normalized_network(checkpoint, device)
+    network = normalized.model
+    assert isinstance(network, Network)
+    read, rows = [], []
+    with Progress("features", len(folder), "images") as bar, torch.inference_mode():
+        for batch in load_batches(folder, checkpoint.preprocess, BATCH_SIZE, bad_images):
+            images = normalized.normalize(torch.from_numpy(batch.images).to(device))
+            rows.append(network.features(images).cpu().numpy())
+            read += batch.files
+            bar.advance(len(batch.files))
+    if not rows:
+        some = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        raise DataError(some, "no image could be read", "at least one")
+    features = np.concatenate(rows)
 
     def save(beside: Path) -> None:
         with beside.open("wb") as file:  # given a path, numpy would append .npz to it
-            np.savez(file, files=np.array(predictions.files), features=features)
+            np.savez(file, files=np.array(read), features=features)
 
     write_atomically(out, save)
     return features.shape

@@ -21,7 +21,7 @@ from irv2.data.samples import is_sample
 from irv2.data.shards import Span, is_sharded, read_contents, read_span, scan_shards, shard_state
 from irv2.errors import DataError
 from irv2.images.decode import EXTENSIONS, looks_like_image, read_encoded
-from irv2.system.cache import cache_folder, keep
+from irv2.system.cache import cache_folder, cached
 from irv2.system.files import files_below
 from irv2.system.progress import progress
 from irv2.types import IntArray
@@ -174,17 +174,16 @@ def _check_names(root: Path) -> None:
 
 def _index(root: Path) -> _Index:
     state = shard_state(root) if is_sharded(root) else _folder_state(root)
-    cache = _cache_path(root)
-    if cache.is_file():
-        try:
-            index = msgspec.json.decode(cache.read_bytes(), type=_Index)
-        except (UnicodeDecodeError, msgspec.MsgspecError) as error:
-            logger.warning("%s: unreadable index, made anew (%s)", cache, error)
-        else:
-            if index.state == state:
-                return index
-    index = _index_shards(root, state) if is_sharded(root) else _scan(root, state)
-    keep(cache, msgspec.json.encode(index), "the index")
+
+    def load(path: Path) -> _Index | None:
+        index = msgspec.json.decode(path.read_bytes(), type=_Index)
+        return index if index.state == state else None
+
+    def make() -> _Index:
+        return _index_shards(root, state) if is_sharded(root) else _scan(root, state)
+
+    path, dump = _cache_path(root), msgspec.json.encode
+    index: _Index = cached(path, "index", load=load, make=make, dump=dump)
     return index
 
 

@@ -7,12 +7,15 @@ Fig. 17's 1154 channels are 1152, Fig. 18's 288 / 288 / 320 are 256 / 256 / 256.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from irv2.block_names import PARTS, SERIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +231,31 @@ class ReductionB(Concat):
         self.out_channels = channels + c384 + 2 * c256
 
 
-class InceptionResNetV2(nn.Module):
+class InceptionResNet(nn.Module):
+    """What both networks share: logits from features, and their blocks by name."""
+
+    dropout: nn.Dropout
+    classifier: nn.Linear
+
+    def features(self, images_nchw: Tensor) -> Tensor:
+        """Normalised float (N, 3, S, S) -> what the classifier reads, before dropout."""
+        raise NotImplementedError
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        """Normalised float (N, 3, S, S) -> logits (N, num_classes)."""
+        logits: Tensor = self.classifier(self.dropout(self.features(images_nchw)))
+        return logits
+
+    def named_blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name and module of every block, in forward order (irv2/block_names.py)."""
+        for part, module in self.named_children():
+            if part in SERIES:
+                yield from ((f"{part}.{i}", block) for i, block in module.named_children())
+            elif part in PARTS:
+                yield part, module
+
+
+class InceptionResNetV2(InceptionResNet):
     """The whole network: normalised float (N, 3, S, S) -> logits (N, num_classes).
 
     S is 299 in the paper; anything from 75 works, since the pooling is global.
@@ -257,11 +284,6 @@ class InceptionResNetV2(nn.Module):
         x = self.blocks_c(self.reduction_b(x))
         features: Tensor = x.mean((2, 3))
         return features
-
-    def forward(self, images_nchw: Tensor) -> Tensor:
-        """Normalised float (N, 3, S, S) -> logits (N, num_classes)."""
-        logits: Tensor = self.classifier(self.dropout(self.features(images_nchw)))
-        return logits
 
 
 def inception_resnet_v2(
@@ -320,9 +342,13 @@ class Normalized(nn.Module):
         self.register_buffer("pixel_mean", mean_chw.float(), persistent=False)
         self.register_buffer("pixel_scale", scale_chw.float(), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3) -> float32 (N, num_classes)."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (N, S, S, 3) -> normalised float32 (N, 3, S, S)."""
         # The cast comes before the permutation: TensorRT takes uint8 only into a cast.
         x = images.float().permute(0, 3, 1, 2).contiguous()
-        logits: Tensor = self.model((x - self.pixel_mean) * self.pixel_scale)
+        return (x - self.pixel_mean) * self.pixel_scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (N, S, S, 3) -> float32 (N, num_classes)."""
+        logits: Tensor = self.model(self.normalize(images))
         return logits

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from irv2.model.paper import Concat, ConvBN, NetworkConfig, Residual
+from irv2.model.paper import Concat, ConvBN, InceptionResNet, NetworkConfig, Residual
 
 conv_bn = partial(ConvBN, eps=1e-3)
 SCALE_A, SCALE_B, SCALE_C = 0.17, 0.10, 0.20
@@ -146,7 +146,7 @@ class SlimReductionB(Concat):
         self.out_channels = channels + c384 + c288 + c320
 
 
-class InceptionResNetV2Slim(nn.Module):
+class InceptionResNetV2Slim(InceptionResNet):
     """The whole network: normalised float (N, 3, S, S) -> logits (N, num_classes).
 
     S is 299 as published; anything from 75 works, since the pooling is global.
@@ -179,11 +179,6 @@ class InceptionResNetV2Slim(nn.Module):
         x = self.head(self.blocks_c(self.reduction_b(x)))
         features: Tensor = x.mean((2, 3))
         return features
-
-    def forward(self, images_nchw: Tensor) -> Tensor:
-        """Normalised float (N, 3, S, S) -> logits (N, num_classes)."""
-        logits: Tensor = self.classifier(self.dropout(self.features(images_nchw)))
-        return logits
 
 
 def _project(branch_channels: int, channels: int) -> nn.Sequential:

@@ -6,6 +6,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from irv2.block_names import PARTS, RESIDUAL
 from irv2.model.build import build
 from irv2.model.paper import NetworkConfig
 
@@ -32,16 +33,14 @@ def summarize(config: NetworkConfig, image_size: int) -> list[BlockSummary]:
             module.register_forward_hook(
                 lambda layer, _inputs, output: flop_of.__setitem__(layer, _flop(layer, output))
             )
-    blocks = [
-        (name, child) for name, child in meta.named_children() if not isinstance(child, nn.Dropout)
-    ]
+    parts = [(name, child) for name, child in meta.named_children() if name in PARTS]
     x = torch.zeros(1, 3, image_size, image_size, device="meta")
-    for name, block in blocks:
+    for name, block in parts:
         x = block(x.mean((2, 3)) if isinstance(block, nn.Linear) else x)
         layers = list(block.modules())
         rows.append(
             BlockSummary(
-                f"{name} x{len(block)}" if name.startswith("blocks") else name,  # type: ignore[arg-type]
+                f"{name} x{len(list(block.children()))}" if name in RESIDUAL else name,
                 tuple(x.shape[1:]),
                 sum(isinstance(layer, nn.Conv2d) for layer in layers),
                 sum(parameter.numel() for parameter in block.parameters()),

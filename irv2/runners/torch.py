@@ -1,11 +1,9 @@
 """The reference: a checkpoint in torch, float32."""
 
 import torch
-from torch import nn
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import EngineError
-from irv2.model.build import Network
 from irv2.model.paper import Normalized
 from irv2.runners.base import Runner
 from irv2.types import FloatArray, UInt8Array
@@ -18,13 +16,10 @@ class TorchRunner(Runner):
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         """`device` is cpu or cuda."""
-        use_full_float32()
-        config = checkpoint.preprocess
-        model = Normalized(checkpoint.build_model(), config.mean, config.std)
         self._device = torch.device(device)
-        self._model = model.eval().to(self._device)
+        self._model = normalized_network(checkpoint, device)
         self.backend = f"torch-{device}"
-        self.image_size = config.crop
+        self.image_size = checkpoint.preprocess.crop
         self.num_classes = checkpoint.model.num_classes
         self.max_batch = MAX_BATCH
 
@@ -35,15 +30,11 @@ class TorchRunner(Runner):
         return logits
 
 
-class FeatureRunner(TorchRunner):
-    """Answers with what the classifier would see: (N, 2048) or TF-slim's (N, 1536), or fewer."""
-
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
-        super().__init__(checkpoint, device)
-        network = self._model.model
-        assert isinstance(network, Network)
-        self.num_classes = network.classifier.in_features
-        network.set_submodule("classifier", nn.Identity())
+def normalized_network(checkpoint: Checkpoint, device: str) -> Normalized:
+    """The checkpoint's network behind its normalisation: in eval mode, in full float32."""
+    use_full_float32()
+    config = checkpoint.preprocess
+    return Normalized(checkpoint.build_model(), config.mean, config.std).eval().to(device)
 
 
 def use_full_float32() -> None:

@@ -12,15 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from irv2.images.preprocess import Preprocess
 from irv2.manifest import (
     MANIFEST,
-    SCHEMA,
     Artifact,
     ErrorChange,
     Invariance,
-    Manifest,
     Parity,
     Source,
-    bundle_id,
     manifest_json,
+    new_manifest,
 )
 from irv2.runners.onnx import OnnxRunner
 from irv2.self_test import SELF_TEST, SelfTest
@@ -64,15 +62,9 @@ def write_tiny_bundle(
     )
     self_test_path = folder / SELF_TEST
     self_test_path.write_bytes(_self_test(model_path, off_by=0 if passes_self_test else 1))
-    manifest = Manifest(
-        schema=SCHEMA,
-        id=bundle_id([artifact], preprocess.to_json(), CLASSES),
-        preprocess=preprocess.to_json(),
-        source=Source(checkpoint_sha256="0" * 64, arch="tiny", setting="2", epoch=1),
-        classes=CLASSES,
-        artifacts=[artifact],
-        files={SELF_TEST: file_sha256(self_test_path)},
-    )
+    source = Source(checkpoint_sha256="0" * 64, arch="tiny", setting="2", epoch=1)
+    files = {SELF_TEST: file_sha256(self_test_path)}
+    manifest = new_manifest(source, preprocess.to_json(), CLASSES, [artifact], files)
     (folder / MANIFEST).write_bytes(manifest_json(manifest))
     return folder
 

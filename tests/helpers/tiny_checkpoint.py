@@ -3,8 +3,6 @@
 A narrow network of random weights; only its last layer is solved for, in closed form.
 """
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,6 @@ import torch
 from PIL import Image
 
 from irv2.checkpoint import Checkpoint
-from irv2.convert.gate.report import Report
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.images.preprocess import Preprocess, preprocess
 from irv2.model.paper import InceptionResNetV2, Normalized, inception_resnet_v2
@@ -20,26 +17,7 @@ from irv2.model.paper import InceptionResNetV2, Normalized, inception_resnet_v2
 CLASSES = ["blue", "cyan", "green", "magenta", "red", "yellow"]
 COLOURS = [(0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 1), (1, 0, 0), (1, 1, 0)]
 NUM_PER_CLASS = 8
-# What an export of float32 alone leaves.
-BUNDLE_FILES = {
-    "bundle.json",
-    "model.onnx",
-    "model.onnx.ledger.npz",
-    "parity.md",
-    "reference.npz",
-    "selftest.npz",
-}
 PREPROCESS = Preprocess(resize=80, crop=75)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A checkpoint file, the images it knows, and the bundle made of both."""
-
-    data: Path
-    checkpoint_path: Path
-    bundle: Path
-    report: Report
 
 
 def write_images(root: Path, seed: int = 0) -> Path:
@@ -73,9 +51,9 @@ def make_checkpoint(root: Path, seed: int = 0) -> Checkpoint:
 def fit_classifier(model: InceptionResNetV2, images: ImageFolder) -> None:
     """Least squares from features to one-hot labels."""
     pixels = [preprocess(images.path(i).read_bytes(), PREPROCESS) for i in range(len(images))]
-    classifier, model.classifier = model.classifier, torch.nn.Identity()
-    features = Normalized(model, PREPROCESS.mean, PREPROCESS.std)(torch.tensor(np.stack(pixels)))
-    model.classifier = classifier
+    normalized = Normalized(model, PREPROCESS.mean, PREPROCESS.std)
+    features = model.features(normalized.normalize(torch.tensor(np.stack(pixels))))
+    classifier = model.classifier
     inputs = torch.cat([features, torch.ones(len(images), 1)], dim=1).double()
     targets = 10 * torch.eye(len(CLASSES), dtype=torch.float64)[torch.tensor(images.labels)]
     # A ridge keeps the weights small, so that logits are as smooth as a trained network's.
@@ -83,12 +61,3 @@ def fit_classifier(model: InceptionResNetV2, images: ImageFolder) -> None:
     solution = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)
     classifier.weight.copy_(solution[:-1].T)
     classifier.bias.copy_(solution[-1])
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file below `folder` with its hash."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }

@@ -28,11 +28,11 @@ WITHOUT_TORCH = [
 
 # What each room, or file beside the rooms, may import: what is named before it.
 FLOORS = {
-    "irv2": "errors types system manifest results ledger images protocol model checkpoint runners "
+    "irv2": "errors types block_names system manifest results ledger images protocol model checkpoint runners "
     "bundle data evaluate self_test client cli bench commands __main__",
     "train": "settings processes data learner curves run divergence validation signals loop start "
     "cli bench",
-    "convert": "engine importing onnx gate publish inspect candidate export verify rebuild "
+    "convert": "provenance engine importing onnx gate publish inspect candidate export verify rebuild "
     "verify_server cli bench",
     "serve": "process access options operations pipeline rpc reload server cli bench",
 }

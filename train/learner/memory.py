@@ -24,29 +24,22 @@ def checkpoint_activations(model: InceptionResNetV2) -> None:
     Same results bit for bit: nothing in a block is random, and the second pass leaves the running
     statistics alone. The names in the state_dict stay, since only `forward` is replaced.
     """
-    segments = [
-        *model.stem,
-        *model.blocks_a,
-        model.reduction_a,
-        *model.blocks_b,
-        model.reduction_b,
-        *model.blocks_c,
-    ]
-    for segment in segments:
-        segment.forward = partial(
-            checkpoint,
-            segment.forward,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            context_fn=partial(_contexts, segment),
-        )
+    for _, block in model.named_blocks():
+        if block is not model.classifier:
+            block.forward = partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=partial(_contexts, block),
+            )
 
 
 def _contexts(
-    segment: nn.Module,
+    block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Around the first pass, and around the second."""
-    return nullcontext(), frozen_statistics(segment)
+    return nullcontext(), frozen_statistics(block)
 
 
 def peak_memory_mib(device: torch.device) -> float:

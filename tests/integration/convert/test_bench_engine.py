@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from irv2.convert.bench.engine import ORT_PEAK, TORCH_PEAK, _export_in_folder, flop_per_image
+from irv2.convert.bench.engine import ORT_PEAK, TORCH_PEAK, export_in_folder, flop_per_image
 
 
 def test_bench_engine_compares_a_bundles_files_with_the_machines_limit(exported, tmp_path):
@@ -50,10 +50,12 @@ def test_bench_engine_compares_a_bundles_files_with_the_machines_limit(exported,
 def test_an_export_is_timed_without_what_the_users_cache_knows(exported, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))  # put back after the test
     shutil.copy(exported.checkpoint_path, tmp_path / "random.pt")
-    (tmp_path / "images").mkdir()
-    for path in exported.data.glob("val/*/0.png"):
-        shutil.copy(path, tmp_path / "images" / f"{path.parent.name}.png")
-    assert _export_in_folder(tmp_path).seconds > 0
+    for split, file in (("train", "0.png"), ("val", "1.png")):
+        folder = tmp_path / "data" / split / "all"
+        folder.mkdir(parents=True)
+        for path in exported.data.glob(f"val/*/{file}"):
+            shutil.copy(path, folder / f"{path.parent.name}.png")
+    assert export_in_folder(tmp_path).seconds > 0
     assert list((tmp_path / "cache" / "irv2" / "calibration").iterdir())
     assert not (tmp_path / "user").exists()
 

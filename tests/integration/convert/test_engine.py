@@ -15,8 +15,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from exported import Exported, tree
 from terminal import run_on_terminal
-from tiny_checkpoint import Exported, tree
 
 from irv2.bundle import Bundle
 from irv2.convert.engine.build import (

@@ -1,6 +1,7 @@
 """Export of a real, small network: the bundle, its ONNX file, and what the gate rejects."""
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -13,19 +14,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from exported import BUNDLE_FILES, Exported, tree
 from project import ROOT
-from tiny_checkpoint import (
-    BUNDLE_FILES,
-    CLASSES,
-    NUM_PER_CLASS,
-    Exported,
-    make_checkpoint,
-    tree,
-)
+from tiny_checkpoint import CLASSES, NUM_PER_CLASS, make_checkpoint
 
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
-from irv2.convert.export import Candidate, ExportOptions, convert, judge_and_publish
+from irv2.convert.candidate import Candidate, ExportOptions, make_candidate
+from irv2.convert.export import export, judge_and_publish
 from irv2.convert.inspect.diff import diff, load_named
 from irv2.convert.onnx.float32 import fold, write_onnx
 from irv2.data.dataset import open_split
@@ -146,6 +142,36 @@ def test_same_checkpoint_gives_the_same_bytes(exported, checkpoint, tmp_path):
     assert file_sha256(tmp_path / "again.onnx") == file_sha256(exported.bundle / "model.onnx")
 
 
+class Replacer(logging.Handler):
+    """Replaces a file as soon as an export says that it converts what it has read from there."""
+
+    def __init__(self, path: Path, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.path, self.checkpoint = path, checkpoint
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.checkpoint.save(self.path)
+
+
+def test_a_bundle_names_the_checkpoint_that_was_loaded_though_another_has_its_place_by_now(
+    exported, checkpoint, tmp_path, caplog
+):
+    caplog.set_level("INFO", "irv2")
+    path = tmp_path / "best.pt"
+    checkpoint.save(path)
+    loaded = file_sha256(path)
+    replacer = Replacer(path, make_checkpoint(exported.data, seed=1))
+    logger = logging.getLogger("irv2.convert.candidate")
+    logger.addHandler(replacer)
+    try:
+        report = export(path, exported.data, None, ExportOptions(precisions=("fp32",)))
+    finally:
+        logger.removeHandler(replacer)
+    assert file_sha256(path) != loaded
+    assert report.manifest.source.checkpoint_sha256 == loaded
+    assert "fp32 passed: identical" in report.lines["model.onnx"]
+
+
 def without_normalisation(checkpoint: Checkpoint, data: Path) -> Checkpoint:
     identity = Preprocess(resize=80, crop=75, mean=(0, 0, 0), std=(1 / 255,) * 3)
     return replace(checkpoint, preprocess=identity)
@@ -178,13 +204,12 @@ def test_a_wrong_export_is_rejected_and_the_bundle_there_stays(
     folder = tmp_path / "candidate"
     folder.mkdir()
     sha256 = file_sha256(exported.checkpoint_path)
-    wrong = convert(spoil(checkpoint, exported.data), sha256, folder, ExportOptions())
+    options, images = ExportOptions(precisions=("fp32",)), open_split(exported.data, "val", CLASSES)
+    wrong = make_candidate(spoil(checkpoint, exported.data), sha256, folder, options, images)
     candidate = Candidate(
         checkpoint=checkpoint, checkpoint_sha256=sha256, folder=folder, artifacts=wrong.artifacts
     )
-    report = judge_and_publish(
-        candidate, open_split(exported.data, "val", CLASSES), out, ExportOptions()
-    )
+    report = judge_and_publish(candidate, images, out, options)
     assert report.failed == ["model.onnx"]
     [artifact] = report.manifest.artifacts
     assert artifact.parity.verdict == "failed"

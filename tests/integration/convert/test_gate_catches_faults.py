@@ -6,8 +6,9 @@ import faults
 import numpy as np
 import onnx
 import pytest
+from exported import Exported
 from seeded_faults import Bf16Runner
-from tiny_checkpoint import CLASSES, PREPROCESS, Exported
+from tiny_checkpoint import CLASSES, PREPROCESS
 
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint

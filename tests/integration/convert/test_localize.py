@@ -9,14 +9,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from exported import Exported
 from tiny_bundle import write_tiny_bundle
-from tiny_checkpoint import CLASSES, PREPROCESS, Exported, fit_classifier
+from tiny_checkpoint import CLASSES, PREPROCESS, fit_classifier
 
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
-from irv2.convert.candidate import Candidate, ExportOptions, convert
+from irv2.convert.candidate import Candidate, ExportOptions, make_candidate
 from irv2.convert.export import judge_and_publish
-from irv2.convert.gate.localize import block_outputs, compare_blocks, describe, explain
+from irv2.convert.gate.localize import compare_blocks, describe, explain
+from irv2.convert.onnx.blocks import block_outputs
 from irv2.convert.onnx.calibrate import calibrate
 from irv2.convert.onnx.float32 import write_onnx
 from irv2.convert.onnx.half import to_half
@@ -142,11 +144,12 @@ def test_a_wrong_export_of_tf_slims_network_is_rejected_with_the_block_named(
     weights = slim.state_dict | {"head.0.weight": -slim.state_dict["head.0.weight"]}
     options = ExportOptions(precisions=("fp32", "fp16"), max_batch=2)
     (tmp_path / "new").mkdir()
-    wrong = convert(dataclasses.replace(slim, state_dict=weights), "a", tmp_path / "new", options)
+    images = open_split(exported.data, "val", CLASSES)
+    spoiled = dataclasses.replace(slim, state_dict=weights)
+    wrong = make_candidate(spoiled, "a", tmp_path / "new", options, images)
     candidate = Candidate(
         checkpoint=slim, checkpoint_sha256="a", folder=wrong.folder, artifacts=wrong.artifacts
     )
-    images = open_split(exported.data, "val", CLASSES)
     report = judge_and_publish(candidate, images, tmp_path / "b", options)
     assert report.failed == ["model.onnx", "model.fp16.onnx"]
     text = (tmp_path / "b.rejected" / "parity.md").read_text()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exported import Exported
 from PIL import Image
-from tiny_checkpoint import CLASSES, Exported
+from tiny_checkpoint import CLASSES
 
 from irv2.checkpoint import Checkpoint
 from irv2.convert.gate.reference_cache import classify_with_reference
@@ -79,4 +80,4 @@ def test_a_damaged_entry_is_said_and_computed_again(checkpoint, exported, cache,
     path.write_bytes(path.read_bytes()[:300] if damage is None else damage)
     again = ask(checkpoint, exported.data)
     np.testing.assert_array_equal(first.logits, again.logits)
-    assert "damaged, computed again" in caplog.text
+    assert "unreadable reference, made anew" in caplog.text

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tiny_checkpoint import Exported
+from exported import Exported
 
 from irv2.bundle import Bundle
-from irv2.convert.publish.self_test import choose_self_test
+from irv2.convert.publish.evidence import choose_self_test
 from irv2.data.dataset import open_split
 from irv2.errors import EngineError
 from irv2.ledger import Predictions

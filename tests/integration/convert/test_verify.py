@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from exported import BUNDLE_FILES, Exported, tree
 from PIL import Image
 from serving_process import serving
-from tiny_checkpoint import BUNDLE_FILES, Exported, tree
 
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint

@@ -2,58 +2,24 @@
 
 import math
 from pathlib import Path
-from typing import Any, NoReturn
 
 import pytest
 from tiny_bundle import passed_parity, tiny_model
 from tiny_checkpoint import make_checkpoint, write_images
 
-import irv2.convert.candidate
-import irv2.convert.export
-from irv2.convert.export import ExportOptions, export
-from irv2.convert.gate.artifacts import undecided
+from irv2.convert.candidate import ExportOptions, make_candidate
+from irv2.convert.gate.judge import undecided
 from irv2.convert.gate.verdict import Judgement
 from irv2.convert.onnx.calibrate import CalibrationOptions
 from irv2.convert.onnx.int8 import quantize
 from irv2.data.dataset import open_split
 from irv2.errors import EngineError, UsageError
 from irv2.manifest import Artifact
-from irv2.system.files import file_sha256
-
-
-class ConvertedError(Exception):
-    """Ends an export where its conversion would begin."""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("export") / "data")
-
-
-@pytest.fixture
-def checkpoint_path(data: Path, tmp_path: Path) -> Path:
-    make_checkpoint(data).save(tmp_path / "best.pt")
-    return tmp_path / "best.pt"
-
-
-def test_a_bundle_names_the_checkpoint_that_was_loaded_though_another_has_its_place_by_now(
-    data, checkpoint_path, monkeypatch
-):
-    loaded = file_sha256(checkpoint_path)
-    open_split = irv2.convert.export.open_split
-
-    def open_while_training_goes_on(*args: Any) -> Any:
-        make_checkpoint(data, seed=1).save(checkpoint_path)
-        return open_split(*args)
-
-    def conversion(checkpoint: Any, sha256: str, *_: Any, **__: Any) -> NoReturn:
-        raise ConvertedError(sha256)
-
-    monkeypatch.setattr(irv2.convert.export, "open_split", open_while_training_goes_on)
-    monkeypatch.setattr(irv2.convert.export, "convert", conversion)
-    options = ExportOptions(precisions=("fp32",))
-    with pytest.raises(ConvertedError, match=loaded):
-        export(checkpoint_path, data, None, options)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -63,7 +29,7 @@ def test_weights_that_are_not_finite_are_named_before_int8_is_made_of_them(data,
     images = open_split(data, "val", checkpoint.classes)
     options = ExportOptions()
     with pytest.raises(EngineError, match=r"int8: classifier\.weight holds values that are not"):
-        irv2.convert.candidate.convert(checkpoint, "0" * 64, tmp_path, options, images)
+        make_candidate(checkpoint, "0" * 64, tmp_path, options, images)
     assert list(tmp_path.iterdir()) == []
 
 

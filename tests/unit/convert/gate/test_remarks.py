@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from irv2.convert.gate.reference import Reference, hash_files
-from irv2.convert.gate.remarks import coverage_remark, evidence_remarks, leakage_remark
+from irv2.convert.gate.reference import Reference
+from irv2.convert.gate.remarks import coverage_remark, leakage_remark, remarks_on
 from irv2.data.dataset import open_split
+from irv2.data.hashes import hash_files
 from irv2.data.shard_writer import write_shards
 from irv2.ledger import Predictions
 
@@ -78,5 +79,6 @@ def test_classes_without_an_evaluation_image_are_named(data):
 
 
 def test_what_weakens_the_evidence_is_logged_too(data, caplog):
-    [remark] = evidence_remarks(reference_on(data), ["a", "b", "c"], data)
-    assert f"notice: {remark}" in caplog.messages
+    *_limits, weakness = remarks_on(reference_on(data), ["a", "b", "c"], data, confidence=0.95)
+    assert "1 of 3 classes have no evaluation image" in weakness
+    assert caplog.messages == [f"notice: {weakness}"]

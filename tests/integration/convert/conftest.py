@@ -1,7 +1,8 @@
 """One checkpoint and one export for all tests of the convert stage."""
 
 import pytest
-from tiny_checkpoint import Exported, make_checkpoint, write_images
+from exported import Exported
+from tiny_checkpoint import make_checkpoint, write_images
 
 from irv2.convert.export import ExportOptions, export
 

@@ -1,0 +1,63 @@
+"""Images by their content: their hashes, and which may be copies of others."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from irv2.data.dataset import ImageFolder
+from irv2.data.shards import shard_state
+from irv2.system.cache import cache_folder, cached
+from irv2.system.progress import progress
+
+
+def hash_files(folder: ImageFolder) -> list[str]:
+    """The sha256 of every image's bytes, in the folder's order."""
+
+    def hash_image(i: int) -> str:
+        return hashlib.sha256(folder.read(i)).hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter lock
+        hashes = pool.map(hash_image, range(len(folder)))
+        return list(progress(hashes, f"find images in {folder.root}", len(folder), "images"))
+
+
+def known_hashes(images: ImageFolder) -> set[str]:
+    """Return the sha256 of each, from the user's cache unless one of them has changed."""
+    root = str(images.root.resolve())
+    states = [root, *_states(images)]
+    key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    name = hashlib.sha256(root.encode()).hexdigest()  # one file for each folder
+    path = cache_folder("train-hashes") / f"{name}.txt"
+
+    def load(path: Path) -> set[str] | None:
+        found, *hashes = path.read_text(errors="replace").split() or [""]
+        return set(hashes) if found == key else None
+
+    return cached(
+        path,
+        "hashes",
+        load=load,
+        make=lambda: set(hash_files(images)),
+        dump=lambda hashes: "\n".join([key, *sorted(hashes)]).encode(),
+    )
+
+
+def same_size(images: ImageFolder, others: ImageFolder) -> ImageFolder:
+    """Those of `images` that have as many bytes as one of `others`, and so may be copies."""
+    sizes = {size_bytes for _, size_bytes, _ in _states(others)}
+    states = enumerate(_states(images))
+    return images.subset([i for i, (_, size_bytes, _) in states if size_bytes in sizes])
+
+
+def _states(images: ImageFolder) -> Iterator[tuple[str, int, int | str]]:
+    """Of each image its file, its size in bytes, and what changes when it is written anew."""
+    if images.spans is not None:
+        changed = shard_state(images.root)
+        for file, size_bytes in zip(images.files, images.spans[:, 1].tolist(), strict=True):
+            yield file, size_bytes, changed
+        return
+    for i, file in enumerate(images.files):
+        status = images.path(i).stat()
+        yield file, status.st_size, status.st_mtime_ns

@@ -1,0 +1,36 @@
+"""What an export of a tiny checkpoint leaves."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from irv2.convert.gate.report import Report
+
+# What an export of float32 alone leaves.
+BUNDLE_FILES = {
+    "bundle.json",
+    "model.onnx",
+    "model.onnx.ledger.npz",
+    "parity.md",
+    "reference.npz",
+    "selftest.npz",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint file, the images it knows, and the bundle made of both."""
+
+    data: Path
+    checkpoint_path: Path
+    bundle: Path
+    report: Report
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below `folder` with its hash."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
