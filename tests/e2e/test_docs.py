@@ -75,6 +75,16 @@ def test_links_between_documents_lead_somewhere():
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_the_lines_of_the_files_to_read_first_are_about_right():
+    """`python docs/reading.py` fills them in; a tenth off is not worth a commit."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", page, re.MULTILINE)
+    assert len(rows) == 10
+    for file, stated in rows:
+        lines = len((ROOT / file).read_text().splitlines())
+        assert abs(lines - int(stated)) <= lines / 10, f"{file}: {lines} lines"
+
+
 def test_the_tables_of_the_readme_name_real_extras():
     import tomllib
 
