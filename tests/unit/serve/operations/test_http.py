@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import pytest
 from certificates import issue
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from irv2.serve.operations.http import (
     MAX_BODY_BYTES,
@@ -76,9 +77,8 @@ def with_site(scenario, tls: ssl.SSLContext | None = None, timeout_s: float = TI
 
 def test_metrics_and_health_are_served():
     async def scenario(site):
-        exposition = "text/plain; version=1.0.0; charset=utf-8"
-        assert await site.get("/metrics") == (200, exposition, site.metrics.decode())
-        assert await site.get("/metrics", "HEAD") == (200, exposition, "")
+        assert await site.get("/metrics") == (200, CONTENT_TYPE_LATEST, site.metrics.decode())
+        assert await site.get("/metrics", "HEAD") == (200, CONTENT_TYPE_LATEST, "")
         assert await site.get("/healthz?verbose") == (200, TEXT, "alive\n")
 
     with_site(scenario)
