@@ -43,6 +43,7 @@ def folder(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_10_000_files_keep_the_server_full(folder, tmp_path, capsys):
     bundle = Bundle.open(write_tiny_bundle(tmp_path / "tiny.bundle", max_batch=MAX_BATCH))

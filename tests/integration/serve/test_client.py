@@ -101,6 +101,7 @@ def test_an_image_too_large_for_any_message_fails_alone(bundle):
     scenario_with(bundle, scenario, max_message_bytes=50_000)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("max_batch", "num_images", "seconds"),
     [(4, 400, 0.01), pytest.param(64, 1280, 0.2, marks=pytest.mark.slow)],
@@ -164,6 +165,7 @@ def test_a_server_that_is_starting_is_waited_for(bundle):
     asyncio.run(scenario())
 
 
+@pytest.mark.alone
 def test_patience_ends_with_the_time_allowed(bundle):
     async def scenario(site):
         site.runner.seconds = 0.6

@@ -65,6 +65,7 @@ def test_both_precisions_are_compared_with_a_plain_loop_and_the_peak(environment
     assert 0 <= wait["percent"] <= 100
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_activations_computed_again_take_less_memory(environment):
     report = bench(environment, "--width", "0.25", "--image-size", "150", "--memory")

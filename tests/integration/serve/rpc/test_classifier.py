@@ -149,6 +149,7 @@ def test_requests_given_up_by_their_clients_never_reach_the_engine(bundle):
     scenario_with(bundle, scenario, seconds=0.01)
 
 
+@pytest.mark.alone
 def test_overload_is_refused_at_once_with_the_time_to_come_back(bundle):
     async def scenario(site):
         waiting = [site.stub.Classify(request(number)) for number in range(4)]
