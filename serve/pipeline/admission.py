@@ -141,7 +141,7 @@ class Admission:
             raise NotServing("server", "is stopping", way_out="ask another one")
         if deadline <= self._now():
             raise Expired("deadline", "passed before the request arrived", "arrival")
-        if self.num_admitted + num_images > self._max_queue and self.num_admitted:
+        if self.num_admitted and self.num_admitted + num_images > self._max_queue:
             got = f"{self.num_admitted} images are waiting, at most {self._max_queue} may"
             retry_after_s = self._times.predict(self._max_batch)
             raise Overloaded("server", got, retry_after_s, reason="queue_full")

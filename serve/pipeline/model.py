@@ -200,21 +200,17 @@ def _self_test(bundle: Bundle) -> SelfTest | None:
 def _check_fits(bundle: Bundle, artifact: Artifact, runner: Runner) -> None:
     found = (runner.image_size, runner.num_classes)
     expected = (bundle.preprocess.crop, len(bundle.classes))
+    sha256 = bundle.preprocess.sha256
+    found_sha256 = runner.metadata.get("preprocess_sha256", sha256)
     if found != expected:
-        raise BundleError(
-            bundle.path / artifact.file,
-            f"takes {found[0]} pixels and gives {found[1]} classes",
-            f"{expected[0]} and {expected[1]}, as bundle.json says",
-            "export it again",
-        )
-    sha256 = runner.metadata.get("preprocess_sha256", bundle.preprocess.sha256)
-    if sha256 != bundle.preprocess.sha256:
-        raise BundleError(
-            bundle.path / artifact.file,
-            f"was exported for preprocessing {sha256[:12]}",
-            f"{bundle.preprocess.sha256[:12]}, as bundle.json says",
-            "export it again",
-        )
+        got = f"takes {found[0]} pixels and gives {found[1]} classes"
+        wanted = f"{expected[0]} and {expected[1]}"
+    elif found_sha256 != sha256:
+        got, wanted = f"was exported for preprocessing {found_sha256[:12]}", sha256[:12]
+    else:
+        return
+    path = bundle.path / artifact.file
+    raise BundleError(path, got, f"{wanted}, as bundle.json says", "export it again")
 
 
 def _max_batch(runner: Runner, asked_for: int | None) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
@@ -85,9 +85,13 @@ class Calls:
         """The result of `work`; a refusal ends the call with its status."""
         outcome = await self.outcome(work, call)
         if isinstance(outcome, status_pb2.Status):
-            await call.context.abort_with_status(rpc_status.to_status(outcome))
-            raise AssertionError("abort raises")
+            await self.abort(outcome, call)
         return outcome
+
+    async def abort(self, status: status_pb2.Status, call: Call) -> NoReturn:
+        """End the call with this status."""
+        await call.context.abort_with_status(rpc_status.to_status(status))
+        raise AssertionError("abort raises")
 
     def cut_off(self, call: Call, outcome: str) -> None:
         """Note that the call ended early: at its deadline or, well before that, as `outcome`."""

@@ -10,7 +10,7 @@ gRPC itself would answer UNKNOWN with the exception's text, and log a traceback 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -60,17 +60,13 @@ class EarlyRefusal(grpc.aio.ServerInterceptor):
         try:
             self._current_model().pipeline.check(math.inf if may_wait else call.deadline)
         except RequestError as error:
-            return await self._calls.unary(_fail(error), call)
+            await self._calls.abort(self._calls.refuse(error, call), call)
         with self._calls.reading(call):
             async for message in messages:
                 return await answer(message, context)
         self._calls.cut_off(call, "unread")
         # It was too large or the client has gone, which gRPC reports; or there was none.
         return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no message; expected one")
-
-
-async def _fail(error: RequestError) -> NoReturn:
-    raise error
 
 
 def _or_empty(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

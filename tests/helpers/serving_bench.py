@@ -32,7 +32,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class FakeRunner(Runner):
-    """Answers an image with its own number; fails where told to."""
+    """Answers each image with its own number; fails on the batches that `fails` picks."""
 
     backend, image_size, num_classes, max_batch = "fake", SIDE, 3, 8
 

@@ -1,4 +1,4 @@
-"""The whole server in the test's process, over a real socket; only the engine is slowed down."""
+"""The whole server in the test's process, over a real socket; only its engine is slowed down."""
 
 import asyncio
 import time
@@ -36,8 +36,8 @@ class PacedRunner(Runner):
 
     def __init__(self, inner: Runner, seconds: float) -> None:
         self.inner, self.seconds, self.sizes, self.error = inner, seconds, [], None
-        self.fails_on = lambda images: True  # where there is an `error`
-        self.fails_every: int | None = None  # one batch in so many
+        self.fails_on = lambda images: True  # if there is an `error`
+        self.fails_every: int | None = None  # every n-th batch
         self.is_closed, self.close_s = False, 0.0
         self.backend, self.image_size = inner.backend, inner.image_size
         self.num_classes, self.max_batch = inner.num_classes, inner.max_batch
@@ -116,7 +116,7 @@ def scenario_with(bundle: Bundle, scenario, seconds: float = 0.0, **options) -> 
 
 @asynccontextmanager
 async def loop_watched():
-    """A function that tells the longest time for which the event loop did nothing else."""
+    """A function that gives the longest time for which the event loop was blocked, in seconds."""
     gaps = [0.0]
 
     async def watch():
@@ -133,7 +133,7 @@ async def loop_watched():
 
 
 def jpeg(number: int) -> bytes:
-    """Coarse noise; each number is another picture."""
+    """Coarse noise, a different picture for each number."""
     blocks = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)
     return simplejpeg.encode_jpeg(np.ascontiguousarray(blocks.repeat(20, 0).repeat(20, 1)))
 

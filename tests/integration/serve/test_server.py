@@ -27,7 +27,7 @@ def test_limits_below_the_photographs_of_the_warm_up_are_only_for_clients(tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_it_warms_up_ends_it_before_anybody_is_told(tmp_path, number):
+def test_a_signal_while_it_warms_up_ends_it_unannounced(tmp_path, number):
     class StoppedServer(Server):
         async def start(self) -> None:
             os.kill(os.getpid(), number)
@@ -35,9 +35,9 @@ def test_a_signal_while_it_warms_up_ends_it_before_anybody_is_told(tmp_path, num
 
     bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
     options = dataclasses.replace(OPTIONS, grace_s=60)
-    told: list[Server] = []
+    announced: list[Server] = []
     began = time.monotonic()
-    work = serve_until_signal(bundle, options, told.append, StoppedServer)
+    work = serve_until_signal(bundle, options, announced.append, StoppedServer)
     assert asyncio.run(work) == number
     assert time.monotonic() - began < 30
-    assert not told
+    assert not announced

@@ -33,12 +33,12 @@ def opened(bundle: Bundle, seconds: float = 0.0) -> OpenedModel:
     return OpenedModel(bundle, artifact, PacedRunner(inner, seconds))
 
 
-async def nobody_listens() -> None:
-    """Health is not asked for."""
+async def ignore_health() -> None:
+    """No load balancer asks for health."""
 
 
 def start(given: OpenedModel, **options):
-    return start_model(given, replace(OPTIONS, **options), Metrics(), nobody_listens)
+    return start_model(given, replace(OPTIONS, **options), Metrics(), ignore_health)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_every_certified_size_is_tried_and_goes_the_whole_way(
         assert sizes[: len(expected)] == expected, "the known images, a batch of each size"
         assert sum(sizes) == 2 * sum(expected), "and as many photographs through the decoder"
         assert model.self_test == "passed"
-        assert model.statistics.num_images == 0, "nobody has asked yet"
+        assert model.statistics.num_images == 0, "no client has asked yet"
         assert model.admission.predicted_wait_s(max(expected)) > 0
         await model.close()
 

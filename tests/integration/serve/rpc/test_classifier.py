@@ -132,7 +132,7 @@ def test_a_request_without_a_deadline_gets_the_default_one(bundle):
 
 def test_requests_given_up_by_their_clients_never_reach_the_engine(bundle):
     async def scenario(site):
-        site.runner.seconds = 0.5  # slower than it was: nobody can be refused for it in advance
+        site.runner.seconds = 0.5  # slower than it was, which admission can't foresee
         first = site.stub.Classify(request(0))
         await asyncio.sleep(0.1)
         cancelled = site.stub.Classify(request(1))
@@ -232,7 +232,7 @@ def test_refusals_are_counted_by_reason(bundle):
 
 def test_expired_requests_are_counted_by_where_they_were(bundle):
     async def scenario(site):
-        site.runner.seconds = 0.5  # slower than it was: nobody can be refused for it in advance
+        site.runner.seconds = 0.5  # slower than it was, which admission can't foresee
         call = site.stub.ClassifyStream()
         await call.write(message("running", 0, timeout_ms=300))
         await asyncio.sleep(0.1)
@@ -338,7 +338,7 @@ def test_open_requests_are_cut_off_when_stopping_takes_longer_than_it_may(bundle
     scenario_with(bundle, scenario, seconds=0.5, max_batch=1, stop_timeout_s=0.1)
 
 
-def test_who_watches_health_does_not_delay_the_stop(bundle):
+def test_a_client_that_watches_health_does_not_delay_the_stop(bundle):
     async def scenario(site):
         watch = site.health.Watch(health_pb2.HealthCheckRequest())
         await watch.read()
@@ -361,7 +361,7 @@ def test_an_engine_failure_is_internal_and_over_with_its_batch(bundle, caplog):
 
     scenario_with(bundle, scenario)
     (record,) = [record for record in caplog.records if "batch_failed" in record.message]
-    assert "secret" in str(record.exc_info[1]), "the log tells what the client is not told"
+    assert "secret" in str(record.exc_info[1]), "the log says what the client must not learn"
 
 
 def test_a_server_that_warms_up_says_so(bundle):

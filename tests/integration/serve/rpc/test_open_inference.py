@@ -122,7 +122,7 @@ def test_a_wrong_request_names_its_field(bundle, request_, field):
 
 
 def crowded(field: str, num: int) -> oip.ModelInferRequest:
-    """Right but for so many more of one thing."""
+    """A correct request but for `num` more of one thing."""
     request = infer_request(IMAGES[:1])
     match field:
         case "inputs":

@@ -274,7 +274,7 @@ def test_metric_log_line_and_span_tell_the_same_outcome(bundle, lines, collector
         await api.ask(site, "answered")
         with suppress(grpc.aio.AioRpcError):
             await api.ask_wrongly(site)
-        site.runner.seconds = 0.4  # slower than it was: nobody can be refused for it in advance
+        site.runner.seconds = 0.4  # slower than it was, which admission can't foresee
         with suppress(grpc.aio.AioRpcError):
             await api.ask(site, "late", timeout_s=0.2)
         leaving = asyncio.create_task(api.ask(site, "left"))

@@ -88,7 +88,7 @@ def test_an_urgent_request_is_refused_where_one_with_a_promise_would_be_late():
 
 
 @pytest.mark.parametrize(("last_timeout_s", "is_refused"), [(3.0, True), (3.7, False)])
-def test_only_who_is_pushed_into_a_later_batch_can_be_late(last_timeout_s, is_refused):
+def test_only_a_request_pushed_into_a_later_batch_can_be_late(last_timeout_s, is_refused):
     async def scenario():
         bench = Bench(seconds=lambda size: 1.0)
         await bench.warm_up((1, 4))
@@ -105,7 +105,7 @@ def test_only_who_is_pushed_into_a_later_batch_can_be_late(last_timeout_s, is_re
     run(scenario())
 
 
-def test_cancelled_members_of_the_running_batch_are_nobody_ahead():
+def test_cancelled_members_of_the_running_batch_do_not_count_as_ahead():
     async def scenario():
         bench = Bench(seconds=lambda size: 1.0)
         await bench.warm_up((1, 4))
@@ -120,7 +120,7 @@ def test_cancelled_members_of_the_running_batch_are_nobody_ahead():
         await asyncio.sleep(0)
         assert bench.admission.predicted_wait_s() == pytest.approx(0.5 + 1.0)
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert bench.admission.predicted_wait_s(4) == pytest.approx(1.0), "nobody is ahead"
+        assert bench.admission.predicted_wait_s(4) == pytest.approx(1.0), "none is ahead"
 
     run(scenario())
 
@@ -170,7 +170,7 @@ def test_no_more_images_are_admitted_than_the_queue_may_hold():
     run(scenario())
 
 
-def test_one_slow_batch_is_not_believed_for_ever():
+def test_one_slow_batch_does_not_count_for_ever():
     async def scenario():
         slow = iter([100.0])
         bench = Bench(seconds=lambda size: next(slow, 0.1))

@@ -189,7 +189,7 @@ def test_every_request_gets_exactly_one_answer_its_own(
                         return [work.result() for work in works]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from errors
-            finally:  # before the deadline or by it: nothing of it may start any more
+            finally:  # by the deadline at the latest: none of its images may start now
                 given_up_at.update(dict.fromkeys((n for n, _ in images), bench.loop.time()))
 
         for arrival in arrivals:
@@ -225,7 +225,7 @@ def test_every_request_gets_exactly_one_answer_its_own(
                 assert is_busy(starts, since, started_at)
         assert bench.admission.num_admitted == 0
         batch_alone_s = bench.batcher.times.predict(max_batch)
-        assert bench.admission.predicted_wait_s(max_batch) == batch_alone_s, "nobody is ahead"
+        assert bench.admission.predicted_wait_s(max_batch) == batch_alone_s, "none is ahead"
 
     def is_busy(starts, since, until):
         """Whether batches follow one another without a gap from `since` to `until`."""
