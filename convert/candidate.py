@@ -13,7 +13,7 @@ from irv2.convert.gate.verdict import CONFIDENCE, Tolerance, tolerance_for
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
 from irv2.convert.onnx.half import Half, require_fp16_range, write_half
 from irv2.convert.onnx.int8 import write_int8
-from irv2.convert.onnx.sensitivity import blocks_to_keep
+from irv2.convert.onnx.sensitivity import sensitive_blocks
 from irv2.convert.provenance import new_artifact
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.data.samples import is_sample
@@ -64,8 +64,8 @@ class ExportOptions:
     def wanted(self) -> list[Precision]:
         """The precisions to make, in one order; float32, which the others are made from, always."""
         default = ("fp32", "fp16", "int8") if self.trt else ("fp32", "int8")
-        named = self.precisions or default
-        return [name for name in PRECISIONS if name == "fp32" or name in named]
+        asked = self.precisions or default
+        return [name for name in PRECISIONS if name == "fp32" or name in asked]
 
     def tolerance(self, precision: Precision, images: ImageFolder) -> Tolerance:
         """What the gate accepts of an artefact that is judged on these images."""
@@ -178,5 +178,5 @@ def _int8(
     seed = options.calibration.seed
     calibration = calibrate(path, training_images, preprocess, seed, bad_images)
     model = onnx.load(path)
-    kept = blocks_to_keep(model, calibration, preprocess, tolerance_points, bad_images)
-    return write_int8(model, fp32, folder, calibration, kept)
+    in_float32 = sensitive_blocks(model, calibration, preprocess, tolerance_points, bad_images)
+    return write_int8(model, fp32, folder, calibration, in_float32)

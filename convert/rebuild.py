@@ -16,7 +16,12 @@ from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate.reference import REFERENCE
 from irv2.convert.gate.report import Report, Show, unseen
 from irv2.convert.publish.evidence import forget_rejection, write_rejection
-from irv2.convert.publish.replace import folder_beside, named, replace_folder, require_replaceable
+from irv2.convert.publish.replace import (
+    folder_beside,
+    replace_folder,
+    require_replaceable,
+    with_own_name,
+)
 from irv2.convert.verify import open_to_verify, require_same, verify
 from irv2.data.dataset import BadImages
 from irv2.errors import BundleError, EngineError
@@ -44,7 +49,7 @@ def rebuild(
     BundleError where it holds no engine or was replaced meanwhile, EngineError where none can be
     built here, or none that could take a verified one's place.
     """
-    path = named(path)
+    path = with_own_name(path)
     old = open_to_verify(path).manifest
     engines = [artifact for artifact in old.artifacts if artifact.format != "onnx"]
     if not engines:

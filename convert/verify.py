@@ -12,7 +12,7 @@ from irv2.convert.gate.report import Report, Show, report_on, unseen
 from irv2.convert.gate.verdict import Tolerance, tolerance_for
 from irv2.convert.onnx.blocks import block_outputs
 from irv2.convert.publish.evidence import ledger_files, write_evidence
-from irv2.convert.publish.replace import named
+from irv2.convert.publish.replace import with_own_name
 from irv2.data.dataset import BadImages, open_split
 from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import BundleError, DataError, EngineError
@@ -35,7 +35,7 @@ def verify(
     BundleError where the bundle was replaced meanwhile, another Irv2Error where the result can't
     be written.
     """
-    bundle, place = open_to_verify(path), named(place or path)
+    bundle, place = open_to_verify(path), with_own_name(place or path)
     reference = Reference.load(path / REFERENCE)
     data = resolve_data(data)
     split = open_split(data, "val", bundle.classes, bad_images)

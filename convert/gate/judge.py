@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenArtifacts:
     """By file name: a runner for each artefact, or why this machine has none."""
 
     runners: dict[str, Runner]
@@ -36,9 +36,9 @@ class Opened:
 
 
 @contextmanager
-def open_artifacts(bundle: Bundle) -> Iterator[Opened]:
+def open_artifacts(bundle: Bundle) -> Iterator[OpenArtifacts]:
     """Open every artefact on the fastest device that takes it."""
-    opened = Opened({}, {})
+    opened = OpenArtifacts({}, {})
     with ExitStack() as stack:
         for artifact in bundle.manifest.artifacts:
             try:
@@ -52,7 +52,7 @@ def open_artifacts(bundle: Bundle) -> Iterator[Opened]:
 
 def judge_all(
     bundle: Bundle,
-    opened: Opened,
+    opened: OpenArtifacts,
     predictions: list[Predictions],
     reference: Reference,
     images: ImageFolder,

@@ -123,7 +123,7 @@ def report_on(
         lines={
             artifact.file: judged[artifact.file].line
             if artifact.file in judged
-            else _kept(artifact, reasons[artifact.file])
+            else _not_run(artifact, reasons[artifact.file])
             for artifact in artifacts
         },
         remarks=[*remarks, *(found.explanation for found in judged.values() if found.explanation)],
@@ -131,7 +131,7 @@ def report_on(
     )
 
 
-def _kept(artifact: Artifact, reason: str) -> str:
+def _not_run(artifact: Artifact, reason: str) -> str:
     if artifact.parity is None:
         return f"not verified here: {reason}"
     earlier = f"{artifact.parity.verdict.replace('_', ' ')} on {artifact.parity.ran_on}"

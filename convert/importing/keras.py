@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from irv2.convert.importing.source import SLIM_PREPROCESS, Source, shortened
+from irv2.convert.importing.weights import SLIM_PREPROCESS, PublishedWeights, shortened
 from irv2.errors import CheckpointError
 from irv2.model.build import build
 from irv2.model.paper import ConvBN
@@ -46,12 +46,12 @@ Array = NDArray[Any]
 Arrays = list[Array]
 
 
-def read_hdf5(path: Path) -> Source:
+def read_hdf5(path: Path) -> PublishedWeights:
     """A `.h5` or `.weights.h5` file; raises CheckpointError."""
-    return _source(_guarded(path, lambda: _layers(path, None)), path)
+    return _weights(_guarded(path, lambda: _layers(path, None)), path)
 
 
-def read_archive(path: Path) -> Source:
+def read_archive(path: Path) -> PublishedWeights:
     """A `.keras` archive: the HDF5 file in it, unpacked beside nothing of the user's."""
 
     def read() -> dict[str, Arrays]:
@@ -62,7 +62,7 @@ def read_archive(path: Path) -> Source:
             archive.extract(WEIGHTS, folder)
             return _layers(Path(folder) / WEIGHTS, json.loads(archive.read(CONFIG)))
 
-    return _source(_guarded(path, read), path)
+    return _weights(_guarded(path, read), path)
 
 
 def keras_names(config: SlimConfig) -> tuple[dict[str, str], frozenset[str]]:
@@ -90,7 +90,7 @@ def keras_names(config: SlimConfig) -> tuple[dict[str, str], frozenset[str]]:
     return names, frozenset(ones)
 
 
-def _source(layers: dict[str, Arrays], path: Path) -> Source:
+def _weights(layers: dict[str, Arrays], path: Path) -> PublishedWeights:
     tensors = dict(_tensors(layers, path))
     if "conv_7b/kernel" not in tensors:
         some = ", ".join(list(layers)[:3]) or "none with weights"
@@ -98,7 +98,7 @@ def _source(layers: dict[str, Arrays], path: Path) -> Source:
     classes = tensors.get("predictions/bias")
     config = SlimConfig(num_classes=1000 if classes is None else classes.numel())
     names, ones = keras_names(config)
-    return Source(
+    return PublishedWeights(
         kind="Keras weights",
         config=config,
         preprocess=SLIM_PREPROCESS,

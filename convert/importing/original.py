@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irv2.convert.importing.source import Source, shortened
 from irv2.convert.importing.torch7 import Array, Torch7Object, load
+from irv2.convert.importing.weights import PublishedWeights, shortened
 from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
@@ -77,7 +77,7 @@ class Layer:
     module: Torch7Object | None = None  # None: one of ours, or a max pool
 
 
-def read_original(path: Path) -> Source:
+def read_original(path: Path) -> PublishedWeights:
     """The original's network in a Torch7 file; raises CheckpointError."""
     layers = list(_layers_of_file(path))
     _check_size(layers, path)
@@ -87,7 +87,7 @@ def read_original(path: Path) -> Source:
     ours = list(our_layers(config))
     pairs = _aligned(ours, layers)
     _check_pools(ours, layers, pairs, path)
-    return Source(
+    return PublishedWeights(
         kind="the original's Torch7 network",
         config=config,
         preprocess=Preprocess(),

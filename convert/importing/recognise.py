@@ -17,7 +17,7 @@ from irv2.checkpoint import SCHEMA
 from irv2.convert.importing.keras import CONFIG, WEIGHTS, read_archive, read_hdf5
 from irv2.convert.importing.original import read_original
 from irv2.convert.importing.slim import read_slim
-from irv2.convert.importing.source import Source
+from irv2.convert.importing.weights import PublishedWeights
 from irv2.errors import CheckpointError
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -30,7 +30,7 @@ EXPECTED = "weights as .t7, .pth, .safetensors, .h5 or .keras"
 STATE_DICT = "a state_dict: tensors by name"
 
 
-def read_source(path: Path) -> Source:
+def read_weights(path: Path) -> PublishedWeights:
     """Recognise and read a file; raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(path, "is a folder" if path.is_dir() else "no such file", EXPECTED)
@@ -57,7 +57,7 @@ def read_source(path: Path) -> Source:
     raise CheckpointError(path, f"an unknown format ({size} bytes)", EXPECTED)
 
 
-def _read_zip(path: Path) -> Source:
+def _read_zip(path: Path) -> PublishedWeights:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from irv2.checkpoint import Checkpoint
-from irv2.convert.importing.recognise import read_source
-from irv2.convert.importing.source import state_dict_of
+from irv2.convert.importing.recognise import read_weights
+from irv2.convert.importing.weights import state_dict_of
 from irv2.data.imagenet import BACKGROUND, class_names
 from irv2.errors import CheckpointError, InputError, UsageError
 from irv2.system.files import file_sha256
@@ -87,8 +87,8 @@ def import_weights(
         raise UsageError(
             "--out", f"no folder {out.parent}", "an existing one", f"mkdir -p {out.parent}"
         )
-    source = read_source(path)
-    config = source.config
+    weights = read_weights(path)
+    config = weights.config
     if arch not in ("auto", config.arch):
         raise CheckpointError(
             path,
@@ -104,7 +104,7 @@ def import_weights(
     dropped = has_background and not keep_background
     num_classes = config.num_classes - dropped
     classes = classes_of(num_classes, classes_path, path, background_dropped=dropped)
-    state = state_dict_of(source, path)
+    state = state_dict_of(weights, path)
     if dropped:
         for name in ("classifier.weight", "classifier.bias"):
             state[name] = state[name][1:].clone()
@@ -112,19 +112,19 @@ def import_weights(
         model=replace(config, num_classes=num_classes),
         state_dict=state,
         classes=classes,
-        preprocess=source.preprocess,
+        preprocess=weights.preprocess,
         setting=SETTING,
         epoch=0,
         step=0,
-        recipe={"imported": {"file": path.name, "sha256": file_sha256(path), "kind": source.kind}},
+        recipe={"imported": {"file": path.name, "sha256": file_sha256(path), "kind": weights.kind}},
     )
     checkpoint.save(out)
     return ImportResult(
         source=path,
         out=out,
-        kind=source.kind,
+        kind=weights.kind,
         checkpoint=checkpoint,
-        num_matched=len(source.names),
+        num_matched=len(weights.names),
         background_dropped=dropped,
     )
 

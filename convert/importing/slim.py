@@ -8,7 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from irv2.convert.importing.source import SLIM_PREPROCESS, Source, expected_state, is_counter
+from irv2.convert.importing.weights import (
+    SLIM_PREPROCESS,
+    PublishedWeights,
+    expected_state,
+    is_counter,
+)
 from irv2.errors import CheckpointError
 from irv2.model.slim import SlimConfig
 
@@ -35,7 +40,7 @@ RULES = [
 ]
 
 
-def read_slim(tensors: dict[str, Tensor], path: Path) -> Source:
+def read_slim(tensors: dict[str, Tensor], path: Path) -> PublishedWeights:
     """timm's or Cadene's tensors; raises CheckpointError where they are another network's."""
     prefix = "module." if f"module.{FIRST_TENSOR}" in tensors else ""  # DataParallel's
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -58,7 +63,7 @@ def read_slim(tensors: dict[str, Tensor], path: Path) -> Source:
         for name in expected_state(config)
         if not is_counter(name)
     }
-    return Source(
+    return PublishedWeights(
         kind=kind, config=config, preprocess=SLIM_PREPROCESS, tensors=tensors, names=names
     )
 

@@ -47,13 +47,13 @@ def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bo
     DIR/val. DIR/val names the image files too.
     """
     from irv2.convert.inspect.diff import diff as run_diff
-    from irv2.convert.inspect.diff import load_named
+    from irv2.convert.inspect.diff import load_model_ledger
     from irv2.data.samples import resolve_data
 
     if sheet_path is not None:
         check_folder_of(sheet_path)
         data = resolve_data(data)
-    difference = run_diff(load_named(a, data), load_named(b, data), data)
+    difference = run_diff(load_model_ledger(a, data), load_model_ledger(b, data), data)
     if sheet_path is not None and difference.rows:
         from irv2.convert.inspect.contact_sheet import write_sheet
 

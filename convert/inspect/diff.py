@@ -22,8 +22,8 @@ from irv2.manifest import LEDGER_SUFFIX, ONNX_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
-    """A model's answers, how it was named, and its classes where they are known."""
+class ModelLedger:
+    """The ledger of a model, by the name the user gave, and its classes if they are known."""
 
     name: str
     ledger: Ledger
@@ -108,13 +108,13 @@ class Difference:
 _CHANGES = ("lost", "gained", "both wrong")
 
 
-def load_named(name: str, data: Path | None = None) -> Named:
+def load_model_ledger(name: str, data: Path | None = None) -> ModelLedger:
     """Read the answers that `name` stands for, a checkpoint's being those on `data`/val.
 
     Raises BundleError, or CheckpointError where a file is neither ledger nor checkpoint.
     """
     if name.endswith(".npz"):
-        return Named(name=name, ledger=Ledger.load(Path(name)), classes=[])
+        return ModelLedger(name=name, ledger=Ledger.load(Path(name)), classes=[])
     path, artifact = Path(name), ONNX_FILE
     if path.is_file():
         return _ask_checkpoint(path, resolve_data(data))
@@ -131,10 +131,12 @@ def load_named(name: str, data: Path | None = None) -> Named:
             " or ".join([*known, "reference"]),
             "run `irv2 verify` where it can be run",
         )
-    return Named(name=f"{path}:{artifact}", ledger=Ledger.load(path / file), classes=bundle.classes)
+    return ModelLedger(
+        name=f"{path}:{artifact}", ledger=Ledger.load(path / file), classes=bundle.classes
+    )
 
 
-def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
+def diff(a: ModelLedger, b: ModelLedger, data: Path | None = None) -> Difference:
     """Compare two models' best classes; image files are looked for in `data`/val.
 
     Raises DataError where they have no image in common, or name their classes differently.
@@ -148,27 +150,27 @@ def diff(a: Named, b: Named, data: Path | None = None) -> Difference:
     different.sort(key=lambda pair: -float(a.ledger.margins[pair[0]]))
     images = None if data is None else open_split(data, "val", bad_images="skip")
     files = _find_files({a.ledger.sha256[i] for i, _ in different}, images)
-    namer = a if a.classes else b
+    labels = a if a.classes else b
     return Difference(
         a=a.name,
         b=b.name,
         n=len(common),
         num_only_a=len(a.ledger) - len(common),
         num_only_b=len(b.ledger) - len(common),
-        rows=[_row(namer, a.ledger, b.ledger, i, j, files) for i, j in different],
+        rows=[_row(labels, a.ledger, b.ledger, i, j, files) for i, j in different],
         images=images,
     )
 
 
-def _require_same_classes(a: Named, b: Named) -> None:
+def _require_same_classes(a: ModelLedger, b: ModelLedger) -> None:
     """Raise DataError where they differ, or a ledger knows more classes than the other has."""
     classes = a.classes or b.classes
-    largest = max(int(named.ledger.top5.max(initial=0)) for named in (a, b))
+    largest = max(int(model.ledger.top5.max(initial=0)) for model in (a, b))
     if classes and (largest >= len(classes) or classes != (b.classes or classes)):
         raise DataError(f"{a.name} and {b.name}", "they have other classes", "the same ones")
 
 
-def _ask_checkpoint(path: Path, data: Path) -> Named:
+def _ask_checkpoint(path: Path, data: Path) -> ModelLedger:
     from irv2.checkpoint import Checkpoint
     from irv2.convert.gate.reference_cache import (
         classify_with_reference,  # ledgers alone need no torch
@@ -177,7 +179,7 @@ def _ask_checkpoint(path: Path, data: Path) -> Named:
     checkpoint, sha256 = Checkpoint.load_with_sha256(path)
     images = open_split(data, "val", checkpoint.classes, bad_images="skip")
     [predictions] = classify_with_reference(checkpoint, sha256, [], images, "skip")
-    return Named(
+    return ModelLedger(
         name=str(path), ledger=Ledger.from_predictions(predictions), classes=checkpoint.classes
     )
 
@@ -190,15 +192,15 @@ def _find_files(wanted: set[str], images: ImageFolder | None) -> dict[str, Path]
     return {sha256: images.path(i) for i, sha256 in hashes if sha256 in wanted}
 
 
-def _row(namer: Named, a: Ledger, b: Ledger, i: int, j: int, files: dict[str, Path]) -> Row:
+def _row(labels: ModelLedger, a: Ledger, b: Ledger, i: int, j: int, files: dict[str, Path]) -> Row:
     label, best_a, best_b = int(a.labels[i]), int(a.top5[i, 0]), int(b.top5[j, 0])
     change = "lost" if best_a == label else "gained" if best_b == label else "both wrong"
     return Row(
         sha256=a.sha256[i],
         file=files.get(a.sha256[i]),
-        label=namer.label(label),
-        a=namer.label(best_a),
-        b=namer.label(best_b),
+        label=labels.label(label),
+        a=labels.label(best_a),
+        b=labels.label(best_b),
         margin_a=float(a.margins[i]),
         margin_b=float(b.margins[j]),
         change=change,

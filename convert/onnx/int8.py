@@ -30,19 +30,19 @@ def write_int8(
     fp32: Artifact,
     folder: Path,
     calibration: Calibration,
-    kept: Mapping[str, list[str]],
+    in_float32: Mapping[str, list[str]],
 ) -> list[Artifact]:
     """Write `model.int8-cpu.onnx` and `model.int8-trt.onnx` to `folder`.
 
-    `kept` maps each block that stays float32 to its nodes.
+    `in_float32` maps each block that stays float32 to its nodes.
     """
     made_with = {
         "onnx": onnx.__version__,
         "onnxruntime": import_onnxruntime().__version__,
         **calibration.record,
-        "float32_blocks": ", ".join(kept) or "none",
+        "float32_blocks": ", ".join(in_float32) or "none",
     }
-    nodes = [name for names in kept.values() for name in names]
+    nodes = [name for names in in_float32.values() for name in names]
     return [
         write_variant(
             quantize(model, calibration.ranges, target, nodes),
@@ -59,11 +59,11 @@ def quantize(
     model: onnx.ModelProto,
     ranges: Mapping[str, tuple[float, float]],
     target: Target,
-    kept: Collection[str] = (),
+    in_float32: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """A new model with QuantizeLinear and DequantizeLinear; nodes named in `kept` stay float32.
+    """Insert QuantizeLinear and DequantizeLinear into a copy, but not at the nodes `in_float32`.
 
-    Raises EngineError where an activation's range is not finite.
+    Raises EngineError if the range of an activation is not finite.
     """
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
@@ -91,7 +91,7 @@ def quantize(
         activation_qType=QuantType.QUInt8 if target == "cpu" else QuantType.QInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
         nodes_to_quantize=[],
-        nodes_to_exclude=list(kept),
+        nodes_to_exclude=list(in_float32),
         op_types_to_quantize=operators,
         extra_options=options,
     )

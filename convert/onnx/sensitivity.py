@@ -1,7 +1,7 @@
 """Which blocks stay float32 where int8 alone loses too much: a search on the calibration images.
 
 Blocks are ranked by what each does to the logits when it alone is quantised; then the fewest of
-them, worst first, are kept in float32 with which both placements lose little enough. The gate
+them, worst first, stay in float32 with which both placements lose little enough. The gate
 judges only what came out, on other images.
 """
 
@@ -54,7 +54,7 @@ class _Trial:
         )
 
 
-def blocks_to_keep(
+def sensitive_blocks(
     model: onnx.ModelProto,
     calibration: Calibration,
     config: Preprocess,
@@ -68,16 +68,16 @@ def blocks_to_keep(
     limit = SHARE_OF_TOLERANCE * tolerance_points
     images = _load(calibration, config, bad_images)
 
-    def quantized(kept: Sequence[str], target: Target) -> Runner:
-        names = [name for block in kept for name in blocks[block]]
+    def quantized(in_float32: Sequence[str], target: Target) -> Runner:
+        names = [name for block in in_float32 for name in blocks[block]]
         return _open(quantize(model, calibration.ranges, target, names))
 
-    def attempt(kept: Sequence[str]) -> _Trial:
+    def attempt(in_float32: Sequence[str]) -> _Trial:
         """The worse placement; the second, twice as slow here, only if the first will do."""
-        trial = _try(quantized(kept, "cpu"), "cpu", images, calibration)
+        trial = _try(quantized(in_float32, "cpu"), "cpu", images, calibration)
         if trial.loss_points > limit:
             return trial
-        other = _try(quantized(kept, "trt"), "trt", images, calibration)
+        other = _try(quantized(in_float32, "trt"), "trt", images, calibration)
         return max(trial, other, key=lambda found: found.loss_points)
 
     blocks = blocks_of(model.graph)
@@ -88,13 +88,13 @@ def blocks_to_keep(
     logger.warning("%s, more than %g points; looking for the blocks at fault", whole, limit)
     harm = _rank(model, calibration, blocks, images, whole.target)
     worst_first = sorted(harm, key=harm.__getitem__, reverse=True)
-    kept, best = _fewest(worst_first, attempt, limit)
+    in_float32, best = _fewest(worst_first, attempt, limit)
     logger.warning(
         "int8: keeps %s in float32 (relative error of the logits if quantised alone); at worst %s",
-        ", ".join(f"{block} ({harm[block]:.2g})" for block in kept),
+        ", ".join(f"{block} ({harm[block]:.2g})" for block in in_float32),
         best,
     )
-    return {block: blocks[block] for block in kept}
+    return {block: blocks[block] for block in in_float32}
 
 
 def blocks_of(graph: onnx.GraphProto) -> dict[str, list[str]]:

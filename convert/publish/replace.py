@@ -47,7 +47,7 @@ def require_replaceable(place: Path) -> None:
         )
 
 
-def named(place: Path) -> Path:
+def with_own_name(place: Path) -> Path:
     """`place` itself, or what `.` or `..` stands for: only a name can be put beside another."""
     return place.resolve() if place.name in ("", "..") else place
 

@@ -1,4 +1,4 @@
-"""What a file of published weights becomes: a source and a state, or one line."""
+"""What a file of published weights becomes: published weights and a state_dict, or one line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from irv2.convert.importing.recognise import read_source
-from irv2.convert.importing.source import Source, state_dict_of
+from irv2.convert.importing.recognise import read_weights
+from irv2.convert.importing.weights import PublishedWeights, state_dict_of
 from irv2.errors import CheckpointError
 
 State = dict[str, torch.Tensor]
 
 
-def imported(path: Path) -> tuple[Source, State]:
-    source = read_source(path)
-    return source, state_dict_of(source, path)
+def imported(path: Path) -> tuple[PublishedWeights, State]:
+    weights = read_weights(path)
+    return weights, state_dict_of(weights, path)
 
 
 def refused(read: Callable[[], object]) -> str:

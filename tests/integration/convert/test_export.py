@@ -22,7 +22,7 @@ from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.convert.candidate import Candidate, ExportOptions, make_candidate
 from irv2.convert.export import export, judge_and_publish
-from irv2.convert.inspect.diff import diff, load_named
+from irv2.convert.inspect.diff import diff, load_model_ledger
 from irv2.convert.onnx.float32 import fold, write_onnx
 from irv2.data.dataset import open_split
 from irv2.images.preprocess import Preprocess
@@ -219,7 +219,7 @@ def test_a_wrong_export_is_rejected_and_the_bundle_there_stays(
     assert "model.onnx: fp32 failed: " in text
     rejected = tmp_path / "best.bundle.rejected"
     assert set(tree(rejected)) == {"parity.md", "reference.npz", "model.onnx.ledger.npz"}
-    named = [load_named(str(rejected / file)) for file in REFERENCE_AND_LEDGER]
+    named = [load_model_ledger(str(rejected / file)) for file in REFERENCE_AND_LEDGER]
     lost = sum(row.change == "lost" for row in diff(*named).rows)
     assert lost == artifact.parity.top1.lost
     assert {path.name for path in tmp_path.iterdir()} == {

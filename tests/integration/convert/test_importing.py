@@ -24,10 +24,10 @@ from slim_network import (
 )
 from torch7_writer import Object, Storage, Tensor, save, sequence
 
-from irv2.convert.importing.recognise import named_tensors, read_source
+from irv2.convert.importing.recognise import named_tensors, read_weights
 from irv2.convert.importing.run import classes_of, import_weights
 from irv2.convert.importing.slim import read_slim
-from irv2.convert.importing.source import SLIM_PREPROCESS, Source, state_dict_of
+from irv2.convert.importing.weights import SLIM_PREPROCESS, PublishedWeights, state_dict_of
 from irv2.data.imagenet import class_names
 from irv2.errors import InputError, UsageError
 from irv2.images.preprocess import Preprocess
@@ -114,9 +114,9 @@ def original_state(original) -> State:
     return imported(original.path)[1]
 
 
-def logits_of(source: Source, state: State, images: torch.Tensor) -> torch.Tensor:
+def logits_of(weights: PublishedWeights, state: State, images: torch.Tensor) -> torch.Tensor:
     with torch.device("meta"):
-        network = build(source.config)
+        network = build(weights.config)
     network.load_state_dict(state, assign=True)
     with torch.inference_mode():
         return network.eval()(images)
@@ -135,32 +135,35 @@ def assert_same(found: State, expected: State) -> None:
 
 
 def test_cadene_weights_give_the_references_logits(cadene, images):
-    source, state = imported(cadene.path)
-    assert source.kind == "Cadene weights"
-    assert (source.config.arch, source.preprocess) == ("inception_resnet_v2_slim", SLIM_PREPROCESS)
-    assert_close(logits_of(source, state, images), cadene.logits)
+    weights, state = imported(cadene.path)
+    assert weights.kind == "Cadene weights"
+    assert (weights.config.arch, weights.preprocess) == (
+        "inception_resnet_v2_slim",
+        SLIM_PREPROCESS,
+    )
+    assert_close(logits_of(weights, state, images), cadene.logits)
 
 
 def test_timm_weights_give_the_references_logits_from_either_file(timm, images):
-    source, state = imported(timm.path)
-    assert source.kind == "timm weights"
-    assert_close(logits_of(source, state, images), timm.logits)
+    weights, state = imported(timm.path)
+    assert weights.kind == "timm weights"
+    assert_close(logits_of(weights, state, images), timm.logits)
     assert_same(imported(timm.path.with_suffix(".safetensors"))[1], state)
 
 
 @pytest.mark.slow
 def test_keras_weights_give_the_references_logits_from_each_kind_of_file(keras, images):
-    source, state = imported(keras.path)
-    assert source.kind == "Keras weights"
-    assert_close(logits_of(source, state, images), keras.logits)
+    weights, state = imported(keras.path)
+    assert weights.kind == "Keras weights"
+    assert_close(logits_of(weights, state, images), keras.logits)
     for other in ("keras.weights.h5", "model.keras"):
         assert_same(imported(keras.path.with_name(other))[1], state)
 
 
 def test_the_originals_weights_give_the_interpreted_trees_logits(original, original_state, images):
-    source = read_source(original.path)
-    assert (source.config.arch, source.preprocess) == ("inception_resnet_v2", Preprocess())
-    assert_close(logits_of(source, original_state, images), original.logits)
+    weights = read_weights(original.path)
+    assert (weights.config.arch, weights.preprocess) == ("inception_resnet_v2", Preprocess())
+    assert_close(logits_of(weights, original_state, images), original.logits)
 
 
 def from_two_gpus(network: Object) -> Object:

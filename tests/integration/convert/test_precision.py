@@ -23,7 +23,7 @@ from irv2.convert.export import export
 from irv2.convert.inspect.bundle import inspect_bundle
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
 from irv2.convert.onnx.half import to_half
-from irv2.convert.onnx.sensitivity import blocks_to_keep
+from irv2.convert.onnx.sensitivity import sensitive_blocks
 from irv2.data.dataset import find_images, open_split
 from irv2.data.shard_writer import write_shards
 from irv2.errors import BundleError, EngineError, UsageError
@@ -358,8 +358,8 @@ def test_blocks_that_only_tensorrts_placement_would_spoil_stay_float32(bundle, d
     calibration = calibrate(path, images, PREPROCESS, seed=0)
     normalised = next(node.input[0] for node in model.graph.node if node.op_type == "Conv")
     absurd = replace(calibration, ranges=calibration.ranges | {normalised: (-1e4, 1e4)})
-    assert blocks_to_keep(model, calibration, PREPROCESS, 7.0) == {}
-    assert list(blocks_to_keep(model, absurd, PREPROCESS, 7.0)) == ["stem.0"]
+    assert sensitive_blocks(model, calibration, PREPROCESS, 7.0) == {}
+    assert list(sensitive_blocks(model, absurd, PREPROCESS, 7.0)) == ["stem.0"]
     assert "int8-trt: " in caplog.text
 
 

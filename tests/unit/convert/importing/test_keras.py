@@ -13,7 +13,12 @@ from imported import imported, refused
 from slim_network import write_keras_2, write_keras_3, write_keras_archive
 
 from irv2.convert.importing.keras import CONFIG, MAX_BYTES, WEIGHTS, keras_names
-from irv2.convert.importing.source import SLIM_PREPROCESS, Source, expected_state, state_dict_of
+from irv2.convert.importing.weights import (
+    SLIM_PREPROCESS,
+    PublishedWeights,
+    expected_state,
+    state_dict_of,
+)
 from irv2.model.slim import SlimConfig
 
 KERNEL = np.ones((3, 3, 3, 32), np.float32)
@@ -142,7 +147,7 @@ def test_weights_without_the_classifier_are_refused_with_a_way_out():
     config = SlimConfig()
     names, ones = keras_names(config)
     shapes = {name: tensor.shape for name, tensor in expected_state(config).items()}
-    source = Source(
+    weights = PublishedWeights(
         kind="Keras weights",
         config=config,
         preprocess=SLIM_PREPROCESS,
@@ -154,6 +159,6 @@ def test_weights_without_the_classifier_are_refused_with_a_way_out():
             if not theirs.startswith("predictions/")
         },
     )
-    line = refused(lambda: state_dict_of(source, Path("notop.h5")))
+    line = refused(lambda: state_dict_of(weights, Path("notop.h5")))
     assert "2 missing: predictions/bias, predictions/kernel; " in line
     assert line.endswith("use the file with the classifier (of Keras: include_top=True)")

@@ -105,8 +105,8 @@ def test_what_the_network_does_not_have_is_named(path, value, expected):
     ids=lambda module: f"{module.type_name} {module.fields}",
 )
 def test_modules_without_weights_are_read_over(path, module):
-    source = read_original(save(path, tree(module, convolution())))
-    assert source.names == {"stem.2.0.weight": "model.2.weight"}
+    weights = read_original(save(path, tree(module, convolution())))
+    assert weights.names == {"stem.2.0.weight": "model.2.weight"}
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_modules_without_weights_are_read_over(path, module):
     ],
 )
 def test_a_convolution_is_read_however_it_was_kept(path, module):
-    source = read_original(save(path, tree(module)))
-    assert source.names == {"stem.2.0.weight": "model.1.weight"}
-    assert list(source.tensors) == ["model.1.weight"]
-    weight = source.tensors["model.1.weight"]
+    weights = read_original(save(path, tree(module)))
+    assert weights.names == {"stem.2.0.weight": "model.1.weight"}
+    assert list(weights.tensors) == ["model.1.weight"]
+    weight = weights.tensors["model.1.weight"]
     assert weight.dtype == torch.float32
     torch.testing.assert_close(
         weight, torch.from_numpy(MATRIX.reshape(64, 32, 3, 3)), rtol=0, atol=0
@@ -133,8 +133,8 @@ def test_a_convolution_is_read_however_it_was_kept(path, module):
 
 
 def test_a_convolution_without_padding_is_another(path):
-    source = read_original(save(path, tree(convolution(padH=None, padW=None))))
-    assert source.names == {}
+    weights = read_original(save(path, tree(convolution(padH=None, padW=None))))
+    assert weights.names == {}
 
 
 def test_the_bias_of_a_convolution_is_left_over_unless_it_is_zero(path):
@@ -145,8 +145,8 @@ def test_the_bias_of_a_convolution_is_left_over_unless_it_is_zero(path):
 
 def test_a_value_beyond_float32_is_refused_with_its_name_by_the_finite_check(path):
     weight = Tensor(np.full((64, 32, 3, 3), 1e300), "Double")
-    source = read_original(save(path, tree(convolution(weight=weight))))
-    assert source.tensors["model.1.weight"].isinf().all()
+    weights = read_original(save(path, tree(convolution(weight=weight))))
+    assert weights.tensors["model.1.weight"].isinf().all()
 
 
 def test_layers_that_share_their_values_are_refused_before_they_are_copied(path):

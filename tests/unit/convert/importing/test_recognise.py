@@ -18,7 +18,7 @@ from safetensors.torch import save
 from slim_network import write_keras_2, write_keras_3, write_keras_archive
 from torch7_writer import Object, dumps
 
-from irv2.convert.importing.recognise import read_source
+from irv2.convert.importing.recognise import read_weights
 from irv2.convert.importing.slim import FIRST_TENSOR
 
 TENSORS = {"conv.weight": torch.ones(2)}
@@ -62,7 +62,7 @@ def test_the_name_of_a_file_is_no_matter(tmp_path, kind):
     for suffix in ("", ".t7", ".pth", ".safetensors", ".h5", ".weights.h5", ".keras", ".txt"):
         path = tmp_path / f"file{suffix}"
         path.write_bytes(content)
-        assert expected in refused(lambda path=path: read_source(path)), path.name
+        assert expected in refused(lambda path=path: read_weights(path)), path.name
 
 
 @pytest.mark.parametrize("start", [b"\x80", b"\x80\x02", b"PK", b"3\n", b"4\n"])
@@ -73,7 +73,7 @@ def test_safetensors_whose_length_begins_like_another_format_are_read(tmp_path, 
     content = struct.pack("<Q", length) + json.dumps(header).encode().ljust(length) + bytes(8)
     assert content.startswith(start)
     (tmp_path / "weights.pth").write_bytes(content)
-    assert READ in refused(lambda: read_source(tmp_path / "weights.pth"))
+    assert READ in refused(lambda: read_weights(tmp_path / "weights.pth"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tiny_bundle import CLASSES, write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.convert.inspect.contact_sheet import LINE, SIDE, write_sheet
-from irv2.convert.inspect.diff import Named, diff, load_named
+from irv2.convert.inspect.diff import ModelLedger, diff, load_model_ledger
 from irv2.data.dataset import open_split
 from irv2.data.hashes import hash_files
 from irv2.data.shard_writer import write_shards
@@ -54,7 +54,7 @@ def ledgers(data: Path, tmp_path: Path) -> tuple[str, str]:
 
 
 def test_lost_and_gained_images_are_listed_the_surest_first(ledgers, data):
-    found = diff(*map(load_named, ledgers), data)
+    found = diff(*map(load_model_ledger, ledgers), data)
     assert (found.n, found.num_only_a, found.num_only_b) == (6, 0, 0)
     rows = [(row.file, row.label, row.a, row.b, row.change) for row in found.rows]
     assert rows == [
@@ -65,7 +65,7 @@ def test_lost_and_gained_images_are_listed_the_surest_first(ledgers, data):
 
 
 def test_a_model_does_not_differ_from_itself(ledgers):
-    found = diff(load_named(ledgers[0]), load_named(ledgers[0]))
+    found = diff(load_model_ledger(ledgers[0]), load_model_ledger(ledgers[0]))
     assert found.rows == []
     assert "0 of 6 images have another best class" in found.to_text()
 
@@ -83,7 +83,7 @@ def test_artefacts_of_a_bundle_are_named_by_their_file_and_give_class_names(tmp_
     files = {name: file_sha256(path / name) for name in contents}
     Bundle(path, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))
     onnx, int8, reference = (
-        load_named(str(path) + name) for name in ("", ":model.int8-cpu.onnx", ":reference")
+        load_model_ledger(str(path) + name) for name in ("", ":model.int8-cpu.onnx", ":reference")
     )
     [row] = diff(onnx, int8).rows
     assert (row.label, row.a, row.b, row.file) == ("class 0", "class 0", "class 7", None)
@@ -91,13 +91,13 @@ def test_artefacts_of_a_bundle_are_named_by_their_file_and_give_class_names(tmp_
     with pytest.raises(
         BundleError, match=r"no answers of model\.plan in it; expected model\.onnx or "
     ):
-        load_named(f"{path}:model.plan")
+        load_model_ledger(f"{path}:model.plan")
 
 
 def test_a_ledger_of_more_classes_than_a_bundles_is_refused_in_either_order(ledgers):
-    many = load_named(ledgers[0])
+    many = load_model_ledger(ledgers[0])
     ledger = replace(many.ledger, top5=many.ledger.top5 % 2)
-    few = Named(name="few", ledger=ledger, classes=CLASSES[:2])
+    few = ModelLedger(name="few", ledger=ledger, classes=CLASSES[:2])
     for pair in ((few, many), (many, few)):
         with pytest.raises(DataError, match="they have other classes; expected the same ones"):
             diff(*pair)
@@ -106,16 +106,16 @@ def test_a_ledger_of_more_classes_than_a_bundles_is_refused_in_either_order(ledg
 def test_images_that_one_side_has_not_answered_are_counted_and_left_out(ledgers, data, tmp_path):
     all_answers = Ledger.load(Path(ledgers[1]))
     (tmp_path / "few.npz").write_bytes(all_answers.take([1, 2]).to_bytes())
-    found = diff(load_named(ledgers[0]), load_named(str(tmp_path / "few.npz")))
+    found = diff(load_model_ledger(ledgers[0]), load_model_ledger(str(tmp_path / "few.npz")))
     assert (found.n, found.num_only_a, found.num_only_b, len(found.rows)) == (2, 4, 0, 1)
     assert "not compared: 4 only in A, 0 only in B" in found.to_text()
     (tmp_path / "none.npz").write_bytes(all_answers.take([]).to_bytes())
     with pytest.raises(DataError, match="no image in common"):
-        diff(load_named(ledgers[0]), load_named(str(tmp_path / "none.npz")))
+        diff(load_model_ledger(ledgers[0]), load_model_ledger(str(tmp_path / "none.npz")))
 
 
 def test_sheet_shows_the_pictures_themselves(ledgers, data, tmp_path):
-    write_sheet(diff(*map(load_named, ledgers), data), tmp_path / "sheet.png")
+    write_sheet(diff(*map(load_model_ledger, ledgers), data), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     left, top = 8 + SIDE // 2, 2 * LINE + 8 + SIDE // 2
@@ -127,13 +127,13 @@ def test_sheet_shows_the_pictures_themselves(ledgers, data, tmp_path):
 def test_sheet_shows_pictures_out_of_shards(ledgers, data, tmp_path):
     write_shards(data, tmp_path / "shards", 10_000)
     for name, root in (("files", data), ("shards", tmp_path / "shards")):
-        write_sheet(diff(*map(load_named, ledgers), root), tmp_path / f"{name}.png")
+        write_sheet(diff(*map(load_model_ledger, ledgers), root), tmp_path / f"{name}.png")
     assert (tmp_path / "files.png").read_bytes() == (tmp_path / "shards.png").read_bytes()
 
 
 def test_sheet_without_any_file_is_refused(ledgers, tmp_path):
     with pytest.raises(DataError, match="none of the 2 differing images was found"):
-        write_sheet(diff(*map(load_named, ledgers)), tmp_path / "sheet.png")
+        write_sheet(diff(*map(load_model_ledger, ledgers)), tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
 
 

@@ -1,6 +1,7 @@
-"""What a reader found in a file, and the matching of it with one of our networks.
+"""Published weights as a reader found them in a file, and their match with one of our networks.
 
-Every reader (original.py, slim.py, keras.py) gives a `Source`; nothing else knows file formats.
+Every reader (original.py, slim.py, keras.py) returns `PublishedWeights`; nothing else knows file
+formats.
 """
 
 import logging
@@ -27,7 +28,7 @@ NUM_LISTED = 6  # tensors that an error line names of each kind; --debug lists a
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class PublishedWeights:
     """Weights as a file holds them, and the network they were made for.
 
     `tensors` are under their published names, in torch's layout; `names` leads from each name in
@@ -42,29 +43,29 @@ class Source:
     ones: frozenset[str] = frozenset()
 
 
-def state_dict_of(source: Source, path: Path) -> dict[str, Tensor]:
-    """Our network's state_dict, float32; empties `source.tensors` on the way to save memory.
+def state_dict_of(weights: PublishedWeights, path: Path) -> dict[str, Tensor]:
+    """Our network's state_dict, float32; empties `weights.tensors` on the way to save memory.
 
     Raises CheckpointError, about `path`, with the list where anything is missing, left over, of
     another shape or not finite.
     """
-    expected = expected_state(source.config)
-    problems = _problems(source, expected)
+    expected = expected_state(weights.config)
+    problems = _problems(weights, expected)
     if any(problems.values()):
-        raise _mismatch(source, problems, path)
+        raise _mismatch(weights, problems, path)
     state: dict[str, Tensor] = {}
     for name, target in expected.items():
-        if name in source.names:
-            state[name] = _owned(source.tensors.pop(source.names[name]))
+        if name in weights.names:
+            state[name] = _owned(weights.tensors.pop(weights.names[name]))
             if not state[name].isfinite().all():
                 raise CheckpointError(
                     path,
-                    f"{source.names[name]} holds values that are not finite",
+                    f"{weights.names[name]} holds values that are not finite",
                     "trained weights",
                     "use an undamaged file",
                 )
         else:  # torch's counter of batches is of no use where momentum is fixed
-            fill = 1 if name in source.ones else 0
+            fill = 1 if name in weights.ones else 0
             state[name] = torch.full(target.shape, fill, dtype=target.dtype)
     return state
 
@@ -80,29 +81,31 @@ def is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def _problems(source: Source, expected: dict[str, Tensor]) -> dict[str, list[str]]:
-    wanted = {name for name in expected if not is_counter(name)} - source.ones
+def _problems(weights: PublishedWeights, expected: dict[str, Tensor]) -> dict[str, list[str]]:
+    wanted = {name for name in expected if not is_counter(name)} - weights.ones
     missing, other_shape = [], []
     for name in sorted(wanted):
-        published = _published(source, name)
-        tensor = source.tensors.get(published)
+        published = _published(weights, name)
+        tensor = weights.tensors.get(published)
         if tensor is None:
             missing.append(published)
         elif tensor.shape != expected[name].shape or tensor.dtype not in FLOATS:
             shapes = f"{_shape(tensor)} instead of {_shape(expected[name])}"
             other_shape.append(f"{published} {shapes}")
-    known = set(source.names.values())
+    known = set(weights.names.values())
     left_over = sorted(
-        name for name in source.tensors if name not in known and not is_counter(name)
+        name for name in weights.tensors if name not in known and not is_counter(name)
     )
     return {"missing": missing, "left over": left_over, "of another shape": other_shape}
 
 
-def _published(source: Source, name: str) -> str:
-    return source.names.get(name, f"{name} (our name)")
+def _published(weights: PublishedWeights, name: str) -> str:
+    return weights.names.get(name, f"{name} (our name)")
 
 
-def _mismatch(source: Source, problems: dict[str, list[str]], path: Path) -> CheckpointError:
+def _mismatch(
+    weights: PublishedWeights, problems: dict[str, list[str]], path: Path
+) -> CheckpointError:
     for kind, entries in problems.items():
         for entry in entries:
             logger.debug("%s: %s", kind, entry)
@@ -111,14 +114,14 @@ def _mismatch(source: Source, problems: dict[str, list[str]], path: Path) -> Che
         for kind, entries in problems.items()
         if entries
     ]
-    classifier = [_published(source, f"classifier.{field}") for field in ("bias", "weight")]
+    classifier = [_published(weights, f"classifier.{field}") for field in ("bias", "weight")]
     way_out = "--debug lists all"
     if problems["missing"] == classifier and len(parts) == 1:
         way_out = "use the file with the classifier (of Keras: include_top=True)"
     return CheckpointError(
         path,
-        f"{source.kind}, but of its tensors are {'; '.join(parts)}",
-        f"exactly those of {source.config.arch}",
+        f"{weights.kind}, but of its tensors are {'; '.join(parts)}",
+        f"exactly those of {weights.config.arch}",
         way_out,
     )
 
