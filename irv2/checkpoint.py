@@ -57,7 +57,7 @@ class Checkpoint:
             "recipe": self.recipe,
             "training": self.training,
         }
-        content["sha256"] = _digest(content)
+        content["sha256"] = content_sha256(content)
         with full_disk_named(path):
             write_atomically(path, lambda beside: _write(content, beside))
 
@@ -83,7 +83,7 @@ class Checkpoint:
                 path, f"schema {content.get('schema', 'missing')}", SCHEMA, _EXPECTED
             )
         stated = content.pop("sha256", None)
-        if stated != _digest(content):
+        if stated != content_sha256(content):
             raise CheckpointError(
                 path,
                 "its contents do not match the hash inside",
@@ -146,7 +146,7 @@ def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
     return content
 
 
-def _digest(content: object) -> str:
+def content_sha256(content: object) -> str:
     """sha256 over every tensor and plain value, whatever their order in the file."""
     digest = hashlib.sha256()
     _update(digest, content)

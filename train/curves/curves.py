@@ -93,14 +93,18 @@ def draw_curves(
         _draw_published(axes)
     for i, (name, rows) in enumerate(curves):
         if len(curves) == 1:
-            _draw_errors(axes, rows, "train", "red", 1.2, _label("training", rows[-1], "train"))
-            _draw_errors(axes, rows, "val", "blue", 1.2, _label("validation", rows[-1], "val"))
+            for title, split, color in (
+                ("training", "train", "red"),
+                ("validation", "val", "blue"),
+            ):
+                label = legend_label(title, rows[-1], split)
+                _draw_errors(axes, rows, split, color, 1.2, label)
             if all(row.keys() >= _AVERAGED for row in rows):
-                label = _label("validation, averaged weights", rows[-1], "ema_val")
+                label = legend_label("validation, averaged weights", rows[-1], "ema_val")
                 _draw_errors(axes, rows, "ema_val", "green", 1.2, label)
         else:
             _draw_errors(axes, rows, "train", f"C{i}", 0.6, None)
-            _draw_errors(axes, rows, "val", f"C{i}", 1.6, _label(name, rows[-1], "val"))
+            _draw_errors(axes, rows, "val", f"C{i}", 1.6, legend_label(name, rows[-1], "val"))
     training = "; thin: training" if len(curves) > 1 else ""
     axes.set(xlabel="epoch", ylabel=f"error, %   (dashed: top-5{training})", ylim=(0, max_error))
     axes.set_xlim(left=0)
@@ -110,7 +114,8 @@ def draw_curves(
     write_atomically(out, lambda beside: figure.savefig(beside, format="png", dpi=100))
 
 
-def _label(name: str, row: dict[str, float], split: str) -> str:
+def legend_label(name: str, row: dict[str, float], split: str) -> str:
+    """A line's text in the legend: top-1 and top-5 error of `split` in the epoch `row`, percent."""
     top1, top5 = row[f"{split}_top1_error"], row[f"{split}_top5_error"]
     shown = name.replace("$", r"\$")  # no formula
     if shown.startswith("_"):  # matplotlib would leave it out

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -299,17 +300,27 @@ def test_closing_a_client_ends_its_requests_at_once(servicer):
     assert refusals
 
 
-def test_a_client_that_is_closed_just_before_a_call_says_so(monkeypatch):
-    with served(Scripted(answers=False)) as address, Client(address) as client:
-        ask = client._stub.GetModel
+def test_a_client_that_is_closed_at_the_moment_of_a_call_says_so():
+    """Whether the call had begun or not; in between gRPC raises a ValueError."""
 
-        def closed_meanwhile(*message, **options):
-            client.close()
-            return ask(*message, **options)
+    def close_at_once(client: Client, together: threading.Barrier) -> None:
+        together.wait()
+        client.close()
 
-        monkeypatch.setattr(client._stub, "GetModel", closed_meanwhile)
-        with pytest.raises(RequestError, match="the client was closed"):
-            client.model()
+    said = set()
+    with served(Scripted()) as address:
+        for _ in range(50):
+            together = threading.Barrier(2)
+            with Client(address) as client, ThreadPoolExecutor(1) as other:
+                closing = other.submit(close_at_once, client, together)
+                together.wait()
+                with suppress(RequestError):
+                    client.model()
+                closing.result()
+                with pytest.raises(RequestError) as refused:
+                    client.model()
+                said.add(str(refused.value))
+    assert all("closed" in line for line in said), said
 
 
 class Shrinking(Scripted):

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from irv2.checkpoint import SCHEMA, Checkpoint, _digest, load_model
+from irv2.checkpoint import SCHEMA, Checkpoint, content_sha256, load_model
 from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
 from irv2.model import inception_resnet_v2
@@ -217,7 +217,7 @@ def test_another_network_or_preprocessing_is_refused(checkpoint, path):
     ]:
         # Its hash is right, as in a file that a later version of this program wrote.
         other = {key: value for key, value in (content | changes).items() if key != "sha256"}
-        torch.save({**other, "sha256": _digest(other)}, path)
+        torch.save({**other, "sha256": content_sha256(other)}, path)
         assert expected in refused(path)
 
 

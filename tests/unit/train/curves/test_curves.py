@@ -13,7 +13,7 @@ from PIL import Image
 
 from irv2.cli.main import main
 from irv2.errors import DataError
-from irv2.train.curves.curves import _label, read_curve
+from irv2.train.curves.curves import legend_label, read_curve
 from irv2.train.curves.torch7_log import read_torch7_log
 
 STEP = " | Epoch: [{}][{}/2]    Time 0.901  Data 0.004  Err 6.9078  top1 {:7.3f}  top5 {:7.3f}\n"
@@ -196,7 +196,7 @@ def test_a_picture_may_have_any_name(run, tmp_path):
 @pytest.mark.parametrize(("name", "shown"), [("_under", " _under"), ("x$_{$", r"x\$_{\$")])
 def test_any_name_of_a_run_is_a_line_of_the_legend_as_it_stands(run, tmp_path, name, shown):
     _, rows = read_curve(run)
-    assert _label(name, rows[-1], "val").startswith(f"{shown}: ")
+    assert legend_label(name, rows[-1], "val").startswith(f"{shown}: ")
     odd = run.rename(run.with_name(name))
     other = tmp_path / "other"
     shutil.copytree(odd, other)
