@@ -24,10 +24,10 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 from tabulate import tabulate
 from torch.nn import functional as F
 
+from irv2.bench.photos import write_photos
 from irv2.bench.rounds import Rounds, machine, machine_lock, rate, run_rounds
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
@@ -182,14 +182,9 @@ def flop_per_image(model: onnx.ModelProto) -> float:
 
 def _export_full_network(folder: Path) -> tuple[Checkpoint, ExportCost]:
     checkpoint = _random_checkpoint()
-    rng = np.random.default_rng(0)
     # All of one class: random weights would seem to lose by every change of a meaningless answer.
-    train, val = (folder / "data" / split / "all" for split in ("train", "val"))
-    for place, num in ((train, DEFAULT_IMAGES), (val, 1)):
-        place.mkdir(parents=True)
-        for i in range(num):  # smooth, as photographs are, and of their usual size
-            blots = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
-            blots.resize((500, 375)).save(place / f"{i}.jpg", quality=90)
+    write_photos(folder / "data" / "train" / "all", DEFAULT_IMAGES, quality=90)
+    write_photos(folder / "data" / "val" / "all", 1, quality=89)  # no copy of a training image
     checkpoint.save(folder / "random.pt")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return checkpoint, pool.submit(export_in_folder, folder).result()

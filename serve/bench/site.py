@@ -26,14 +26,12 @@ from irv2.images.preprocess import Preprocess, preprocess
 from irv2.manifest import (
     MANIFEST,
     ONNX_FILE,
-    SCHEMA,
     Artifact,
     ErrorChange,
-    Manifest,
     Parity,
     Source,
-    bundle_id,
     manifest_json,
+    new_manifest,
 )
 from irv2.runners.choose import open_best
 from irv2.system.files import file_sha256
@@ -86,16 +84,9 @@ def write_tiny_bundle(folder: Path, resampling: str) -> Path:
         gpu=None,
         parity=_by_definition(),
     )
+    source = Source(checkpoint_sha256=artifact.built_from, arch="tiny", setting="", epoch=0)
     classes = [f"class {i}" for i in range(NUM_CLASSES)]
-    manifest = Manifest(
-        schema=SCHEMA,
-        id=bundle_id([artifact], config.to_json(), classes),
-        source=Source(checkpoint_sha256=artifact.built_from, arch="tiny", setting="", epoch=0),
-        preprocess=config.to_json(),
-        classes=classes,
-        artifacts=[artifact],
-        files={},
-    )
+    manifest = new_manifest(source, config.to_json(), classes, [artifact], files={})
     (folder / MANIFEST).write_bytes(manifest_json(manifest))
     return folder
 
