@@ -73,7 +73,7 @@ def sensitive_blocks(
         return _open(quantize(model, calibration.ranges, target, names))
 
     def attempt(in_float32: Sequence[str]) -> _Trial:
-        """The worse placement; TensorRT's, twice as slow here, is tried only if the CPU's will do."""
+        """The worse placement; TensorRT's, twice as slow here, is tried only if the CPU's does."""
         trial = _try(quantized(in_float32, "cpu"), "cpu", images, calibration)
         if trial.loss_points > limit:
             return trial
