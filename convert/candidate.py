@@ -1,4 +1,4 @@
-"""A checkpoint's model files: every precision as ONNX, engines where they are asked for."""
+"""A checkpoint's model files: every precision as ONNX, and engines if they are asked for."""
 
 import logging
 from dataclasses import dataclass, field
@@ -113,7 +113,7 @@ def make_candidate(
     """Write the model files into `folder`, not yet judged.
 
     A few of `val`, the evaluation images, show whether fp16's range suffices; int8 is calibrated
-    with other images. Raises EngineError, and UsageError where there are none to calibrate with.
+    with other images. Raises EngineError, and UsageError if there are none to calibrate with.
     """
     from irv2.convert.onnx.float32 import versions, write_onnx
 
@@ -121,7 +121,7 @@ def make_candidate(
     if "int8" in options.wanted:
         _require_finite(checkpoint)
         training_images = choose_images(val, options.calibration, options.bad_images)
-    # First, so that an option it lacks is refused before any work is done.
+    # First, so that an option that the library lacks is refused before any work is done.
     flavour = choose_flavour(options.engine) if options.trt else None
     logger.info("export: %s", ONNX_FILE)
     onnx_path = folder / ONNX_FILE
@@ -147,7 +147,7 @@ def make_candidate(
 
 
 def _require_finite(checkpoint: Checkpoint) -> None:
-    """Raise EngineError where a weight has no place in 8 bits; in float32 the gate finds it."""
+    """Raise EngineError if a weight can't be stored in 8 bits; in float32 the gate finds it."""
     for name, tensor in checkpoint.state_dict.items():
         if not tensor.isfinite().all():
             raise EngineError(
@@ -173,7 +173,7 @@ def _int8(
     training_images: ImageFolder,
     tolerance_points: float,
 ) -> list[Artifact]:
-    """Calibrate, look for what 8 bits would spoil, and write both files."""
+    """Calibrate, find the blocks that 8 bits would spoil, and write both files."""
     path, bad_images = folder / fp32.file, options.bad_images
     seed = options.calibration.seed
     calibration = calibrate(path, training_images, preprocess, seed, bad_images)

@@ -45,8 +45,8 @@ def export(
     """Convert a checkpoint, judge the result and publish it as the bundle `out`.
 
     `out` None means CKPT.bundle beside the checkpoint. The report says whether the bundle passed;
-    `show` gets it before anything is published or left. Raises an Irv2Error where it does not come
-    to a verdict, or where that can't be written.
+    `show` gets it before anything is published or left. Raises an Irv2Error if there is no
+    verdict, or if it can't be written.
     """
     data = resolve_data(data)
     checkpoint, sha256 = Checkpoint.load_with_sha256(checkpoint_path)
@@ -89,12 +89,12 @@ def judge_and_publish(
 def _judge(
     candidate: Candidate, images: ImageFolder, out: Path, options: ExportOptions
 ) -> tuple[Report, dict[str, bytes]]:
-    """The report, and what is kept beside it: file name -> content."""
+    """Return the report and the files beside it: name -> content."""
     checkpoint, bundle = candidate.checkpoint, Bundle(candidate.folder, candidate.manifest)
     tolerances = {a.precision: options.tolerance(a.precision, images) for a in bundle.artifacts}
     with open_artifacts(bundle) as opened:
         if ONNX_FILE in opened.reasons:
-            # Engines may have to wait for their GPU; a bundle without this one serves nobody.
+            # Engines may have to wait for their GPU; a bundle without this model is of no use.
             raise EngineError(
                 ONNX_FILE,
                 f"can't be judged ({opened.reasons[ONNX_FILE]})",

@@ -1,7 +1,7 @@
 """`irv2 verify --rebuild`: a bundle's engines made anew for this machine, from its own ONNX models.
 
-An engine fits one version of its library and one kind of GPU. The models it was made of are in the
-bundle, so neither checkpoint nor torch is needed.
+An engine fits one version of its library and one kind of GPU. The models it was made from are in
+the bundle, so neither checkpoint nor torch is needed.
 """
 
 import shutil
@@ -44,10 +44,10 @@ def rebuild(
 ) -> Report:
     """Build every engine of the bundle again, judge all, and replace the bundle if it passed.
 
-    Work is done on a copy: where the gate is not met the bundle stays as it was, and the report
+    The work is done on a copy: if the gate is not met the bundle stays as it was, and the report
     lies in `path`.rejected. `show` gets the report before it is written. Raises
-    BundleError where it holds no engine or was replaced meanwhile, EngineError where none can be
-    built here, or none that could take a verified one's place.
+    BundleError if the bundle holds no engine or was replaced meanwhile, EngineError if no engine
+    can be built here, or none that could take the place of a verified one.
     """
     path = with_own_name(path)
     old = open_to_verify(path).manifest
@@ -79,7 +79,7 @@ def rebuild(
 
 
 def _require_evidence(bundle: Bundle, before: Artifact, after: Artifact) -> None:
-    """Raise EngineError where an engine that passed would give way to one nobody here can judge."""
+    """Raise EngineError if an engine that can't be judged here would replace one that passed."""
     if before.parity is None or before.parity.verdict != "passed":
         return
     try:

@@ -31,9 +31,9 @@ def verify(
 
     The images are those of the export, found by their content. An artefact that can't be run
     here keeps its evidence. The report names `place`, where the bundle will lie, if it is not
-    `path`; `show` gets it before anything is written. Raises EngineError where none can be run,
-    BundleError where the bundle was replaced meanwhile, another Irv2Error where the result can't
-    be written.
+    `path`; `show` gets it before anything is written. Raises EngineError if none can be run,
+    BundleError if the bundle was replaced meanwhile, another Irv2Error if the result can't be
+    written.
     """
     bundle, place = open_to_verify(path), with_own_name(place or path)
     reference = Reference.load(path / REFERENCE)
@@ -66,9 +66,9 @@ def verify(
 
 
 def open_to_verify(path: Path) -> Bundle:
-    """Open a bundle without asking for report and ledgers, which are written anew.
+    """Open a bundle whatever its report and ledgers hold, since they are written anew.
 
-    Raises BundleError where another hash is wrong.
+    Raises BundleError if any other hash is wrong.
     """
     bundle = Bundle(path, read_manifest(path / MANIFEST))
     for file, problem in bundle.check():
@@ -78,9 +78,9 @@ def open_to_verify(path: Path) -> Bundle:
 
 
 def require_same(path: Path, opened: Manifest) -> None:
-    """Raise BundleError where `path` is no longer the bundle that was opened, evidence included.
+    """Raise BundleError unless `path` is still the bundle that was opened, evidence included.
 
-    An export may have published there meanwhile, whose bundle is not to be overwritten.
+    An export may have published there meanwhile; its bundle must not be overwritten.
     """
     if read_manifest(path / MANIFEST).sha256 != opened.sha256:
         raise BundleError(path, "was replaced while it was judged", way_out="verify again")

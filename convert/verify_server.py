@@ -71,8 +71,8 @@ def verify_server(
 ) -> ServedReport:
     """Ask a server about every image of the bundle's evidence: one by one, and many at once.
 
-    Raises BundleError where the server has another model or the bundle no evidence of what it
-    runs, and an Irv2Error where it does not answer.
+    Raises BundleError if the server has another model or the bundle no evidence of what it runs,
+    and an Irv2Error if the server does not answer.
     """
     bundle = Bundle.open(path)
     model = client.model()
@@ -110,7 +110,7 @@ def verify_server(
 
 
 def _require_model(bundle: Bundle, client: Client, model_ids: set[str]) -> None:
-    """Raise BundleError where one is not the bundle's."""
+    """Raise BundleError if one of them is not the bundle's."""
     for other in model_ids - {bundle.id, ""}:  # "": the image was not sent
         raise BundleError(
             bundle.path,
@@ -157,7 +157,7 @@ def _ask_alone(client: Client, images: ImageFolder) -> Iterator[Result]:
 
 
 def _ask_together(client: Client, images: ImageFolder) -> Iterator[Result]:
-    """As many requests of many images under way as keep the server full."""
+    """Keep the server full with concurrent requests of many images each."""
     for start in range(0, len(images), IMAGES_AT_A_TIME):
         indices = range(start, min(start + IMAGES_AT_A_TIME, len(images)))
         yield from client.iter_classify([images.read(i) for i in indices], TOP_K)
@@ -168,10 +168,10 @@ def _best(result: Result) -> int | None:
 
 
 def _is_recorded(ledger: Ledger, i: int, result: Result, limit: float) -> bool:
-    """Whether best class and best five are the recorded ones of image `i`.
+    """Whether the best class and the best five are those recorded for image `i`.
 
-    But for classes whose logits are at most `limit` apart: the best one by the record, those that
-    left the five both by the record and as they are served.
+    Classes whose logits are at most `limit` apart may change places: the best one by the record,
+    those that left the five both by the record and as served.
     """
     recorded = dict(zip(ledger.top5[i].tolist(), ledger.top5_logits[i].tolist(), strict=True))
     served = {

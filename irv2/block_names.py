@@ -1,4 +1,4 @@
-"""The blocks of both networks by name, in forward order; needs neither torch nor onnx.
+"""The blocks of both networks by name; needs neither torch nor onnx.
 
 A block is a child of one of the SERIES (`stem.3`, `blocks_a.0`) or a part of its own
 (`reduction_a`, `classifier`). Its weights bear that name in a state_dict and, behind `model.`, in
@@ -9,20 +9,9 @@ import re
 
 RESIDUAL = ("blocks_a", "blocks_b", "blocks_c")  # series of equal residual blocks
 SERIES = ("stem", *RESIDUAL)
-# `head` is in TF-slim's network alone.
-PARTS = (
-    "stem",
-    "blocks_a",
-    "reduction_a",
-    "blocks_b",
-    "reduction_b",
-    "blocks_c",
-    "head",
-    "classifier",
-)
-
-_SINGLE = [part for part in PARTS if part not in SERIES]
-_BLOCK = re.compile(rf"\b((?:{'|'.join(SERIES)})\.\d+|{'|'.join(_SINGLE)})\.")
+SINGLE = ("reduction_a", "reduction_b", "head", "classifier")  # the head is TF-slim's alone
+PARTS = SERIES + SINGLE
+_BLOCK = re.compile(rf"\b((?:{'|'.join(SERIES)})\.\d+|{'|'.join(SINGLE)})\.")
 
 
 def block_of(weight: str) -> str | None:

@@ -241,7 +241,7 @@ def _result(measured: Rounds, flop: float) -> dict[str, Any]:
 
 
 def _bars(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the full network has to reach, and what was measured here; None where nothing was."""
+    """What the full network has to reach, and what was measured here; None if nothing was."""
     ratios = {name: ratio["ratio"] for name, ratio in result["ratios"].items()}
     export = result["export"] or {}
     [of_peak] = [name for name in ratios if name.startswith(f"{FP32} / ")]

@@ -33,7 +33,7 @@ RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 
 @dataclass(frozen=True, slots=True)
 class Flavour:
-    """The library that builds, and the GPU it builds on; None where it needs none."""
+    """The library that builds, and the GPU it builds on; None if it needs none."""
 
     format: Format
     gpu: Gpu | None
@@ -53,10 +53,10 @@ class Flavour:
 
 
 def choose_flavour(options: EngineOptions = DEFAULTS) -> Flavour:
-    """`tensorrt` where it and a GPU are there, else `tensorrt_rtx`.
+    """Choose `tensorrt` if it and a GPU are available, else `tensorrt_rtx`.
 
-    Raises EngineError that says what to install where neither can build, UsageError where the
-    one found lacks an option.
+    Raises EngineError, which says what to install, if neither can build; UsageError if the one
+    that can lacks an option.
     """
     try:
         return Flavour("tensorrt", gpu=find_gpu(), trt=import_tensorrt("tensorrt"))
@@ -129,7 +129,7 @@ def engine_artifact(
 
 
 def describe_engine(plan_path: Path, flavour: Flavour, options: EngineOptions) -> dict[str, str]:
-    """The inspector's summary for the bundle; empty where there is no GPU to load the plan on."""
+    """The inspector's summary for the bundle; empty if there is no GPU to load the plan on."""
     if flavour.gpu is None:
         return {}
     _runtime, engine = load_engine(flavour.trt, plan_path, has_own_code=options.version_compatible)
@@ -243,6 +243,6 @@ def _make_monitor(trt: Any, bar: Progress, stop: threading.Event) -> Any:  # noq
             return not stop.is_set()
 
         def phase_finish(self, name: str) -> None:
-            """The interface wants it; the steps say enough."""
+            """Required by the interface; the steps say enough."""
 
     return Monitor()

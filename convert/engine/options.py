@@ -1,4 +1,4 @@
-"""How a TensorRT engine is built: the options, and what of them which library supports."""
+"""The options with which a TensorRT engine is built, and which library supports which."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class EngineOptions:
         return self.profiles
 
     def require_support(self, flavour: "Format") -> None:
-        """Raise UsageError where `flavour` lacks an option."""
+        """Raise UsageError if `flavour` lacks an option."""
         lacking = [
             option
             for option, is_used in (

@@ -22,7 +22,7 @@ from irv2.runners.base import Runner, usual_sizes
 from irv2.system.progress import Progress
 from irv2.types import FloatArray, UInt8Array
 
-# A batch of 64 holds every one of them eight times. All sizes up to 64 together run 252 images
+# A batch of 64 holds each of them eight times. All sizes up to 64 together run 252 images
 # and these alone: about 20 s for the full network on two cores, whatever the size of the data.
 NUM_IMAGES = 8
 # Two classes that were this close alone are a tie: rounding may turn it.
@@ -37,9 +37,9 @@ def batch_sizes(max_batch: int, profiles: Iterable[Profile] = ()) -> list[int]:
 
 
 def load_probes(images: ImageFolder, predictions: Predictions, config: Preprocess) -> UInt8Array:
-    """A few of those `images` that `predictions` are about, of as many classes as can be.
+    """Load a few of the images that `predictions` are about, of as many classes as possible.
 
-    Gives uint8 (P, S, S, 3).
+    Returns uint8 (P, S, S, 3).
     """
     few = images.named(predictions.files).first(NUM_IMAGES)
     return np.stack([prepare(few.read(i), config) for i in range(len(few))])
@@ -48,7 +48,7 @@ def load_probes(images: ImageFolder, predictions: Predictions, config: Preproces
 def check(
     runner: Runner, probes: UInt8Array, max_batch: int, profiles: Iterable[Profile] = ()
 ) -> Invariance:
-    """Ask about uint8 `probes` (P, S, S, 3) in batches of all sizes that `batch_sizes` names."""
+    """Run uint8 `probes` (P, S, S, 3) in batches of all the sizes in `batch_sizes`."""
     sizes = batch_sizes(max_batch, profiles)
     alone = np.concatenate([runner.run(probe[None]) for probe in probes])
     changed: dict[int, int] = {}
@@ -100,7 +100,7 @@ def describe(found: Invariance) -> str:
 
 
 def _batches(num_images: int, size: int, turn: int) -> list[list[int]]:
-    """One image `size` times, another one at each turn; and all of them in turn."""
+    """One image `size` times, a different one at each turn; and all of them, repeated in order."""
     return [[turn % num_images] * size, [(turn + i) % num_images for i in range(size)]]
 
 
@@ -115,6 +115,6 @@ def _num_changed(alone: FloatArray, batched: FloatArray) -> int:
 
 
 def _max_probability_diff(alone: FloatArray, batched: FloatArray) -> float:
-    """1, the largest there can be, where one of them is not finite."""
+    """The largest difference of probabilities; 1, the most possible, if one is not finite."""
     difference = np.abs(softmax(alone) - softmax(batched))
     return float(np.nan_to_num(difference, nan=1.0).max())

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OpenArtifacts:
-    """By file name: a runner for each artefact, or why this machine has none."""
+    """By file name: the runner of an artefact, or the reason why it has none on this machine."""
 
     runners: dict[str, Runner]
     reasons: dict[str, str]
@@ -60,10 +60,10 @@ def judge_all(
     tolerances: Mapping[Precision, Tolerance],
     reference_blocks: Callable[[UInt8Array], BlockOutputs],
 ) -> dict[str, Judgement]:
-    """Decisions, batch invariance and ledger of every opened artefact, by file name.
+    """Judge every opened artefact: decisions, batch invariance and ledger, by file name.
 
-    `predictions` are those of `opened.runners`, in that order. `reference_blocks` is asked only
-    where something fails.
+    `predictions` are those of `opened.runners`, in that order. `reference_blocks` is called only
+    for artefacts that fail.
     """
     artifacts = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
     probes = invariance.load_probes(images, predictions[0], bundle.preprocess)
@@ -88,7 +88,7 @@ def judge_all(
 
 
 def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> dict[str, str]:
-    """Files beside float32 that too few images could judge, and the engines made of them: why."""
+    """Files, but float32, that too few images could judge, and their engines -> the reason."""
     models = {
         artifact.sha256: artifact.file
         for artifact in artifacts

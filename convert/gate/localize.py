@@ -1,4 +1,4 @@
-"""Where an artefact that failed departs from the reference, block by block, and what to try."""
+"""The block in which a failed artefact departs from the reference, and what to try."""
 
 from collections.abc import Callable
 
@@ -27,9 +27,9 @@ def explain(
     images: UInt8Array,
     reference_blocks: Callable[[UInt8Array], BlockOutputs],
 ) -> str:
-    """One line on the first block where a failed artefact departs, from uint8 (N, S, S, 3).
+    """Say in one line in which block a failed artefact first departs, on uint8 (N, S, S, 3).
 
-    An engine's inside can't be read: then the ONNX model that it was built from is named.
+    The blocks of an engine can't be read, so the ONNX model that it was built from is named.
     """
     if artifact.format != "onnx":
         parents = [a.file for a in bundle.manifest.artifacts if a.sha256 == artifact.built_from]
@@ -52,7 +52,7 @@ def explain(
 
 
 def describe(differences: dict[str, float], precision: Precision) -> str:
-    """What the relative differences by block say, and what to try."""
+    """Say what the relative differences by block mean, and what to try."""
     before = 0.0
     for block, difference in differences.items():
         if not difference <= _ROUNDING[precision]:  # NaN too
@@ -69,7 +69,7 @@ def describe(differences: dict[str, float], precision: Precision) -> str:
 
 
 def compare_blocks(reference: BlockOutputs, found: BlockOutputs) -> dict[str, float]:
-    """By block that has one shape in both: norm of the difference over norm of the reference."""
+    """Return the norm of the difference over that of the reference, for blocks of equal shape."""
     differences = {}
     for block, expected in reference.items():
         actual = found.get(block)

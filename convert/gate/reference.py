@@ -1,4 +1,4 @@
-"""The checkpoint's answers on the evaluation images: what the gate holds every artefact against.
+"""The checkpoint's answers on the evaluation images, with which the gate compares an artefact's.
 
 `reference.npz` lies in the bundle: with it and the images, `irv2 verify` judges an artefact on
 another machine, without the checkpoint and without torch.
@@ -22,9 +22,10 @@ class Reference(Ledger):
     """The answers of the checkpoint, in torch and float32."""
 
     def max_abs_difference(self, logits: FloatArray) -> float:
-        """Largest difference of the finite ones of `logits` (n, num_classes) to ours.
+        """Return the largest difference between our logits and `logits` (n, num_classes).
 
-        Over all classes where our logits are at hand, else over our five best.
+        Only finite ones count. All classes are compared if our logits are at hand, else our five
+        best.
         """
         if self.logits is not None:
             difference = np.abs(logits - self.logits)
@@ -33,10 +34,10 @@ class Reference(Ledger):
         return float(difference.max(where=np.isfinite(difference), initial=0.0))
 
     def find_images(self, folder: ImageFolder) -> tuple[ImageFolder, Self]:
-        """The files of `folder` that these answers are about, and the answers in their order.
+        """Return the files of `folder` that these answers are about, and the answers in that order.
 
-        Files are matched by content and class, so they may have moved, and others beside them do
-        no harm. Raises DataError where one is missing.
+        Files are matched by content and class, so they may have moved, and other files do no
+        harm. Raises DataError if one is missing.
         """
         waiting = defaultdict(list)
         for row, key in enumerate(self.keys):

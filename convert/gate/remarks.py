@@ -1,4 +1,4 @@
-"""What weakens evaluation images as evidence: classes without any, and images of the training.
+"""What evaluation images can show, and what weakens them as evidence.
 
 A checkpoint knows nothing of the files it saw, so DIR/val is compared with the DIR/train beside
 it: by size first, then by hash. What was hashed is kept in the user's cache.
@@ -67,7 +67,7 @@ def limits_remark(n: int, confidence: float) -> str:
 
 
 def chance_remark(reference: Reference, num_classes: int) -> str:
-    """Said of a checkpoint that may be guessing; empty for others."""
+    """A remark if the checkpoint may be guessing; empty otherwise."""
     n, num_right = len(reference), int(reference.top1_right.sum())
     if is_above_chance(num_right, n, num_classes):
         return ""
@@ -78,7 +78,7 @@ def chance_remark(reference: Reference, num_classes: int) -> str:
 
 
 def coverage_remark(reference: Reference, classes: list[str]) -> str:
-    """Said where classes of the network have no evaluation image; empty otherwise."""
+    """A remark if classes of the network have no evaluation image; empty otherwise."""
     missing = sorted(set(range(len(classes))) - set(reference.labels.tolist()))
     if not missing:
         return ""
@@ -90,7 +90,7 @@ def coverage_remark(reference: Reference, classes: list[str]) -> str:
 
 
 def leakage_remark(reference: Reference, data: Path) -> str:
-    """Said where images of the evaluation lie in `data`/train too; empty otherwise."""
+    """A remark if evaluation images lie in `data`/train too; empty otherwise."""
     if not (data / "train").is_dir():
         return ""
     try:

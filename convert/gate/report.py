@@ -33,7 +33,7 @@ class Report:
     bundle: Path
     manifest: Manifest
     lines: dict[str, str]  # artefact file -> what the gate says of it
-    remarks: list[str]  # what the images can show
+    remarks: list[str]  # what the images can show, and why artefacts failed
     failed: list[str]  # artefact files that did not pass
 
     @property

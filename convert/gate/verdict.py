@@ -153,7 +153,7 @@ def lower_loss_points(
 def images_to_decide(
     lost: int, gained: int, n: int, tolerance_points: float, confidence: float = CONFIDENCE
 ) -> int | None:
-    """How many images like these would pass; None where no number would."""
+    """How many images like these would pass; None if no number would."""
     # The limit falls towards the rate itself, so a rate at the tolerance is never passed.
     if 100 * (lost - gained) / n >= tolerance_points:
         return None
@@ -267,7 +267,7 @@ def _sample_remark(parity: Parity, tolerance: Tolerance) -> str:
 
 
 def _images_remark(parity: Parity, by_top5: bool) -> str:
-    """How many images would decide both top-1 and top-5, and which of them takes so many."""
+    """How many images would decide both top-1 and top-5, and which of the two needs that many."""
     if parity.verdict != "too_few_images":
         return ""
     needed = {

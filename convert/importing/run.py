@@ -80,8 +80,8 @@ def import_weights(
 ) -> ImportResult:
     """Recognise the weights in `path`, match them tensor by tensor and write the checkpoint `out`.
 
-    Raises CheckpointError where they are not those of a network we know, InputError for a class
-    file that does not fit, UsageError where `out` can't be written.
+    Raises CheckpointError if they are not those of a known network, InputError for a class file
+    that does not fit, UsageError if `out` can't be written.
     """
     if not out.absolute().parent.is_dir():
         raise UsageError(

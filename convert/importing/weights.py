@@ -46,8 +46,8 @@ class PublishedWeights:
 def state_dict_of(weights: PublishedWeights, path: Path) -> dict[str, Tensor]:
     """Our network's state_dict, float32; empties `weights.tensors` on the way to save memory.
 
-    Raises CheckpointError, about `path`, with the list where anything is missing, left over, of
-    another shape or not finite.
+    Raises CheckpointError about `path`, with a list, if anything is missing, left over, of another
+    shape or not finite.
     """
     expected = expected_state(weights.config)
     problems = _problems(weights, expected)

@@ -1,4 +1,4 @@
-"""What a bundle is, for a reader: where it comes from, what it holds, whether it is whole."""
+"""A bundle described for people: where it comes from, what it holds, whether it is whole."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ _ARTIFACT_HEADERS = (
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A bundle, and each of its files with what is wrong with it: nothing where its hash holds."""
+    """A bundle, and what is wrong with each of its files; empty if the hash holds."""
 
     bundle: Bundle
     checked: dict[Path, str]
@@ -130,6 +130,6 @@ def _calibration(artifacts: list[Artifact]) -> list[str]:
 
 
 def inspect_bundle(path: Path) -> Inspection:
-    """Read a bundle and check every hash. Raises BundleError where bundle.json can't be read."""
+    """Read a bundle and check every hash. Raises BundleError if bundle.json can't be read."""
     bundle = Bundle(path, read_manifest(path / MANIFEST))
     return Inspection(bundle, dict(bundle.check()))

@@ -1,4 +1,4 @@
-"""On which images two models differ: from their ledgers, without running either.
+"""The images on which two models differ, from their ledgers, without running either.
 
 A model is named as BUNDLE (its float32 ONNX model), BUNDLE:FILE (another artefact),
 BUNDLE:reference (the checkpoint) or LEDGER.npz (what `irv2 eval --ledger` wrote). Only a
@@ -30,13 +30,13 @@ class ModelLedger:
     classes: list[str]
 
     def label(self, index: int) -> str:
-        """The name of a class, or its index where a ledger alone is at hand."""
+        """The name of a class, or its index if only a ledger is at hand."""
         return self.classes[index] if self.classes else str(index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """An image with two answers. `file` is None where it was not looked for or not found."""
+    """An image with two answers. `file` is None if it was not looked for or not found."""
 
     sha256: str
     file: Path | None
@@ -109,9 +109,9 @@ _CHANGES = ("lost", "gained", "both wrong")
 
 
 def load_model_ledger(name: str, data: Path | None = None) -> ModelLedger:
-    """Read the answers that `name` stands for, a checkpoint's being those on `data`/val.
+    """Read the answers that `name` stands for; a checkpoint first answers `data`/val.
 
-    Raises BundleError, or CheckpointError where a file is neither ledger nor checkpoint.
+    Raises BundleError, or CheckpointError if a file is neither ledger nor checkpoint.
     """
     if name.endswith(".npz"):
         return ModelLedger(name=name, ledger=Ledger.load(Path(name)), classes=[])
@@ -139,7 +139,7 @@ def load_model_ledger(name: str, data: Path | None = None) -> ModelLedger:
 def diff(a: ModelLedger, b: ModelLedger, data: Path | None = None) -> Difference:
     """Compare two models' best classes; image files are looked for in `data`/val.
 
-    Raises DataError where they have no image in common, or name their classes differently.
+    Raises DataError if they have no image in common, or other names for their classes.
     """
     _require_same_classes(a, b)
     row_of_b = {key: row for row, key in enumerate(b.ledger.keys)}
@@ -163,7 +163,7 @@ def diff(a: ModelLedger, b: ModelLedger, data: Path | None = None) -> Difference
 
 
 def _require_same_classes(a: ModelLedger, b: ModelLedger) -> None:
-    """Raise DataError where they differ, or a ledger knows more classes than the other has."""
+    """Raise DataError if the classes differ, or a ledger has more of them than the other model."""
     classes = a.classes or b.classes
     largest = max(int(model.ledger.top5.max(initial=0)) for model in (a, b))
     if classes and (largest >= len(classes) or classes != (b.classes or classes)):

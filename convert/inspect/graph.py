@@ -76,7 +76,7 @@ class Block:
 
 
 def read_blocks(path: Path) -> list[Block]:
-    """The blocks of an ONNX file, in forward order. Raises BundleError where it is none."""
+    """The blocks of an ONNX file, in forward order. Raises BundleError if the file is none."""
     try:
         model = onnx.load(path, load_external_data=False)
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)

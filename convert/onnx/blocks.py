@@ -22,9 +22,9 @@ BlockOutputs = dict[str, FloatArray]  # in the order of the network; the last is
 
 
 def block_outputs(onnx_path: Path, images: UInt8Array) -> BlockOutputs:
-    """Every block's output for uint8 (N, S, S, 3).
+    """Return the output of every block for uint8 (N, S, S, 3).
 
-    Raises EngineError where it can't be run, or its blocks can't be told apart.
+    Raises EngineError if the model can't be run, or its blocks can't be told apart.
     """
     try:
         import onnx
@@ -70,7 +70,7 @@ def _boundaries(graph: "onnx.GraphProto") -> dict[str, str]:
         depth = 1 + max((depth_of[name] for name in node.input if name in depth_of), default=0)
         depth_of |= dict.fromkeys(node.output, depth)
     if "logits" not in block_of:
-        raise EngineError("blocks", "no layer of it bears a known name")
+        raise EngineError("blocks", "none of its layers has a known name")
     return boundaries | {block_of["logits"]: "logits"}
 
 

@@ -1,8 +1,8 @@
 """The range of every activation over training images, from which int8 scales follow.
 
-One pass of the float32 model over the images, in which the graph itself reduces each activation
-to one smallest and one largest value per image: memory does not grow with images or network. What
-it finds is kept in the user's cache, under the hashes of model, preprocessing and images.
+The float32 model runs over the images once. The graph itself reduces each activation to one
+smallest and one largest value per image, so memory does not grow with images or network. The result
+is kept in the user's cache, under the hashes of model, preprocessing and images.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _SMALLEST, _LARGEST = ".smallest", ".largest"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationOptions:
-    """Which images: of `folder`, or of the data's train/ where it is None."""
+    """Which images: those of `folder`, or of the data's train/ if it is None."""
 
     folder: Path | None = None
     num_images: int = DEFAULT_IMAGES
@@ -51,7 +51,7 @@ class Calibration:
     """What one pass over the calibration images found."""
 
     ranges: dict[str, tuple[float, float]]  # activation -> smallest, largest value
-    labels: IntArray  # (n,); -1 where nobody knows
+    labels: IntArray  # (n,); -1 if unknown
     logits: FloatArray  # (n, num_classes): the float32 model's own
     images: ImageFolder
     origin: dict[str, str]  # method, seed and hash of the images
@@ -82,10 +82,10 @@ class Calibration:
 def choose_images(
     val: ImageFolder, options: CalibrationOptions, bad_images: BadImages = "error"
 ) -> ImageFolder:
-    """Random images of the train/ beside `val`, or, unlabelled and at any depth, of a named folder.
+    """Draw images from the train/ beside `val`, or from a given folder, unlabelled, at any depth.
 
-    Never those of `val`, by which the gate judges, nor copies of them. Raises UsageError where
-    there is no train/, or nothing else in it.
+    They are never those of `val`, by which the gate judges, nor copies of them. Raises UsageError
+    if there is no train/, or nothing else in it.
     """
     data = val.root.parent
     if options.folder is not None:
@@ -131,7 +131,7 @@ def calibrate(
     seed: int,
     bad_images: BadImages = "error",
 ) -> Calibration:
-    """Ranges of the float32 model's activations over `images`, from the cache where they are."""
+    """Ranges of the float32 model's activations over `images`, from the cache if they are there."""
     model = onnx.load(model_path)
     names = observed(model.graph)
     images_sha256 = _content_sha256(images)

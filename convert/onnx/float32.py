@@ -27,14 +27,14 @@ from irv2.convert.onnx.model_file import write_model
 from irv2.model.paper import ConvBN, Normalized, Residual
 
 OPSET = 20
-# torch and onnxscript talk about operators they skip and passes they run, to every user.
+# torch and onnxscript log operators that they skip and passes that they run.
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def write_onnx(checkpoint: Checkpoint, checkpoint_sha256: str, path: Path) -> None:
     """Write the float32 model; the same checkpoint gives the same bytes.
 
-    Raises EngineError where the result is not a valid model.
+    Raises EngineError if the result is not a valid model.
     """
     config = checkpoint.preprocess
     network = Normalized(fold(checkpoint.build_model()), config.mean, config.std).eval()

@@ -38,7 +38,7 @@ def write_half(fp32: Artifact, folder: Path, precision: Half) -> Artifact:
 
 
 def to_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
-    """A new model. Raises EngineError where a weight is too large for `precision`."""
+    """Return a converted copy. Raises EngineError if a weight is too large for `precision`."""
     half, dtype = _TYPES[precision]
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -65,9 +65,9 @@ def to_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
 
 
 def require_fp16_range(model_path: Path, images: UInt8Array) -> None:
-    """Run the float32 model on uint8 (N, S, S, 3), and log the largest value that leaves a block.
+    """Run the float32 model on uint8 (N, S, S, 3), and log the largest output of a block.
 
-    Raises EngineError where fp16 has too little room above it.
+    Raises EngineError if fp16 has too little room above it.
     """
     outputs = block_outputs(model_path, images)
     largest = {block: float(np.abs(values).max()) for block, values in outputs.items()}

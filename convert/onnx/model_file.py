@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_model(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write `model` with `metadata` added. Raises EngineError where it is not a valid one."""
+    """Write `model` with `metadata` added. Raises EngineError if it is not valid."""
     known = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {**known, **metadata})
     try:

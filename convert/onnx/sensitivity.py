@@ -1,4 +1,4 @@
-"""Which blocks stay float32 where int8 alone loses too much: a search on the calibration images.
+"""Which blocks stay float32 if int8 alone loses too much: a search on the calibration images.
 
 Blocks are ranked by what each does to the logits when it alone is quantised; then the fewest of
 them, worst first, stay in float32 with which both placements lose little enough. The gate
@@ -61,9 +61,9 @@ def sensitive_blocks(
     tolerance_points: float,
     bad_images: BadImages = "error",
 ) -> dict[str, list[str]]:
-    """Block -> its nodes, to be left float32; empty where int8 alone is good enough.
+    """Find the blocks to leave in float32: name -> nodes; empty if int8 alone is good enough.
 
-    The same blocks for both placements, whose operators are fused and rounded differently.
+    They are the same for both placements, whose operators are fused and rounded differently.
     """
     limit = SHARE_OF_TOLERANCE * tolerance_points
     images = _load(calibration, config, bad_images)
@@ -73,7 +73,7 @@ def sensitive_blocks(
         return _open(quantize(model, calibration.ranges, target, names))
 
     def attempt(in_float32: Sequence[str]) -> _Trial:
-        """The worse placement; the second, twice as slow here, only if the first will do."""
+        """The worse placement; TensorRT's, twice as slow here, is tried only if the CPU's does."""
         trial = _try(quantized(in_float32, "cpu"), "cpu", images, calibration)
         if trial.loss_points > limit:
             return trial
@@ -111,7 +111,7 @@ def blocks_of(graph: onnx.GraphProto) -> dict[str, list[str]]:
 def _fewest(
     worst_first: list[str], attempt: Callable[[Sequence[str]], _Trial], limit: float
 ) -> tuple[list[str], _Trial]:
-    """The fewest blocks to keep, by bisection; all but one where none suffices."""
+    """The fewest blocks to leave in float32, by bisection; all but one if no number suffices."""
     trials: dict[int, _Trial] = {}
 
     def is_enough(num: int) -> bool:
@@ -151,7 +151,7 @@ def _try(runner: Runner, target: Target, images: UInt8Array, calibration: Calibr
 
 
 def _load(calibration: Calibration, config: Preprocess, bad_images: BadImages) -> UInt8Array:
-    """All at once, a quarter of a megabyte each: every trial takes the same images."""
+    """Load all images, a quarter of a megabyte each, since every trial takes the same ones."""
     batches = load_batches(calibration.images, config, _BATCH, bad_images)
     return np.concatenate([batch.images for batch in batches])
 

@@ -33,7 +33,7 @@ def ledger_files(judged: dict[str, Judgement]) -> dict[str, bytes]:
 def write_evidence(folder: Path, report: Report, contents: dict[str, bytes]) -> Report:
     """Write `contents`, parity.md and, last, bundle.json with their hashes.
 
-    Raises what `_verdict_named` raises where they can't be written.
+    If that fails it raises what `_verdict_named` raises.
     """
     contents = {**contents, REPORT: report.to_markdown().encode()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
@@ -50,9 +50,9 @@ def rejected_folder(place: Path) -> Path:
 
 
 def write_rejection(report: Report, evidence: dict[str, bytes]) -> None:
-    """Leave the report and the files that it is about beside the bundle's place.
+    """Write the report and the answers behind it to a folder beside the bundle's place.
 
-    Raises what `_verdict_named` raises where they can't be written.
+    If that fails it raises what `_verdict_named` raises.
     """
     folder = rejected_folder(report.bundle)
     with _verdict_named(report):
@@ -63,7 +63,7 @@ def write_rejection(report: Report, evidence: dict[str, bytes]) -> None:
 
 
 def forget_rejection(place: Path) -> None:
-    """Remove what an earlier try left, and its folder if nothing else lies in it."""
+    """Remove what an earlier rejection left, and its folder if nothing else lies in it."""
     folder = rejected_folder(place)
     names = (REPORT, REFERENCE, SELF_TEST)
     for path in (*(folder / name for name in names), *folder.glob(f"*{LEDGER_SUFFIX}")):
@@ -74,9 +74,9 @@ def forget_rejection(place: Path) -> None:
 
 @contextmanager
 def _verdict_named(report: Report) -> Iterator[None]:
-    """Name the verdict where writing fails: raises ParityError if it is "not passed".
+    """Name the verdict if writing fails, and exit as the verdict alone would.
 
-    Raises Irv2Error if it is "passed", so that the program exits as the verdict alone would.
+    Raises ParityError for a report that has not passed, else Irv2Error.
     """
     try:
         yield
@@ -91,11 +91,11 @@ def _verdict_named(report: Report) -> Iterator[None]:
 def choose_self_test(
     predictions: Sequence[Predictions], images: ImageFolder, config: Preprocess
 ) -> SelfTest | None:
-    """The clearest of the images on which all agree; None where they agree on none.
+    """Choose the clearest images on which all predictions agree; None if they agree on none.
 
-    The checkpoint's come first. Clear means a large margin, so that rounding on another
-    machine changes no answer; as many classes as possible, so that an engine that always answers
-    the same is found.
+    The checkpoint's predictions come first. Clear means a large margin, so that rounding on
+    another machine changes no answer; the images are of as many classes as possible, so that an
+    engine that always gives the same answer is found.
     """
     reference = Ledger.from_predictions(predictions[0])
     top1, margins = reference.top5[:, 0], reference.margins

@@ -22,7 +22,7 @@ _RACES = (errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY)
 
 
 def require_replaceable(place: Path) -> None:
-    """Raise BundleError where `place` is taken by no bundle, or by one that can't be renamed."""
+    """Raise BundleError if what is at `place` is not a bundle, or can't be renamed."""
     if not place.exists() and not place.is_symlink():
         return
     is_ours = (place / MANIFEST).is_file() or (place.is_dir() and not any(place.iterdir()))
@@ -48,7 +48,7 @@ def require_replaceable(place: Path) -> None:
 
 
 def with_own_name(place: Path) -> Path:
-    """`place` itself, or what `.` or `..` stands for: only a name can be put beside another."""
+    """Return `place`, or the folder that `.` or `..` stands for: only a name has neighbours."""
     return place.resolve() if place.name in ("", "..") else place
 
 
@@ -69,7 +69,7 @@ def replace_folder(new: Path, place: Path) -> None:
     """Rename `new` to `place`; what was there steps aside first and is then removed.
 
     Folders can't be exchanged in one portable step: after a crash between the two renames both
-    are whole, the old one aside. Raises BundleError where that fails, as it does where another
+    are whole, the old one aside. Raises BundleError if that fails, as it does when another
     process publishes there too.
     """
     with _holder(place, _OLD) as holder:
@@ -95,7 +95,7 @@ def replace_folder(new: Path, place: Path) -> None:
 
 @contextmanager
 def _holder(place: Path, suffix: str) -> Iterator[Path]:
-    """A folder of our own beside `place`, with a lock in it for as long as we live."""
+    """A folder of our own beside `place`, with a lock in it that this process holds."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
@@ -104,7 +104,7 @@ def _holder(place: Path, suffix: str) -> Iterator[Path]:
     try:
         with (holder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Only now it gets a name that is swept.
+            # Only now does it get a name that is swept.
             holder = holder.rename(holder.with_name(holder.name + suffix))
             yield holder
     finally:
@@ -112,7 +112,7 @@ def _holder(place: Path, suffix: str) -> Iterator[Path]:
 
 
 def _sweep(place: Path) -> None:
-    """Remove folders beside `place` whose lock is free; an old bundle without a new comes back."""
+    """Remove unlocked folders beside `place`; put an old bundle back if no new one came."""
     for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
         if left.suffix in (_NEW, _OLD):
             with suppress(OSError), (left / _LOCK).open("r+") as lock:  # it is in use, or gone

@@ -14,21 +14,8 @@ from irv2.convert.bench.engine import ORT_PEAK, TORCH_PEAK, export_in_folder, fl
 
 
 def test_bench_engine_compares_a_bundles_files_with_the_machines_limit(exported, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "irv2",
-        "bench",
-        "engine",
-        str(exported.bundle),
-        "--rounds",
-        "2",
-        "--seconds",
-        "0.01",
-        "--batch-size",
-        "2",
-        "--json",
-    ]
+    options = ["--rounds", "2", "--seconds", "0.01", "--batch-size", "2", "--json"]
+    command = [sys.executable, "-m", "irv2", "bench", "engine", str(exported.bundle), *options]
     # A cache of its own: another benchmark on this machine holds the user's lock.
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

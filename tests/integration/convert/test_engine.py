@@ -76,23 +76,9 @@ def with_plan(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A bundle with an engine, made by the program."""
     out = tmp_path_factory.mktemp("engine") / "trt.bundle"
-    result = irv2(
-        "export",
-        exported.checkpoint_path,
-        "--data",
-        exported.data,
-        "--out",
-        out,
-        "--trt",
-        "--precision",
-        "fp32",
-        "--profile",
-        "1:4:12",
-        "--profile",
-        "13:24:64",
-        "--workspace-mb",
-        512,
-    )
+    engine = ("--trt", "--profile", "1:4:12", "--profile", "13:24:64", "--workspace-mb", 512)
+    place = ("--data", exported.data, "--out", out)
+    result = irv2("export", exported.checkpoint_path, *place, *engine, "--precision", "fp32")
     assert result.returncode == 0, result.stderr
     return out, result
 
@@ -248,7 +234,7 @@ def test_an_unverified_engine_is_not_chosen(with_plan):
 def test_opening_an_engine_without_a_gpu_is_one_clear_line(with_plan):
     bundle = Bundle.open(with_plan[0])
     with pytest.raises(EngineError, match=r"CUDA: no usable GPU .*; expected an NVIDIA GPU"):
-        open_runner(bundle.path / plan_of.file, plan_of(bundle), "cuda")
+        open_runner(bundle.path / plan_of(bundle).file, plan_of(bundle), "cuda")
 
 
 @needs_rtx

@@ -251,17 +251,8 @@ def test_program_prints_one_object_replaces_a_bundle_and_forgets_an_old_rejectio
     (tmp_path / "mine.rejected").mkdir()
     for name in ("parity.md", "reference.npz", "model.int8-cpu.onnx.ledger.npz"):
         (tmp_path / "mine.rejected" / name).write_text("an earlier try")
-    args = (
-        "export",
-        exported.checkpoint_path,
-        "--data",
-        exported.data,
-        "--precision",
-        "fp32",
-        "--out",
-        out,
-        "--json",
-    )
+    place = ("--data", exported.data, "--out", out)
+    args = ("export", exported.checkpoint_path, *place, "--precision", "fp32", "--json")
     result = irv2(*args, "--limit", 12, "--max-batch", 4)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
@@ -276,19 +267,8 @@ def test_program_prints_one_object_replaces_a_bundle_and_forgets_an_old_rejectio
 
 
 def test_a_signal_during_the_onnx_step_ends_the_export_with_one_line(exported, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "irv2",
-        "export",
-        str(exported.checkpoint_path),
-        "--data",
-        str(exported.data),
-        "--precision",
-        "fp32",
-        "--out",
-        str(tmp_path / "b"),
-    ]
+    options = ["--data", str(exported.data), "--precision", "fp32", "--out", str(tmp_path / "b")]
+    command = [sys.executable, "-m", "irv2", "export", str(exported.checkpoint_path), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while process.stderr.readline() != "export: model.onnx\n":
             assert process.poll() is None
@@ -314,23 +294,9 @@ def guessing(exported, checkpoint, tmp_path_factory) -> tuple[dict, Path]:
     """What the program says of a checkpoint that knows nothing, with a gate of the user's own."""
     folder = tmp_path_factory.mktemp("guessing")
     with_classes_permuted(checkpoint, exported.data).save(folder / "best.pt")
-    result = irv2(
-        "export",
-        folder / "best.pt",
-        "--data",
-        exported.data,
-        "--precision",
-        "fp32",
-        "--tolerance-top1",
-        7.5,
-        "--tolerance-top5",
-        12,
-        "--confidence",
-        0.9,
-        "--max-batch",
-        4,
-        "--json",
-    )
+    gate = ("--tolerance-top1", 7.5, "--tolerance-top5", 12, "--confidence", 0.9, "--max-batch", 4)
+    options = ("--data", exported.data, "--precision", "fp32", *gate, "--json")
+    result = irv2("export", folder / "best.pt", *options)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout), folder / "best.bundle"
 
@@ -371,16 +337,8 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_converted(exported
 
 
 def test_a_precision_that_is_not_there_is_refused_in_one_line(exported, tmp_path):
-    result = irv2(
-        "export",
-        exported.checkpoint_path,
-        "--precision",
-        "fp32,fp8",
-        "--data",
-        exported.data,
-        "--out",
-        tmp_path / "b",
-    )
+    options = ("--precision", "fp32,fp8", "--data", exported.data, "--out", tmp_path / "b")
+    result = irv2("export", exported.checkpoint_path, *options)
     assert "fp8" in one_line_error(result, 2)
 
 

@@ -170,7 +170,7 @@ def test_blocks_of_other_shapes_are_left_out_and_named(exported, checkpoint):
 def test_a_graph_whose_layers_bear_no_known_names_is_said_to_be(tmp_path):
     bundle = Bundle.open(write_tiny_bundle(tmp_path / "tiny"))
     line = explain(bundle, bundle.manifest.artifacts[0], IMAGES, lambda _: {})
-    assert "its blocks can't be compared here (no layer of it bears a known name)" in line
+    assert "its blocks can't be compared here (none of its layers has a known name)" in line
 
 
 def test_an_engine_is_referred_to_the_model_it_was_built_from(exported):
