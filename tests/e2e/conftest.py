@@ -1,4 +1,4 @@
-"""One folder in which the README's commands have a trained network to work on."""
+"""The installed programs, and a network that they trained and exported."""
 
 import os
 import subprocess

@@ -35,9 +35,10 @@ def script(document: Path) -> str:
     return "".join(parts)
 
 
+@pytest.mark.alone  # servers on their usual ports
 @pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_of_a_document_run(document, project, environment, tmp_path):
+def test_commands_of_a_document_run(document, environment, tmp_path):
     commands = script(document)
     if not commands.strip():
         assert document.name != "README.md"
@@ -47,16 +48,16 @@ def test_commands_of_a_document_run(document, project, environment, tmp_path):
         # A process group of its own, so that servers left in the background end with it.
         process = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", commands],
-            cwd=project,
+            cwd=tmp_path,
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
-            process.wait(timeout=240)
+            process.wait(timeout=480)
         except subprocess.TimeoutExpired:
-            output.write("still running after 240 s\n")
+            output.write("still running after 480 s\n")
         finally:
             with suppress(ProcessLookupError):  # nothing was left in the background
                 os.killpg(process.pid, signal.SIGTERM)

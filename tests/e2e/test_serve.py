@@ -1,5 +1,6 @@
 """The server as a process, asked by the client and by `irv2 classify`, stopped by real signals."""
 
+import errno
 import io
 import json
 import math
@@ -418,7 +419,7 @@ def test_a_used_port_is_said_in_one_line(option, bundle_path, server):
     arguments = {"--listen": LOOPBACK, "--http": LOOPBACK} | {option: used}
     done = irv2("serve", bundle_path, *(text for item in arguments.items() for text in item))
     assert_one_error_line(done, exit_code=1)
-    assert "address already in use" in done.stderr
+    assert os.strerror(errno.EADDRINUSE).lower() in done.stderr
     assert used in done.stderr
 
 

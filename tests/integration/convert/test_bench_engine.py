@@ -13,6 +13,7 @@ import pytest
 from irv2.convert.bench.engine import ORT_PEAK, TORCH_PEAK, export_in_folder, flop_per_image
 
 
+@pytest.mark.slow
 def test_bench_engine_compares_a_bundles_files_with_the_machines_limit(exported, tmp_path):
     options = ["--rounds", "2", "--seconds", "0.01", "--batch-size", "2", "--json"]
     command = [sys.executable, "-m", "irv2", "bench", "engine", str(exported.bundle), *options]
@@ -34,6 +35,7 @@ def test_bench_engine_compares_a_bundles_files_with_the_machines_limit(exported,
     assert measured[name] == ratio["ratio"]
 
 
+@pytest.mark.slow
 def test_an_export_is_timed_without_what_the_users_cache_knows(exported, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))  # put back after the test
     shutil.copy(exported.checkpoint_path, tmp_path / "random.pt")

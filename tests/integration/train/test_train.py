@@ -175,6 +175,7 @@ def test_a_signal_saves_and_the_same_command_ends_like_a_run_never_stopped(
     assert_same_run(out, finished)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_a_save_an_evaluation_and_between_steps_ends_like_one_never_killed(
     tmp_path,
 ):
