@@ -77,7 +77,7 @@ def verify_server(
     bundle = Bundle.open(path)
     model = client.model()
     _require_model(bundle, client, {model.id})
-    artifact = _served_artifact(bundle, model)
+    artifact = served_artifact(bundle, model)
     split = open_split(resolve_data(data), "val", bundle.classes, bad_images)
     images, reference = Reference.load(path / REFERENCE).find_images(split)
     ledger = _load_ledger(path, artifact, reference)
@@ -120,7 +120,7 @@ def _require_model(bundle: Bundle, client: Client, model_ids: set[str]) -> None:
         )
 
 
-def _served_artifact(bundle: Bundle, model: classifier_pb2.Model) -> Artifact:
+def served_artifact(bundle: Bundle, model: classifier_pb2.Model) -> Artifact:
     """The artefact that the server runs: its precision, format and, of two, its evidence.
 
     Where evidence was written anew on one side, the int8 file that is made for the backend.

@@ -17,7 +17,7 @@ from tiny_bundle import CLASSES, write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.convert.gate.reference import REFERENCE
-from irv2.convert.verify_server import TIES, _served_artifact
+from irv2.convert.verify_server import TIES, served_artifact
 from irv2.data.dataset import open_split
 from irv2.errors import BundleError
 from irv2.evaluate import classify_folder
@@ -220,6 +220,6 @@ def test_of_two_int8_files_the_server_runs_the_one_whose_evidence_it_shows(
     model = Model(
         precision="int8", backend=backend, parity_json=msgspec.json.encode(shown).decode()
     )
-    assert _served_artifact(Bundle(bundle.path, manifest), model).file == expected
+    assert served_artifact(Bundle(bundle.path, manifest), model).file == expected
     with pytest.raises(BundleError, match="no fp16 artefact for"):
-        _served_artifact(Bundle(bundle.path, manifest), Model(precision="fp16", parity_json="null"))
+        served_artifact(Bundle(bundle.path, manifest), Model(precision="fp16", parity_json="null"))
