@@ -9,7 +9,6 @@ Irv2Error                 1   failed
 │   └── BundleError           a bundle
 ├── EngineError           1   a missing or failing engine, library or device
 ├── ParityError           3   the parity gate was not passed
-├── UnwrittenError        1   a verdict, else 3 as ParityError (convert/gate/report.py)
 ├── DivergenceError       1   a training that goes nowhere (train/divergence.py)
 └── RequestError          1   a request the server refuses
     ├── InvalidRequest        it makes no sense
