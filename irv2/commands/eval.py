@@ -46,7 +46,7 @@ from irv2.system.machine import world_size
 @bad_images_option
 @click.option(
     "--ledger", "ledger_path", type=click.Path(dir_okay=False, path_type=Path), metavar="NPZ",
-    help="Write every answer there, for `irv2 diff`.",
+    help="Write every answer to this file, for `irv2 diff`.",
 )  # fmt: skip
 @json_option
 def main(
@@ -65,12 +65,8 @@ def main(
     """Measure top-1 and top-5 error over DIR/val, each image counted exactly once."""
     num_processes = world_size()
     if num_processes > 1:
-        raise UsageError(
-            "irv2 eval",
-            f"{num_processes} processes",
-            "one",
-            "leave out torchrun, or unset WORLD_SIZE",
-        )
+        way_out = "leave out torchrun, or unset WORLD_SIZE"
+        raise UsageError("irv2 eval", f"{num_processes} processes", "one", way_out)
     if ledger_path is not None:
         check_folder_of(ledger_path)
     reading = Reading(batch_size=batch_size, workers=workers, crops=int(crops))
