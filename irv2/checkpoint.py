@@ -20,7 +20,7 @@ from irv2.errors import CheckpointError, InputError
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import NETWORKS, Network, build, config_from_json
 from irv2.model.paper import NetworkConfig
-from irv2.system.files import full_disk_named, write_atomically
+from irv2.system.files import explain_full_disk, write_atomically
 
 SCHEMA = "irv2.checkpoint/1"
 _EXPECTED = "a checkpoint that irv2-train wrote"
@@ -58,7 +58,7 @@ class Checkpoint:
             "training": self.training,
         }
         content["sha256"] = _digest(content)
-        with full_disk_named(path):
+        with explain_full_disk(path):
             write_atomically(path, lambda beside: _write(content, beside))
 
     @classmethod

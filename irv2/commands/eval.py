@@ -15,7 +15,7 @@ from irv2.cli.options import (
 from irv2.cli.program import Program
 from irv2.data.dataset import BadImages
 from irv2.errors import UsageError
-from irv2.evaluate import BATCH_SIZE, Reading, evaluate_model
+from irv2.evaluate import BATCH_SIZE, EvaluationOptions, evaluate_model
 from irv2.images.crops import CROPS
 from irv2.system.files import check_folder_of
 from irv2.system.machine import world_size
@@ -69,8 +69,8 @@ def main(
         raise UsageError("irv2 eval", f"{num_processes} processes", "one", way_out)
     if ledger_path is not None:
         check_folder_of(ledger_path)
-    reading = Reading(batch_size=batch_size, workers=workers, crops=int(crops))
-    result = evaluate_model(model, data, limit, device, bad_images, reading, ledger_path)
+    options = EvaluationOptions(batch_size=batch_size, workers=workers, crops=int(crops))
+    result = evaluate_model(model, data, limit, device, bad_images, options, ledger_path)
     if not legacy_average:
         result = {key: value for key, value in result.items() if not key.startswith("legacy_")}
     if as_json:
