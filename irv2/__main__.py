@@ -1,7 +1,7 @@
-"""Where every program starts: `python -m irv2` and the console scripts.
+"""The start of every program: `python -m irv2` and the console scripts.
 
 Nothing in the user's working folder is ever imported: `python -m`, torchrun and `PYTHONPATH=.` put
-it before the libraries, where the user's own train.py or click.py would be taken for one of them.
+it ahead of the libraries, so the user's own train.py or click.py would shadow one of them.
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 
 def run(*program: str) -> NoReturn:
-    """Run `program`, or the one that the command line names."""
+    """Run `program`, or the program named on the command line."""
     leave_out_working_folder()
     from irv2.cli.main import main
 
@@ -18,27 +18,27 @@ def run(*program: str) -> NoReturn:
 
 
 def train() -> NoReturn:
-    """`irv2-train`."""
+    """Run `irv2-train`."""
     run("train")
 
 
 def export() -> NoReturn:
-    """`irv2-export`."""
+    """Run `irv2-export`."""
     run("export")
 
 
 def serve() -> NoReturn:
-    """`irv2-serve`."""
+    """Run `irv2-serve`."""
     run("serve")
 
 
 def classify() -> NoReturn:
-    """`irv2-classify`."""
+    """Run `irv2-classify`."""
     run("classify")
 
 
 def leave_out_working_folder() -> None:
-    """Take the working folder off the import path, unless this very package lies in it."""
+    """Take the working folder off the import path, unless this package itself lies in it."""
     try:
         here = Path.cwd()
     except FileNotFoundError:  # it was removed, so nothing can be imported from it

@@ -1,25 +1,33 @@
 """The blocks of both networks by name; needs neither torch nor onnx.
 
-A block is a child of one of the SERIES (`stem.3`, `blocks_a.0`) or a part of its own
-(`reduction_a`, `classifier`). Its weights bear that name in a state_dict and, behind `model.`, in
+A block is a child of one of the SERIES (`stem.3`, `blocks_a.0`) or a whole part (`reduction_a`,
+`classifier`). The names of its weights begin with its own: in a state_dict, and behind `model.` in
 every ONNX file.
 """
 
 import re
 
-RESIDUAL = ("blocks_a", "blocks_b", "blocks_c")  # series of equal residual blocks
+RESIDUAL = ("blocks_a", "blocks_b", "blocks_c")  # series of identical residual blocks
 SERIES = ("stem", *RESIDUAL)
+<<<<<<< HEAD
 SINGLE = ("reduction_a", "reduction_b", "head", "classifier")  # the head is TF-slim's alone
 PARTS = SERIES + SINGLE
 _BLOCK = re.compile(rf"\b((?:{'|'.join(SERIES)})\.\d+|{'|'.join(SINGLE)})\.")
+=======
+_ENDS = ("head", "classifier")  # only TF-slim's network has a `head`
+PARTS = ("stem", "blocks_a", "reduction_a", "blocks_b", "reduction_b", "blocks_c", *_ENDS)
+
+_SINGLE = [part for part in PARTS if part not in SERIES]
+_BLOCK = re.compile(rf"\b((?:{'|'.join(SERIES)})\.\d+|{'|'.join(_SINGLE)})\.")
+>>>>>>> english
 
 
 def block_of(weight: str) -> str | None:
-    """The block whose weight this name is; None for another name."""
+    """Return the block that a weight belongs to by its name; None if it belongs to no block."""
     found = _BLOCK.search(weight)
     return found[1] if found else None
 
 
 def part_of(block: str) -> str:
-    """The part of the network that a block belongs to: `stem` for `stem.3`."""
+    """Return the part of the network that a block belongs to: `stem` for `stem.3`."""
     return block.partition(".")[0]

@@ -1,7 +1,7 @@
 """A bundle: a folder that is all a server needs, as a chain of custody.
 
-`bundle.json` (irv2/manifest.py) names every file with its hash. Nothing is loaded before every hash
-was checked.
+`bundle.json` (irv2/manifest.py) names every file with its hash. Nothing is loaded before all hashes
+have been checked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ from irv2.types import ImageSource, UInt8Array
 
 
 class Bundle:
-    """A bundle that was opened: its hashes hold and its preprocessing is understood."""
+    """An opened bundle: its hashes match and its preprocessing is understood."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
@@ -43,7 +43,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Read bundle.json and check every hash; raises BundleError."""
+        """Read bundle.json and check every hash; raises BundleError for the first mismatch."""
         path = Path(path)
         bundle = cls(path, read_manifest(path / MANIFEST))
         for what, problem in bundle.check():
@@ -53,7 +53,7 @@ class Bundle:
 
     @property
     def id(self) -> str:
-        """The identity of models, preprocessing and classes; evidence does not change it."""
+        """Hash over models, preprocessing and classes; evidence does not change it."""
         return self.manifest.id
 
     @property
@@ -63,11 +63,11 @@ class Bundle:
 
     @property
     def artifacts(self) -> list[Artifact]:
-        """Its model files, with what is known of each."""
+        """The model files, with what is known about each."""
         return self.manifest.artifacts
 
     def check(self) -> Iterator[tuple[Path, str]]:
-        """Each file of the bundle with what is wrong with it, or an empty string."""
+        """Yield each file of the bundle with what is wrong with it, or an empty string."""
         models = [(artifact.file, artifact.sha256) for artifact in self.artifacts]
         for name, sha256 in [*models, *self.manifest.files.items()]:
             path = self.path / name
@@ -77,31 +77,24 @@ class Bundle:
                 yield path, "is missing"
             else:
                 found = file_sha256(path)
-                yield (
-                    path,
-                    ""
-                    if found == sha256
-                    else (f"sha256 {found[:12]}; expected {sha256[:12]}: the file was changed"),
-                )
+                yield path, _mismatch(found, sha256)
         yield self.path / MANIFEST, self._manifest_problem()
 
     def way_out(self, wrong: Path) -> str:
-        """How to mend a file of the bundle that is not what its hash says."""
+        """Say how to repair a file of the bundle that does not match its hash."""
         return f"run `irv2 verify {self.path}`" if is_judged(wrong) else "export it again"
 
     def _manifest_problem(self) -> str:
-        """Last of all, since what is wrong with a part says more than that something is."""
+        """Say what is wrong with bundle.json; checked last, as a file's own problem says more."""
         computed = bundle_id(self.artifacts, self.manifest.preprocess, self.classes)
         if computed != self.id:
             return f"id {self.id[:12]}; expected {computed[:12]} for its contents"
         content, stated = (self.path / MANIFEST).read_bytes(), self.manifest.sha256
         found = own_sha256(content.replace(stated.encode(), NO_SHA256.encode(), 1))
-        if found != stated:
-            return f"sha256 {found[:12]}; expected {stated[:12]}: the file was changed"
-        return ""
+        return _mismatch(found, stated)
 
     def with_manifest(self, manifest: Manifest) -> "Bundle":
-        """Replace bundle.json, whole or not at all."""
+        """Replace bundle.json atomically and return the new bundle."""
         write_atomically(self.path / MANIFEST, manifest_json(manifest))
         return Bundle(self.path, manifest)
 
@@ -109,7 +102,8 @@ class Bundle:
         """Classify paths, encoded bytes or uint8 RGB (H, W, 3) arrays, without a server.
 
         Uses the artefact that a server on this machine would choose. An image that can't be
-        decoded gives a Result with an error; the others are not affected.
+        decoded gives a Result with an error and does not affect the others. Raises BundleError
+        if nothing in the bundle can run here.
         """
         results: list[Result] = []
         for start in range(0, len(images), self._runner.max_batch):
@@ -134,3 +128,9 @@ class Bundle:
     @cached_property
     def _runner(self) -> Runner:
         return open_best(self.path, self.artifacts)[1]
+
+
+def _mismatch(found: str, stated: str) -> str:
+    if found == stated:
+        return ""
+    return f"sha256 {found[:12]}; expected {stated[:12]}: the file was changed"

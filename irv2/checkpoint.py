@@ -1,4 +1,4 @@
-"""Checkpoints: one file that holds a network, what it was trained on and where training stood.
+"""Checkpoints: one file with a network, its training settings and the state of the training.
 
 A torch.save archive of tensors, numbers, strings, dicts and lists, so that it loads with
 `weights_only=True`. A hash inside covers every tensor, since torch does not notice flipped bytes.
@@ -20,7 +20,7 @@ from irv2.errors import CheckpointError, InputError
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import NETWORKS, Network, build, config_from_json
 from irv2.model.paper import NetworkConfig
-from irv2.system.files import full_disk_named, write_atomically
+from irv2.system.files import explain_full_disk, write_atomically
 
 SCHEMA = "irv2.checkpoint/1"
 _EXPECTED = "a checkpoint that irv2-train wrote"
@@ -28,7 +28,7 @@ _EXPECTED = "a checkpoint that irv2-train wrote"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """`training` is what only the trainer reads to go on: optimiser, position, averages."""
+    """The contents of a checkpoint; `training` (optimiser, position, averages) is for resuming."""
 
     model: NetworkConfig
     state_dict: Mapping[str, Tensor]
@@ -42,7 +42,7 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write it whole or not at all. Raises Irv2Error where there is no room for it."""
+        """Write the checkpoint atomically. Raises Irv2Error if the disk is full."""
         content: dict[str, Any] = {
             "schema": SCHEMA,
             "arch": self.model.arch,
@@ -57,19 +57,24 @@ class Checkpoint:
             "recipe": self.recipe,
             "training": self.training,
         }
+<<<<<<< HEAD
         content["sha256"] = content_sha256(content)
         with full_disk_named(path):
+=======
+        content["sha256"] = _digest(content)
+        with explain_full_disk(path):
+>>>>>>> english
             write_atomically(path, lambda beside: _write(content, beside))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read and check a checkpoint, on the CPU; raises CheckpointError."""
+        """Read a checkpoint onto the CPU and check it; raises CheckpointError."""
         with _opened(path) as file:
             return cls._read(file, path)
 
     @classmethod
     def load_with_sha256(cls, path: Path) -> tuple[Self, str]:
-        """The same, and the sha256 of the file that was read: another may be at `path` by now."""
+        """Load with the sha256 of the very file read: by now `path` may lead to another."""
         with _opened(path) as file:
             checkpoint = cls._read(file, path)
             file.seek(0)
@@ -102,23 +107,23 @@ class Checkpoint:
         return cls(**content)
 
     def build_model(self) -> Network:
-        """The network with these weights, in eval mode, on the CPU."""
-        with torch.device("meta"):  # no time spent on initial values
+        """Build the network with these weights, in eval mode, on the CPU."""
+        with torch.device("meta"):  # spend no time on initial values
             model = build(self.model)
         model.load_state_dict(self.state_dict, assign=True)
         return model.eval()
 
 
 def load_model(path: str | Path) -> Network:
-    """The network of a checkpoint in eval mode: normalised float NCHW in, logits out.
+    """Load the network of a checkpoint in eval mode: normalised float NCHW in, logits out.
 
-    Raises CheckpointError.
+    Raises CheckpointError if `path` is not an undamaged checkpoint.
     """
     return Checkpoint.load(Path(path)).build_model()
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:  # by name torch would hide why writing fails
+    with path.open("wb") as file:  # given a name, torch hides why writing fails
         torch.save(content, file)
 
 
@@ -129,7 +134,7 @@ def _opened(path: Path) -> BufferedReader:
 
 
 def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
-    if not zipfile.is_zipfile(file):  # its directory comes last: also where the end is missing
+    if not zipfile.is_zipfile(file):  # its directory comes last, so a cut-off file is refused too
         size = f"{path.stat().st_size} bytes"
         raise CheckpointError(path, f"half a checkpoint, or another format ({size})", _EXPECTED)
     file.seek(0)
@@ -139,15 +144,20 @@ def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
         raise CheckpointError(
             path, "holds more than tensors and plain values", _EXPECTED
         ) from error
-    except Exception as error:  # on flipped bytes torch raises anything, even AssertionError
+    except Exception as error:  # for flipped bytes torch raises anything, even AssertionError
         raise CheckpointError(path, f"damaged ({error})", _EXPECTED) from error
     if not isinstance(content, dict):
         raise CheckpointError(path, f"holds a {type(content).__name__}", _EXPECTED)
     return content
 
 
+<<<<<<< HEAD
 def content_sha256(content: object) -> str:
     """sha256 over every tensor and plain value, whatever their order in the file."""
+=======
+def _digest(content: object) -> str:
+    """Hash every tensor and plain value, whatever their order in the file (hex sha256)."""
+>>>>>>> english
     digest = hashlib.sha256()
     _update(digest, content)
     return digest.hexdigest()

@@ -9,12 +9,16 @@ Irv2Error                 1   failed
 │   └── BundleError           a bundle
 ├── EngineError           1   a missing or failing engine, library or device
 ├── ParityError           3   the parity gate was not passed
+<<<<<<< HEAD
 ├── DivergenceError       1   a training that goes nowhere (train/divergence.py)
+=======
+├── DivergenceError       1   a training run that goes nowhere (train/divergence.py)
+>>>>>>> english
 └── RequestError          1   a request the server refuses
-    ├── InvalidRequest        it makes no sense
-    ├── Overloaded            it can't be served in time; carries when to retry
-    ├── MessageTooLarge       never to be retried as it is
-    ├── Expired               its deadline passed
+    ├── InvalidRequest        malformed
+    ├── Overloaded            can't be served in time; carries when to retry
+    ├── MessageTooLarge       must not be retried unchanged
+    ├── Expired               past its deadline
     └── NotServing            the server is starting or stopping
 """
 
@@ -22,7 +26,7 @@ from enum import StrEnum
 
 
 class Irv2Error(Exception):
-    """A foreseen failure: what was looked at, what was found, what was expected, the way out."""
+    """A foreseen failure: its subject, what was found there, what was expected, the way out."""
 
     exit_code = 1
 
@@ -37,7 +41,7 @@ class Irv2Error(Exception):
 
 
 class UsageError(Irv2Error):
-    """Options that contradict each other or the machine."""
+    """Options that contradict each other or can't work on this machine."""
 
     exit_code = 2
 
@@ -59,12 +63,12 @@ class ImageReason(StrEnum):
     UNSUPPORTED = "UNSUPPORTED"
     EMPTY = "EMPTY"
     BAD_PIXELS = "BAD_PIXELS"
-    UNREADABLE = "UNREADABLE"  # a file of ours, never sent by a server
+    UNREADABLE = "UNREADABLE"  # a local file; never sent by a server
     INTERNAL = "INTERNAL"
 
 
 class ImageError(InputError):
-    """An image that can't be decoded or may not be; `what` is "image" until a caller knows more."""
+    """An image that can't or must not be decoded; `what` is "image" until a caller knows more."""
 
     def __init__(
         self,
@@ -78,11 +82,11 @@ class ImageError(InputError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        """Errors travel from worker processes."""
+        """Support pickling, since errors travel from worker processes."""
         return type(self), (self.reason, self.got, self.expected, self.way_out, self.what)
 
-    def named(self, what: object, way_out: str = "") -> "ImageError":
-        """The same error about an image whose name is known; `way_out` where it has none yet."""
+    def about(self, what: object, way_out: str = "") -> "ImageError":
+        """Return this error about the image `what`; `way_out` is used if it has none yet."""
         return ImageError(self.reason, self.got, self.expected, self.way_out or way_out, what)
 
 
@@ -99,11 +103,11 @@ class BundleError(InputError):
 
 
 class EngineError(Irv2Error):
-    """An inference engine, its library or its device is missing or failed."""
+    """An inference engine, its library or its device that is missing or has failed."""
 
 
 class ParityError(Irv2Error):
-    """The artefacts do not classify like the checkpoint, or too few images can tell."""
+    """Artefacts that do not classify like the checkpoint, or too few images to tell."""
 
     exit_code = 3
 
@@ -117,7 +121,7 @@ class InvalidRequest(RequestError):
 
 
 class Overloaded(RequestError):
-    """More work than can be done in time; `reason` is for a server's metrics."""
+    """A request that can't be served in time; `reason` is for a server's metrics."""
 
     def __init__(self, what: object, got: str, retry_after_s: float, reason: str = "") -> None:
         super().__init__(what, got, way_out=f"retry in {retry_after_s:.3g} s")
@@ -125,11 +129,11 @@ class Overloaded(RequestError):
 
 
 class MessageTooLarge(RequestError):
-    """A message over the limit; retrying it unchanged can't help."""
+    """A message over the size limit; retrying it unchanged can't help."""
 
 
 class Expired(RequestError):
-    """The deadline passed before there was an answer; `where` is for a server's metrics."""
+    """A request whose deadline passed without an answer; `where` is for a server's metrics."""
 
     def __init__(self, what: object, got: str, where: str = "") -> None:
         super().__init__(what, got)
@@ -137,4 +141,4 @@ class Expired(RequestError):
 
 
 class NotServing(RequestError):
-    """The server is not ready yet, or has stopped taking requests."""
+    """A request to a server that is not ready yet or no longer takes requests."""

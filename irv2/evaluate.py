@@ -1,8 +1,8 @@
 """Classify an image folder through one or several runners: exact counts, one row per image.
 
 Used by `irv2 eval`, by the trainer after every epoch and by the parity gate, which judges all
-artefacts in one pass over the images. The trainer's processes take a `share` each and add up their
-counts.
+artefacts in one pass over the images. Each of the trainer's processes classifies its own part
+(`folder_for_rank`); their counts are then added up.
 """
 
 import hashlib
@@ -33,18 +33,19 @@ from irv2.types import FloatArray, IntArray, UInt8Array
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
-# Files on one's own disk are trusted further than what clients send.
+# Local files are trusted more than what clients send.
 FILE_LIMITS = ImageLimits(max_bytes=2**28, max_pixels=180_000_000)
-_Loading = tuple[int, "Future[tuple[UInt8Array, str]]"]  # an image's number; views and sha256
+_Loading = tuple[int, "Future[tuple[UInt8Array, str]]"]  # an image's index; its views and sha256
 BAD_IMAGE_WAY_OUT = "replace the file or pass --bad-images skip"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """How images reach a runner.
+class EvaluationOptions:
+    """How images are loaded and batched.
 
-    `batch_size` counts what one forward pass takes; `workers` are decoding threads (None: one per
-    core); `crops` are views per image (irv2.images.crops). The first two change no count.
+    `batch_size` is the number of views in a forward pass; `workers` the number of decoding threads
+    (None: one per core); `crops` the number of views per image (irv2.images.crops). Only `crops`
+    changes the counts.
     """
 
     batch_size: int = BATCH_SIZE
@@ -53,8 +54,8 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Preprocessed images with where they came from."""
+class EvaluationBatch:
+    """Preprocessed images with their labels, files and hashes."""
 
     images: UInt8Array  # (N x crops, S, S, 3), the views of an image one after the other
     labels: IntArray  # (N,)
@@ -69,25 +70,25 @@ def classify_folder(
     *,
     bad_images: BadImages = "error",
     title: str = "evaluate",
-    reading: Reading = Reading(),
+    options: EvaluationOptions = EvaluationOptions(),
 ) -> list[Predictions]:
-    """Each runner's predictions, all from one pass over the images, in the folder's order.
+    """Return each runner's predictions, all from one pass over the images, in the folder's order.
 
-    Raises DataError where no image is left, ImageError for a bad one unless `bad_images` is skip.
+    Raises DataError if no image is left, and ImageError for a bad one unless `bad_images` is skip.
     """
     predictions = classify_part(
-        runners, folder, config, bad_images=bad_images, title=title, reading=reading
+        runners, folder, config, bad_images=bad_images, title=title, options=options
     )
     if not all(map(len, predictions)):
         raise DataError(folder.root, "no image could be read", "at least one")
     return predictions
 
 
-def share(folder: ImageFolder, rank: int, world_size: int) -> ImageFolder:
-    """What process `rank` of `world_size` classifies: every `world_size`-th batch, perhaps none.
+def folder_for_rank(folder: ImageFolder, rank: int, world_size: int) -> ImageFolder:
+    """Return what process `rank` of `world_size` classifies: every `world_size`-th batch, or none.
 
-    Whole batches, so that each holds the images that one process would have put together and gives
-    the same logits bit for bit.
+    Batches stay whole: each holds the same images as in a single process and so gives the same
+    logits bit for bit.
     """
     starts = range(rank * BATCH_SIZE, len(folder), world_size * BATCH_SIZE)
     end = len(folder)
@@ -101,21 +102,21 @@ def classify_part(
     *,
     bad_images: BadImages = "error",
     title: str = "evaluate",
-    reading: Reading = Reading(),
+    options: EvaluationOptions = EvaluationOptions(),
 ) -> list[Predictions]:
-    """`classify_folder` for a `share`, which may hold no image."""
-    batch_size = min([reading.batch_size, *(runner.max_batch for runner in runners)])
+    """Classify like `classify_folder`, but a `folder_for_rank`, which may hold no image."""
+    batch_size = min([options.batch_size, *(runner.max_batch for runner in runners)])
     logits = [[np.empty((0, runner.num_classes), np.float32)] for runner in runners]
     files: list[str] = []
     sha256: list[str] = []
     labels = [np.empty(0, np.int64)]
     batches = load_batches(
-        folder, config, batch_size, bad_images, crops=reading.crops, workers=reading.workers
+        folder, config, batch_size, bad_images, crops=options.crops, workers=options.workers
     )
     with Progress(title, len(folder), "images") as bar:
         for batch in batches:
             for runner, rows in zip(runners, logits, strict=True):
-                rows.append(_answers(runner, batch.images, batch_size, reading.crops))
+                rows.append(_answers(runner, batch.images, batch_size, options.crops))
             files += batch.files
             sha256 += batch.sha256
             labels.append(batch.labels)
@@ -141,10 +142,11 @@ def load_batches(
     *,
     crops: int = 1,
     workers: int | None = None,
-) -> Iterator[Batch]:
-    """Decode in threads, ahead of the consumer by two batches.
+) -> Iterator[EvaluationBatch]:
+    """Yield the folder's batches, decoded in threads two batches ahead of the consumer.
 
-    A batch holds up to `batch_size` views, but at least all those of one image.
+    A batch holds up to `batch_size` views, but at least all views of one image. Raises ImageError
+    for a bad image unless `bad_images` is skip.
     """
 
     def load(i: int) -> tuple[UInt8Array, str]:
@@ -152,7 +154,7 @@ def load_batches(
             encoded = folder.read(i)
             images = views(decode(encoded, FILE_LIMITS), config, crops)
         except ImageError as error:
-            raise error.named(folder.path(i), BAD_IMAGE_WAY_OUT) from error
+            raise error.about(folder.path(i), BAD_IMAGE_WAY_OUT) from error
         return images, hashlib.sha256(encoded).hexdigest()
 
     num_images = max(1, batch_size // crops)
@@ -173,8 +175,8 @@ def load_batches(
 
 def _collect(
     loading: list[_Loading], folder: ImageFolder, bad_images: BadImages
-) -> Iterator[Batch]:
-    """The batch of these images, or none where none could be read."""
+) -> Iterator[EvaluationBatch]:
+    """Yield the batch of these images, or nothing if none could be read."""
     images, labels, files, hashes = [], [], [], []
     for i, future in loading:
         try:
@@ -189,7 +191,7 @@ def _collect(
         files.append(folder.files[i])
         hashes.append(sha256)
     if images:
-        yield Batch(np.concatenate(images), np.array(labels, np.int64), files, hashes)
+        yield EvaluationBatch(np.concatenate(images), np.array(labels, np.int64), files, hashes)
 
 
 def evaluate_model(
@@ -198,27 +200,27 @@ def evaluate_model(
     limit: int | None,
     device: str,
     bad_images: BadImages,
-    reading: Reading,
+    options: EvaluationOptions,
     ledger_path: Path | None = None,
 ) -> dict[str, float | str]:
-    """Errors of a checkpoint (through torch) or a bundle (as a server here would run it).
+    """Measure errors (%) of a checkpoint (in torch) or a bundle (as a server here would run it).
 
     The `legacy_` ones are the original's average (Predictions.legacy_errors); with ten crops its
-    batches held a tenth of the images. Every answer is written to `ledger_path`, if there is one.
+    batches held a tenth of the images. Every answer is written to `ledger_path`, if given.
     """
     data = resolve_data(data)
     with _open(model, device) as (runner, config, classes):
         folder = open_split(data, "val", classes, bad_images).first(limit)
         [predictions] = classify_folder(
-            [runner], folder, config, bad_images=bad_images, reading=reading
+            [runner], folder, config, bad_images=bad_images, options=options
         )
     if ledger_path is not None:
         write_atomically(ledger_path, Ledger.from_predictions(predictions).to_bytes())
-    legacy = predictions.legacy_errors(max(1, LEGACY_BATCH_SIZE // reading.crops))
+    legacy = predictions.legacy_errors(max(1, LEGACY_BATCH_SIZE // options.crops))
     return {
         **predictions.errors(),
         **legacy,
-        "crops": reading.crops,
+        "crops": options.crops,
         "backend": runner.backend,
         "data": str(data),
     }

@@ -1,4 +1,4 @@
-"""What a model answered on labelled images: just run (`Predictions`), or on file (`Ledger`).
+"""A model's answers on labelled images: fresh from a run (`Predictions`), or on file (`Ledger`).
 
 A bundle holds a ledger per artefact and the checkpoint's own as reference.npz; `irv2 eval --ledger`
 writes the same for any model. `irv2 diff` compares two of them.
@@ -19,14 +19,12 @@ from irv2.system.arrays import bytes_from_arrays, load_arrays
 from irv2.types import FloatArray, IntArray
 
 _ARRAYS = ("sha256", "labels", "top5", "top5_logits", "margins", "max_abs_logit")
-
-
 LEGACY_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What one runner answered, image by image."""
+    """One runner's answers, a row per image."""
 
     files: tuple[str, ...]
     sha256: tuple[str, ...]  # of each file
@@ -43,18 +41,18 @@ class Predictions:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Images, wrong in top 1, wrong in top 5."""
+        """Number of images, of those wrong in top 1, and of those wrong in top 5."""
         right = self.top5 == self.labels[:, None]
         n = len(self)
         return n, n - int(right[:, 0].sum()), n - int(right.any(axis=1).sum())
 
     def errors(self) -> dict[str, float]:
-        """`n`, and the errors in percent of exactly n images."""
+        """Return `n` and the errors, in percent of exactly n images."""
         n, top1, top5 = self.counts
         return {"n": n, "top1_error": 100 * top1 / n, "top5_error": 100 * top5 / n}
 
     def legacy_errors(self, batch_size: int = LEGACY_BATCH_SIZE) -> dict[str, float]:
-        """The errors as the original averaged them: over batches, the last short one in full.
+        """Average the errors (%) as the original did: over batches, a short last one in full.
 
         Its batches were in random order; these are in the folder's.
         """
@@ -69,11 +67,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Ledger:
-    """One row per image; `logits` only where the model has just been run."""
+    """A model's answers in compact form, a row per image; `logits` only after a fresh run."""
 
     sha256: tuple[str, ...]  # of each image file
     labels: IntArray  # (n,)
-    top5: IntArray  # (n, 5), best first; fewer columns where there are fewer classes
+    top5: IntArray  # (n, 5), best first; fewer columns if there are fewer classes
     top5_logits: FloatArray  # the same shape
     margins: FloatArray  # (n,): best logit minus second best
     max_abs_logit: float
@@ -81,10 +79,10 @@ class Ledger:
 
     @classmethod
     def from_predictions(cls, predictions: Predictions) -> Self:
-        """What a model that was just run answered."""
+        """Make the ledger of a model that has just been run."""
         top5 = predictions.top5
         top5_logits = np.take_along_axis(predictions.logits, top5, axis=1)
-        # With a single class there is no second best.
+        # A single class has no second best.
         second = top5_logits[:, min(1, top5.shape[1] - 1)]
         return cls(
             sha256=predictions.sha256,
@@ -113,17 +111,17 @@ class Ledger:
 
     @property
     def keys(self) -> list[tuple[str, int]]:
-        """What tells images apart: hash of the file and label."""
+        """What identifies each image: the hash of its file and its label."""
         return list(zip(self.sha256, self.labels.tolist(), strict=True))
 
     @cached_property
     def data_sha256(self) -> str:
-        """Identity of images and labels, whatever their order and file names."""
+        """Hash over images and labels, independent of their order and file names."""
         rows = sorted(f"{sha} {label}\n" for sha, label in self.keys)
         return hashlib.sha256("".join(rows).encode()).hexdigest()
 
     def take(self, rows: list[int]) -> Self:
-        """Only these rows, in this order."""
+        """Keep only these rows, in this order."""
         return type(self)(
             sha256=tuple(self.sha256[row] for row in rows),
             labels=self.labels[rows],
@@ -135,7 +133,7 @@ class Ledger:
         )
 
     def to_bytes(self) -> bytes:
-        """The contents of a ledger file."""
+        """Return the contents of a ledger file."""
         return bytes_from_arrays(
             sha256=np.array([list(bytes.fromhex(sha)) for sha in self.sha256], np.uint8),
             labels=self.labels,

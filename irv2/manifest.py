@@ -1,7 +1,7 @@
-"""bundle.json: what a bundle says of its files, and of the evidence for them.
+"""bundle.json: what a bundle says about its files, and the evidence for them.
 
-Every model file stands in it with its hash and what it was made from, beside the preprocessing,
-the classes and the verdicts of the parity gate. It holds its own hash too.
+It lists every model file with its hash and what it was made from, the preprocessing, the classes
+and the verdicts of the parity gate. It holds its own hash too.
 """
 
 import hashlib
@@ -16,17 +16,17 @@ from irv2.errors import BundleError
 SCHEMA = "irv2.bundle/1"
 MANIFEST = "bundle.json"
 REPORT = "parity.md"
-LEDGER_SUFFIX = ".ledger.npz"  # behind the name of an artefact, its answers
+LEDGER_SUFFIX = ".ledger.npz"  # appended to an artefact's name for the file of its answers
 NO_SHA256 = "0" * 64
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Format = Literal["onnx", "tensorrt", "tensorrt_rtx"]
 Verdict = Literal["passed", "failed", "too_few_images"]
-ONNX_FILE = "model.onnx"  # in float32, which all others are made from
+ONNX_FILE = "model.onnx"  # in float32; all others are made from it
 
 
 class ErrorChange(msgspec.Struct, frozen=True, kw_only=True):
-    """How top-1 or top-5 changed from the reference to the artefact; errors in percent."""
+    """The change of top-1 or top-5 from the reference to the artefact; errors in percent."""
 
     reference_error: float
     error: float
@@ -39,8 +39,8 @@ class ErrorChange(msgspec.Struct, frozen=True, kw_only=True):
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """The gate's evidence for one artefact (docs/gate.md).
 
-    `agreement` is the percentage of images with the same best class, right or wrong; `ran_on` the
-    library and device, `machine` the rest of where it ran.
+    `agreement` is the percentage of images with the same best class, right or wrong; `ran_on` is
+    the library and device, `machine` describes the machine.
     """
 
     verdict: Verdict
@@ -57,7 +57,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AcceptedLoss(msgspec.Struct, frozen=True, kw_only=True):
-    """The increase of the error that the gate accepts, and how sure it has to be of it."""
+    """The increase in error that the gate accepts, and the confidence it requires."""
 
     top1_points: float
     top5_points: float
@@ -65,10 +65,10 @@ class AcceptedLoss(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Invariance(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether answers depend on the batch that an image is in (docs/gate.md).
+    """Evidence whether answers depend on the batch that an image is in (docs/gate.md).
 
-    Each of `num_images` was asked alone, then repeated to fill a batch and among the others, in
-    batches of every size in `batch_sizes`; `changed` of `num_answers` had another best class.
+    Each of `num_images` was classified alone, then repeated to fill a batch and among the others,
+    in batches of every size in `batch_sizes`; `changed` of `num_answers` had another best class.
     """
 
     batch_sizes: list[int]
@@ -81,7 +81,7 @@ class Invariance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
-    """One model file. `parity` and `invariance` are None until something could run it."""
+    """One model file. `parity` and `invariance` are None until a machine could run it."""
 
     file: str
     sha256: str
@@ -96,7 +96,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """The checkpoint a bundle was made from."""
+    """The checkpoint that a bundle was made from."""
 
     checkpoint_sha256: str
     arch: str
@@ -105,27 +105,27 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The contents of bundle.json. `sha256` is filled in where it is written."""
+    """The contents of bundle.json. `sha256` is filled in when it is written."""
 
     schema: str
-    sha256: str = NO_SHA256  # of bundle.json itself, with these digits as zeros
+    sha256: str = NO_SHA256  # of bundle.json itself, with these digits set to zero
     id: str
     source: Source
     preprocess: dict[str, Any]
     classes: list[str]
     artifacts: list[Artifact]
     files: dict[str, str]  # evidence beside the models: file -> sha256
-    # By precision, as the export was asked to judge: also what could not be run there.
+    # By precision, for all that the export was asked to judge, even if it could not run it.
     accepted_loss: dict[Precision, AcceptedLoss] = {}
 
     def with_artifacts(self, artifacts: list[Artifact]) -> "Manifest":
-        """The manifest of the same bundle with other model files, and the id that follows."""
+        """Return the manifest of the same bundle with other model files and the matching id."""
         identity = bundle_id(artifacts, self.preprocess, self.classes)
         return msgspec.structs.replace(self, artifacts=artifacts, id=identity)
 
 
 class _AnyManifest(msgspec.Struct, frozen=True):
-    """What every version of bundle.json says, read before the rest."""
+    """The part common to every version of bundle.json, read before the rest."""
 
     schema: str
 
@@ -137,7 +137,7 @@ def new_manifest(
     artifacts: list[Artifact],
     files: dict[str, str],
 ) -> Manifest:
-    """The manifest of a new bundle; its id follows from the rest."""
+    """Build the manifest of a new bundle; its id follows from the rest."""
     return Manifest(
         schema=SCHEMA,
         id=bundle_id(artifacts, preprocess, classes),
@@ -150,7 +150,7 @@ def new_manifest(
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Parse bundle.json; raises BundleError with the place of what is wrong."""
+    """Parse bundle.json; raises BundleError that says which part is wrong."""
     try:
         content = path.read_bytes()
         schema = msgspec.json.decode(content, type=_AnyManifest).schema
@@ -168,14 +168,14 @@ def read_manifest(path: Path) -> Manifest:
 def is_judged(path: Path) -> bool:
     """Whether `irv2 verify` writes this file of a bundle: the report, or a ledger.
 
-    They and bundle.json can't be renamed in one step: a crash in between leaves one that does not
-    match, which is written anew.
+    These and bundle.json can't be renamed in one step: a crash in between leaves a file that does
+    not match, which `irv2 verify` rewrites.
     """
     return path.name == REPORT or path.name.endswith(LEDGER_SUFFIX)
 
 
 def manifest_json(manifest: Manifest) -> bytes:
-    """bundle.json's bytes, indented for readers, with their own hash inside."""
+    """Return bundle.json's bytes, indented for readers, with their own hash inside."""
     unsigned = msgspec.structs.replace(manifest, sha256=NO_SHA256)
     content = msgspec.json.format(msgspec.json.encode(unsigned), indent=2) + b"\n"
     # The first zeros are its own: only `schema` comes before.
@@ -183,11 +183,12 @@ def manifest_json(manifest: Manifest) -> bytes:
 
 
 def own_sha256(content: bytes) -> str:
+    """Hash bundle.json's bytes whose own hash is NO_SHA256 (hex sha256)."""
     return hashlib.sha256(content).hexdigest()
 
 
 def bundle_id(artifacts: list[Artifact], preprocess: dict[str, Any], classes: list[str]) -> str:
-    """sha256 over model files, preprocessing and classes, without the evidence."""
+    """Hash model files, preprocessing and classes, without the evidence (hex sha256)."""
     models = sorted((artifact.file, artifact.sha256) for artifact in artifacts)
     text = json.dumps([models, preprocess["sha256"], classes])
     return hashlib.sha256(text.encode()).hexdigest()

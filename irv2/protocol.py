@@ -26,10 +26,10 @@ from irv2.errors import (
 
 SERVICE = "irv2.v1.Classifier"
 DOMAIN = "irv2"
-# Characters. Statuses travel in headers, of which gRPC's clients take 8 kB: there a character takes
+# In characters. Statuses travel in headers, for which gRPC's clients accept 8 kB: a character takes
 # up to 12 bytes in the message, and up to 6 in the details, which hold the message twice.
 MAX_MESSAGE, MAX_FIELD = 300, 100
-NOT_SERVING_RETRY_S = 0.5  # a server starts in seconds; behind others, the next one answers
+NOT_SERVING_RETRY_S = 0.5  # a server starts in seconds; if there are others, the next one answers
 
 CODE_BY_ERROR: tuple[tuple[type[Irv2Error], int], ...] = (
     (ImageError, code_pb2.INVALID_ARGUMENT),
@@ -43,7 +43,7 @@ _CODES = grpc.StatusCode
 
 
 def status_from_error(error: Exception) -> status_pb2.Status:
-    """Code, message and details for a client; anything unforeseen is INTERNAL and says no more."""
+    """Convert an error for the client; an unforeseen one becomes INTERNAL and reveals nothing."""
     codes = (code for kind, code in CODE_BY_ERROR if isinstance(error, kind))
     code = next(codes, code_pb2.INTERNAL)
     message = "internal error" if code == code_pb2.INTERNAL else _shortened(str(error))
@@ -51,11 +51,11 @@ def status_from_error(error: Exception) -> status_pb2.Status:
 
 
 def error_from_call(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcError lacks its methods)
-    """The refusal behind a call to the server `name` that ended with a grpc.RpcError."""
+    """Convert the grpc.RpcError that ended a call to the server `name` into a RequestError."""
     code, text = error.code(), error.details()
     if code is _CODES.UNAVAILABLE:
         return _no_answer(text, name)
-    if code is _CODES.CANCELLED:  # not by us: gRPC sheds calls before the server looks at them
+    if code is _CODES.CANCELLED:  # not by us: gRPC sheds calls before the server sees them
         return NotServing(name, "turned the call away unseen", way_out="ask with fewer at a time")
     if code is _CODES.DEADLINE_EXCEEDED:
         return Expired(name, "no answer in the time allowed")
@@ -73,16 +73,16 @@ def error_from_call(error: Any, name: str) -> RequestError:  # noqa: ANN401 (Rpc
 
 
 def image_error_from_status(status: status_pb2.Status, image: object) -> ImageError:
-    """The error of a single image in an answer, under the name `image`."""
+    """Convert the status of a single image in an answer, under the name `image`."""
     info = _detail(status, error_details_pb2.ErrorInfo())
-    # A newer server may know reasons that this client does not: the text still says it.
+    # A newer server may know reasons that this client does not: the text still tells.
     known = info is not None and info.reason in ImageReason.__members__
     reason = ImageReason(info.reason) if known else ImageReason.UNSUPPORTED
     return ImageError(reason, status.message.removeprefix("image: "), what=image)
 
 
 def retry_after_s(error: Any) -> float | None:  # noqa: ANN401 (RpcError lacks its methods)
-    """Seconds after which the server wants to be asked again (RetryInfo); None: never."""
+    """Return the seconds after which the server allows a retry (RetryInfo); None: never."""
     retry = _detail(rpc_status.from_call(error), error_details_pb2.RetryInfo())
     return None if retry is None else retry.retry_delay.ToNanoseconds() / 1e9
 
@@ -111,7 +111,7 @@ def _details(error: Exception, code: int) -> list[any_pb2.Any]:
 
 
 def _shortened(text: str, most: int = MAX_MESSAGE) -> str:
-    """A text may quote a lot of what a client sent; one too long for headers loses its code."""
+    """Shorten a text that quotes much of a request: if headers overflow, the code is lost."""
     return text if len(text) <= most else text[: most - 4] + " ..."
 
 
@@ -122,18 +122,18 @@ def _packed(detail: Message) -> any_pb2.Any:
 
 
 def _no_answer(text: str, name: str) -> NotServing:
-    """gRPC's `text` tells a story; the cause is at its end, or what OpenSSL says up to ": OK"."""
+    """Extract the cause from gRPC's long `text`: its end, or what OpenSSL says before ": OK"."""
     _, is_openssl, reason = text.removesuffix(": OK").partition("OPENSSL_internal:")
     if not is_openssl:
         reason = text.rpartition(": ")[2]
     way_out = "start one with `irv2-serve BUNDLE --listen HOST:PORT`, or wait for it"
     if reason == "Socket closed":
-        way_out += ", or, if it speaks TLS, pass --tls-ca (and --tls-cert where it asks for one)"
+        way_out += ", or, if it speaks TLS, pass --tls-ca (and --tls-cert if it asks for one)"
     return NotServing(name, f"no server answers ({reason})", way_out=way_out)
 
 
 def _detail(status: status_pb2.Status | None, kind: Any) -> Any:  # noqa: ANN401 (a message)
-    """The detail of a status that has the type of `kind`, or None."""
+    """Return the first detail of a status with the type of `kind`, or None."""
     for detail in status.details if status else ():
         if detail.Is(kind.DESCRIPTOR):
             detail.Unpack(kind)

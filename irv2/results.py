@@ -1,4 +1,4 @@
-"""Logits to answers: softmax and the best classes, the same with and without a server."""
+"""From logits to answers: softmax and the best classes, the same with and without a server."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Score:
 class Result:
     """The answer for one image: scores, best first, or an error, never both.
 
-    `model_id` is the model that answered; empty where none was asked.
+    `model_id` is the id of the model that answered; empty if none was asked.
     """
 
     scores: tuple[Score, ...] = ()
@@ -33,9 +33,9 @@ class Result:
 
 
 def top_k_scores(logits: FloatArray, classes: Sequence[str], top_k: int) -> tuple[Score, ...]:
-    """The `top_k` (0 means 5) best classes of float logits (num_classes,).
+    """Return the `top_k` (0 means 5) best classes of float logits (num_classes,).
 
-    Ties go to the lower index, so that every artefact breaks them alike.
+    Ties go to the lower index, so that all artefacts break them alike.
     """
     order = top_k_indices(logits[None], top_k or DEFAULT_TOP_K)[0]
     return ranked_scores(softmax(logits), order, classes)
@@ -44,19 +44,19 @@ def top_k_scores(logits: FloatArray, classes: Sequence[str], top_k: int) -> tupl
 def ranked_scores(
     probabilities: FloatArray, order: IntArray, classes: Sequence[str]
 ) -> tuple[Score, ...]:
-    """The classes of `order`, best first, with their probabilities (num_classes,)."""
+    """Pair the class indices `order` (k,), best first, with `probabilities` (num_classes,)."""
     ranked = zip(order.tolist(), probabilities[order].tolist(), strict=True)
     return tuple(Score(index, classes[index], probability) for index, probability in ranked)
 
 
 def top_k_indices(logits: FloatArray, top_k: int) -> IntArray:
-    """Indices of the `top_k` largest of each row of (N, num_classes), best first."""
+    """Return the indices of the `top_k` largest logits (N, num_classes) in each row, best first."""
     order: IntArray = np.argsort(-logits, axis=1, kind="stable")
     return order[:, :top_k]
 
 
 def softmax(logits: FloatArray) -> FloatArray:
-    """Softmax over the last axis, in float64 inside."""
+    """Return float32 softmax over the last axis, computed in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     probabilities: FloatArray = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
     return probabilities

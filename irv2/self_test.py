@@ -1,7 +1,7 @@
-"""A few images with known answers, kept in the bundle, on which a server tries its engine.
+"""A few images with known answers, kept in the bundle, with which a server tests its engine.
 
-`selftest.npz` is written by the export and read before a model takes requests: an engine that
-loads but computes nonsense (a driver, a damaged memory) is found before any client meets it.
+The export writes `selftest.npz`, and a server reads it before a model takes requests: so an engine
+that loads but computes nonsense (bad driver, damaged memory) is found before a client meets it.
 """
 
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from irv2.system.arrays import bytes_from_arrays, load_arrays
 from irv2.types import FloatArray, IntArray, UInt8Array
 
 SELF_TEST = "selftest.npz"
-NUM_IMAGES = 4  # about a megabyte of noise-like pixels at 299; of different classes if possible
+NUM_IMAGES = 4  # about a megabyte of noisy pixels at 299x299; of different classes if possible
 
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """Preprocessed images, the checkpoint's best class of each, and by how much it was best."""
+    """Preprocessed images, with the checkpoint's best class for each and its margin."""
 
     images: UInt8Array  # (n, S, S, 3) RGB
     top1: IntArray  # (n,)
     margins: FloatArray  # (n,): best logit minus second best
 
     def batch(self, size: int) -> UInt8Array:
-        """A batch of them, (size, S, S, 3)."""
+        """Repeat the images to a batch of `size`, uint8 (size, S, S, 3)."""
         return self.images[self._rows(size)]
 
     def check(self, logits: FloatArray, backend: str) -> None:
-        """Raise EngineError where an answer to `batch`, (size, num_classes), is wrong."""
+        """Raise EngineError if `logits` (size, num_classes) of `batch(size)` give a wrong class."""
         size = len(logits)
         wrong = int((logits.argmax(axis=1) != self.top1[self._rows(size)]).sum())
         if wrong:
@@ -46,7 +46,7 @@ class SelfTest:
         return np.arange(size) % len(self.images)
 
     def to_bytes(self) -> bytes:
-        """The contents of selftest.npz."""
+        """Return the contents of selftest.npz."""
         return bytes_from_arrays(images=self.images, top1=self.top1, margins=self.margins)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Names for the arrays that travel between modules, and the check of those that users give."""
+"""Names for the arrays passed between modules, and a check for images that users pass in."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ ImageSource = str | Path | bytes | UInt8Array  # a file, encoded bytes, or RGB (
 
 
 def check_rgb(image: object) -> None:
-    """Raises ImageError unless `image` is a uint8 RGB array (H, W, 3) of at least one pixel."""
+    """Raise ImageError unless `image` is a uint8 RGB array (H, W, 3) with at least one pixel."""
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return

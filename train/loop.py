@@ -20,7 +20,7 @@ from tqdm import tqdm
 from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError, EngineError, ImageError, Irv2Error
-from irv2.evaluate import Reading
+from irv2.evaluate import EvaluationOptions
 from irv2.model.paper import InceptionResNetV2
 from irv2.runners.torch import TorchRunner
 from irv2.system.progress import Progress
@@ -284,7 +284,7 @@ class Trainer:
                 self._recipe.preprocess,
                 bad_images=self._machine.bad_images,
                 title=f"epoch {self._epoch}/{self._recipe.epochs} evaluation",
-                reading=Reading(workers=self._machine.threads),
+                options=EvaluationOptions(workers=self._machine.threads),
             )
         num = counts[0][0]
         errors: dict[str, float] = {}

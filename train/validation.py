@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError
-from irv2.evaluate import Reading, classify_part, share
+from irv2.evaluate import EvaluationOptions, classify_part, folder_for_rank
 from irv2.images.preprocess import Preprocess
 from irv2.runners.base import Runner
 from irv2.train.processes import Processes
@@ -18,17 +18,17 @@ def count_wrong(
     *,
     bad_images: BadImages,
     title: str,
-    reading: Reading,
+    options: EvaluationOptions,
 ) -> list[list[int]]:
     """Per runner: images, wrong in top 1, wrong in top 5; each image once, by one process.
 
     Every process has the sums. An ImageError in one, unless `bad_images` is skip, or a DataError
     where no image is left, ends all.
     """
-    mine = share(folder, processes.rank, processes.size)
+    mine = folder_for_rank(folder, processes.rank, processes.size)
     predictions = processes.together(
         lambda: classify_part(
-            runners, mine, config, bad_images=bad_images, title=title, reading=reading
+            runners, mine, config, bad_images=bad_images, title=title, options=options
         )
     )
     counts = [processes.totals(*each.counts) for each in predictions]

@@ -107,6 +107,6 @@ def choose_self_test(
     chosen = clearest[np.argsort(is_repeated, kind="stable")][:NUM_IMAGES]
     if not len(chosen):
         return None
-    shown = images.named([predictions[0].files[row] for row in chosen])
+    shown = images.select([predictions[0].files[row] for row in chosen])
     pixels = [prepare(shown.read(i), config) for i in range(len(shown))]
     return SelfTest(np.stack(pixels), top1[chosen], margins[chosen])

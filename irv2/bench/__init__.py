@@ -1,1 +1,1 @@
-"""How benchmarks are run: cases in turn, ratios, one at a time."""
+"""The way benchmarks are run: cases in turn, ratios, one benchmark at a time."""

@@ -1,6 +1,6 @@
-"""Honest timing: one benchmark at a time, cases in turn, ratios of pairs, and an A/A test.
+"""Honest timing: one benchmark at a time, cases in turn, paired ratios, and an A/A test.
 
-Machines drift while they are measured, so that two figures compare only if taken side by side.
+Machines drift while they are measured, so two figures can be compared only if taken side by side.
 Every round runs all cases, in alternating order; a ratio is the median over the rounds, with
 a bootstrapped interval. A benchmark in which a case differs from itself (A/A) is void.
 """
@@ -28,14 +28,14 @@ AA_SUFFIX = " again"
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """`value` is the median over rounds of one case's rate over another's; 95 % limits of it."""
+    """The median over rounds of one case's rate divided by another's, with its 95 % limits."""
 
     value: float
     lower: float
     upper: float
 
     def to_json(self) -> dict[str, float]:
-        """Rounded to what such a measurement can tell."""
+        """Return plain values, rounded to what such a measurement can resolve."""
         return {
             "ratio": round(self.value, 3),
             "lower_95": round(self.lower, 3),
@@ -45,27 +45,27 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """Rates (units per second) of every case in every round: each list has one per round."""
+    """The rates of each case in units per second, one per round."""
 
     rates: dict[str, list[float]]
 
     def median(self, case: str) -> float:
-        """The median rate of a case."""
+        """Return the median rate of a case."""
         return float(np.median(self.rates[case]))
 
     def ratio(self, case: str, base: str) -> Ratio:
-        """The rate of `case` over that of `base`, paired by round."""
+        """Divide the rate of `case` by that of `base`, paired by round."""
         pairs: FloatArray = np.array(self.rates[case]) / np.array(self.rates[base])
         draws = np.random.default_rng(0).choice(pairs, (RESAMPLES, len(pairs)))
         lower, upper = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
         return Ratio(float(np.median(pairs)), float(lower), float(upper))
 
     def aa(self, case: str) -> Ratio:
-        """The case against its own repetition; see `run_rounds`."""
+        """Divide the rate of the case's repetition by its own; see `run_rounds`."""
         return self.ratio(case + AA_SUFFIX, case)
 
     def is_void(self, case: str) -> bool:
-        """Whether the A/A test failed: the same case seemed to differ from itself by over 2 %."""
+        """Whether the A/A test failed: the case seemed to differ from itself by more than 2 %."""
         aa = self.aa(case)
         return not (aa.lower <= 1 <= aa.upper or abs(aa.value - 1) < 0.02)
 
@@ -75,7 +75,7 @@ def run_rounds(
 ) -> Rounds:
     """Run every case once per round, and the case `aa` twice; each returns its units per second.
 
-    The order is turned around every round, so that drift falls on both sides of a pair.
+    The order is reversed every round, so that drift falls on both sides of a pair.
     """
     order = [*cases, aa + AA_SUFFIX]
     rates: dict[str, list[float]] = {name: [] for name in order}
@@ -89,7 +89,7 @@ def run_rounds(
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
-    """Call `work`, which returns how many units it did, for `seconds`; units per second."""
+    """Call `work`, which returns how many units it did, for `seconds`; return units per second."""
     started = time.perf_counter()
     done = 0
     while (elapsed := time.perf_counter() - started) < seconds or not done:
@@ -99,19 +99,19 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 @contextmanager
 def machine_lock() -> Iterator[None]:
-    """Keep other benchmarks of this user away; raises UsageError where one is running."""
+    """Lock out this user's other benchmarks; raises UsageError if one is running."""
     path = cache_folder() / "bench.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         if not try_lock(file):
             raise UsageError(
-                "irv2 bench", "another benchmark is running", "one at a time", "wait for its end"
+                "irv2 bench", "another benchmark is running", "one at a time", "wait for it to end"
             )
         yield
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Describe the machine that the figures were taken on."""
     return {
         "cores": num_cores(),
         "processor": processor(),

@@ -1,1 +1,1 @@
-"""What every command line shares, and the table of programs."""
+"""The parts that all command lines share, and the table of programs."""

@@ -1,4 +1,4 @@
-"""Options that programs share, spelt the same everywhere."""
+"""Options shared by several programs, spelt the same everywhere."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import click
 
 
 class FloatRange(click.FloatRange):
-    """A finite number: nan lies in any of click's ranges, and inf in those without an end."""
+    """A finite number; click's own range lets nan through, and inf if it has no upper end."""
 
     def convert(
         self,
@@ -17,10 +17,10 @@ class FloatRange(click.FloatRange):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> float:
-        """click's hook."""
+        """Check a value; called by click."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{number} is no finite number.", param, ctx)
+            self.fail(f"{number} is not a finite number.", param, ctx)
         return number
 
 
@@ -40,10 +40,10 @@ limit_option = click.option(
 )
 bad_images_option = click.option(
     "--bad-images", type=click.Choice(["error", "skip"]), default="error",
-    help="A file that is not a readable image: stop, or name it and go on without.",
+    help="On a file that is not a readable image: stop, or report it and go on without it.",
 )  # fmt: skip
 
 
 def print_json(result: object) -> None:
-    """The one JSON object of a program's stdout."""
+    """Print the one JSON object of a program's stdout."""
     click.echo(json.dumps(result, indent=2, allow_nan=False))

@@ -1,4 +1,4 @@
-"""What every program shares: exit statuses, one-line errors, --version, --debug, tables.
+"""The frame of every program: exit statuses, one-line errors, --version, --debug, tables.
 
 Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 parity gate not met,
 130 / 143 stopped by Ctrl-C / SIGTERM.
@@ -20,18 +20,18 @@ import click
 from irv2 import __version__
 from irv2.errors import EngineError, Irv2Error
 
-# Before gRPC is imported: its C core would add lines of its own to our one-line errors.
+# Set before gRPC is imported: its C core would add its own lines to our one-line errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: unwinds like KeyboardInterrupt, so that `finally` blocks run."""
+    """Raised on SIGTERM: unwinds like KeyboardInterrupt, so that `finally` blocks run."""
 
 
 class _OneLineErrors(click.Command):
-    """A command whose failures are one line on stderr and the exit status above; has --version."""
+    """A command with --version that fails with one line on stderr and an exit status as above."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (click's signature)
         super().__init__(*args, **kwargs)
@@ -44,7 +44,7 @@ class _OneLineErrors(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 (click's signature)
         signal.signal(signal.SIGTERM, _raise_terminated)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name that is not UTF-8: as `ls`
+        if isinstance(sys.stdout, io.TextIOWrapper):  # print file names that are not UTF-8, as `ls`
             sys.stdout.reconfigure(errors="surrogateescape")
         kwargs["standalone_mode"] = False
         try:
@@ -53,19 +53,19 @@ class _OneLineErrors(click.Command):
             _log_traceback()
             _fail(str(error), error.exit_code)
         except click.exceptions.NoArgsIsHelpError as error:
-            error.show()  # a group without a program: the help is the answer
+            error.show()  # a group called without a program prints its help
             sys.exit(error.exit_code)
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             way_out = f"; see {context.command_path} --help" if context else ""
             _fail(error.format_message().rstrip(".") + way_out, error.exit_code)
         except click.Abort as error:
-            if isinstance(error.__cause__, EOFError):  # click takes any for a closed terminal
+            if isinstance(error.__cause__, EOFError):  # to click, any means a closed terminal
                 raise error.__cause__ from None
             _fail("stopped by Ctrl-C", 130)
         except Terminated:
             _fail("stopped by SIGTERM", 143)
-        except OSError as error:  # a full disk, no permission; `| head` is click's own business
+        except OSError as error:  # a full disk, no permission; click itself handles `| head`
             _log_traceback()
             _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
         sys.exit(0)
@@ -85,11 +85,11 @@ class Program(_OneLineErrors):
 
 
 class ProgramGroup(_OneLineErrors, click.Group):
-    """Programs under one name."""
+    """A group of programs under one name."""
 
 
 class Entry(NamedTuple):
-    """Where a program lives, what it does, and the extra whose packages it needs."""
+    """A program's module and function, its summary, and the extra whose packages it needs."""
 
     target: str
     summary: str
@@ -97,7 +97,7 @@ class Entry(NamedTuple):
 
 
 class TableGroup(ProgramGroup):
-    """Programs of a static table: help imports none, a call imports one."""
+    """A group read from a static table: help imports no program, a call imports only its own."""
 
     def __init__(self, *args: Any, table: Mapping[str, Entry], title: str, **kwargs: Any) -> None:  # noqa: ANN401 (click's signature)
         super().__init__(*args, **kwargs)
@@ -120,7 +120,7 @@ class TableGroup(ProgramGroup):
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
         try:
             return super().invoke(ctx)
-        except ModuleNotFoundError as error:  # imported when needed, not with the program
+        except ModuleNotFoundError as error:  # for a package imported only when needed
             if ctx.invoked_subcommand is None:
                 raise
             raise self._missing_extra(ctx.invoked_subcommand, error) from error
@@ -130,7 +130,7 @@ class TableGroup(ProgramGroup):
             formatter.write_dl([(name, entry.summary) for name, entry in self._table.items()])
 
     def _missing_extra(self, name: str, error: ModuleNotFoundError) -> EngineError:
-        """What to say when a program's packages are not installed."""
+        """Build the error for a program whose packages are not installed."""
         extra = self._table[name].extra
         way_out = f'pip install "irv2[{extra}]"' if extra else "reinstall irv2"
         package = (error.name or "").partition(".")[0]
@@ -163,5 +163,5 @@ def _log_traceback() -> None:
 
 
 def _fail(line: str, exit_code: int) -> NoReturn:
-    click.echo(f"error: {' '.join(line.split())}", err=True)  # click lists choices over lines
+    click.echo(f"error: {' '.join(line.split())}", err=True)  # click spreads choices over lines
     sys.exit(exit_code)

@@ -1,4 +1,4 @@
-"""The options by which a program names a server and how to speak to it."""
+"""The options of programs that connect to a server."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,17 +15,18 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def connection_options(command: F) -> F:
-    """TLS and a token, named as the arguments of `connect`."""
+    """Add the options for TLS and a token, named like the arguments of `connect`."""
     for option in (
         click.option("--token-file", type=_FILE, metavar="FILE",
-                     help="File that holds a token alone."),
+                     help="File that holds the token and nothing else."),
         click.option("--tls-server-name", metavar="NAME",
                      help="Name in the server's certificate.  [default: the first host]"),
-        click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key, PEM."),
+        click.option("--tls-key", type=_FILE, metavar="FILE",
+                     help="Private key of --tls-cert, PEM."),
         click.option("--tls-cert", type=_FILE, metavar="FILE",
-                     help="A certificate of one's own, for servers that ask for it, PEM."),
+                     help="Client certificate, for servers that ask for one, PEM."),
         click.option("--tls-ca", type=_FILE, metavar="FILE",
-                     help="Encrypt, and trust servers whose certificate these signed, PEM."),
+                     help="Encrypt, and trust servers with a certificate signed by these, PEM."),
         click.option("--tls", is_flag=True, help="Encrypt, and trust the public authorities."),
     ):  # fmt: skip
         command = option(command)
@@ -42,7 +43,7 @@ def connect(
     tls_server_name: str | None,
     token_file: Path | None,
 ) -> "Client":
-    """A client of `addresses`, HOST:PORT[,...]; plaintext unless an option says otherwise."""
+    """Return a client of `addresses`, HOST:PORT[,...]; plaintext unless a TLS option is given."""
     from irv2.client import Client, Tls
 
     encrypted = tls or tls_ca or tls_cert or tls_key or tls_server_name
@@ -56,7 +57,7 @@ def connect(
 
 
 def read_token(path: Path) -> str:
-    """The token of a file that holds nothing else. Raises UsageError, which never shows it."""
+    """Read a file that holds one token. Raises UsageError, whose text never shows the token."""
     from irv2.protocol import is_token
 
     words = path.read_text("ascii", "replace").split()

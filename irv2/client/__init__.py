@@ -1,4 +1,4 @@
-"""The client of a server, as programs import it: `from irv2.client import Client`."""
+"""The client of a server: `from irv2.client import Client`."""
 
 from irv2.client.channel import Tls
 from irv2.client.client import Client

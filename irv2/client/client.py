@@ -3,8 +3,8 @@
     with Client("host:8500") as client:
         results = client.classify(["a.jpg", image_bytes, array_hwc_uint8], top_k=5)
 
-Requests stay under the server's limits. A server that is overloaded or restarting is asked again
-when it says so, within the time allowed.
+Requests stay under the server's limits. If a server is overloaded or restarting, the client retries
+when the server says to, within the time allowed.
 """
 
 import math
@@ -45,30 +45,31 @@ from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 
 __all__ = ["Client", "ImageSource", "Tls"]
 
-DEFAULT_TIMEOUT_S = 60.0  # of one request, where the caller names none
-LONGEST_S = 1e9  # gRPC's clock ends in 2262: what is beyond it has expired
-# Of each server: one request is decoded while another is on its way, and of images so many that a
-# batch can run while the next waits and one more is decoded.
+DEFAULT_TIMEOUT_S = 60.0  # for one request, if the caller gives none
+LONGEST_S = 1e9  # gRPC's clock ends in 2262: a later deadline would count as expired
+# Kept in flight per server: two requests, so that one is decoded while the other travels, and
+# images for three batches: one runs, one waits and one is decoded.
 REQUESTS_PER_SERVER, BATCHES_PER_SERVER = 2, 3
-MOST_UNDER_WAY = 224  # of 256 images that a server admits by default: others may ask too
-# Where nobody says when to come back: long enough for a server to start on a CPU.
+MAX_IMAGES_IN_FLIGHT = 224  # of 256 that a server admits by default: leaves room for other clients
+# Used if the server gives no time: together long enough for a server to start on a CPU.
 UNAVAILABLE_PAUSES_S = (0.1, 0.3, 0.6, 1.0, 1.0, 1.0)
 MIN_PAUSE_S = 0.01
 
 
 class Client:
-    """A connection to one server, or to several that take turns. May be shared by threads."""
+    """A connection to one server, or to several in turn. Threads may share it."""
 
     def __init__(
         self, addresses: str | Sequence[str], *, tls: Tls | None = None, token: str | None = None
     ) -> None:
-        """`addresses`: HOST:PORT, or a list of them. Connects when first used.
+        """Prepare to connect to `addresses`, HOST:PORT or a list of them, on first use.
 
-        `tls` None speaks without encryption. `token` is sent with every request. Raises UsageError
-        where an address, a certificate or the token can't be used.
+        `tls` None means no encryption. `token` is sent with every request. Raises UsageError
+        if an address, a certificate or the token can't be used.
         """
         if token and not is_token(token):
-            raise UsageError("token", "one that no header can carry", "one word of printable ASCII")
+            got = "a token that no header can carry"
+            raise UsageError("token", got, "one word of printable ASCII")
         names = [addresses] if isinstance(addresses, str) else list(addresses)
         self.name = ", ".join(names)  # for messages
         self._num_servers = len(names)
@@ -85,14 +86,15 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; requests of other threads end with a RequestError."""
+        """Close the connection; requests in other threads end with a RequestError."""
         self._closed.set()
         self._channel.close()
 
     def model(self) -> classifier_pb2.Model:
-        """The model served now: id, classes, precision, backend and the gate's evidence.
+        """Return the model served now: id, classes, precision, backend and the gate's evidence.
 
-        A server may take another one at any time: a Result names the one that gave it.
+        A server may switch models at any time: each Result names the model that produced it.
+        Raises a RequestError if there is no answer.
         """
         return self._describe(None).model
 
@@ -106,8 +108,8 @@ class Client:
 
         An image that can't be read or that the server refuses gives a Result with an error.
         `timeout_s` is for all images together; None allows a minute per request. Raises Expired,
-        Overloaded, NotServing or another RequestError where there is no answer, and UsageError
-        where `timeout_s` is nan.
+        Overloaded, NotServing or another RequestError if there is no answer, and UsageError
+        if `timeout_s` is nan.
         """
         return list(self.iter_classify(images, top_k, timeout_s))
 
@@ -117,9 +119,9 @@ class Client:
         top_k: int = DEFAULT_TOP_K,
         timeout_s: float | None = None,
     ) -> Iterator[Result]:
-        """The same, result by result, for many images; each is read when it is needed.
+        """Classify like `classify`, but lazily: images are read and results yielded one by one.
 
-        So many requests are under way that no server waits for the next one.
+        Enough requests are kept in flight that no server waits for the next one.
         """
         if timeout_s is not None and math.isnan(timeout_s):
             raise UsageError("timeout_s", "nan", "seconds")
@@ -133,7 +135,7 @@ class Client:
                 found = self._server(deadline).limits
                 if found == limits:
                     raise
-            parts = split_into_requests(request, found)  # the server was started anew
+            parts = split_into_requests(request, found)  # the server restarted with other limits
             return list(chain.from_iterable(send(part, found) for part in parts))
 
         known = self._server(deadline)
@@ -147,11 +149,11 @@ class Client:
             yield from _in_order(send_first, chain(first, requests), window)
 
     def _server(self, deadline: float | None) -> "_Known":
-        """Asked for once, and again when a request breaks a limit: those are the server's options.
+        """Ask once for the server's limits, and again after a request has broken one.
 
-        The window is a guess, and may age.
+        The window is a guess and may become outdated.
         """
-        known = self._known  # other threads may forget it
+        known = self._known  # read once: other threads may reset it
         if known is None:
             description = self._describe(deadline)
             known = self._known = _Known(description.limits, _window(description))
@@ -167,7 +169,7 @@ class Client:
         self, images: list[ImageSource], top_k: int, deadline: float | None
     ) -> list[Result]:
         encoded: list[classifier_pb2.Image] = []
-        results: dict[int, Result] = {}  # of those that can't be sent
+        results: dict[int, Result] = {}  # for images that can't be sent
         most = bytes_per_image(self._server(deadline).limits)
         for i, image in enumerate(images):
             try:
@@ -183,7 +185,7 @@ class Client:
         return [results[i] for i in range(len(images))]
 
     def _call(self, method: Any, request: Message, deadline: float | None) -> Any:  # noqa: ANN401
-        """One unary call, repeated while the server says that it helps and time is left."""
+        """Make a unary call, repeated while the server says to retry and time is left."""
         deadline = deadline or time.monotonic() + DEFAULT_TIMEOUT_S
         pauses_s = iter(UNAVAILABLE_PAUSES_S)
         while not self._closed.is_set():
@@ -195,7 +197,7 @@ class Client:
                 return method(request, timeout=timeout_s, metadata=self._metadata)
             except grpc.RpcError as error:
                 refusal, pause_s = error_from_call(error, self.name), retry_after_s(error)
-            except ValueError:  # gRPC's word for a channel that was closed a moment ago
+            except ValueError:  # what gRPC raises for a channel that has just been closed
                 if self._closed.is_set():
                     break
                 raise
@@ -208,22 +210,23 @@ class Client:
 
 
 class _Known(NamedTuple):
-    """Of a server: its limits, and how many requests to have under way."""
+    """A server's limits, and how many requests to keep in flight."""
 
     limits: classifier_pb2.Limits
     window: int
 
 
 def _window(description: classifier_pb2.GetModelResponse) -> int:
-    """Enough requests to fill the server's batches, not more than its queue would take."""
-    images = min(BATCHES_PER_SERVER * description.model.max_batch, MOST_UNDER_WAY)
+    """Return how many requests fill the server's batches without overfilling its queue."""
+    images = min(BATCHES_PER_SERVER * description.model.max_batch, MAX_IMAGES_IN_FLIGHT)
     return max(REQUESTS_PER_SERVER, math.ceil(images / images_per_request(description.limits)))
 
 
 def _with_jitter(pause_s: float, deadline: float) -> float:
-    """A pause from `pause_s` to twice as long, so that clients refused together come back apart.
+    """Return one to two times `pause_s`, so that clients refused together do not retry together.
 
-    Never earlier than the server said, and of the time until `deadline` half is left for the call.
+    Never shorter than the server asked for; the extra takes at most half of the time that then
+    remains until `deadline`.
     """
     spare_s = max(0.0, deadline - time.monotonic() - pause_s)
     return pause_s + random.uniform(0, min(pause_s, spare_s / 2))
@@ -234,19 +237,20 @@ def _in_order(
     requests: Iterable[list[ImageSource]],
     window: int,
 ) -> Iterator[Result]:
-    """The results of all requests, up to `window` of them under way at a time.
+    """Yield the results of all requests in order, with up to `window` requests in flight.
 
-    As many more wait, so that one that is answered late does not keep others from being sent.
+    Another `window` of them may be answered or queued, so that one slow answer does not stop the
+    sending of others.
     """
-    open_ones: deque[Future[list[Result]]] = deque()
+    pending: deque[Future[list[Result]]] = deque()
     pool = ThreadPoolExecutor(window, thread_name_prefix="irv2-client")
     try:
         for request in requests:
-            if len(open_ones) == 2 * window:
-                yield from open_ones.popleft().result()
-            open_ones.append(pool.submit(send, request))
-        for answer in open_ones:
+            if len(pending) == 2 * window:
+                yield from pending.popleft().result()
+            pending.append(pool.submit(send, request))
+        for answer in pending:
             yield from answer.result()
     finally:
-        # After Ctrl-C nobody waits for a server that does not answer; closing the client ends that.
+        # After Ctrl-C, don't wait for a silent server; closing the client ends its requests.
         pool.shutdown(wait=False, cancel_futures=True)

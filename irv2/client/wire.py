@@ -1,4 +1,4 @@
-"""Between Python and the messages: images out, results in."""
+"""Conversion between Python and the messages: images out, results in."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,15 +11,15 @@ from irv2.results import Result, Score
 from irv2.types import ImageSource, check_rgb
 from irv2.v1 import classifier_pb2
 
-IMAGES_PER_REQUEST = 32  # more gain nothing and make a retry dearer
-# What protobuf adds: up to 30 bytes to each image (tags, lengths, height, width), 6 for top_k.
+IMAGES_PER_REQUEST = 32  # more would gain nothing and make a retry more expensive
+# Protobuf adds up to 30 bytes per image (tags, lengths, height, width) and 6 for top_k.
 IMAGE_OVERHEAD_BYTES, REQUEST_OVERHEAD_BYTES = 32, 16
 
 
 def split_into_requests(
     images: Iterable[ImageSource], limits: classifier_pb2.Limits
 ) -> Iterator[list[ImageSource]]:
-    """Images in order, as many together as the server's limits allow."""
+    """Group images, in order, into requests as large as the server's limits allow."""
     most_images = images_per_request(limits)
     most_bytes = limits.max_message_bytes - REQUEST_OVERHEAD_BYTES
     request: list[ImageSource] = []
@@ -36,12 +36,12 @@ def split_into_requests(
 
 
 def images_per_request(limits: classifier_pb2.Limits) -> int:
-    """How many images a request holds where their bytes allow it."""
+    """Return the largest number of images in a request, if their bytes fit."""
     return min(limits.max_images, IMAGES_PER_REQUEST)
 
 
 def bytes_per_image(limits: classifier_pb2.Limits) -> int:
-    """How large an image may be that has a request to itself."""
+    """Return the largest size in bytes of an image sent in a request of its own."""
     return max(0, limits.max_message_bytes - REQUEST_OVERHEAD_BYTES - IMAGE_OVERHEAD_BYTES)
 
 
@@ -54,9 +54,9 @@ def _num_bytes(image: ImageSource) -> int:
 
 
 def wire_image(image: ImageSource, max_bytes: int) -> classifier_pb2.Image:
-    """The message for one image: a file's bytes as they are, or pixels.
+    """Build the message for one image: a file's bytes unchanged, or pixels.
 
-    Raises ImageError for what can't be read, or is larger than `max_bytes`.
+    Raises ImageError if it can't be read or is larger than `max_bytes`.
     """
     if _num_bytes(image) > max_bytes:
         got, expected = f"{_num_bytes(image)} bytes", f"at most {max_bytes} in a message"
@@ -80,7 +80,7 @@ def _name(image: ImageSource) -> str | Path:
 
 
 def result_from(result: classifier_pb2.Result, image: ImageSource, model_id: str) -> Result:
-    """The scores of `image`, or the ImageError that the server answered, under the image's name."""
+    """Convert the answer for `image`: its scores, or the server's error as a named ImageError."""
     if not result.HasField("error"):
         scores = tuple(Score(s.index, s.label, s.probability) for s in result.scores)
         return Result(scores, model_id=model_id)

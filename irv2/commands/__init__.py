@@ -1,1 +1,1 @@
-"""The programs that belong to no stage."""
+"""Programs that belong to no single stage."""

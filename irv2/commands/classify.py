@@ -19,7 +19,7 @@ from irv2.system.progress import progress
 if TYPE_CHECKING:
     from irv2.client import Client
 
-BATCH = 8  # files that a bundle classifies between two steps of the progress
+FILES_AT_A_TIME = 8  # classified by a bundle between two updates of the progress bar
 
 
 @click.command(cls=Program)
@@ -45,24 +45,25 @@ def main(
     as_json: bool,
     **connection: Any,  # noqa: ANN401 (click checked each)
 ) -> None:
-    """Classify image files; of a folder, every image file below it.
+    """Classify image files; for a folder, every image file below it.
 
-    Exit status 1 if any image could not be classified; the others are answered all the same. What
-    was answered before an error or Ctrl-C is printed too.
+    Exit status 1 if any image could not be classified; the others are classified all the same.
+    Results obtained before an error or Ctrl-C are still printed.
     """
+    if bool(server) == bool(bundle):
+        got = ("both --server and" if server else "neither --server nor") + " --bundle given"
+        raise UsageError("classify", got, "one of them", "pass --server HOST:PORT or --bundle DIR")
     files = [file for path in images for file in image_files(path)]
-    if server and not bundle:
-        client = connect(server, **connection)
-        answers = _by_server(client, files, top_k, timeout_s)
-    elif bundle and not server:
+    if bundle:
         answers = _by_bundle(bundle, files, top_k)
     else:
-        raise UsageError("classify", "who should?", "either --server HOST:PORT or --bundle DIR")
+        assert server
+        answers = _by_server(connect(server, **connection), files, top_k, timeout_s)
     results: list[Result] = []
     try:
         for result in progress(answers, "classify", len(files), "images"):
             results.append(result)
-    finally:  # where the server or the user ends it, what was answered is not lost
+    finally:  # keep what was answered before the server or the user ended it
         answered = files[: len(results)]
         if as_json and results:
             print_json(report(answered, results))
@@ -72,7 +73,10 @@ def main(
 
 
 def image_files(path: Path) -> Iterator[Path]:
-    """A file itself, or the image files of a folder and those below it, sorted by name."""
+    """Yield a file itself, or all image files below a folder, sorted by name.
+
+    Raises InputError if a folder holds no image file or can't be read.
+    """
     from irv2.images.decode import EXTENSIONS
 
     if not path.is_dir():
@@ -81,7 +85,7 @@ def image_files(path: Path) -> Iterator[Path]:
     found = sorted(
         file
         for file in files_below(path)
-        # A link to a file that is gone is named like one that can't be read.
+        # A broken link is reported like a file that can't be read.
         if file.suffix.lower() in EXTENSIONS and (file.is_file() or not file.exists())
     )
     if not found:
@@ -90,10 +94,10 @@ def image_files(path: Path) -> Iterator[Path]:
 
 
 def report(files: list[Path], results: list[Result]) -> dict[str, Any]:
-    """The JSON object.
+    """Build the JSON object.
 
-    `model_id` is the one of all results, null where a server changed its model among them, or
-    answered none; then those of the entries tell.
+    `model_id` is the id of the model that gave all results; null if a server switched models or
+    gave no result: then each entry has its own.
     """
     model_ids = {result.model_id for result in results if result.model_id}
     return {
@@ -103,7 +107,7 @@ def report(files: list[Path], results: list[Result]) -> dict[str, Any]:
 
 
 def table(files: list[Path], results: list[Result]) -> str:
-    """A row per file: its classes, best first, or why there are none."""
+    """Build the table: a row per file with its classes, best first, or the reason for none."""
     rows = []
     for file, result in zip(files, results, strict=True):
         if result.error:
@@ -126,8 +130,8 @@ def _by_bundle(path: Path, files: list[Path], top_k: int) -> Iterator[Result]:
     from irv2.bundle import Bundle
 
     bundle = Bundle.open(path)
-    for start in range(0, len(files), BATCH):
-        yield from bundle.classify(files[start : start + BATCH], top_k)
+    for start in range(0, len(files), FILES_AT_A_TIME):
+        yield from bundle.classify(files[start : start + FILES_AT_A_TIME], top_k)
 
 
 def _entry(file: Path, result: Result) -> dict[str, Any]:
@@ -136,9 +140,5 @@ def _entry(file: Path, result: Result) -> dict[str, Any]:
         for score in result.scores
     ]
     error = result.error and {"reason": result.error.reason, "message": str(result.error)}
-    return {
-        "file": str(file),
-        "scores": scores,
-        "error": error,
-        "model_id": result.model_id or None,
-    }
+    model_id = result.model_id or None
+    return {"file": str(file), "scores": scores, "error": error, "model_id": model_id}

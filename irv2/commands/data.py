@@ -46,7 +46,7 @@ def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--shard-mb", type=click.IntRange(1), default=256, metavar="MB",
-    help="A shard is closed when it has so many megabytes.",
+    help="Size at which a shard is closed, in megabytes.",
 )  # fmt: skip
 @bad_images_option
 @json_option

@@ -15,7 +15,7 @@ from irv2.cli.options import (
 from irv2.cli.program import Program
 from irv2.data.dataset import BadImages
 from irv2.errors import UsageError
-from irv2.evaluate import BATCH_SIZE, Reading, evaluate_model
+from irv2.evaluate import BATCH_SIZE, EvaluationOptions, evaluate_model
 from irv2.images.crops import CROPS
 from irv2.system.files import check_folder_of
 from irv2.system.machine import world_size
@@ -46,7 +46,7 @@ from irv2.system.machine import world_size
 @bad_images_option
 @click.option(
     "--ledger", "ledger_path", type=click.Path(dir_okay=False, path_type=Path), metavar="NPZ",
-    help="Write every answer there, for `irv2 diff`.",
+    help="Write every answer to this file, for `irv2 diff`.",
 )  # fmt: skip
 @json_option
 def main(
@@ -65,16 +65,12 @@ def main(
     """Measure top-1 and top-5 error over DIR/val, each image counted exactly once."""
     num_processes = world_size()
     if num_processes > 1:
-        raise UsageError(
-            "irv2 eval",
-            f"{num_processes} processes",
-            "one",
-            "leave out torchrun, or unset WORLD_SIZE",
-        )
+        way_out = "leave out torchrun, or unset WORLD_SIZE"
+        raise UsageError("irv2 eval", f"{num_processes} processes", "one", way_out)
     if ledger_path is not None:
         check_folder_of(ledger_path)
-    reading = Reading(batch_size=batch_size, workers=workers, crops=int(crops))
-    result = evaluate_model(model, data, limit, device, bad_images, reading, ledger_path)
+    options = EvaluationOptions(batch_size=batch_size, workers=workers, crops=int(crops))
+    result = evaluate_model(model, data, limit, device, bad_images, options, ledger_path)
     if not legacy_average:
         result = {key: value for key, value in result.items() if not key.startswith("legacy_")}
     if as_json:

@@ -1,6 +1,6 @@
-"""`irv2 features`: what the last layer before the classifier says of each image.
+"""`irv2 features`: the output of the last layer before the classifier, for each image.
 
-As the original's extract-features script (fb.resnet.torch, pretrained/), with file names.
+Like the original's extract-features script (fb.resnet.torch, pretrained/), with file names.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def main(
 ) -> None:
     """Write NPZ with `files` (N,) and `features` float32 (N, 2048) of image files.
 
-    Of a folder, every image file below it. TF-slim's network has 1536 features, a narrow one fewer.
+    For a folder, every image file below it. TF-slim's network has 1536 features, narrow ones fewer.
     """
     check_folder_of(out)
     files = dict.fromkeys(file for path in images for file in image_files(path))  # each once
@@ -50,7 +50,7 @@ def main(
 def write_features(
     files: Sequence[Path], model: Path, out: Path, device: str, bad_images: BadImages
 ) -> tuple[int, int]:
-    """Write the file and return the shape of its features. Raises Irv2Error."""
+    """Write the NPZ and return the shape of `features`. Raises Irv2Error, DataError if all fail."""
     import numpy as np
     import torch
 
@@ -76,12 +76,12 @@ def write_features(
             read += batch.files
             bar.advance(len(batch.files))
     if not rows:
-        some = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        raise DataError(some, "no image could be read", "at least one")
+        files_given = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        raise DataError(files_given, "no image could be read", "at least one")
     features = np.concatenate(rows)
 
     def save(beside: Path) -> None:
-        with beside.open("wb") as file:  # given a path, numpy would append .npz to it
+        with beside.open("wb") as file:  # given a path, numpy would append .npz
             np.savez(file, files=np.array(read), features=features)
 
     write_atomically(out, save)

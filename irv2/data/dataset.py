@@ -1,7 +1,7 @@
 """Image folders: `DIR/train/CLASS/*` and `DIR/val/CLASS/*`, or shards of them, indexed once.
 
-Classes are the sorted folder names. The index (files per class, and files that are no images by
-their first bytes) is kept in the user's cache and made anew when a class folder or shard changes.
+Classes are the sorted folder names. The index (files per class, and files whose first bytes are no
+image's) is kept in the user's cache and rebuilt when a class folder or shard changes.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class ImageFolder:
 
     root: Path  # DIR/SPLIT
     classes: tuple[str, ...]
-    files: tuple[str, ...]  # relative to root; of an image in a shard SHARD.tar/KEY.jpg
+    files: tuple[str, ...]  # relative to root; SHARD.tar/KEY.jpg for an image in a shard
     labels: IntArray  # (len(files),)
     spans: IntArray | None = None  # (len(files), 2), offset and size in the shard
 
@@ -46,55 +46,55 @@ class ImageFolder:
         return len(self.files)
 
     def path(self, i: int) -> Path:
-        """Where image `i` lies, for people; `read` has its bytes."""
+        """Return where image `i` lies, for messages; `read` returns its bytes."""
         return self.root / self.files[i]
 
     def read(self, i: int) -> bytes:
-        """The encoded image `i`; raises ImageError where it can't be read."""
+        """Return the encoded image `i`; raises ImageError if it can't be read."""
         if self.spans is None:
             return read_encoded(self.path(i))
         shard, _, _ = self.files[i].partition("/")
         return read_span(self.root / shard, Span(*self.spans[i].tolist()))
 
     def first(self, limit: int | None) -> "ImageFolder":
-        """Only `limit` images, taken evenly over the classes; all where it is None."""
+        """Keep `limit` images, taken evenly from the start of each class; all if it is None."""
         if limit is None or limit >= len(self):
             return self
-        # Rank within its class first, so that every class is there before one comes twice.
+        # Sort by rank within the class first, so that every class occurs before one repeats.
         starts = np.searchsorted(self.labels, self.labels)
         order = np.lexsort((self.labels, np.arange(len(self)) - starts))
         return self.subset(np.sort(order[:limit]).tolist())
 
-    def named(self, files: Sequence[str]) -> "ImageFolder":
-        """Only the images of these names, in this order."""
+    def select(self, files: Sequence[str]) -> "ImageFolder":
+        """Keep only the images in these files, in this order."""
         position = {file: i for i, file in enumerate(self.files)}
         return self.subset([position[file] for file in files])
 
-    def subset(self, kept: Sequence[int]) -> "ImageFolder":
-        """Only the images at these positions."""
-        files = tuple(self.files[i] for i in kept)
-        spans = None if self.spans is None else self.spans[list(kept)]
-        return ImageFolder(self.root, self.classes, files, self.labels[list(kept)], spans)
+    def subset(self, indices: Sequence[int]) -> "ImageFolder":
+        """Keep only the images at these indices, in this order."""
+        files = tuple(self.files[i] for i in indices)
+        spans = None if self.spans is None else self.spans[list(indices)]
+        return ImageFolder(self.root, self.classes, files, self.labels[list(indices)], spans)
 
 
 class _Index(msgspec.Struct, frozen=True):
-    """What a scan of a split found; `state` changes when files come, go or are renamed."""
+    """The result of scanning a split; `state` changes when files come, go or are renamed."""
 
     state: str
     files: dict[str, list[str]]  # class -> files relative to the split
-    bad: list[str]  # of these, those that are no images
-    spans: dict[str, list[Span]] | None  # class -> where its images lie in their shards
+    bad: list[str]  # those of `files` that are no images
+    spans: dict[str, list[Span]] | None  # class -> positions of its images in their shards
 
 
 def open_split(
     data: Path, split: str, classes: Sequence[str] | None = None, bad_images: BadImages = "error"
 ) -> ImageFolder:
-    """The images of `data`/`split`. With `classes`, folders beyond them are refused.
+    """Open the images of `data`/`split`; folders of other classes than `classes` are refused.
 
-    ImageNet's classes are also found in folders named by their synsets.
+    ImageNet's classes are also found in folders named after their synsets.
 
-    Raises DataError: no such folder, no classes, an empty class, an unknown class, files that are
-    no images (with `bad_images` skip these are named and left out).
+    Raises DataError for a missing folder, no classes, an empty class, an unknown class, or files
+    that are no images (with `bad_images` skip these are logged and left out).
     """
     root = data / split
     if not data.is_dir():
@@ -110,7 +110,7 @@ def open_split(
     unknown = sorted(set(index.files) - set(folders))
     if unknown:
         way_out = "remove or rename the folder"
-        if is_sample(data):  # what is evaluated where --data was left out
+        if is_sample(data):  # used because --data was left out
             way_out = "pass --data DIR with this network's classes"
         raise DataError(
             root,
@@ -118,7 +118,7 @@ def open_split(
             f"only the {len(names)} classes of training",
             way_out,
         )
-    # Looked at again: an image mended in place leaves its folder's time as it was.
+    # Check bad files again: repairing an image in place leaves its folder's time unchanged.
     bad = {path for path in index.bad if not _is_image(root / path)}
     _report_bad(root, bad, bad_images)
     files, labels, spans = [], [], []
@@ -136,7 +136,7 @@ def open_split(
 
 
 def find_images(root: Path) -> ImageFolder:
-    """Every image file below `root`, at any depth; the labels are -1. Raises DataError."""
+    """Find every image file below `root`, at any depth; labels are -1. Raises DataError."""
     if not root.is_dir():
         raise DataError(root, "no such folder", "a folder of images")
     files = sorted(
@@ -152,15 +152,15 @@ def find_images(root: Path) -> ImageFolder:
 def _report_bad(root: Path, bad: set[str], bad_images: BadImages) -> None:
     if not bad:
         return
-    named = ", ".join(sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
+    examples = ", ".join(sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
     if bad_images == "error":
         raise DataError(
             root,
-            f"{len(bad)} files are no images: {named}",
+            f"{len(bad)} files are no images: {examples}",
             "image files only",
             "replace or remove them, or pass --bad-images skip",
         )
-    logger.warning("%s: %d files are no images and are left out: %s", root, len(bad), named)
+    logger.warning("%s: %d files are no images and are left out: %s", root, len(bad), examples)
 
 
 def _check_names(root: Path) -> None:
@@ -199,7 +199,7 @@ def _class_folders(root: Path) -> list[Path]:
 
 
 def _index_shards(root: Path, state: str) -> _Index:
-    """Shards hold images only: what is none is found when it is decoded."""
+    """Index shards without looking for bad images, which are found when they are decoded."""
     classes = read_contents(root).classes
     files: dict[str, list[str]] = {name: [] for name in classes}
     spans: dict[str, list[Span]] = {name: [] for name in classes}
@@ -225,20 +225,14 @@ def _scan(root: Path, state: str) -> _Index:
         if any("\ud800" <= letter <= "\udfff" for letter in path):
             raise DataError(root, f"file name {path!a} is not UTF-8", "UTF-8 names", "rename it")
     with ThreadPoolExecutor(16) as pool:
-        is_image = list(
-            progress(
-                pool.map(lambda path: _is_image(root / path), paths),
-                f"index {root}",
-                len(paths),
-                "files",
-            )
-        )
+        found = pool.map(lambda path: _is_image(root / path), paths)
+        is_image = list(progress(found, f"index {root}", len(paths), "files"))
     bad = [path for path, good in zip(paths, is_image, strict=True) if not good]
     return _Index(state, files, bad, None)
 
 
 def _warn_of_others(root: Path, files: Sequence[str]) -> None:
-    """One line about what else lies in the split at any depth, but for what is hidden."""
+    """Log one line about all other files in the split, at any depth, except hidden ones."""
     listed = {f"{root}/{file}" for file in files}
     others = []
     for place, folders, names in os.walk(root):
@@ -259,7 +253,7 @@ def _is_image(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return looks_like_image(file.read(32))
-    except OSError as error:  # a broken link, a folder: counted and named with the others
+    except OSError as error:  # a broken link or a folder counts as a bad image
         logger.warning("%s: %s", path, error.strerror)
         return False
 

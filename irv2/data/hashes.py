@@ -1,4 +1,4 @@
-"""Images by their content: their hashes, and which may be copies of others."""
+"""Images identified by content: their hashes, and which may be copies of others."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from irv2.system.progress import progress
 
 
 def hash_files(folder: ImageFolder) -> list[str]:
-    """The sha256 of every image's bytes, in the folder's order."""
+    """Return the hex sha256 of every image's bytes, in the folder's order; raises ImageError."""
 
     def hash_image(i: int) -> str:
         return hashlib.sha256(folder.read(i)).hexdigest()
@@ -24,11 +24,11 @@ def hash_files(folder: ImageFolder) -> list[str]:
 
 
 def known_hashes(images: ImageFolder) -> set[str]:
-    """Return the sha256 of each, from the user's cache unless one of them has changed."""
+    """Return the hex sha256 of each, from the user's cache unless an image has changed."""
     root = str(images.root.resolve())
     states = [root, *_states(images)]
     key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
-    name = hashlib.sha256(root.encode()).hexdigest()  # one file for each folder
+    name = hashlib.sha256(root.encode()).hexdigest()  # one cache file per folder
     path = cache_folder("train-hashes") / f"{name}.txt"
 
     def load(path: Path) -> set[str] | None:
@@ -45,14 +45,14 @@ def known_hashes(images: ImageFolder) -> set[str]:
 
 
 def same_size(images: ImageFolder, others: ImageFolder) -> ImageFolder:
-    """Those of `images` that have as many bytes as one of `others`, and so may be copies."""
+    """Keep those of `images` as large, in bytes, as one of `others`: these may be copies."""
     sizes = {size_bytes for _, size_bytes, _ in _states(others)}
     states = enumerate(_states(images))
     return images.subset([i for i, (_, size_bytes, _) in states if size_bytes in sizes])
 
 
 def _states(images: ImageFolder) -> Iterator[tuple[str, int, int | str]]:
-    """Of each image its file, its size in bytes, and what changes when it is written anew."""
+    """Yield each image's file, its size in bytes, and a state that changes when it is rewritten."""
     if images.spans is not None:
         changed = shard_state(images.root)
         for file, size_bytes in zip(images.files, images.spans[:, 1].tolist(), strict=True):

@@ -21,25 +21,17 @@ from PIL import Image
 from irv2 import __version__
 from irv2.errors import DataError, EngineError
 from irv2.system.cache import cache_folder
-from irv2.system.files import START_AGAIN, full_disk_named
+from irv2.system.files import START_AGAIN, explain_full_disk
 from irv2.system.progress import progress
 from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
 
 NUM_VAL_PER_DIGIT = 36
-DIGIT_SIDE = 64  # pixels of a written digit; 8 of its pixels are one of the scan
+DIGIT_SIDE = 64  # pixels of a written digit; 8 of them are one pixel of the scan
 FASHION_CLASSES = (
-    "0_t-shirt",
-    "1_trouser",
-    "2_pullover",
-    "3_dress",
-    "4_coat",
-    "5_sandal",
-    "6_shirt",
-    "7_sneaker",
-    "8_bag",
-    "9_ankle-boot",
+    *("0_t-shirt", "1_trouser", "2_pullover", "3_dress", "4_coat"),
+    *("5_sandal", "6_shirt", "7_sneaker", "8_bag", "9_ankle-boot"),
 )
 
 # (split/class/file name, grey image)
@@ -47,7 +39,7 @@ _Picture = tuple[str, UInt8Array]
 
 
 def resolve_data(data: Path | None) -> Path:
-    """The data folder to use: the given one, else the built-in sample, said on stderr."""
+    """Return the given data folder, or else the built-in sample, with a log line saying so."""
     if data is not None:
         return data
     logger.warning(
@@ -58,14 +50,14 @@ def resolve_data(data: Path | None) -> Path:
 
 
 def sample_folder() -> Path:
-    """The built-in sample in the user's cache, written there the first time."""
+    """Return the built-in sample's folder in the user's cache, written on first use."""
     folder = _sample_path()
     if not folder.is_dir():
         try:
             write_digits(folder)
         except DataError:
             if not folder.is_dir():
-                raise  # else another process was faster, as the ranks of one training are
+                raise  # otherwise another process, such as another rank of a training, was faster
     return folder
 
 
@@ -82,7 +74,7 @@ def write_digits(out: Path) -> int:
     """Write the sample: 1437 images in `out`/train, 360 (36 per class) in `out`/val.
 
     A digit's split depends on the hash of its pixels, so it is the same everywhere.
-    Returns the number of images.
+    Returns the number of images. Raises DataError if `out` is not empty.
     """
     return _write_folder(out, list(_digits()))
 
@@ -90,7 +82,7 @@ def write_digits(out: Path) -> int:
 def write_fashion_mnist(source: Path, out: Path) -> int:
     """Write Fashion-MNIST from its four IDX files in `source`; returns the number of images.
 
-    Raises DataError where a file is missing or damaged.
+    Raises DataError if a file is missing or damaged, or `out` is not empty.
     """
     return _write_folder(
         out, [*_fashion(source, "train", "train"), *_fashion(source, "t10k", "val")]
@@ -132,7 +124,7 @@ def _fashion(source: Path, prefix: str, split: str) -> Iterator[_Picture]:
 
 
 def _read_idx(source: Path, name: str, rank: int) -> UInt8Array:
-    """An IDX file of unsigned bytes: magic 0 0 8 rank, big-endian sizes, data; maybe gzipped."""
+    """Read an IDX file of bytes, maybe gzipped: magic 0 0 8 rank, big-endian sizes, data."""
     plain, packed = source / name, source / f"{name}.gz"
     if not plain.is_file() and not packed.is_file():
         raise DataError(
@@ -154,24 +146,24 @@ def _read_idx(source: Path, name: str, rank: int) -> UInt8Array:
 
 
 def _write_folder(out: Path, pictures: list[_Picture]) -> int:
-    """Write beside `out` and rename, so that half a data set is never mistaken for one."""
-    out = out.absolute()  # "." has a name too
+    """Write beside `out` and rename, so that half a data set is never mistaken for a whole one."""
+    out = out.absolute()  # gives "." a name
     if out.exists() and any(out.iterdir()):
         raise DataError(out, "is not empty", "a new folder", "pass another --out")
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        with full_disk_named(out, START_AGAIN):
+        with explain_full_disk(out, START_AGAIN):
             for name, image in progress(pictures, f"write {out}", len(pictures), "images"):
                 path = beside / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(path)
         try:
-            if out.is_dir():  # perhaps a shell's, which would be left in a folder that is gone
+            if out.is_dir():  # a shell may be in it, and would be left in a removed folder
                 for split in beside.iterdir():
                     split.replace(out / split.name)
             else:
                 beside.replace(out)
-        except OSError as error:  # another process wrote it meanwhile
+        except OSError as error:  # another process has written it meanwhile
             raise DataError(out, str(error.strerror), "a new folder") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -13,7 +13,7 @@ import msgspec
 from irv2.data.dataset import LAYOUT, BadImages, ImageFolder, open_split
 from irv2.data.shards import CONTENTS, LABEL_SUFFIX, Contents
 from irv2.errors import DataError
-from irv2.system.files import START_AGAIN, full_disk_named
+from irv2.system.files import START_AGAIN, explain_full_disk
 from irv2.system.progress import Progress
 
 
@@ -21,15 +21,16 @@ def write_shards(source: Path, out: Path, shard_bytes: int, bad_images: BadImage
     """Write `source`'s splits train/ and val/ as shards into the new folder `out`.
 
     Image i of a split stays image i, so that folder and shards train the same. `out` appears whole
-    or not at all. Returns the number of images.
+    or not at all. Returns the number of images. Raises DataError if `source` is no data folder or
+    `out` exists.
     """
     if out.exists():
-        raise DataError(out, "is there already", "a new folder", "pass another OUT")
+        raise DataError(out, "already exists", "a new folder", "pass another OUT")
     splits = list(_open_splits(source, bad_images))
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         progress = Progress(f"write {out}", sum(map(len, splits)))
-        with full_disk_named(out, START_AGAIN), progress as bar:
+        with explain_full_disk(out, START_AGAIN), progress as bar:
             for split in splits:
                 _write_split(split, beside / split.root.name, shard_bytes, bar)
         beside.replace(out)
@@ -50,7 +51,7 @@ def _open_splits(source: Path, bad_images: BadImages) -> Iterator[ImageFolder]:
 
 
 def _write_split(split: ImageFolder, out: Path, shard_bytes: int, bar: Progress) -> None:
-    """Shards of about `shard_bytes`, and shards.json."""
+    """Write shards of about `shard_bytes`, and shards.json."""
     out.mkdir(parents=True)
     written: set[str] = set()
     with ExitStack() as open_shard:
@@ -73,12 +74,12 @@ def _write_split(split: ImageFolder, out: Path, shard_bytes: int, bar: Progress)
 
 
 def _member_name(file: str) -> tuple[str, str]:
-    """KEY and suffix; for readers of WebDataset a name's suffix begins at its first point."""
+    """Split into KEY and suffix; to WebDataset's readers a suffix begins at the first dot."""
     path = PurePosixPath(file)
     return str(path.with_name(path.stem.replace(".", "_"))), path.suffix.lower()
 
 
 def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no owner and no time: the same images make the same shards
+    member = tarfile.TarInfo(name)  # no owner, no time: the same images give the same shards
     member.size = len(content)
     shard.addfile(member, io.BytesIO(content))

@@ -1,8 +1,8 @@
-"""Shards: a split as tar files of some hundred megabytes, for disks that dislike small files.
+"""Shards: a split as tar files of a few hundred megabytes, for disks that dislike small files.
 
 The layout is WebDataset's: KEY.jpg and KEY.cls (the label as text) side by side. Here KEY is
-CLASS/NAME, and shards.json holds the names of the classes. Images are read where they lie, by
-offset, so that any order is as good as with a folder.
+CLASS/NAME, and shards.json holds the names of the classes. Images are read in place, by offset, so
+random access works as with a folder.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ BLOCK = 512  # bytes; a tar file ends with two blocks of zeros
 
 
 class Contents(msgspec.Struct, frozen=True):
-    """shards.json of a split."""
+    """The contents of a split's shards.json."""
 
     classes: list[str]
     num_images: int
 
 
 class Span(NamedTuple):
-    """Where in its shard an image lies, in bytes."""
+    """The position of an image in its shard, in bytes."""
 
     offset: int
     size: int
@@ -50,7 +50,7 @@ def is_sharded(root: Path) -> bool:
 
 
 def shard_state(root: Path) -> str:
-    """A hash that changes when shards come, go or are written anew."""
+    """Return a hash that changes when shards come, go or are rewritten."""
     state = hashlib.sha256((root / CONTENTS).read_bytes())
     for path in sorted(root.glob("*.tar")):
         status = path.stat()
@@ -59,19 +59,19 @@ def shard_state(root: Path) -> str:
 
 
 def read_contents(root: Path) -> Contents:
-    """shards.json; raises DataError where it can't be understood."""
+    """Read shards.json; raises DataError if it can't be understood."""
     path = root / CONTENTS
     try:
         return msgspec.json.decode(path.read_bytes(), type=Contents)
     except (UnicodeDecodeError, msgspec.MsgspecError) as error:
-        raise DataError(path, str(error), "classes and num_images", "write it anew") from error
+        raise DataError(path, str(error), "classes and num_images", "write it again") from error
 
 
 def scan_shards(root: Path) -> list[Member]:
-    """Every image of every shard, in order.
+    """List every image of every shard, in order.
 
-    Raises DataError: a broken, cut off or missing shard, an image without a label or another one
-    than shards.json has room for.
+    Raises DataError for a broken, cut off or missing shard, and for an image without a label or
+    with one outside the classes of shards.json.
     """
     contents = read_contents(root)
     members: list[Member] = []
@@ -91,13 +91,13 @@ def scan_shards(root: Path) -> list[Member]:
             root,
             f"{len(members)} images in its shards",
             f"{contents.num_images} by {CONTENTS}",
-            "copy the missing shards or write them anew with irv2 data shard",
+            "copy the missing shards or write all again with irv2 data shard",
         )
     return members
 
 
 def read_span(shard: Path, span: Span) -> bytes:
-    """The bytes of an image; raises ImageError where the shard no longer holds them."""
+    """Read the bytes of an image; raises ImageError if the shard no longer holds them."""
     try:
         with shard.open("rb", buffering=0) as file:
             encoded = os.pread(file.fileno(), span.size, span.offset)
@@ -116,7 +116,7 @@ def read_span(shard: Path, span: Span) -> bytes:
 
 
 def _scan_shard(path: Path) -> Iterator[Member]:
-    """The images of one shard, each with the label beside it."""
+    """Yield the images of one shard, each with the label beside it."""
     images: dict[str, tuple[str, Span]] = {}
     labels: dict[str, int] = {}
     end = 0
@@ -134,7 +134,7 @@ def _scan_shard(path: Path) -> Iterator[Member]:
                         f"{path.name}/{member.name}",
                         Span(member.offset_data, member.size),
                     )
-        with path.open("rb") as file:  # tarfile doesn't mind where the end is missing
+        with path.open("rb") as file:  # tarfile does not notice a missing end
             file.seek(end)
             if file.read(2 * BLOCK) != bytes(2 * BLOCK):
                 raise tarfile.ReadError("ends early")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import open_split
-from irv2.evaluate import Reading
+from irv2.evaluate import EvaluationOptions
 from irv2.runners.torch import TorchRunner
 from irv2.train.processes import joined
 from irv2.train.validation import count_wrong
@@ -26,7 +26,7 @@ def main(checkpoint_path: Path, data: Path, out: Path) -> None:
             checkpoint.preprocess,
             bad_images="error",
             title="evaluate",
-            reading=Reading(),
+            options=EvaluationOptions(),
         )
         if processes.is_first:
             out.write_text(json.dumps(counts))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from irv2.model import inception_resnet_v2
-from irv2.train.data.loader import Batch, share
+from irv2.train.data.loader import Batch, batch_for_rank
 from irv2.train.learner.step import Computation, Learner
 from irv2.train.processes import Processes, joined
 from irv2.train.settings import SETTINGS
@@ -43,7 +43,7 @@ def train(
     learner = Learner(model, RECIPE, Computation(micro_batch=micro_batch), processes)
     for step in range(1, num_steps + 1):
         indices = list(range(100 * step, 100 * step + (47 if step == num_steps > 1 else 64)))
-        mine = share(indices, RECIPE, processes.rank, processes.size)
+        mine = batch_for_rank(indices, RECIPE, processes.rank, processes.size)
         learner.step(step, batch_of(mine, dtype), len(indices))
     return learner.model.state_dict()
 

@@ -79,7 +79,7 @@ class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
         try:
             return decode(self._folder.read(i), FILE_LIMITS)
         except ImageError as error:
-            raise error.named(self._folder.path(i), BAD_IMAGE_WAY_OUT) from error
+            raise error.about(self._folder.path(i), BAD_IMAGE_WAY_OUT) from error
 
 
 def _empty_batch(num: int, size: int) -> Batch:
@@ -115,7 +115,7 @@ def num_batches(num_images: int, recipe: Recipe) -> int:
     return num
 
 
-def share(batch: list[int], recipe: Recipe, rank: int, world_size: int) -> list[int]:
+def batch_for_rank(batch: list[int], recipe: Recipe, rank: int, world_size: int) -> list[int]:
     """The part of a global batch that process `rank` of `world_size` trains on.
 
     Whole batch-norm groups, split as train/learner/batch_norm.py splits them in one process: with a
@@ -149,7 +149,7 @@ def load_epoch(
     the workers stay, and a process waits for them when it ends.
     """
     batches = batch_indices(len(folder), recipe, epoch)[start:]
-    shares = [share(batch, recipe, rank, world_size) for batch in batches]
+    shares = [batch_for_rank(batch, recipe, rank, world_size) for batch in batches]
     loader: Any = DataLoader(
         _Epoch(folder, recipe, epoch),
         batch_sampler=shares,

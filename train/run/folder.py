@@ -15,7 +15,7 @@ from typing import Any
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError, DataError, UsageError
-from irv2.system.files import full_disk_named, try_lock, write_atomically
+from irv2.system.files import explain_full_disk, try_lock, write_atomically
 from irv2.train.curves.curves import METRICS, draw_curves, read_metrics
 from irv2.train.run.tensorboard import FOLDER, write_scalars
 from irv2.train.settings import RECIPE_DEFAULTS
@@ -223,7 +223,7 @@ def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    with full_disk_named(path):
+    with explain_full_disk(path):
         write_atomically(path, text.encode())
 
 

@@ -16,7 +16,7 @@ from tiny_checkpoint import CLASSES, make_checkpoint, write_images
 
 from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import ImageFolder, open_split
-from irv2.evaluate import classify_folder, classify_part, share
+from irv2.evaluate import classify_folder, classify_part, folder_for_rank
 from irv2.runners.torch import TorchRunner
 
 TORCHRUN = [
@@ -76,7 +76,8 @@ def test_three_trainer_processes_count_fifty_images_once_each(folder, checkpoint
 def test_shares_have_the_logits_of_one_process_bit_for_bit(folder, checkpoint):
     runner, config = TorchRunner(checkpoint), checkpoint.preprocess
     [alone] = classify_folder([runner], folder, config)
-    parts = [classify_part([runner], share(folder, rank, 3), config)[0] for rank in range(3)]
+    shares = [folder_for_rank(folder, rank, 3) for rank in range(3)]
+    parts = [classify_part([runner], share, config)[0] for share in shares]
     assert [len(part) for part in parts] == [32, 18, 0]
     assert [part.counts[1] > 0 for part in parts] == [True, True, False]  # each has some to count
     np.testing.assert_array_equal(np.concatenate([part.logits for part in parts]), alone.logits)

@@ -23,8 +23,8 @@ from same_run import assert_same_run, rows
 
 from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import open_split
-from irv2.evaluate import Reading, evaluate_model
-from irv2.train.data.loader import batch_indices, share
+from irv2.evaluate import EvaluationOptions, evaluate_model
+from irv2.train.data.loader import batch_for_rank, batch_indices
 from irv2.train.settings import SETTINGS
 
 TORCHRUN = [
@@ -131,7 +131,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_an_epoch_reports_are_the_errors_of_the_file_just_written(data, alone):
     row = rows(alone)[-1]
-    expected = evaluate_model(alone / "last.pt", data, None, "cpu", "error", Reading())
+    expected = evaluate_model(alone / "last.pt", data, None, "cpu", "error", EvaluationOptions())
     assert (expected["n"], expected["top1_error"]) == (40, row["val_top1_error"])
     assert row["num_val_images"] == 40
     assert 0 < row["val_top1_error"] < 100
@@ -195,7 +195,7 @@ def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save
     shutil.copytree(data, images)
     folder = open_split(images, split)
     recipe = dataclasses.replace(SETTINGS["2"], batch_size=8, bn_group=4)
-    of_second = share(batch_indices(35, recipe, 1)[2], recipe, rank=1, world_size=2)
+    of_second = batch_for_rank(batch_indices(35, recipe, 1)[2], recipe, rank=1, world_size=2)
     victim = folder.path(of_second[0] if split == "train" else 39)
     whole = victim.read_bytes()
     victim.write_bytes(whole[:2000])

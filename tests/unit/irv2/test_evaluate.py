@@ -17,7 +17,13 @@ from PIL import Image
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.shard_writer import write_shards
 from irv2.errors import DataError, ImageError, ImageReason
-from irv2.evaluate import BATCH_SIZE, Reading, classify_folder, load_batches, share
+from irv2.evaluate import (
+    BATCH_SIZE,
+    EvaluationOptions,
+    classify_folder,
+    folder_for_rank,
+    load_batches,
+)
 from irv2.images.preprocess import Preprocess
 from irv2.ledger import Predictions
 from irv2.results import softmax, top_k_indices, top_k_scores
@@ -190,8 +196,8 @@ def test_with_fewer_than_five_classes_top5_is_all_of_them():
 @pytest.mark.parametrize("workers", [1, 2, 16])
 def test_counts_do_not_depend_on_the_workers(folder, workers):
     [expected] = classify_folder([PixelRunner(64)], folder, CONFIG)
-    reading = Reading(workers=workers, batch_size=3)
-    [ledger] = classify_folder([PixelRunner(64)], folder, CONFIG, reading=reading)
+    options = EvaluationOptions(workers=workers, batch_size=3)
+    [ledger] = classify_folder([PixelRunner(64)], folder, CONFIG, options=options)
     assert (ledger.files, ledger.sha256) == (expected.files, expected.sha256)
     np.testing.assert_array_equal(ledger.logits, expected.logits)
 
@@ -206,7 +212,7 @@ def wide(folder: ImageFolder, num: int) -> ImageFolder:
 @pytest.mark.parametrize("num", [1, BATCH_SIZE, BATCH_SIZE + 1, 50, 1000])
 def test_shares_hold_every_image_once_in_whole_batches(folder, num, world_size):
     whole = wide(folder, num)
-    parts = [share(whole, rank, world_size) for rank in range(world_size)]
+    parts = [folder_for_rank(whole, rank, world_size) for rank in range(world_size)]
     assert sorted(file for part in parts for file in part.files) == sorted(whole.files)
     batches = [
         part.files[start : start + BATCH_SIZE]

@@ -305,7 +305,7 @@ def test_a_message_gives_what_was_wrong_seen_expected_and_the_way_out():
 
 def test_an_image_error_takes_a_name_and_keeps_its_reason():
     error = ImageError(ImageReason.EMPTY, "0 bytes", "an image file", "send one")
-    named = error.named(Path("a.jpg"))
+    named = error.about(Path("a.jpg"))
     assert str(named) == "a.jpg: 0 bytes; expected an image file; send one"
     assert named.reason is ImageReason.EMPTY
     assert str(error).startswith("image: ")

@@ -88,7 +88,7 @@ def test_the_same_images_make_the_same_shards(source, shards, tmp_path):
 
 
 def test_shards_are_never_written_over_something(source, shards):
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="already exists"):
         write_shards(source, shards, SHARD_BYTES)
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from irv2.data.dataset import open_split
-from irv2.evaluate import Reading, classify_folder
+from irv2.evaluate import EvaluationOptions, classify_folder
 from irv2.images.crops import CROPS, combine, views
 from irv2.images.preprocess import Preprocess, resize_and_crop
 from irv2.runners.base import Runner
@@ -123,10 +123,10 @@ def folder(tmp_path):
 def test_each_image_counts_once_whatever_the_crops_batches_and_workers(
     folder, crops, batch_size, workers
 ):
-    reading = Reading(batch_size=batch_size, workers=workers, crops=crops)
-    [ledger] = classify_folder([BrightnessRunner(64)], folder, CONFIG, reading=reading)
+    options = EvaluationOptions(batch_size=batch_size, workers=workers, crops=crops)
+    [ledger] = classify_folder([BrightnessRunner(64)], folder, CONFIG, options=options)
     [expected] = classify_folder(
-        [BrightnessRunner(1)], folder, CONFIG, reading=Reading(crops=crops)
+        [BrightnessRunner(1)], folder, CONFIG, options=EvaluationOptions(crops=crops)
     )
     assert ledger.files == folder.files
     np.testing.assert_array_equal(ledger.logits, expected.logits)
@@ -134,8 +134,7 @@ def test_each_image_counts_once_whatever_the_crops_batches_and_workers(
 
 
 def test_crops_change_what_an_image_is_judged_by(folder):
-    ledgers = [
-        classify_folder([BrightnessRunner(64)], folder, CONFIG, reading=Reading(crops=crops))[0]
-        for crops in CROPS
-    ]
+    options = [EvaluationOptions(crops=crops) for crops in CROPS]
+    runner = BrightnessRunner(64)
+    ledgers = [classify_folder([runner], folder, CONFIG, options=each)[0] for each in options]
     assert len({ledger.logits.tobytes() for ledger in ledgers}) == len(CROPS)

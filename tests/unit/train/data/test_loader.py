@@ -10,7 +10,7 @@ from PIL import Image
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.shard_writer import write_shards
 from irv2.errors import DataError, EngineError, ImageError
-from irv2.train.data.loader import Batch, batch_indices, load_epoch, num_batches, share
+from irv2.train.data.loader import Batch, batch_for_rank, batch_indices, load_epoch, num_batches
 from irv2.train.settings import SETTINGS, Recipe, split_groups
 
 RECIPE = dataclasses.replace(
@@ -142,9 +142,8 @@ def test_shares_are_contiguous_whole_groups_and_local_groups_have_the_global_siz
     num_images, world_size
 ):
     recipe = dataclasses.replace(RECIPE, batch_size=64, bn_group=8)
-    shares = [
-        share(list(range(num_images)), recipe, rank, world_size) for rank in range(world_size)
-    ]
+    batch = list(range(num_images))
+    shares = [batch_for_rank(batch, recipe, rank, world_size) for rank in range(world_size)]
     assert [i for mine in shares for i in mine] == list(range(num_images))
     local_groups = [
         len(group)
