@@ -9,17 +9,9 @@ import re
 
 RESIDUAL = ("blocks_a", "blocks_b", "blocks_c")  # series of identical residual blocks
 SERIES = ("stem", *RESIDUAL)
-<<<<<<< HEAD
 SINGLE = ("reduction_a", "reduction_b", "head", "classifier")  # the head is TF-slim's alone
 PARTS = SERIES + SINGLE
 _BLOCK = re.compile(rf"\b((?:{'|'.join(SERIES)})\.\d+|{'|'.join(SINGLE)})\.")
-=======
-_ENDS = ("head", "classifier")  # only TF-slim's network has a `head`
-PARTS = ("stem", "blocks_a", "reduction_a", "blocks_b", "reduction_b", "blocks_c", *_ENDS)
-
-_SINGLE = [part for part in PARTS if part not in SERIES]
-_BLOCK = re.compile(rf"\b((?:{'|'.join(SERIES)})\.\d+|{'|'.join(_SINGLE)})\.")
->>>>>>> english
 
 
 def block_of(weight: str) -> str | None:

@@ -57,13 +57,8 @@ class Checkpoint:
             "recipe": self.recipe,
             "training": self.training,
         }
-<<<<<<< HEAD
         content["sha256"] = content_sha256(content)
-        with full_disk_named(path):
-=======
-        content["sha256"] = _digest(content)
         with explain_full_disk(path):
->>>>>>> english
             write_atomically(path, lambda beside: _write(content, beside))
 
     @classmethod
@@ -151,13 +146,8 @@ def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
     return content
 
 
-<<<<<<< HEAD
 def content_sha256(content: object) -> str:
-    """sha256 over every tensor and plain value, whatever their order in the file."""
-=======
-def _digest(content: object) -> str:
     """Hash every tensor and plain value, whatever their order in the file (hex sha256)."""
->>>>>>> english
     digest = hashlib.sha256()
     _update(digest, content)
     return digest.hexdigest()

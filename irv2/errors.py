@@ -9,11 +9,7 @@ Irv2Error                 1   failed
 │   └── BundleError           a bundle
 ├── EngineError           1   a missing or failing engine, library or device
 ├── ParityError           3   the parity gate was not passed
-<<<<<<< HEAD
-├── DivergenceError       1   a training that goes nowhere (train/divergence.py)
-=======
 ├── DivergenceError       1   a training run that goes nowhere (train/divergence.py)
->>>>>>> english
 └── RequestError          1   a request the server refuses
     ├── InvalidRequest        malformed
     ├── Overloaded            can't be served in time; carries when to retry

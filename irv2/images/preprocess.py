@@ -118,7 +118,7 @@ def prepare(image: ImageSource, config: Preprocess) -> UInt8Array:
         try:
             return preprocess(read_encoded(Path(image)), config)
         except ImageError as error:
-            raise error.named(image) from error
+            raise error.about(image) from error
     check_rgb(image)
     return resize_and_crop(image, config)
 

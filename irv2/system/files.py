@@ -83,7 +83,7 @@ def try_lock(file: IO[str]) -> bool:
 
 
 @contextmanager
-def full_disk_named(path: Path, way_out: str = GO_ON) -> Iterator[None]:
+def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
     """Around the writing of `path`: raises Irv2Error where there is no room for it."""
     try:
         yield
