@@ -17,7 +17,7 @@ class TorchRunner(Runner):
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         """`device` is cpu or cuda."""
         self._device = torch.device(device)
-        self._model = normalized_network(checkpoint, device)
+        self.network = normalized_network(checkpoint, device)
         self.backend = f"torch-{device}"
         self.image_size = checkpoint.preprocess.crop
         self.num_classes = checkpoint.model.num_classes
@@ -26,7 +26,7 @@ class TorchRunner(Runner):
     @torch.inference_mode()
     def run(self, images: UInt8Array) -> FloatArray:
         """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes)."""
-        logits: FloatArray = self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()
+        logits: FloatArray = self.network(torch.from_numpy(images).to(self._device)).cpu().numpy()
         return logits
 
 

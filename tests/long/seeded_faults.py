@@ -164,7 +164,7 @@ class Bf16Runner(TorchRunner):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        self._model.model = _InBf16(fold(checkpoint.build_model()).bfloat16())
+        self.network.model = _InBf16(fold(checkpoint.build_model()).bfloat16())
 
 
 class _InBf16(nn.Module):

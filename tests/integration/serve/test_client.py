@@ -26,7 +26,7 @@ from irv2.errors import (
     Overloaded,
     RequestError,
 )
-from irv2.protocol import status_from_error
+from irv2.protocol import error_from_call, status_from_error
 from irv2.serve.access.address import Address
 from irv2.v1.classifier_pb2 import ClassifyRequest, GetModelResponse, Limits
 
@@ -180,12 +180,11 @@ def test_patience_ends_with_the_time_allowed(bundle):
 
 def test_what_a_server_refuses_is_our_error_with_its_text(bundle):
     async def scenario(site):
-        def ask():
-            with Client(site.server.ready_line.split()[1]) as client:
-                client._call(client._stub.Classify, ClassifyRequest(), None)
-
-        with pytest.raises(InvalidRequest, match="0 of them; expected 1 to 20"):
-            await asyncio.to_thread(ask)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await site.stub.Classify(ClassifyRequest())
+        error = error_from_call(refused.value, "server")
+        assert isinstance(error, InvalidRequest)
+        assert "0 of them; expected 1 to 20" in str(error)
 
     scenario_with(bundle, scenario)
 

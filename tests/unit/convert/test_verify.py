@@ -1,5 +1,7 @@
 """What `irv2 verify` makes of a bundle that changes, or can't be written, while it judges."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -127,7 +129,9 @@ def test_a_verdict_that_cannot_be_written_is_printed_and_decides_the_exit_status
     assert caught.value.code == exit_code
     assert "model.onnx: fp32 " in printed
     verdict = "not passed: model.onnx: fp32 " if exit_code == 3 else "passed"
-    assert f"error: {path / REPORT}: can't be written (Is a directory); {verdict}" in line
+    assert (
+        f"error: {path / REPORT}: can't be written ({os.strerror(errno.EISDIR)}); {verdict}" in line
+    )
 
 
 def test_a_rejection_that_cannot_be_written_still_says_what_was_rejected(failing, data, tmp_path):

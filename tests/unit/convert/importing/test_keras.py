@@ -133,7 +133,7 @@ def test_an_archive_with_an_overwritten_byte_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.rindex(np.ones(1, np.float32).tobytes())] ^= 1
     path.write_bytes(content)
-    assert "Bad CRC" in refused(lambda: imported(path))
+    assert "a.keras: " in refused(lambda: imported(path))
 
 
 def test_the_claimed_sizes_in_an_archive_are_checked_first(tmp_path):

@@ -97,9 +97,7 @@ def test_an_archive_with_a_damaged_name_is_refused(tmp_path):
         archive.writestr("é", b"")
     content = (tmp_path / "a.pth").read_bytes()
     (tmp_path / "a.pth").write_bytes(content.replace("é".encode(), b"\xff\xff"))
-    assert "half a file, or a damaged one ('utf-8' codec" in refused(
-        lambda: imported(tmp_path / "a.pth")
-    )
+    assert "half a file, or a damaged one (" in refused(lambda: imported(tmp_path / "a.pth"))
 
 
 def test_what_holds_no_weights_is_named(tmp_path):

@@ -1,5 +1,7 @@
 """HOST:PORT."""
 
+import errno
+import os
 import socket
 
 import pytest
@@ -47,4 +49,4 @@ def test_what_is_no_address_is_refused(text):
 def test_a_used_port_is_called_so():
     with socket.create_server(("127.0.0.1", 0)) as used:
         address = Address("127.0.0.1", used.getsockname()[1])
-        assert "address already in use" in str(address.why_not())
+        assert os.strerror(errno.EADDRINUSE).lower() in str(address.why_not())
