@@ -1,1 +1,1 @@
-"""Images: encoded bytes to the uint8 pixels that a network takes."""
+"""Images: from encoded bytes to the uint8 pixels that a network takes."""

@@ -1,7 +1,7 @@
 """Torch7's bicubic on uint8 RGB: four taps along each row, then four down each column.
 
 Source: torch/image, generic/image.c, scaleBicubic. The taps are applied by the compiled kernel
-(_bicubic.c) where it was built at install, else by NumPy, with equal results to the byte.
+(_bicubic.c) if it was built at install, else by NumPy, with identical results to the byte.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class Taps(NamedTuple):
     """The four neighbouring source pixels of each of n outputs along a line.
 
-    Those that lie beyond an edge have weight 0.
+    Pixels beyond an edge have weight 0.
     """
 
     second: IntArray  # (n,), ascending: source index of the second of the four
@@ -32,7 +32,7 @@ Kernel = Callable[[UInt8Array, Taps, Taps, UInt8Array], None]
 
 
 def interpolate(image_hwc: UInt8Array, rows: Taps, columns: Taps, out: UInt8Array) -> None:
-    """Write the pixels that `rows` and `columns` stand for into uint8 (rows, columns, 3) `out`.
+    """Resample uint8 RGB (H, W, 3) at `rows` and `columns` into `out`, uint8 (rows, columns, 3).
 
     The original keeps floats; here the result is rounded (half to even) and clipped once, at the
     end: a few pixels of photographs overshoot 0..255. Only the source pixels needed are read.
@@ -40,30 +40,30 @@ def interpolate(image_hwc: UInt8Array, rows: Taps, columns: Taps, out: UInt8Arra
     kernel()(image_hwc, rows, columns, out)
 
 
-# Found at the first call, when logging is set up.
+# Chosen at the first call, when logging is set up.
 @cache
 def kernel() -> Kernel:
-    """The compiled kernel, or the NumPy one where no compiler was found at install."""
+    """Return the compiled kernel, or NumPy's if no compiler was found at install."""
     built = importlib.util.find_spec("irv2.images._bicubic")
     chosen = load_kernel(built.origin) if built and built.origin else numpy_kernel
     logger.debug("torch7-bicubic: %s", chosen.__name__)
     return chosen
 
 
-# Crops come in a few hundred sizes, whole pictures in fewer. A table takes 40 us and 7 kB.
+# Crops come in a few hundred sizes, whole images in fewer. A table takes 40 us and 7 kB.
 @lru_cache(maxsize=1024)
 def taps(src_len: int, dst_len: int, start: int, count: int) -> Taps:
-    """The taps of `count` outputs from `start` on, where `src_len` pixels become `dst_len`.
+    """Return the taps of `count` outputs from `start` on, when `src_len` pixels become `dst_len`.
 
-    Positions are computed in float32 as the original does. Taps beyond an edge are extrapolated
-    linearly (p0 = 2 p1 - p2), which is a linear map and so is folded into the weights.
+    Positions are computed in float32, as in the original. Taps beyond an edge are extrapolated
+    linearly (p0 = 2 p1 - p2), which is folded into the weights.
     """
     scale = np.float32(src_len - 1) / np.float32(max(dst_len - 1, 1))
     position = np.arange(start, start + count, dtype=np.float32) * scale
     position[np.arange(start, start + count) == dst_len - 1] = src_len - 1
     base = np.minimum(position.astype(np.int64), max(src_len - 2, 0))
     t = position - base.astype(np.float32)
-    t2 = t * t  # products, not powers, which differ between machines in their last bit
+    t2 = t * t  # products: powers differ between machines in their last bit
     t3 = t2 * t
     half = np.float32(0.5)
     weights = np.stack(
@@ -85,7 +85,7 @@ def taps(src_len: int, dst_len: int, start: int, count: int) -> Taps:
 
 
 def numpy_kernel(image_hwc: UInt8Array, rows: Taps, columns: Taps, out: UInt8Array) -> None:
-    """`interpolate` in NumPy."""
+    """Do what `interpolate` does, in NumPy."""
     row_indices = _indices(rows, image_hwc.shape[0])
     first, last = row_indices.min(), row_indices.max() + 1
     source = image_hwc[first:last].astype(np.float32)
@@ -110,23 +110,11 @@ def _sum_of_taps(values: list[FloatArray], weights: FloatArray) -> FloatArray:
 
 
 def load_kernel(library: str) -> Kernel:
-    """`interpolate` from the library that _bicubic.c was built into."""
-    function = ctypes.CDLL(library).irv2_bicubic  # a CDLL's calls release Python's lock
+    """Load the kernel from the library that _bicubic.c was built into."""
+    function = ctypes.CDLL(library).irv2_bicubic  # calls through CDLL release Python's lock
     pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-    function.argtypes = [
-        pointer,
-        size,
-        size,
-        size,
-        pointer,
-        pointer,
-        size,
-        pointer,
-        pointer,
-        size,
-        pointer,
-        pointer,
-    ]
+    image, line, buffers = [pointer, size, size, size], [pointer, pointer, size], [pointer, pointer]
+    function.argtypes = [*image, *line, *line, *buffers]
     function.restype = None
 
     def compiled_kernel(image_hwc: UInt8Array, rows: Taps, columns: Taps, out: UInt8Array) -> None:

@@ -1,16 +1,16 @@
-"""Several views of one image, and one answer from the network's answers to them.
+"""Several views of one image, and the combination of the network's answers into one.
 
     1    the central crop
     10   corners and centre of the resized image, and their mirrors; logits are summed
          (fb.resnet.torch, datasets/transforms.lua: TenCrop)
-    12   of the resized image's central square: corners, centre, the whole square made as small as
-         a crop, and their mirrors; softmax is averaged
-    144  the same six of three squares (left or top, centre, right or bottom) at four sizes, and
-         their mirrors; softmax is averaged (arXiv:1409.4842, section 7)
+    12   corners and centre of the resized image's central square, the whole square reduced to the
+         size of a crop, and their mirrors; softmax is averaged
+    144  the same six views of three squares (left or top, centre, right or bottom) at four sizes,
+         and their mirrors; softmax is averaged (arXiv:1409.4842, section 7)
 
 The paper (arXiv:1602.07261, tables 3 and 4) reports 12 and 144 crops and defines neither. 144 is
-its authors' earlier scheme. 12 is our reading: what is left of it with one size and one square.
-Its sizes 256, 288, 320 and 352 are for a resize of 256; here they are scaled to the network's own.
+its authors' earlier scheme. 12 is our interpretation: that scheme with one size and one square. Its
+sizes 256, 288, 320 and 352 assume a resize to 256; here they are scaled to the network's resize.
 """
 
 import itertools
@@ -27,7 +27,10 @@ _SIZES = (256 / 256, 288 / 256, 320 / 256, 352 / 256)
 
 
 def views(image_hwc: UInt8Array, config: Preprocess, crops: int) -> UInt8Array:
-    """uint8 RGB (H, W, 3) of any size -> its views, (crops, S, S, 3)."""
+    """Cut uint8 RGB (H, W, 3) of any size into its views, uint8 (crops, S, S, 3).
+
+    `crops` is one of CROPS. Raises ImageError if the resized image has too many pixels.
+    """
     if crops == 1:
         return resize_and_crop(image_hwc, config)[None]
     if crops == 10:
@@ -39,9 +42,9 @@ def views(image_hwc: UInt8Array, config: Preprocess, crops: int) -> UInt8Array:
 
 
 def combine(logits: FloatArray, crops: int) -> FloatArray:
-    """Logits of views (N x crops, classes), image by image -> one row per image (N, classes).
+    """Combine logits of views (N x crops, classes), image by image, into float32 (N, classes).
 
-    Summed logits for 10 crops; the logarithm of the mean softmax for 12 and 144.
+    Logits are summed for 10 crops; 12 and 144 give the logarithm of the mean softmax.
     """
     by_image = logits.reshape(-1, crops, logits.shape[1])
     if crops == 1:
@@ -61,7 +64,7 @@ def _resized(image_hwc: UInt8Array, shorter: int, config: Preprocess) -> UInt8Ar
 
 
 def _squares(image_hwc: UInt8Array, num: int) -> list[UInt8Array]:
-    """The central square, or with three also those at both ends of the longer side."""
+    """Cut out the central square, or three: also those at both ends of the longer side."""
     height, width = image_hwc.shape[:2]
     side = min(height, width)
     center = center_window(height, width, side)
@@ -70,7 +73,7 @@ def _squares(image_hwc: UInt8Array, num: int) -> list[UInt8Array]:
 
 
 def _five(image_hwc: UInt8Array, size: int) -> list[UInt8Array]:
-    """The four corners and the centre."""
+    """Cut out the four corners and the centre."""
     height, width = image_hwc.shape[:2]
     corners = [
         Window(top, left, size, size)
@@ -81,7 +84,7 @@ def _five(image_hwc: UInt8Array, size: int) -> list[UInt8Array]:
 
 
 def _six(square: UInt8Array, config: Preprocess) -> list[UInt8Array]:
-    """The five of a square and the whole of it."""
+    """Cut out the five views of a square and add the whole square, resized."""
     size = config.crop
     small = RESAMPLERS[config.resampling](square, size, size, Window(0, 0, size, size))
     return [*_five(square, size), small]

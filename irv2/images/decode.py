@@ -1,8 +1,8 @@
-"""Encoded images to uint8 RGB (H, W, 3): the one decoder of training, evaluation and serving.
+"""From encoded images to uint8 RGB (H, W, 3): the decoder of training, evaluation and serving.
 
-Size limits are read from the header, before any pixel is decoded. Decisions (DECISIONS.md):
-EXIF orientation is ignored, as the original did; transparency lies on white; of an
-animation the first frame counts.
+Size limits are checked against the header, before any pixel is decoded. Decisions (DECISIONS.md):
+EXIF orientation is ignored, as in the original; transparency is blended onto white; only the first
+frame of an animation is decoded.
 """
 
 import logging
@@ -21,30 +21,17 @@ from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
 
-# Its warnings about damaged metadata would let clients write into a server's log.
+# Pillow's warnings about damaged metadata would let clients write into a server's log.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# Our own limit is checked against the header instead, so that no pixel is ever decoded first.
+# Our own limit is checked against the header instead, before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 EXTENSIONS = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-    }
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"}
+    | {".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 )
-# Images for certain, but none that we decode: a clearer answer than "not an image".
+# Formats that we recognise but don't decode: a clearer answer than "not an image".
 _UNSUPPORTED_MAGIC = {
     b"8BPS": "Photoshop",
     b"%PDF": "PDF",
@@ -57,7 +44,7 @@ _UNSUPPORTED_MAGIC = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """What is decoded at most: bytes of the file, width times height, scans of a JPEG.
+    """The largest images to decode: bytes of the file, width times height, scans of a JPEG.
 
     Progressive encoders write about 10 scans, the most elaborate ones fewer than 20.
     """
@@ -85,7 +72,7 @@ def decode(encoded: bytes, limits: ImageLimits = ImageLimits()) -> UInt8Array:
 
 
 def read_encoded(path: Path) -> bytes:
-    """The bytes of an image file; raises ImageError where it can't be read."""
+    """Read the bytes of an image file; raises ImageError if it can't be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -94,7 +81,7 @@ def read_encoded(path: Path) -> bytes:
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file that begins with these 32 bytes is in one of `FORMATS`."""
+    """Whether a file that begins with these 32 bytes seems to be in one of `FORMATS`."""
     return (
         head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*"))
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
@@ -107,19 +94,20 @@ def _decode_jpeg(encoded: bytes, limits: ImageLimits) -> UInt8Array:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded, strict=False)
         _check_pixels(width, height, limits)
-        if colorspace not in ("CMYK", "YCCK"):  # Pillow knows Adobe's inverted inks
+        if colorspace not in ("CMYK", "YCCK"):  # only Pillow knows Adobe's inverted inks
             image: UInt8Array = simplejpeg.decode_jpeg(encoded, colorspace="RGB")
             return image
     except (ValueError, KeyError) as error:
-        # It refuses what libjpeg only warns of (stray bytes, as in a few files of ImageNet) and
-        # rare subsamplings. Pillow gives the same pixels, reads these, and refuses half a file.
+        # simplejpeg refuses what libjpeg only warns about (stray bytes, as in a few files of
+        # ImageNet) and rare subsamplings. Pillow reads these, gives the same pixels, and refuses
+        # half a file.
         logger.debug("left to Pillow: %r", error)
     return _decode_with_pillow(encoded, limits)
 
 
 def _decode_with_pillow(encoded: bytes, limits: ImageLimits) -> UInt8Array:
     refuse_slow(encoded)
-    if encoded.startswith(b"\x89PNG") and len(encoded) >= 24:  # Pillow first looks for the data
+    if encoded.startswith(b"\x89PNG") and len(encoded) >= 24:  # before Pillow searches the data
         width, height = struct.unpack(">II", encoded[16:24])
         _check_pixels(width, height, limits)
     try:
@@ -130,14 +118,14 @@ def _decode_with_pillow(encoded: bytes, limits: ImageLimits) -> UInt8Array:
         raise _unidentified(encoded) from error
     except (ImageError, MemoryError):
         raise
-    # On damaged files its plugins raise OSError, SyntaxError, TypeError, struct.error and more.
+    # For damaged files, Pillow's plugins raise OSError, SyntaxError, TypeError, struct.error, ...
     except Exception as error:
         reason, expected = ImageReason.TRUNCATED, "a whole image file"
         raise ImageError(reason, str(error) or "ends early", expected) from error
 
 
 def _opened(encoded: bytes) -> Image.Image:
-    """Its header is read; pixels are later."""
+    """Open an image: this reads the header, but no pixels yet."""
     file = PiecewiseFile(encoded)
     if encoded.startswith(b"\xff\xd8\xff"):
         return JpegFile(file)

@@ -1,9 +1,9 @@
-"""What decoding an image costs beyond its pixels, told or bounded before it is decoded.
+"""Costs of decoding an image beyond its pixels, estimated or bounded before decoding.
 
-A progressive JPEG may name any number of scans, each of which costs a pass over the whole image in
+A progressive JPEG may have any number of scans, each of which costs a pass over the whole image in
 memory: 100 kB of them keep a decoder busy for hours (ITU-T T.81, annexes B and G). And Pillow walks
-over segments, chunks, blocks and strips in Python, with the interpreter lock held, and decodes a
-few rare kinds of pixels there too: 0.3 to 1.3 s for 1 MB of the smallest ones (2026-11-25), while a
+over segments, chunks, blocks and strips in Python, holding the interpreter lock, and decodes a few
+rare kinds of pixels there too: 0.3 to 1.3 s for 1 MB of the smallest ones (2026-11-25), while the
 whole server waits.
 """
 
@@ -15,26 +15,26 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from irv2.errors import ImageError, ImageReason
 
-# Files have some dozens. Each costs a step in Python, here and in Pillow.
+# Ordinary files have a few dozen. Each costs a step in Python, here and in Pillow.
 MAX_SEGMENTS = 2000
 
-_SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # frames; the others are progressive or not decoded
+_SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # frame types; all others are progressive or not decoded
 _END, _SCAN = 0xD9, 0xDA
-# 0xFF that begins a marker with a length. Stuffed zeros, fill bytes, TEM, restarts and SOI have
-# none; in the compressed data of a scan only such occur.
+# 0xFF at the start of a marker with a length. Stuffed zeros, fill bytes, TEM, restarts and SOI have
+# none, and only these occur in the compressed data of a scan.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
 
-MAX_READS = 4000  # and one more for so many bytes of the file:
-BYTES_PER_READ = 64  # 8 kB are usual in PNG, 255 bytes the largest block in GIF
-MAX_PLAIN_BYTES = 2**18  # PPM in decimal digits
+MAX_READS = 4000  # plus one for every BYTES_PER_READ bytes of the file
+BYTES_PER_READ = 64  # PNG usually has 8 kB per chunk, GIF at most 255 bytes per block
+MAX_PLAIN_BYTES = 2**18  # of PPM in decimal digits
 
 _WAY_OUT = "save it as PNG with usual settings, or as JPEG"
 
 
 def num_scans(encoded: bytes, most: int) -> int:
-    """Scans up to the end of the image, at most `most` + 1; 1 at once where the first is all.
+    """Count the scans of a JPEG, up to `most` + 1; stop at 1 if the first holds all components.
 
-    Raises ImageError (UNSUPPORTED) where those are not found within MAX_SEGMENTS segments.
+    Raises ImageError (UNSUPPORTED) if they don't end within MAX_SEGMENTS segments.
     """
     scans = components = at = 0
     for _ in range(MAX_SEGMENTS):
@@ -48,7 +48,7 @@ def num_scans(encoded: bytes, most: int) -> int:
             scans += 1
             is_whole = components and segment[2:3] == bytes([components])  # not progressive
             if is_whole or scans > most:
-                return scans  # the decoder reads no further, or is not to
+                return scans  # the decoder reads no further, or must not
         at = marker.end() + int.from_bytes(segment[:2], "big")
     raise ImageError(
         ImageReason.UNSUPPORTED,
@@ -59,10 +59,10 @@ def num_scans(encoded: bytes, most: int) -> int:
 
 
 class PiecewiseFile(io.BytesIO):
-    """An image file that is read in a bounded number of pieces.
+    """An image file that may be read only in a bounded number of pieces.
 
-    A read too many raises ImageError (UNSUPPORTED). The pixels of run-length BMP, and of PPM whose
-    values don't end at 255 or 65535, are read one by one: few are enough.
+    One read too many raises ImageError (UNSUPPORTED). Pillow reads the pixels of run-length BMP,
+    and of PPM with a maximum other than 255 or 65535, one by one, so a few pixels reach the bound.
     """
 
     def __init__(self, encoded: bytes) -> None:
@@ -70,7 +70,7 @@ class PiecewiseFile(io.BytesIO):
         self._num_left = _max_pieces(encoded)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As BytesIO's."""
+        """Read like BytesIO, but count the call."""
         self._num_left -= 1
         if self._num_left < 0:
             got = "a file of very many small pieces, or in a format for few pixels"
@@ -79,14 +79,14 @@ class PiecewiseFile(io.BytesIO):
 
 
 class JpegFile(JpegImageFile):
-    """Without Pillow's look for the resolution, which reads tens of thousands of EXIF entries."""
+    """Pillow's JPEG without its search for the resolution through any number of EXIF entries."""
 
     def _read_dpi_from_exif(self) -> None:
         pass
 
 
 def refuse_slow(encoded: bytes) -> None:
-    """Raise ImageError (UNSUPPORTED) for what would be slow whatever the number of pieces read."""
+    """Raise ImageError (UNSUPPORTED) for files that are slow however few pieces are read."""
     if encoded[:2] in (b"P1", b"P2", b"P3") and len(encoded) > MAX_PLAIN_BYTES:
         got, expected = f"{len(encoded)} bytes of plain PPM", f"at most {MAX_PLAIN_BYTES}"
         raise ImageError(ImageReason.UNSUPPORTED, got, expected, _WAY_OUT)
@@ -102,7 +102,7 @@ def _max_pieces(encoded: bytes) -> int:
 
 
 def _num_strips(encoded: bytes) -> int:
-    """Of a TIFF's first image, by its directory; 0 where that is damaged (Pillow says how)."""
+    """Count the strips or tiles of a TIFF's first image; 0 if the directory is damaged."""
     order = "<" if encoded.startswith(b"II") else ">"
     is_big = 43 in encoded[2:4]  # BigTIFF
     offset, count, entry = ("8xQ", "Q", "HHQ8x") if is_big else ("4xI", "H", "HHI4x")
@@ -114,11 +114,5 @@ def _num_strips(encoded: bytes) -> int:
     first, size = at + struct.calcsize(count), struct.calcsize(order + entry)
     entries = encoded[first : first + min(num_entries, 65_535) * size]
     whole = len(entries) // size * size
-    return max(
-        (
-            num
-            for tag, _, num in struct.iter_unpack(order + entry, entries[:whole])
-            if tag in (273, 324)
-        ),  # StripOffsets, TileOffsets
-        default=0,
-    )
+    found = struct.iter_unpack(order + entry, entries[:whole])
+    return max((num for tag, _, num in found if tag in (273, 324)), default=0)  # strips, tiles

@@ -1,8 +1,8 @@
-"""The one evaluation preprocessing: encoded image -> uint8 RGB (S, S, 3), under an identity.
+"""The one evaluation preprocessing: encoded image -> uint8 RGB (S, S, 3), identified by a hash.
 
-Training's evaluation, calibration, the parity gate and the server all call `preprocess`. Its
-parameters have a hash that travels in checkpoint, ONNX metadata and bundle; mean and std are part
-of it but are applied inside the network's graph.
+Training's evaluation, calibration, the parity gate and the server all call `preprocess`. The hash
+of its parameters travels in checkpoints, ONNX metadata and bundles; it covers mean and std too,
+which are applied inside the network's graph.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from irv2.images.decode import ImageLimits, decode, read_encoded
 from irv2.images.resample import RESAMPLERS, Window
 from irv2.types import ImageSource, UInt8Array, check_rgb
 
-# A picture one pixel high and a million wide passes every limit on files and yet fills the memory
-# when its short side is enlarged; no photograph comes near this.
+# An image one pixel high and a million wide passes every limit on files, yet would fill the memory
+# when its short side is enlarged; no photograph comes near this limit.
 MAX_RESIZED_PIXELS = 64_000_000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,9 +32,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Shorter side to `resize` pixels, then the central `crop` x `crop` square.
+    """Parameters: the shorter side in pixels, then the side of the central square cut out.
 
-    `mean` and `std` are per RGB channel, for pixels scaled to 0..1.
+    `mean` and `std` are per RGB channel, for pixels scaled to 0..1. Raises UsageError for
+    impossible values.
     """
 
     resize: int = 328
@@ -54,21 +55,17 @@ class Preprocess:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity: a hash over every parameter."""
+        """Hash over every parameter, the identity of the preprocessing."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """As in bundle.json: the parameters and their hash."""
-        return {
-            **asdict(self),
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "sha256": self.sha256,
-        }
+        """Return the parameters and their hash, as in bundle.json."""
+        lists = {"mean": list(self.mean), "std": list(self.std)}
+        return {**asdict(self), **lists, "sha256": self.sha256}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any], what: object) -> Self:
-        """Read `to_json` back; raises InputError about `what` where we can't honour it."""
+        """Read what `to_json` gave; raises InputError about `what` if it is not understood."""
         try:
             stated = fields["sha256"]
             parameters = {key: value for key, value in fields.items() if key != "sha256"}
@@ -91,7 +88,7 @@ class Preprocess:
 
 
 def library_versions() -> dict[str, str]:
-    """What decodes and resamples: another version may give other pixels under one identity."""
+    """Return the versions of what decodes and resamples: others may give slightly other pixels."""
     return {
         "irv2": __version__,
         "pillow": PIL.__version__,
@@ -106,12 +103,15 @@ def preprocess(
     limits: ImageLimits = ImageLimits(),  # noqa: B008 (frozen)
     out: UInt8Array | None = None,
 ) -> UInt8Array:
-    """Encoded image -> uint8 RGB (crop, crop, 3), see `resize_and_crop`. Raises ImageError."""
+    """Decode, then `resize_and_crop` to uint8 RGB (crop, crop, 3). Raises ImageError."""
     return resize_and_crop(decode(encoded, limits), config, out)
 
 
 def prepare(image: ImageSource, config: Preprocess) -> UInt8Array:
-    """A path, encoded bytes or a uint8 RGB (H, W, 3) array -> uint8 (crop, crop, 3)."""
+    """Preprocess a path, encoded bytes or uint8 RGB (H, W, 3) to uint8 (crop, crop, 3).
+
+    Raises ImageError.
+    """
     if isinstance(image, bytes):
         return preprocess(image, config)
     if isinstance(image, str | Path):
@@ -126,12 +126,11 @@ def prepare(image: ImageSource, config: Preprocess) -> UInt8Array:
 def resize_and_crop(
     image_hwc: UInt8Array, config: Preprocess, out: UInt8Array | None = None
 ) -> UInt8Array:
-    """uint8 RGB (H, W, 3) of any size -> (crop, crop, 3), C-contiguous.
+    """Resize uint8 RGB (H, W, 3) of any size and cut out its centre, (crop, crop, 3) C-contiguous.
 
-    Written straight into `out` where it is given, for example a row of a batch.
-
-    The longer side is truncated to an integer and offsets are rounded up, as in the original
-    (fb.resnet.torch, datasets/transforms.lua: Scale, CenterCrop).
+    Writes straight into `out`, such as a row of a batch, if it is given. The longer side is
+    truncated to an integer and offsets are rounded up, as in the original (fb.resnet.torch,
+    datasets/transforms.lua: Scale, CenterCrop). Raises ImageError for too many resized pixels.
     """
     height, width = checked_shape(image_hwc, config.resize)
     window = center_window(height, width, config.crop)
@@ -141,7 +140,7 @@ def resize_and_crop(
 
 
 def checked_shape(image_hwc: UInt8Array, shorter: int) -> tuple[int, int]:
-    """`resized_shape` of uint8 RGB (H, W, 3); raises ImageError where that is too many pixels."""
+    """Return `resized_shape` of uint8 RGB (H, W, 3); raises ImageError for too many pixels."""
     height, width = resized_shape(image_hwc.shape[0], image_hwc.shape[1], shorter)
     if height * width > MAX_RESIZED_PIXELS:
         raise ImageError(
@@ -153,7 +152,7 @@ def checked_shape(image_hwc: UInt8Array, shorter: int) -> tuple[int, int]:
 
 
 def resized_shape(height: int, width: int, shorter: int) -> tuple[int, int]:
-    """(height, width) with the shorter side at `shorter` and the longer truncated."""
+    """Return (height, width) in pixels, the shorter side `shorter` and the longer one truncated."""
     if min(height, width) == shorter:
         return height, width  # h / w * w may fall below h in floating point
     if width < height:
@@ -162,5 +161,5 @@ def resized_shape(height: int, width: int, shorter: int) -> tuple[int, int]:
 
 
 def center_window(height: int, width: int, size: int) -> Window:
-    """The central size x size square, its offset ceil((side - size) / 2)."""
+    """Return the central size x size square, at offset ceil((side - size) / 2)."""
     return Window(-(-(height - size) // 2), -(-(width - size) // 2), size, size)

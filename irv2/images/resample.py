@@ -1,7 +1,7 @@
-"""Resizing by name, because the choice is worth up to a point of top-1 error.
+"""Resampling methods by name, because the choice is worth up to a point of top-1 error.
 
-`torch7-bicubic` is the original's (torch/image, generic/image.c, scaleBicubic): four taps of
-Catmull-Rom, corners aligned, no antialiasing. `opencv-cubic` is OpenCV's INTER_CUBIC (a = -0.75,
+`torch7-bicubic` is the original's (torch/image, generic/image.c, scaleBicubic): Catmull-Rom with
+four taps, corners aligned, no antialiasing. `opencv-cubic` is OpenCV's INTER_CUBIC (a = -0.75,
 half-pixel centres, no antialiasing). `pillow-bicubic` is Pillow's BICUBIC (a = -0.5, antialiased),
 which the TF-slim lineage's weights expect.
 """
@@ -17,7 +17,7 @@ from irv2.types import UInt8Array
 
 
 class Window(NamedTuple):
-    """The part of a resized image that is wanted, in pixels of the resized image."""
+    """The wanted part of a resized image, in pixels of the resized image."""
 
     top: int
     left: int
@@ -25,7 +25,7 @@ class Window(NamedTuple):
     width: int
 
     def cut(self, image_hwc: UInt8Array) -> UInt8Array:
-        """This part of (H, W, 3), as a view of it."""
+        """Return this part of (H, W, 3) as a view."""
         top, left, height, width = self
         return image_hwc[top : top + height, left : left + width]
 
@@ -33,9 +33,9 @@ class Window(NamedTuple):
 def resize_torch7(
     image_hwc: UInt8Array, height: int, width: int, window: Window, out: UInt8Array | None = None
 ) -> UInt8Array:
-    """Torch7's bicubic: uint8 RGB (H, W, 3) resized to (height, width), of it the `window`.
+    """Resize uint8 RGB (H, W, 3) to (height, width) by Torch7's bicubic; return only `window`.
 
-    As all of these: written into `out`, uint8 (window.height, window.width, 3), where it is given.
+    Like all resamplers, it writes into `out`, uint8 (window.height, window.width, 3), if given.
     """
     if out is None:
         out = np.empty((window.height, window.width, 3), np.uint8)
@@ -48,8 +48,8 @@ def resize_torch7(
 def resize_opencv(
     image_hwc: UInt8Array, height: int, width: int, window: Window, out: UInt8Array | None = None
 ) -> UInt8Array:
-    """OpenCV's INTER_CUBIC, of it the `window`."""
-    whole = out if window == (0, 0, height, width) else None  # a random crop: nothing to cut off
+    """Resize by OpenCV's INTER_CUBIC; return only `window`."""
+    whole = out if window == (0, 0, height, width) else None  # of a random crop: nothing to cut
     resized = cv2.resize(image_hwc, (width, height), whole, interpolation=cv2.INTER_CUBIC)
     return _cut(np.asarray(resized, dtype=np.uint8), window, out)
 
@@ -57,9 +57,9 @@ def resize_opencv(
 def resize_pillow(
     image_hwc: UInt8Array, height: int, width: int, window: Window, out: UInt8Array | None = None
 ) -> UInt8Array:
-    """Pillow's antialiased BICUBIC, of it the `window`."""
+    """Resize by Pillow's antialiased BICUBIC; return only `window`."""
     cubic = Image.Resampling.BICUBIC
-    # In two steps, each row first: Pillow 13 chooses the order by size, up to 23 grey levels apart.
+    # In two steps, rows first: Pillow 13 picks the order by size, which changes up to 23 levels.
     wide = Image.fromarray(image_hwc).resize((width, image_hwc.shape[0]), cubic)
     return _cut(np.asarray(wide.resize((width, height), cubic)), window, out)
 

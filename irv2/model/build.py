@@ -1,4 +1,4 @@
-"""The two networks that bear the name Inception-ResNet-v2, under one way to build them.
+"""The two networks named Inception-ResNet-v2, and one function that builds either.
 
 `inception_resnet_v2` is the paper's, which the original trained (31.6 million parameters);
 `inception_resnet_v2_slim` is TF-slim's, whose weights timm, Cadene and Keras ship (55.8 million).
@@ -17,7 +17,7 @@ NETWORKS: dict[str, type[NetworkConfig]] = {
 
 
 def build(config: NetworkConfig) -> Network:
-    """The network of a configuration, with torch's initial values."""
+    """Build the network of a configuration, with torch's own initial values."""
     if isinstance(config, SlimConfig):
         return InceptionResNetV2Slim(config)
     assert isinstance(config, ModelConfig)
@@ -25,5 +25,5 @@ def build(config: NetworkConfig) -> Network:
 
 
 def config_from_json(arch: str, fields: dict[str, Any]) -> NetworkConfig:
-    """`NetworkConfig.to_json` read back, for a network in NETWORKS."""
+    """Read what `NetworkConfig.to_json` gave, for the `arch` of one of NETWORKS."""
     return NETWORKS[arch](**{**fields, "blocks": tuple(fields["blocks"])})

@@ -1,8 +1,8 @@
 """Inception-ResNet-v2 as the original built it: the paper's figures, 31.6 million parameters.
 
 Source: arXiv:1602.07261, Fig. 3 and 16-19, as realised in lim0606's Torch7 model file. This is not
-the TF-slim network of the same name (55.8 million parameters, blocks 10/20/10; model_slim.py, which
-shares the layers here). Two typing errors of the paper are mended as the original's author did:
+the TF-slim network of the same name (55.8 million parameters, blocks 10/20/10; slim.py, which
+shares the layers here). Two typing errors in the paper are corrected as the original's author did:
 Fig. 17's 1154 channels are 1152, Fig. 18's 288 / 288 / 320 are 256 / 256 / 256.
 """
 
@@ -20,7 +20,7 @@ from irv2.block_names import PARTS, SERIES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """What shapes a network: the published one, or a narrower and shallower one of the same code.
+    """The size of a network: the published one, or a narrower or shallower variant.
 
     `blocks` counts the residual blocks A, B, C; `width` scales every channel count, rounded to a
     multiple of 8. `arch` is the network's name in checkpoints, ONNX files, bundles and `GetModel`.
@@ -34,17 +34,17 @@ class NetworkConfig:
     dropout: float = 0.2
 
     def channels(self, published: int) -> int:
-        """The channel count here for one of the published network's."""
+        """Scale a channel count of the published network by `width`."""
         return max(8, round(published * self.width / 8) * 8)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for checkpoints."""
+        """Return plain values, for checkpoints."""
         return {**asdict(self), "blocks": list(self.blocks)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig(NetworkConfig):
-    """The original's network."""
+    """The configuration of the original's network."""
 
     arch: ClassVar[str] = "inception_resnet_v2"
 
@@ -55,7 +55,7 @@ class ModelConfig(NetworkConfig):
 class ConvBN(nn.Sequential):
     """Convolution without bias, batch norm (momentum 0.1) and, unless linear, ReLU.
 
-    `kernel` is a side or (height, width). No padding unless `same`. `eps` is batch norm's.
+    `kernel` is a side or (height, width). No padding unless `same`. `eps` is for batch norm.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Concat(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, sum of the branches' channels, H', W')."""
+        """Map (N, C, H, W) to (N, sum of the branches' channels, H', W')."""
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
@@ -139,7 +139,7 @@ class Residual(nn.Module):
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
+        """Map (N, C, H, W) to the same shape."""
         total: Tensor = x + self.residual_scale * self.project(self.branches(x))
         return total if self.linear else F.relu(total)
 
@@ -197,7 +197,7 @@ class InceptionResNetC(Residual):
 
 
 class ReductionA(Concat):
-    """35x35 -> 17x17 (Fig. 7 with k, l, m, n = 256, 256, 384, 384): adds 768 channels."""
+    """Reduction 35x35 -> 17x17 (Fig. 7 with k, l, m, n = 256, 256, 384, 384): adds 768 channels."""
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         c256, c384 = config.channels(256), config.channels(384)
@@ -214,7 +214,7 @@ class ReductionA(Concat):
 
 
 class ReductionB(Concat):
-    """17x17 -> 8x8 (Fig. 18, mended): adds 384 + 256 + 256 channels."""
+    """Reduction 17x17 -> 8x8 (Fig. 18, corrected): adds 384 + 256 + 256 channels."""
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         c256, c384 = config.channels(256), config.channels(384)
@@ -232,22 +232,22 @@ class ReductionB(Concat):
 
 
 class InceptionResNet(nn.Module):
-    """What both networks share: logits from features, and their blocks by name."""
+    """The base of both networks: logits from features, and blocks by name."""
 
     dropout: nn.Dropout
     classifier: nn.Linear
 
     def features(self, images_nchw: Tensor) -> Tensor:
-        """Normalised float (N, 3, S, S) -> what the classifier reads, before dropout."""
+        """Map normalised float (N, 3, S, S) to the classifier's input, before dropout."""
         raise NotImplementedError
 
     def forward(self, images_nchw: Tensor) -> Tensor:
-        """Normalised float (N, 3, S, S) -> logits (N, num_classes)."""
+        """Map normalised float (N, 3, S, S) to logits (N, num_classes)."""
         logits: Tensor = self.classifier(self.dropout(self.features(images_nchw)))
         return logits
 
     def named_blocks(self) -> Iterator[tuple[str, nn.Module]]:
-        """Name and module of every block, in forward order (irv2/block_names.py)."""
+        """Yield name and module of every block, in forward order (irv2/block_names.py)."""
         for part, module in self.named_children():
             if part in SERIES:
                 yield from ((f"{part}.{i}", block) for i, block in module.named_children())
@@ -278,7 +278,7 @@ class InceptionResNetV2(InceptionResNet):
         self.classifier = nn.Linear(channels, config.num_classes)
 
     def features(self, images_nchw: Tensor) -> Tensor:
-        """Normalised float (N, 3, S, S) -> features before dropout, (N, 2048) at full width."""
+        """Map normalised float (N, 3, S, S) to features before dropout, (N, 2048) at full width."""
         x = self.blocks_a(self.stem(images_nchw))
         x = self.blocks_b(self.reduction_a(x))
         x = self.blocks_c(self.reduction_b(x))
@@ -325,10 +325,10 @@ def initialize(model: nn.Module) -> None:
 
 
 class Normalized(nn.Module):
-    """A network behind its normalisation: uint8 (N, S, S, 3) RGB -> float32 logits.
+    """A network that normalises its input: uint8 (N, S, S, 3) RGB -> float32 logits.
 
-    This is what runs everywhere outside training: the torch runner and every export, so that mean
-    and std have one place. `mean` and `std` are for pixels scaled to 0..1.
+    It runs everywhere outside training, in the torch runner and every export, so that mean and std
+    are applied in one place. `mean` and `std` are for pixels scaled to 0..1.
     """
 
     pixel_mean: Tensor
@@ -343,12 +343,12 @@ class Normalized(nn.Module):
         self.register_buffer("pixel_scale", scale_chw.float(), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3) -> normalised float32 (N, 3, S, S)."""
-        # The cast comes before the permutation: TensorRT takes uint8 only into a cast.
+        """Map uint8 (N, S, S, 3) to normalised float32 (N, 3, S, S)."""
+        # Cast before permuting: TensorRT accepts uint8 only as the input of a cast.
         x = images.float().permute(0, 3, 1, 2).contiguous()
         return (x - self.pixel_mean) * self.pixel_scale
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (N, S, S, 3) -> float32 (N, num_classes)."""
+        """Map uint8 (N, S, S, 3) to float32 logits (N, num_classes)."""
         logits: Tensor = self.model(self.normalize(images))
         return logits

@@ -1,9 +1,9 @@
 """The other Inception-ResNet-v2: TF-slim's, 55.8 million parameters.
 
-The network whose weights TF-slim published and timm, Cadene and Keras ship. Beside the paper's
-(model.py) its stem is Inception-v3's and ends in an inception block, its grids have 320, 1088 and
+The network whose weights TF-slim published and timm, Cadene and Keras ship. Unlike the paper's
+(paper.py), its stem is Inception-v3's and ends in an inception block, its grids have 320, 1088 and
 2080 channels and twice the blocks, the residual bodies end in a convolution with bias instead of
-batch norm, each grid has its own residual scale, and the last block neither scale nor ReLU.
+batch norm, each grid has its own residual scale, and the last block has neither scale nor ReLU.
 Names in comments are the published ones.
 """
 
@@ -21,7 +21,7 @@ SCALE_A, SCALE_B, SCALE_C = 0.17, 0.10, 0.20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlimConfig(NetworkConfig):
-    """TF-slim's network."""
+    """The configuration of TF-slim's network."""
 
     arch: ClassVar[str] = "inception_resnet_v2_slim"
 
@@ -29,7 +29,7 @@ class SlimConfig(NetworkConfig):
 
 
 class SlimStem(nn.Sequential):
-    """(N, 3, 299, 299) -> (N, 320, 35, 35): conv2d_1a ... conv2d_4a, mixed_5b."""
+    """Stem (N, 3, 299, 299) -> (N, 320, 35, 35): conv2d_1a ... conv2d_4a, mixed_5b."""
 
     def __init__(self, config: SlimConfig) -> None:
         c32, c48, c64, c80, c96, c192 = (config.channels(n) for n in (32, 48, 64, 80, 96, 192))
@@ -94,7 +94,7 @@ class Block17(Residual):
 class Block8(Residual):
     """Residual block of the 8x8 grid: branches of 192 + 256 channels, 1x3 before 3x1.
 
-    The `last` one has neither scale nor ReLU.
+    The `last` block has neither scale nor ReLU.
     """
 
     def __init__(self, channels: int, config: SlimConfig, *, last: bool) -> None:
@@ -112,7 +112,7 @@ class Block8(Residual):
 
 
 class SlimReductionA(Concat):
-    """35x35 -> 17x17 (mixed_6a): adds 768 channels."""
+    """Reduction 35x35 -> 17x17 (mixed_6a): adds 768 channels."""
 
     def __init__(self, channels: int, config: SlimConfig) -> None:
         c256, c384 = config.channels(256), config.channels(384)
@@ -129,7 +129,7 @@ class SlimReductionA(Concat):
 
 
 class SlimReductionB(Concat):
-    """17x17 -> 8x8 (mixed_7a): adds 384 + 288 + 320 channels."""
+    """Reduction 17x17 -> 8x8 (mixed_7a): adds 384 + 288 + 320 channels."""
 
     def __init__(self, channels: int, config: SlimConfig) -> None:
         c256, c288, c320, c384 = (config.channels(n) for n in (256, 288, 320, 384))
@@ -173,7 +173,7 @@ class InceptionResNetV2Slim(InceptionResNet):
         self.classifier = nn.Linear(num_features, config.num_classes)
 
     def features(self, images_nchw: Tensor) -> Tensor:
-        """Normalised float (N, 3, S, S) -> features before dropout, (N, 1536) at full width."""
+        """Map normalised float (N, 3, S, S) to features before dropout, (N, 1536) at full width."""
         x = self.blocks_a(self.stem(images_nchw))
         x = self.blocks_b(self.reduction_a(x))
         x = self.head(self.blocks_c(self.reduction_b(x)))
@@ -182,5 +182,5 @@ class InceptionResNetV2Slim(InceptionResNet):
 
 
 def _project(branch_channels: int, channels: int) -> nn.Sequential:
-    """The 1x1 convolution that ends a residual body: with bias, without batch norm."""
+    """Build the 1x1 convolution that ends a residual body: with bias, without batch norm."""
     return nn.Sequential(nn.Conv2d(branch_channels, channels, 1))

@@ -1,4 +1,4 @@
-"""What a network consists of: blocks, output shapes, parameters, floating-point operations."""
+"""Summary of a network: blocks, output shapes, parameters, floating-point operations."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from irv2.model.paper import NetworkConfig
 
 @dataclass(frozen=True, slots=True)
 class BlockSummary:
-    """One row: `shape` is the output's (C, H, W); `flop` counts a multiply-add as two."""
+    """One row: `shape` is the output's (C, H, W); a multiply-add counts as two `flop`."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,7 +23,7 @@ class BlockSummary:
 
 
 def summarize(config: NetworkConfig, image_size: int) -> list[BlockSummary]:
-    """Rows in forward order for one image, from a forward pass without memory (meta device)."""
+    """List rows in forward order for one image, from a forward pass on torch's meta device."""
     with torch.device("meta"):
         meta = build(config).eval()
     rows: list[BlockSummary] = []
@@ -51,33 +51,20 @@ def summarize(config: NetworkConfig, image_size: int) -> list[BlockSummary]:
 
 
 def summary_table(rows: list[BlockSummary]) -> str:
-    """The rows and their totals, for people."""
-    table = [
-        (
-            row.name,
-            " x ".join(map(str, row.shape)),
-            row.num_convolutions,
-            f"{row.num_parameters:,}",
-            f"{row.flop / 1e9:.2f}",
-        )
-        for row in rows
-    ]
-    table.append(
-        (
-            "total",
-            "",
-            sum(row.num_convolutions for row in rows),
-            f"{sum(row.num_parameters for row in rows):,}",
-            f"{sum(r.flop for r in rows) / 1e9:.2f}",
-        )
-    )
+    """Format the rows and their totals, for people."""
+
+    def cells(name: str, shape: str, of: list[BlockSummary]) -> tuple[str, str, int, str, str]:
+        return name, shape, sum(row.num_convolutions for row in of), *_totals(of)
+
+    table = [cells(row.name, " x ".join(map(str, row.shape)), [row]) for row in rows]
+    table.append(cells("total", "", rows))
     headers = ("block", "output", "convolutions", "parameters", "GFLOP")
     align = ("left", "left", "right", "right", "right")
     return tabulate(table, headers, colalign=align, disable_numparse=True)
 
 
 def side_by_side(left: NetworkConfig, right: NetworkConfig, image_size: int) -> str:
-    """Two networks, block by block, for people; `right` has every block of `left`."""
+    """Compare two networks block by block, for people; `right` has every block of `left`."""
     rows, others = (_cells(summarize(config, image_size)) for config in (left, right))
     table = [(block, *rows.get(block, ("", "", "")), *others[block]) for block in others]
     columns = ("parameters", "GFLOP")
@@ -87,22 +74,23 @@ def side_by_side(left: NetworkConfig, right: NetworkConfig, image_size: int) -> 
 
 
 def _cells(rows: list[BlockSummary]) -> dict[str, tuple[str, str, str]]:
-    """Block -> (output and how often, parameters, GFLOP), and the totals."""
+    """Map each block to (output shape and repeats, parameters, GFLOP), and "total" to the sums."""
     cells = {}
     for row in rows:
         block, _, times = row.name.partition(" x")
         output = " x ".join(map(str, row.shape)) + (f", {times} times" if times else "")
-        cells[block] = (output, f"{row.num_parameters:,}", f"{row.flop / 1e9:.2f}")
-    cells["total"] = (
-        f"{sum(row.num_convolutions for row in rows)} convolutions",
-        f"{sum(row.num_parameters for row in rows):,}",
-        f"{sum(r.flop for r in rows) / 1e9:.2f}",
-    )
+        cells[block] = (output, *_totals([row]))
+    cells["total"] = (f"{sum(row.num_convolutions for row in rows)} convolutions", *_totals(rows))
     return cells
 
 
+def _totals(rows: list[BlockSummary]) -> tuple[str, str]:
+    parameters, flop = sum(row.num_parameters for row in rows), sum(row.flop for row in rows)
+    return f"{parameters:,}", f"{flop / 1e9:.2f}"
+
+
 def _flop(layer: nn.Module, output: Tensor) -> int:
-    """2 x multiply-adds of a convolution or a linear layer for one image."""
+    """Count 2 x the multiply-adds of a convolution or a linear layer for one image."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     positions = output.numel() // output.shape[1]

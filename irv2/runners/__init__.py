@@ -1,4 +1,4 @@
-"""Whatever maps images to logits: torch (the reference), ONNX Runtime, TensorRT.
+"""The engines that map images to logits: torch (the reference), ONNX Runtime, TensorRT.
 
-Each runner imports its engine's library when it is built, so that none is needed for the others.
+Each runner imports its engine's library when it is built, so no runner needs another's library.
 """

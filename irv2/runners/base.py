@@ -1,4 +1,4 @@
-"""The interface between the gate, the evaluation or the server and an engine."""
+"""The interface of an engine, as used by the gate, the evaluation and the server."""
 
 from abc import ABC, abstractmethod
 from typing import Self
@@ -11,36 +11,36 @@ from irv2.types import FloatArray, UInt8Array
 class Runner(ABC):
     """Maps a batch of preprocessed images to logits.
 
-    A runner is a context manager. `run` may be called from any one thread at a time.
+    A runner is a context manager. `run` may be called from any thread, but one at a time.
     """
 
     backend: str  # the library and device, e.g. "onnxruntime-cpu"
     image_size: int  # S: images are (N, S, S, 3)
     num_classes: int
     max_batch: int  # the largest N of `run`
-    num_engines: int = 1  # that share each batch
+    num_engines: int = 1  # among which each batch is split
 
     @abstractmethod
     def run(self, images: UInt8Array) -> FloatArray:
-        """uint8 RGB (N, S, S, 3), 1 <= N <= max_batch -> float32 logits (N, num_classes).
+        """Map uint8 RGB (N, S, S, 3), 1 <= N <= max_batch, to float32 logits (N, num_classes).
 
-        Raises EngineError where the engine fails.
+        Raises EngineError if the engine fails.
         """
 
     def batch_memory(self, num_images: int) -> UInt8Array:
-        """uint8 (num_images, S, S, 3), to be filled for `run`, which reads it from there fastest.
+        """Allocate uint8 (num_images, S, S, 3), the memory from which `run` reads fastest.
 
-        Not to be used after `close`.
+        It must not be used after `close`.
         """
         return np.empty((num_images, self.image_size, self.image_size, 3), np.uint8)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the exporter wrote into the model file; empty where a format holds no such thing."""
+        """What the exporter wrote into the model file; empty if the format has no metadata."""
         return {}
 
     def close(self) -> None:  # noqa: B027 (most engines are freed with their object)
-        """Free the engine; the runner is not used afterwards."""
+        """Free the engine; the runner must not be used afterwards."""
 
     def __enter__(self) -> Self:
         return self
@@ -50,5 +50,5 @@ class Runner(ABC):
 
 
 def usual_sizes(max_batch: int) -> list[int]:
-    """1, 2, 4, ... and `max_batch`, ascending: batches that the gate tries of every artefact."""
+    """List 1, 2, 4, ... and `max_batch`, the batch sizes that the gate tries of every artefact."""
     return sorted({*(2**i for i in range(max_batch.bit_length())), max_batch})

@@ -1,4 +1,4 @@
-"""Which artefact of a bundle this machine can run, and which of them is the fastest."""
+"""The choice of an artefact of a bundle: the fastest that this machine can run."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,8 +10,8 @@ from irv2.runners.base import Runner
 from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 from irv2.runners.parallel import ParallelRunner
 
-# Backends, the fastest first; of each the precisions it is worth having, the fastest first.
-# ONNX Runtime has no bf16 on a CPU, and on CUDA it computes quantised models in float32.
+# Backends, fastest first, each with its worthwhile precisions, fastest first. ONNX Runtime has no
+# bf16 on a CPU, and on CUDA it computes quantised models in float32.
 _FASTEST: dict[str, tuple[str, ...]] = {
     "tensorrt": ("int8", "fp16", "bf16", "fp32"),
     "tensorrt_rtx": ("int8", "fp16", "bf16", "fp32"),
@@ -31,11 +31,11 @@ def open_best(
     num_threads: int = 0,
     num_gpus: int = 1,
 ) -> tuple[Artifact, Runner]:
-    """Open the fastest artefact of a bundle's `folder` with a passed verdict that runs here.
+    """Open the fastest artefact in a bundle's `folder` that has passed the gate and runs here.
 
-    `precision` and `backend` (one of BACKENDS) narrow the choice; evidence counts only for the one
-    it was taken on. More GPUs than one share each batch, and no CPU stands in for them. Raises
-    BundleError that says of each artefact why it was not taken.
+    `precision` and `backend` (one of BACKENDS) narrow the choice; evidence counts only for the
+    backend that it was taken on. Several GPUs split each batch, and a CPU never stands in for them.
+    Raises BundleError that gives the reason against each artefact.
     """
     reasons = []
     pairs = [(a, device) for a in artifacts for device in devices(a)]
@@ -62,9 +62,9 @@ def open_best(
 def open_runner(
     path: Path, artifact: Artifact, device: str, num_threads: int = 0, num_gpus: int = 1
 ) -> Runner:
-    """Open the artefact in the file `path`, verified or not, on the CPU or `num_gpus` GPUs.
+    """Open the artefact in the file `path`, verified or not, on the CPU or on `num_gpus` GPUs.
 
-    Raises EngineError where this machine can't run it.
+    Raises EngineError if this machine can't run it.
     """
     open_on = partial(_open_on, path, artifact, device, num_threads)
     if num_gpus == 1:
@@ -81,13 +81,13 @@ def _open_on(path: Path, artifact: Artifact, device: str, num_threads: int, gpu:
 
 
 def devices(artifact: Artifact) -> tuple[str, ...]:
-    """Where an artefact might run here, the fastest first; opening it tells the truth."""
+    """List the devices on which an artefact may run here, fastest first; opening it may fail."""
     if artifact.format != "onnx":
         return ("cuda",)
     if artifact.file == INT8_CPU:
         return ("cpu",)
     has_gpu = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
-    # That list names CUDA wherever onnxruntime-gpu is installed, with or without a GPU.
+    # The providers include CUDA wherever onnxruntime-gpu is installed, even without a GPU.
     return ("cuda", "cpu") if has_gpu else ("cpu",)
 
 

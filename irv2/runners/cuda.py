@@ -1,6 +1,6 @@
-"""What a runner needs of the CUDA runtime: streams, memory, graphs. No torch.
+"""The parts of the CUDA runtime that runners need, without torch: streams, memory, graphs.
 
-Objects belong to the GPU that the thread used when it made them (`use_gpu`).
+Objects belong to the GPU that was current for the thread that made them (`use_gpu`).
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from irv2.types import UInt8Array
 
 
 class Stream:
-    """A stream of its own: the default one would wait for everybody else's work."""
+    """A separate stream: the default stream would wait for all other work on the GPU."""
 
     def __init__(self) -> None:
         self._cuda = import_cuda()
@@ -23,11 +23,11 @@ class Stream:
         self.handle: int = int(call(self._cuda.cudaStreamCreateWithFlags, flag))
 
     def synchronize(self) -> None:
-        """Wait until everything on the stream is done."""
+        """Wait until all work on the stream is done."""
         call(self._cuda.cudaStreamSynchronize, self.handle)
 
     def close(self) -> None:
-        """Give it back."""
+        """Destroy the stream."""
         call(self._cuda.cudaStreamDestroy, self.handle)
 
 
@@ -39,20 +39,20 @@ class DeviceMemory:
         self.address: int = int(call(self._cuda.cudaMalloc, num_bytes))
 
     def copy_from(self, array: np.ndarray[Any, Any], stream: Stream) -> None:
-        """Copy a contiguous array to its start; from page-locked memory the GPU fetches it itself.
+        """Queue a copy of a contiguous array to the start of this memory.
 
-        Such memory must stay as it is until the stream has come there.
+        Page-locked arrays are fetched by the GPU itself and must not change until then.
         """
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._copy(self.address, array.ctypes.data, array.nbytes, kind, stream)
 
     def copy_to(self, array: np.ndarray[Any, Any], stream: Stream) -> None:
-        """Fill a contiguous array from its start, once the stream has come there."""
+        """Queue a copy from the start of this memory that fills a contiguous array."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(array.ctypes.data, self.address, array.nbytes, kind, stream)
 
     def close(self) -> None:
-        """Give it back."""
+        """Free the memory."""
         call(self._cuda.cudaFree, self.address)
 
     def _copy(self, to: int, source: int, num_bytes: int, kind: object, stream: Stream) -> None:
@@ -60,7 +60,7 @@ class DeviceMemory:
 
 
 class PinnedArray:
-    """An array in page-locked memory, from and to which every GPU copies by itself."""
+    """An array in page-locked memory, which every GPU reads and writes directly."""
 
     array: Any  # uint8 images or float32 logits
 
@@ -73,19 +73,19 @@ class PinnedArray:
         self.array = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
     def close(self) -> None:
-        """Give it back; the array is not used afterwards."""
+        """Free the memory; the array must not be used afterwards."""
         call(self._cuda.cudaFreeHost, self._address)
 
 
 class PinnedBatches:
-    """Page-locked memory for batches of images, from which a GPU fetches them by itself."""
+    """Page-locked memory for batches of images, which a GPU fetches directly."""
 
     def __init__(self, gpu: int, image_size: int) -> None:
         self._gpu, self._image_size = gpu, image_size
         self._pinned: list[PinnedArray] = []
 
     def new(self, num_images: int) -> UInt8Array:
-        """uint8 (num_images, S, S, 3), until `close`."""
+        """Allocate uint8 (num_images, S, S, 3), valid until `close`."""
         use_gpu(self._gpu)
         shape = (num_images, self._image_size, self._image_size, 3)
         self._pinned.append(PinnedArray(shape, np.uint8))
@@ -93,17 +93,17 @@ class PinnedBatches:
         return images
 
     def close(self) -> None:
-        """Give all of it back."""
+        """Free all of it."""
         for pinned in self._pinned:
             pinned.close()
         self._pinned.clear()
 
 
 class Graph:
-    """Work that was put on a stream once, recorded, and is launched again in a single call."""
+    """Recorded work of a stream, launched again in a single call."""
 
     def __init__(self, put_work: Callable[[], None], stream: Stream) -> None:
-        """Record what `put_work` puts on the stream, which does not run. Raises EngineError."""
+        """Record, without running it, what `put_work` puts on the stream. Raises EngineError."""
         self._cuda = import_cuda()
         # Other threads may allocate meanwhile, for another model or GPU.
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -111,7 +111,7 @@ class Graph:
         try:
             put_work()
         except EngineError:
-            self._cuda.cudaStreamEndCapture(stream.handle)  # half a recording is of no use
+            self._cuda.cudaStreamEndCapture(stream.handle)  # drop the partial recording
             self._cuda.cudaGetLastError()
             raise
         recorded = call(self._cuda.cudaStreamEndCapture, stream.handle)
@@ -123,5 +123,5 @@ class Graph:
         call(self._cuda.cudaGraphLaunch, self._executable, stream.handle)
 
     def close(self) -> None:
-        """Give it back."""
+        """Destroy the graph."""
         call(self._cuda.cudaGraphExecDestroy, self._executable)

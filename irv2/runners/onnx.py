@@ -12,7 +12,7 @@ MAX_BATCH = 64
 
 
 class OnnxRunner(Runner):
-    """Runs an ONNX model that takes `images` uint8 (N, S, S, 3) and gives `logits`."""
+    """Runs an ONNX model that maps `images`, uint8 (N, S, S, 3), to `logits`."""
 
     def __init__(
         self,
@@ -22,18 +22,21 @@ class OnnxRunner(Runner):
         max_batch: int = MAX_BATCH,
         gpu: int = 0,
     ) -> None:
-        """`device` is cpu or cuda, then `gpu` says which; `num_threads` 0 takes one per core."""
+        """Load the model onto `device`, cpu or cuda; `gpu` is the GPU's index.
+
+        `num_threads` 0 takes one thread per core. Raises EngineError if the model can't run there.
+        """
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = num_threads
-        # Spinning threads would steal the cores that decode images; it costs the engine 1-3 %.
+        # Spinning threads would steal cores from decoding; not spinning costs the engine 1-3 %.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not _has_vnni():
             options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = 3
         provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
         settings: dict[str, str] = {}
-        if device == "cuda":  # otherwise ONNX Runtime silently computes on the CPU
+        if device == "cuda":  # or else ONNX Runtime would silently compute on the CPU
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             settings = cuda_settings(gpu)
             ort.preload_dlls()
@@ -58,9 +61,9 @@ class OnnxRunner(Runner):
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, images: UInt8Array) -> FloatArray:
-        """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes).
+        """Map uint8 RGB (N, S, S, 3) to float32 logits (N, num_classes); raises EngineError.
 
-        ONNX Runtime reads `images` where they lie; binding them (IOBinding) would spare no copy.
+        ONNX Runtime reads `images` in place; binding them (IOBinding) would save no copy.
         """
         try:
             logits: FloatArray = self._session.run(["logits"], {"images": images})[0]
@@ -69,34 +72,34 @@ class OnnxRunner(Runner):
         return logits
 
     def batch_memory(self, num_images: int) -> UInt8Array:
-        """uint8 (num_images, S, S, 3); page-locked for a GPU, which fetches a batch itself."""
+        """Allocate uint8 (num_images, S, S, 3); page-locked if a GPU is to fetch it."""
         return self._pinned.new(num_images) if self._pinned else super().batch_memory(num_images)
 
     def close(self) -> None:
-        """Free the memory of batches; the session goes with its object."""
+        """Free the memory of batches; the session is freed with this object."""
         if self._pinned:
             self._pinned.close()
 
 
 def cuda_settings(gpu: int) -> dict[str, str]:
-    """Options of ONNX Runtime's CUDA provider.
+    """Return the options of ONNX Runtime's CUDA provider.
 
-    Its CUDA graphs stay off: a session can record inputs of one shape at one address only, and
-    batches are of any size.
+    Its CUDA graphs stay off: a session can record inputs of only one shape at one address, and
+    batches vary in size.
     """
     return {
         "device_id": str(gpu),
         "use_tf32": "0",  # products of 10-bit mantissas are not float32
-        # EXHAUSTIVE, the default, times every algorithm anew for each batch size that it meets.
+        # EXHAUSTIVE, the default, would time every algorithm again for each new batch size.
         "cudnn_conv_algo_search": "HEURISTIC",
     }
 
 
 def _has_vnni() -> bool:
-    """Whether this processor sums products of uint8 and int8 in 32 bits, as Linux tells.
+    """Whether this processor sums products of uint8 and int8 in 32 bits, according to Linux.
 
     An x86 without VNNI sums pairs in 16 bits, which saturate, unless ONNX Runtime is asked for its
-    exact kernels. With VNNI these change no bit and are 2.6 times slower (DECISIONS.md).
+    exact kernels. With VNNI, those change no bit and are 2.6 times slower (DECISIONS.md).
     """
     try:
         return "vnni" in Path("/proc/cpuinfo").read_text()
@@ -105,10 +108,10 @@ def _has_vnni() -> bool:
 
 
 def import_onnxruntime() -> Any:  # noqa: ANN401 (a module)
-    """The module onnxruntime; raises EngineError naming the extra where it is missing.
+    """Import onnxruntime; raises EngineError naming the extra if it is missing.
 
-    The packages onnxruntime and onnxruntime-gpu own the same folder: with both installed, which
-    one is imported is a matter of chance, so that is refused.
+    The packages onnxruntime and onnxruntime-gpu install into the same folder: with both, chance
+    decides which one is imported, so that is refused.
     """
     from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-"""Several engines as one: a batch is split over them, each on a GPU of its own."""
+"""Several engines as one: each batch is split among them, one engine per GPU."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 
 class ParallelRunner(Runner):
-    """Runs each batch on all engines at once, in even parts, each in the thread that opened it.
+    """Runs each batch in even parts on all engines at once, each in the thread that opened it.
 
-    A batch takes as long as its slowest part. What fails on one engine fails for the batch.
+    A batch takes as long as its slowest part. A failure of one engine fails the whole batch.
     """
 
     def __init__(self, openers: Sequence[Callable[[], Runner]]) -> None:
-        """Each opener opens the same artefact, on another device, all at the same time.
+        """Call all openers at the same time: each opens the same artefact on another device.
 
-        Where one raises, the others are closed and its error is raised.
+        If one raises, the other engines are closed and its error is raised.
         """
         self._threads = [ThreadPoolExecutor(1, f"engine{i}") for i in range(len(openers))]
         opening = [
@@ -44,12 +44,12 @@ class ParallelRunner(Runner):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The model file's, which is the same for all."""
+        """What the exporter wrote into the model file, which is the same for all engines."""
         return self._first.metadata
 
     def run(self, images: UInt8Array) -> FloatArray:
-        """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes), the images' order kept."""
-        parts = np.array_split(images, self.num_engines)  # of sizes that differ by one at most
+        """Map uint8 RGB (N, S, S, 3) to float32 logits (N, num_classes), in the images' order."""
+        parts = np.array_split(images, self.num_engines)  # sizes differ by at most one
         running = [
             thread.submit(runner.run, part)
             for (thread, runner), part in zip(self._engines, parts, strict=True)
@@ -58,7 +58,7 @@ class ParallelRunner(Runner):
         return np.concatenate(_results(running))
 
     def batch_memory(self, num_images: int) -> UInt8Array:
-        """uint8 (num_images, S, S, 3) of the first engine, which is as good for the others."""
+        """Allocate uint8 (num_images, S, S, 3) by the first engine; it suits the others equally."""
         thread, runner = self._engines[0]
         return thread.submit(runner.batch_memory, num_images).result()
 
@@ -72,6 +72,6 @@ class ParallelRunner(Runner):
 
 
 def _results(futures: Sequence[Future[T]]) -> list[T]:
-    """All results, or the first error, once all have ended: none reads its input any more."""
+    """Return all results, or raise the first error, once none is running or reads its input."""
     wait(futures)
     return [future.result() for future in futures]

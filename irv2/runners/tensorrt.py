@@ -3,9 +3,9 @@
 A plan fits one version of its library and one kind of GPU. Both are compared with the bundle
 before the plan is loaded, since the library's own refusal says less.
 
-Launching the network's kernels one by one takes the processor longer than small batches take the
-GPU. So batches of the usual sizes are recorded as CUDA graphs, each launched in one call, and the
-sizes between are padded.
+For small batches, launching the network's kernels one by one takes the processor longer than the
+work takes the GPU. So batches of the usual sizes are recorded as CUDA graphs, each launched in one
+call, and batches of other sizes are padded.
 """
 
 import importlib
@@ -28,11 +28,11 @@ from irv2.types import FloatArray, UInt8Array
 logger = logging.getLogger(__name__)
 
 EXTRAS: dict[str, str] = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
-_REBUILD = "irv2 verify --rebuild makes it anew for this machine"
+_REBUILD = "irv2 verify --rebuild makes it again for this machine"
 
 
 class _Recorded(NamedTuple):
-    """A batch of one size, ready to be launched; the graph refers to the context."""
+    """The graph for batches of one size, and the context that it refers to."""
 
     graph: Graph
     context: Any
@@ -42,7 +42,7 @@ class TensorRTRunner(Runner):
     """Runs a plan of `irv2-export --trt` on one stream of one GPU."""
 
     def __init__(self, plan_path: Path, artifact: Artifact, gpu: int = 0) -> None:
-        """Raises EngineError where that GPU can't run the plan, and says why."""
+        """Load the plan onto GPU `gpu`; raises EngineError that says why it can't run there."""
         trt = import_tensorrt(artifact.format)
         check_version(plan_path, artifact, trt.__version__)
         check_gpu(plan_path, artifact, find_gpu(gpu))
@@ -68,16 +68,16 @@ class TensorRTRunner(Runner):
         self._answers = PinnedArray((self.max_batch, self.num_classes), np.float32)
         self._pinned = PinnedBatches(gpu, self.image_size)
         self._context = self._new_context()
-        # TensorRT-RTX compiles its kernels in the background, for the shapes that it has seen: what
-        # is recorded first would stay slow. It has a strategy of its own, left as it is.
+        # TensorRT-RTX compiles kernels in the background for the shapes that it has seen: early
+        # recordings would stay slow. It has its own graph strategy, which is left alone.
         self._recorded = self._record_usual_sizes() if self.backend == "tensorrt" else {}
 
     def run(self, images: UInt8Array) -> FloatArray:
-        """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes)."""
-        use_gpu(self._gpu)  # whichever thread this is
+        """Map uint8 RGB (N, S, S, 3) to float32 logits (N, num_classes); raises EngineError."""
+        use_gpu(self._gpu)  # any thread may call
         images, num_images = np.ascontiguousarray(images), len(images)
         self._images.copy_from(images, self._stream)
-        # The rows beyond the images hold those of earlier batches; nobody reads their logits.
+        # The rows beyond the images still hold earlier ones, whose logits are not read.
         size = next((size for size in self._recorded if size >= num_images), None)
         if size is None:
             self._launch(self._context, num_images)
@@ -90,11 +90,11 @@ class TensorRTRunner(Runner):
         return logits
 
     def batch_memory(self, num_images: int) -> UInt8Array:
-        """uint8 (num_images, S, S, 3), page-locked: the GPU fetches a batch itself."""
+        """Allocate uint8 (num_images, S, S, 3), page-locked, so that the GPU fetches it itself."""
         return self._pinned.new(num_images)
 
     def close(self) -> None:
-        """Free everything on the GPU, each before what it refers to."""
+        """Free everything on the GPU, each object before those it refers to."""
         use_gpu(self._gpu)
         for graph in [recorded.graph for recorded in self._recorded.values()]:
             graph.close()
@@ -106,7 +106,7 @@ class TensorRTRunner(Runner):
         del self._engine, self._runtime
 
     def _new_context(self) -> Any:  # noqa: ANN401 (a class of a module chosen at run time)
-        """A context; all of them use the same memory, one after the other on the same stream."""
+        """Make a context; all share the same memory, one after the other on the same stream."""
         user_managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(user_managed)
         if context is None:
@@ -117,7 +117,7 @@ class TensorRTRunner(Runner):
         return context
 
     def _launch(self, context: Any, num_images: int) -> None:  # noqa: ANN401
-        """Put a batch on the stream, with the profile and the shape for its size."""
+        """Put a batch on the stream, with the profile and shape for its size."""
         profile = choose_profile(self._profiles, num_images)
         if profile != context.active_optimization_profile:
             self._require(context.set_optimization_profile_async(profile, self._stream.handle))
@@ -126,7 +126,7 @@ class TensorRTRunner(Runner):
         self._require(context.execute_async_v3(self._stream.handle))
 
     def _record_usual_sizes(self) -> dict[int, _Recorded]:
-        """By size, ascending; up to the one that the engine refuses, if it does."""
+        """Record graphs by size, ascending; stop at a size that the engine refuses."""
         recorded = {}
         for size in usual_sizes(self.max_batch):
             try:
@@ -137,9 +137,9 @@ class TensorRTRunner(Runner):
         return recorded
 
     def _record(self, size: int) -> _Recorded:
-        """In a context of its own, which is never touched again: other shapes would change it."""
+        """Record a graph in its own context, unused otherwise: other shapes would change it."""
         context = self._new_context()
-        self._launch(context, size)  # loads the kernels, and does what only a new shape needs
+        self._launch(context, size)  # loads kernels, and does the work that only a new shape needs
         self._stream.synchronize()
         launch = context.execute_async_v3
         graph = Graph(lambda: self._require(launch(self._stream.handle)), self._stream)
@@ -151,9 +151,9 @@ class TensorRTRunner(Runner):
 
 
 def choose_profile(profiles: Sequence[tuple[int, int]], num_images: int) -> int:
-    """The index of the (smallest, largest) that holds a batch: tuned for the nearest to it.
+    """Return the index of the (smallest, largest) batch range that fits `num_images` most tightly.
 
-    Raises EngineError where none does.
+    Raises EngineError if none does.
     """
     fitting = [
         (largest, i)
@@ -166,9 +166,9 @@ def choose_profile(profiles: Sequence[tuple[int, int]], num_images: int) -> int:
 
 
 def load_engine(trt: Any, plan_path: Path, *, has_own_code: bool) -> tuple[Any, Any]:  # noqa: ANN401
-    """The runtime and, in it, the engine of a plan. Raises EngineError that says what is wrong.
+    """Load a plan: returns the runtime and its engine. Raises EngineError that says what is wrong.
 
-    A version-compatible plan has code of its own, which is run only if that is allowed.
+    A version-compatible plan contains code, which runs only if `has_own_code` allows it.
     """
     log = shared_logger(trt)
     runtime = create(trt.Runtime, log)
@@ -186,10 +186,10 @@ def load_engine(trt: Any, plan_path: Path, *, has_own_code: bool) -> tuple[Any, 
 
 
 def header_problems(trt: Any, runtime: Any, plan: bytes) -> str:  # noqa: ANN401
-    """Why the first bytes of a plan rule it out here; empty where they don't.
+    """Say why a plan's header rules it out on this machine; empty if it does not.
 
-    Only TensorRT-RTX can be asked. Without a driver it finds a plan invalid for no reason it
-    knows; loading it then says more.
+    Only TensorRT-RTX can tell. Without a driver it calls a plan invalid without giving a reason;
+    loading the plan then says more.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return ""
@@ -202,21 +202,18 @@ def header_problems(trt: Any, runtime: Any, plan: bytes) -> str:  # noqa: ANN401
 
 
 def import_tensorrt(flavour: Format) -> Any:  # noqa: ANN401 (a module)
-    """The module tensorrt or tensorrt_rtx; raises EngineError naming its extra."""
+    """Import tensorrt or tensorrt_rtx; raises EngineError naming its extra if that fails."""
     try:
         return importlib.import_module(flavour)
     except (ImportError, OSError) as error:  # OSError: one of its libraries is missing
-        raise EngineError(
-            flavour,
-            f"can't be imported ({error})",
-            way_out=f'pip install "irv2[{EXTRAS[flavour]}]"',
-        ) from error
+        way_out = f'pip install "irv2[{EXTRAS[flavour]}]"'
+        raise EngineError(flavour, f"can't be imported ({error})", way_out=way_out) from error
 
 
 def check_version(plan_path: Path, artifact: Artifact, version: str) -> None:
-    """Raise EngineError where the plan was built with another version of its library.
+    """Raise EngineError if the plan was built with another version of its library.
 
-    A version-compatible plan runs with later ones too.
+    A version-compatible plan runs with later versions too.
     """
     built_with = artifact.built_with.get(artifact.format, "an unknown version")
     is_newer = _numbers(version) > _numbers(built_with)
@@ -230,10 +227,10 @@ def check_version(plan_path: Path, artifact: Artifact, version: str) -> None:
 
 
 def check_gpu(plan_path: Path, artifact: Artifact, gpu: Gpu) -> None:
-    """Raise EngineError where the plan was built for another GPU.
+    """Raise EngineError if the plan was built for another GPU.
 
-    TensorRT's plans are tuned for one model of GPU unless they were built to be compatible with
-    more, TensorRT-RTX's for compute capabilities.
+    TensorRT's plans are for one model of GPU, unless built to be compatible with more;
+    TensorRT-RTX's are for compute capabilities.
     """
     built_for = artifact.gpu or ""
     level = artifact.built_with.get("hardware_compatibility")
@@ -256,10 +253,10 @@ def _numbers(version: str) -> list[int]:
 
 @cache
 def shared_logger(trt: Any) -> Any:  # noqa: ANN401 (a class of a module that is chosen at run time)
-    """The logger that keeps what went wrong: the calls themselves only return None or False.
+    """Return the logger that remembers errors, since failed calls only return None or False.
 
-    One for the process: the library keeps the first it is given for as long as anything it made is
-    alive, and calls it for all others too.
+    The process has only one: the library keeps the first logger it is given while any of its
+    objects is alive, and uses it for all others too.
     """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
@@ -272,11 +269,11 @@ def shared_logger(trt: Any) -> Any:  # noqa: ANN401 (a class of a module that is
                 self._lines.append(message)
 
         def forget(self) -> None:
-            """Something new begins, which earlier errors say nothing about."""
+            """Forget the errors so far, before something new begins."""
             self._lines.clear()
 
         def reason(self) -> str:
-            """The first error since the last call, which the later ones follow from."""
+            """Return the first error since the last call, as it causes the later ones."""
             line = self._lines[0] if self._lines else "it gives no reason"
             self.forget()
             return line
@@ -285,7 +282,7 @@ def shared_logger(trt: Any) -> Any:  # noqa: ANN401 (a class of a module that is
 
 
 def create(factory: Callable[[Any], Any], logger: Any) -> Any:  # noqa: ANN401
-    """A Builder or Runtime; raises EngineError where the library can't start."""
+    """Create a Builder or Runtime; raises EngineError if the library can't start."""
     logger.forget()
     try:
         return factory(logger)

@@ -15,7 +15,7 @@ class TorchRunner(Runner):
     """Runs a checkpoint's network in eval mode."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
-        """`device` is cpu or cuda."""
+        """Build the network on `device`, cpu or cuda."""
         self._device = torch.device(device)
         self.network = normalized_network(checkpoint, device)
         self.backend = f"torch-{device}"
@@ -25,25 +25,25 @@ class TorchRunner(Runner):
 
     @torch.inference_mode()
     def run(self, images: UInt8Array) -> FloatArray:
-        """uint8 RGB (N, S, S, 3) -> float32 logits (N, num_classes)."""
+        """Map uint8 RGB (N, S, S, 3) to float32 logits (N, num_classes)."""
         logits: FloatArray = self.network(torch.from_numpy(images).to(self._device)).cpu().numpy()
         return logits
 
 
 def normalized_network(checkpoint: Checkpoint, device: str) -> Normalized:
-    """The checkpoint's network behind its normalisation: in eval mode, in full float32."""
+    """Build the checkpoint's network with its normalisation, in eval mode, in full float32."""
     use_full_float32()
     config = checkpoint.preprocess
     return Normalized(checkpoint.build_model(), config.mean, config.std).eval().to(device)
 
 
 def use_full_float32() -> None:
-    """No TF32 on GPUs: it keeps 10 bits of each factor, and the reference is float32 everywhere."""
+    """Turn off TF32 on GPUs, which keeps only 10 bits of each factor; the reference is float32."""
     torch.backends.cudnn.allow_tf32 = False
 
 
 def resolve_device(device: str) -> str:
-    """cpu or cuda for --device; raises EngineError where cuda is asked for and missing."""
+    """Resolve --device to cpu or cuda; raises EngineError if cuda is asked for and missing."""
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineError("--device cuda", "torch finds no GPU", "a GPU", "use --device cpu")
     if device == "auto":

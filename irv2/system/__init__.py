@@ -1,1 +1,1 @@
-"""The machine below: files, the cache, cores, progress on a terminal."""
+"""Access to the machine: files, the cache, cores, GPUs, progress on a terminal."""

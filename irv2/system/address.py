@@ -1,4 +1,4 @@
-"""HOST:PORT as users write it."""
+"""Addresses as users write them, HOST:PORT."""
 
 import re
 
@@ -6,9 +6,9 @@ _HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[^][]*)\]|(?P<host>.*)):(?P<port>[0-9]{1
 
 
 def host_and_port(text: str) -> tuple[str, int] | None:
-    """Split `host:8500` or `[::1]:8500`; None where there is no port from 0 to 65535.
+    """Split `host:8500` or `[::1]:8500`; None if there is no port from 0 to 65535.
 
-    The host comes without the brackets of IPv6; whether there is such a host is not looked at.
+    IPv6 hosts lose their brackets; whether the host exists is not checked.
     """
     match = _HOST_PORT.fullmatch(text)
     if match is None or int(match["port"]) > 65535:

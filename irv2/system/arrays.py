@@ -1,4 +1,4 @@
-"""Named arrays as bytes and back (.npz): ledgers, self-tests, what the user's cache keeps."""
+"""Named arrays to bytes and back (.npz): for ledgers, self-tests and the user's cache."""
 
 import io
 from pathlib import Path
@@ -9,17 +9,17 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def bytes_from_arrays(**arrays: ArrayLike) -> bytes:
-    """The contents of an .npz file, compressed."""
+    """Return the contents of a compressed .npz file."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
 def load_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
-    """The arrays of these names. Raises ValueError where the file is damaged or lacks one."""
+    """Load the arrays of these names. Raises ValueError if the file is damaged or lacks one."""
     try:
-        # Opened here, since numpy leaves a file that is no archive open.
+        # Opened here, since numpy does not close a file that is no archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
-    except Exception as error:  # on flipped bytes zipfile, zlib and numpy raise anything
+    except Exception as error:  # for flipped bytes zipfile, zlib and numpy raise anything
         raise ValueError(str(error) or type(error).__name__) from error

@@ -1,4 +1,4 @@
-"""The user's cache folder: an entry that is missing, damaged or could not be kept is made anew."""
+"""The user's cache folder: an entry that is missing, outdated or damaged is made again."""
 
 import logging
 from collections.abc import Callable
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def cache_folder(*names: str) -> Path:
-    """The cache, or a folder in it; perhaps not there yet."""
+    """Return the path of the cache, or of a folder in it, which may not exist yet."""
     return Path(platformdirs.user_cache_dir("irv2"), *names)
 
 
@@ -28,16 +28,16 @@ def cached(
     make: Callable[[], T],
     dump: Callable[[T], bytes],
 ) -> T:
-    """Return what `path` holds, or what `make` gives, which is then kept there.
+    """Return what `path` holds, or else what `make` returns, which is then stored there.
 
-    `load` reads an entry: it gives None if the entry is out of date, and raises ValueError or
-    MsgspecError if it is damaged. A home that is read-only or full is worth a line about `what`.
+    `load` reads an entry: it returns None if the entry is out of date, and raises ValueError or
+    MsgspecError if it is damaged. If the cache can't be written, a log line about `what` says so.
     """
     if path.is_file():
         try:
             found = load(path)
         except (ValueError, msgspec.MsgspecError) as error:
-            logger.warning("%s: unreadable %s, made anew (%s)", path, what, error)
+            logger.warning("%s: unreadable %s, made again (%s)", path, what, error)
         else:
             if found is not None:
                 return found

@@ -1,4 +1,4 @@
-"""Files: whole or not at all, hashes, locks, no room, folders that can't be read."""
+"""Files: atomic writes, hashes, locks, full disks, folders that can't be read."""
 
 import errno
 import fcntl
@@ -15,22 +15,22 @@ from irv2.errors import InputError, Irv2Error
 logger = logging.getLogger(__name__)
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-GO_ON = "free some; the same command goes on from what there is"
+GO_ON = "free some; the same command goes on where this one stopped"
 START_AGAIN = "free some; the same command starts again"
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
+    """Return the hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
-    """Write bytes, or let a function write, beside `path`; then rename over it.
+    """Write bytes, or let a function write, to a file beside `path`; then rename it to `path`.
 
     After a crash at any moment `path` is the old file or the new one, on disk (fsync). A link is
-    replaced, and what it leads to stays as it is; a device or a pipe is written to. Raises OSError,
-    which names `path` however full the disk.
+    replaced and its target stays as it is; a device or a pipe is written to. Raises OSError, which
+    always names `path`.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -66,10 +66,10 @@ def _fsync(path: Path) -> None:
 
 
 def try_lock(file: IO[str]) -> bool:
-    """Lock an open, writable file; False where another process holds the lock.
+    """Lock an open, writable file; return False if another process holds the lock.
 
-    It ends with the process, however that ends, and processes forked from it do not inherit it. A
-    file system that knows no locks (some network disks) is named, and the file taken as locked.
+    The lock ends with the process, however that ends, and forked processes do not inherit it. On
+    a file system without locks (some network disks), log a warning and return True.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,14 +77,14 @@ def try_lock(file: IO[str]) -> bool:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
         logger.warning(
-            "%s: can't be locked (%s); see to it that only one uses it", file.name, error.strerror
+            "%s: can't be locked (%s); make sure that only one uses it", file.name, error.strerror
         )
     return True
 
 
 @contextmanager
 def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
-    """Around the writing of `path`: raises Irv2Error where there is no room for it."""
+    """Around the writing of `path`: raise Irv2Error if the disk is full."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -97,7 +97,7 @@ def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file in `folder` and those below it; raises InputError for one that can't be read."""
+    """Yield every file below `folder`; raises InputError for a folder that can't be read."""
     for place, _, names in os.walk(folder, onerror=_refuse):
         yield from (Path(place, name) for name in names)
 
@@ -108,6 +108,6 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def check_folder_of(out: Path) -> None:
-    """Raises InputError where `out` is to be written and the folder for it is missing."""
+    """Raise InputError if the folder in which `out` is to be written does not exist."""
     if not out.absolute().parent.is_dir():
         raise InputError(out, "no such folder", "an existing one", f"mkdir -p {out.parent}")

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, and calls of the CUDA runtime, each of them checked. No torch."""
+"""The GPUs of this machine, and checked calls of the CUDA runtime, without torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Gpu:
 
 
 def count_gpus() -> int:
-    """How many there are; raises EngineError where there is none, no driver or no cuda-python."""
+    """Count the GPUs; raises EngineError if there is no GPU, no driver or no cuda-python."""
     cuda = import_cuda()
     try:
         count = int(call(cuda.cudaGetDeviceCount))
@@ -32,22 +32,22 @@ def count_gpus() -> int:
 
 
 def find_gpu(index: int = 0) -> Gpu:
-    """That GPU; raises EngineError as `count_gpus` does, and where there are fewer."""
+    """Describe GPU `index`; raises EngineError like `count_gpus`, and if there is no such GPU."""
     count = count_gpus()
     if index >= count:
-        raise EngineError("CUDA", f"{count} GPUs are here", f"at least {index + 1}")
+        raise EngineError("CUDA", f"found {count} GPUs", f"at least {index + 1}")
     properties = call(import_cuda().cudaGetDeviceProperties, index)
     name = properties.name.decode().rstrip("\0")
     return Gpu(name, f"{properties.major}.{properties.minor}", index)
 
 
 def use_gpu(index: int) -> None:
-    """What this thread allocates and launches from now on is on that GPU."""
+    """Make this thread allocate and launch on that GPU from now on."""
     call(import_cuda().cudaSetDevice, index)
 
 
 def import_cuda() -> Any:  # noqa: ANN401 (a module)
-    """The module cuda.bindings.runtime; raises EngineError naming the extra where it is missing."""
+    """Import cuda.bindings.runtime; raises EngineError naming the extra if it is missing."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:
@@ -60,11 +60,11 @@ def import_cuda() -> Any:  # noqa: ANN401 (a module)
 
 
 def call(function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 (what it returns)
-    """Call a function of the CUDA runtime; its result without the status. Raises EngineError."""
+    """Call a function of the CUDA runtime and return its result; raises EngineError on failure."""
     status, *results = function(*args)
     if status:
         cuda = import_cuda()
-        cuda.cudaGetLastError()  # it is told here; TensorRT would take it for its own
+        cuda.cudaGetLastError()  # clear it: TensorRT would take it for its own
         _, text = cuda.cudaGetErrorString(status)
         raise EngineError(f"CUDA {function.__name__}", text.decode())
     return results[0] if results else None

@@ -1,4 +1,4 @@
-"""The machine that this process runs on, in words, for evidence and measurements."""
+"""A description of the machine that this process runs on, for evidence and measurements."""
 
 import os
 import platform
@@ -12,15 +12,15 @@ from irv2.system.gpu import find_gpu
 
 @cache
 def describe_machine() -> str:
-    """Processor, cores that may be used, system, and the GPU if there is one."""
+    """Name the processor, the cores that may be used, the system, and the GPU if there is one."""
     parts = [processor(), f"{num_cores()} cores", f"{platform.system()} {platform.release()}"]
-    with suppress(EngineError):  # none, or nothing installed that could use it
+    with suppress(EngineError):  # no GPU, or nothing installed that could use it
         parts.append(str(find_gpu()))
     return ", ".join(parts)
 
 
 def processor() -> str:
-    """Its model, as the system names it."""
+    """Return the processor's model name as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():
@@ -30,10 +30,10 @@ def processor() -> str:
 
 
 def world_size() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """Return how many processes torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def num_cores() -> int:
-    """Those that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0))

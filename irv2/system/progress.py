@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of long work: a bar on a terminal, or else a plain line every few seconds."""
 
 import logging
 import sys
@@ -23,11 +23,11 @@ def progress(items: Iterable[T], title: str, total: int, unit: str) -> Iterator[
 
 
 class Progress:
-    """The same where one step is several units: `with Progress(...) as bar: bar.advance(n)`."""
+    """Progress in steps of several units: `with Progress(...) as bar: bar.advance(n)`."""
 
     def __init__(self, title: str, total: int, unit: str = "images", done: int = 0) -> None:
         self._title, self._total, self._unit = title, total, unit
-        # No bar either where the lines would not show: in the other processes of a run.
+        # No bar if the lines would not show either, as in all but the first process of a run.
         self._is_terminal = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
         self._bar = tqdm(
             desc=title,
@@ -48,12 +48,12 @@ class Progress:
         self._bar.close()
 
     def expect(self, num: int) -> None:
-        """`num` units turned up that the total does not hold yet."""
+        """Add `num` newly found units to the total."""
         self._total += num
         self._bar.total = self._total
 
     def advance(self, num: int, **shown: str) -> None:
-        """`num` more units are done; `shown` appears behind the rate."""
+        """Count `num` more units as done; `shown` appears after the rate."""
         self._done += num
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(num)

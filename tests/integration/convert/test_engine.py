@@ -375,7 +375,7 @@ def test_a_damaged_plan_is_one_line_before_it_is_loaded(flavour, tmp_path):
         load_engine(flavour.trt, tmp_path / "a.plan", has_own_code=False)
     assert str(caught.value) == (
         f"{tmp_path}/a.plan: its header says malformed engine; expected a plan of tensorrt_rtx; "
-        "irv2 verify --rebuild makes it anew for this machine"
+        "irv2 verify --rebuild makes it again for this machine"
     )
 
 

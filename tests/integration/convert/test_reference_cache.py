@@ -80,4 +80,4 @@ def test_a_damaged_entry_is_said_and_computed_again(checkpoint, exported, cache,
     path.write_bytes(path.read_bytes()[:300] if damage is None else damage)
     again = ask(checkpoint, exported.data)
     np.testing.assert_array_equal(first.logits, again.logits)
-    assert "unreadable reference, made anew" in caplog.text
+    assert "unreadable reference, made again" in caplog.text

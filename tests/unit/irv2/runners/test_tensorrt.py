@@ -160,5 +160,5 @@ def test_an_engine_is_refused_on_a_gpu_that_it_was_not_built_for_and_on_one_that
     ):
         ParallelRunner([partial(here.open, gpu) for gpu in range(2)])
     assert not here.cuda.memory
-    with pytest.raises(EngineError, match="CUDA: 2 GPUs are here; expected at least 3"):
+    with pytest.raises(EngineError, match="CUDA: found 2 GPUs; expected at least 3"):
         here.open(gpu=2)
