@@ -113,7 +113,7 @@ def load_kernel(library: str) -> Kernel:
     """Load the kernel from the library that _bicubic.c was built into."""
     function = ctypes.CDLL(library).irv2_bicubic  # calls through CDLL release Python's lock
     pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-    image, line, buffers = [pointer, size, size, size], [pointer, pointer, size], [pointer, pointer]
+    image, line, buffers = (pointer, size, size, size), (pointer, pointer, size), (pointer, pointer)
     function.argtypes = [*image, *line, *line, *buffers]
     function.restype = None
 
