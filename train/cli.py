@@ -30,32 +30,32 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="The run's folder.  [default: runs/setting-N]")  # fmt: skip
 @click.option("--resume", is_flag=True,
-              help="Insist on a run to resume; one in DIR is resumed all the same.")  # fmt: skip
-@click.option("--show-model", is_flag=True, help="Print the network's blocks and stop.")
+              help="Fail unless DIR holds a run; one is resumed in any case.")  # fmt: skip
+@click.option("--show-model", is_flag=True, help="Print the network's blocks and exit.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the images.")
 @click.option("--learning-rate", type=FloatRange(0, min_open=True),
               help="Initial rate, for steps of 64 images.")  # fmt: skip
-@click.option("--gamma", type=FloatRange(0, 1, min_open=True), help="Factor of a decay.")
+@click.option("--gamma", type=FloatRange(0, 1, min_open=True), help="Factor of each decay.")
 @click.option("--decay-steps", type=click.IntRange(1), help="Steps of 64 images between decays.")
 @click.option(
     "--momentum",
     type=FloatRange(0, 1, min_open=True, max_open=True),
-    help="Nesterov momentum. The original ran with 0.4737; 0.9, which a reader of "
-    "it named as the paper's, makes the effective rate 5.3 times larger; the only report "
-    "of such runs is that they came out wrong.",
+    help="Nesterov momentum. The original ran with 0.4737; 0.9, the paper's according to "
+    "one reader, makes the effective rate 5.3 times larger; the only report of such runs "
+    "is that they came out wrong.",
 )
-@click.option("--weight-decay", type=FloatRange(0), help="On every parameter.")
+@click.option("--weight-decay", type=FloatRange(0), help="Weight decay of every parameter.")
 @click.option(
     "--batch-size",
     type=click.IntRange(2),
     metavar="IMAGES",
-    help="Images per step, of all processes together.  [default: 64, or a group per process]",
+    help="Images per step over all processes.  [default: 64, or a group per process if more]",
 )
 @click.option(
     "--micro-batch",
     type=click.IntRange(2),
     metavar="IMAGES",
-    help="Images at a time through the network; gradients add up. Saves memory.  [default: all]",
+    help="Images per pass, over which gradients add up; saves memory.  [default: all]",
 )
 @click.option("--bn-group", type=click.IntRange(2), metavar="IMAGES",
               help="Images that share batch-norm statistics.")  # fmt: skip
@@ -71,8 +71,8 @@ from irv2.images.resample import RESAMPLERS
 @click.option(
     "--resampling",
     type=click.Choice(list(RESAMPLERS)),
-    help="Of every resized image, in training and evaluation.  [default: torch7-bicubic, "
-    "the original's]",
+    help="Method for every resized image, in training and evaluation.  [default: "
+    "torch7-bicubic, the original's]",
 )
 @click.option(
     "--augmentation",
@@ -81,31 +81,31 @@ from irv2.images.resample import RESAMPLERS
     "moved by up to --max-shift, for small ones.  [default: area-crop]",
 )
 @click.option("--max-shift", type=FloatRange(0, 0.5), metavar="FRACTION",
-              help="Largest shift, of the image's side.  [default: 0]")  # fmt: skip
+              help="Largest shift, as a fraction of the image's side.  [default: 0]")  # fmt: skip
 @click.option(
     "--flip/--no-flip",
     default=None,
-    help="Mirror half of the training images.  [default: flip; on the sample no-flip]",
+    help="Mirror half of the training images.  [default: flip; no-flip for the sample]",
 )
 @click.option("--width", type=FloatRange(0, 4, min_open=True),
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
               metavar="A B C", help="Residual blocks of each grid; published: 5 10 5.")  # fmt: skip
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), help="Of initial weights, order and augmentation."
+    "--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of weights, order and augmentation."
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="Of the forward and backward pass; weights stay float32. TF32 is off.  [default: fp32]",
+    help="Type of forward and backward pass; weights stay float32. TF32 is off.  [default: fp32]",
 )
 @click.option("--deterministic", is_flag=True, default=None,
-              help="On a GPU too the same run gives the same bits, more slowly.")  # fmt: skip
-@click.option("--compile", is_flag=True, help="Use torch.compile: minutes at first, for GPUs.")
+              help="Make runs repeatable to the bit on GPUs too, more slowly.")  # fmt: skip
+@click.option("--compile", is_flag=True, help="Use torch.compile: starts minutes later; for GPUs.")
 @click.option(
     "--checkpoint-activations",
     is_flag=True,
-    help="Compute activations twice to keep fewer; same results. Not with --compile.",
+    help="Store fewer activations and recompute the rest; same results. Not with --compile.",
 )
 @click.option(
     "--recipe",
@@ -117,18 +117,19 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--residual-scale", type=FloatRange(0, min_open=True),
               help="Factor of every residual.  [default: 0.1]")  # fmt: skip
 @click.option("--dropout", type=FloatRange(0, 1, max_open=True),
-              help="Share of features dropped before the last layer.  [default: 0.2]")  # fmt: skip
+              help="Fraction of features that the last layer drops.  [default: 0.2]")  # fmt: skip
 @click.option("--label-smoothing", type=FloatRange(0, 1, max_open=True),
-              help="Share of a label that goes to all classes alike.  [default: 0]")  # fmt: skip
+              help="Fraction of a label spread evenly over all classes.  [default: 0]")  # fmt: skip
 @click.option("--warmup-steps", type=click.IntRange(0),
               help="Steps of 64 images until the full rate.  [default: 0]")  # fmt: skip
 @click.option("--ema-decay", type=FloatRange(0, 1, max_open=True),
-              help="Of an average of the weights; 0: none.  [default: 0]")  # fmt: skip
+              help="Decay of an average of the weights; 0: no average.  [default: 0]")  # fmt: skip
 @click.option(
     "--init-from",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="CKPT",
-    help="Begin with the weights of a checkpoint; with other classes all but the last layer.",
+    help="Begin with a checkpoint's weights, or all but the last layer's if the number of "
+    "classes differs.",
 )
 @click.option(
     "--workers",
@@ -139,7 +140,7 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--save-minutes", type=FloatRange(0), default=10.0, metavar="MINUTES",
               help="Time between checkpoints within an epoch.")  # fmt: skip
 @click.option("--chance-steps", type=click.IntRange(0), default=5000, metavar="STEPS",
-              help="Stop where so many steps were no better than guessing; 0: never.")  # fmt: skip
+              help="Stop after this many steps no better than guessing; 0: never.")  # fmt: skip
 @device_option
 @limit_option
 @bad_images_option
@@ -196,7 +197,7 @@ def main(
         print_json(model) if as_json else click.echo(model["table"])
         return
     result = start.train(request)
-    if result is None:  # another process of the run tells
+    if result is None:  # the first process of the run prints it
         return
     if as_json:
         print_json(result)
@@ -211,7 +212,7 @@ def main(
 
 
 def _command() -> str:
-    """This command line, whichever of its names it was called by; torchrun's where that did."""
+    """Return the command line to start this run again: torchrun's, or this program's."""
     launcher = Path(f"/proc/{os.getppid()}/cmdline")
     if "TORCHELASTIC_RUN_ID" in os.environ and launcher.is_file():
         return shlex.join(os.fsdecode(launcher.read_bytes()).rstrip("\0").split("\0"))

@@ -1,4 +1,4 @@
-"""What stops a run that is going nowhere: numbers that are not finite, errors as by guessing."""
+"""Checks that stop a run that goes nowhere: values that are not finite, errors as by guessing."""
 
 import math
 
@@ -11,29 +11,30 @@ from irv2.train.settings import Recipe
 
 
 class DivergenceError(Irv2Error):
-    """The loss is no longer a number, or nothing is learnt."""
+    """A training run whose loss is no longer finite, or that learns nothing."""
 
 
 class Guard:
     """Watches a run's totals: loss, images wrong in top 1 and in top 5, images.
 
-    After every `chance_steps` steps it compares the errors since then with chance; 0: never.
+    Every `chance_steps` steps it compares the errors since the last comparison with chance; 0:
+    never.
     """
 
     def __init__(self, run: Run, recipe: Recipe, num_classes: int, chance_steps: int) -> None:
         self._run, self._recipe, self._chance_steps = run, recipe, chance_steps
         self._chance = 1 / num_classes
-        self.since = torch.zeros(4, dtype=torch.float64)  # totals since chance was last looked at
+        self.since = torch.zeros(4, dtype=torch.float64)  # totals since the last comparison
 
     def check_step(self, step: int, totals: Tensor) -> None:
-        """Count a step. Raises DivergenceError where the last ones were no better than guessing."""
+        """Count a step. Raises DivergenceError if the last steps were no better than guessing."""
         self.since = self.since.to(totals.device) + totals
         if not self._chance_steps or step % self._chance_steps:
             return
         _, wrong, _, num = self.since.tolist()
         deviation = math.sqrt(num * self._chance * (1 - self._chance))
         most_by_chance = num * self._chance + 3 * deviation
-        if most_by_chance >= num:  # too few images to tell: they are looked at with the next ones
+        if most_by_chance >= num:  # too few images to tell: compare them with the next ones
             return
         self.since = torch.zeros_like(self.since)
         if num - wrong <= most_by_chance:
@@ -45,7 +46,7 @@ class Guard:
             )
 
     def check_finite(self, step: int, what: str, is_finite: bool) -> None:
-        """Raises DivergenceError where `what` is not finite."""
+        """Raise DivergenceError about `what` unless `is_finite`."""
         if not is_finite:
             raise self._diverged(step, f"{what} not finite", "finite numbers")
 

@@ -1,8 +1,8 @@
 """The training loop: epochs of steps, checkpoints, evaluation of the file just written.
 
 Source: fb.resnet.torch's train.lua with the fork's learning rate per iteration. Resuming is exact:
-the order of images, their augmentation, the learning rate and what dropout drops are functions of
-seed and step; the checkpoint holds the optimiser's momentum and the position.
+the order of images, their augmentation, the learning rate and dropout are functions of seed and
+step; the checkpoint holds the optimiser's momentum and the position.
 """
 
 import dataclasses
@@ -42,10 +42,10 @@ SHOW_EVERY_STEPS = 10
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What does not decide the weights: where, how and how guarded the run is.
+    """Everything about a run that does not decide its weights.
 
-    `workers` processes decode for training, 0: the trainer itself; `threads` for evaluation. After
-    every `chance_steps` steps that were no better than chance it stops; 0: never.
+    `workers` processes decode for training (0: the trainer itself), `threads` for evaluation. The
+    run stops after `chance_steps` steps no better than chance; 0: never.
     """
 
     computation: Computation
@@ -78,12 +78,12 @@ class Trainer:
         self._epoch = 1  # the epoch being trained
         self._batch = 0  # its next batch
         self._step = 0  # optimiser steps so far, over the whole run
-        self._totals = self._zeros()  # of the epoch: loss, top-1, top-5 wrong, images
-        self._waited_s = 0.0  # for images, in this epoch
+        self._totals = self._zeros()  # of the epoch: loss, wrong in top 1 and top 5, images
+        self._waited_s = 0.0  # waiting for images, in this epoch
         self._saved_at = time.monotonic()
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on exactly where `checkpoint` was written."""
+        """Continue exactly where `checkpoint` was written."""
         state = checkpoint.training
         self._learner.load(checkpoint)
         self._epoch, self._batch, self._step = state["epoch"], state["batch"], checkpoint.step
@@ -94,11 +94,11 @@ class Trainer:
             self._next_epoch()
 
     def train(self) -> None:
-        """Train to the last epoch. A signal saves and then raises KeyboardInterrupt or Terminated.
+        """Train to the last epoch. On a signal, save, then raise KeyboardInterrupt or Terminated.
 
         Raises, after saving, ImageError for an unreadable image and EngineError for a lost worker.
-        Raises DivergenceError where the loss is not finite or nothing is learnt, and EngineError
-        where a step can't be computed; the last checkpoint stays.
+        Raises DivergenceError if the loss is not finite or nothing is learnt, and EngineError if
+        a step can't be computed; then the last checkpoint stays as it is.
         """
         try:
             with self._interrupt, self._saver:
@@ -160,7 +160,7 @@ class Trainer:
         self._batch = last
 
     def _next(self, batches: Iterator[tuple[int, Batch]]) -> tuple[int, Batch, int] | None:
-        """The next batch with its number and its images in all processes; None after the last.
+        """Return the next batch's number, this share, and images in all processes; None at the end.
 
         An unreadable image or a lost worker in any process ends all, once the state is saved.
         """
@@ -181,7 +181,7 @@ class Trainer:
         return number, batch, num_images
 
     def _shown(self) -> dict[str, str]:
-        """Where the epoch stands; this is where a loss that is no number is noticed."""
+        """Return the epoch's means so far for display; raises DivergenceError for a bad loss."""
         means = self._means()
         loss = means["train_loss"]
         self._guard.check_finite(self._step, f"the loss is {loss},", math.isfinite(loss))
@@ -200,7 +200,7 @@ class Trainer:
         }
 
     def _after_step(self) -> None:
-        """Save where it is due or a signal came to any process, and stop for the signal."""
+        """Save if it is due or any process got a signal, and then stop for the signal."""
         if self._step == 1:
             logger.info("peak memory after step 1: %.0f MiB", peak_memory_mib(self._device))
         is_due = time.monotonic() - self._saved_at > 60 * self._machine.save_minutes
@@ -216,8 +216,8 @@ class Trainer:
             self._interrupt.stop(signal_number)
 
     def _save(self) -> None:
-        # Not the loss alone: a bad last step leaves none, and a step that fp16 skips may leave
-        # statistics that are no numbers.
+        # Check more than the loss: it does not show a bad last step, and a step that fp16 skips may
+        # leave statistics that are not finite.
         is_finite = self._learner.is_finite and bool(self._totals.isfinite().all())
         [is_bad] = self._processes.largest(int(not is_finite))
         self._guard.check_finite(self._step, "weights, statistics or loss are", not is_bad)
@@ -225,7 +225,7 @@ class Trainer:
         self._processes.from_first(lambda: self._saver.save(self._checkpoint(), self._run.last))
 
     def _wait_for_save(self) -> None:
-        """In all processes: torchrun kills those that are left when one has ended."""
+        """Make all processes wait: torchrun kills the others once one has ended."""
         self._processes.from_first(self._saver.wait)
 
     def _checkpoint(self) -> Checkpoint:
@@ -249,7 +249,7 @@ class Trainer:
         )
 
     def _finish_epoch(self, seconds: float, num_images: float) -> None:
-        """Evaluate the file just written and enter its errors."""
+        """Evaluate the file just written and record its errors."""
         candidates = self._processes.from_first(self._candidates)
         row = {
             "epoch": self._epoch,
@@ -258,14 +258,14 @@ class Trainer:
             **self._means(),
             **self._evaluate(candidates),
             "images_per_s": num_images / seconds,
-            # On a GPU an upper bound: what is queued there goes on meanwhile.
+            # An upper bound on a GPU, which goes on with queued work meanwhile.
             "data_wait_percent": 100 * self._waited_s / seconds,
         }
         self._processes.from_first(lambda: self._run.finish_epoch(row, candidates))
         self._log_epoch(row, seconds)
 
     def _candidates(self) -> dict[str, Checkpoint]:
-        """The networks in the file: the weights, and their average where the recipe has one."""
+        """Load the networks in the file: the weights (""), and their average ("ema_") if any."""
         written = Checkpoint.load(self._run.last)
         raw = dataclasses.replace(written, training={})
         if "ema" not in written.training:
@@ -273,7 +273,7 @@ class Trainer:
         return {"": raw, "ema_": dataclasses.replace(raw, state_dict=written.training["ema"])}
 
     def _evaluate(self, candidates: dict[str, Checkpoint]) -> dict[str, float]:
-        """Errors of each in percent, every image counted once, by one of the processes."""
+        """Measure each candidate's errors in percent; every image is counted by one process."""
         device = str(self._device)
         runners = [TorchRunner(checkpoint, device) for checkpoint in candidates.values()]
         with self._interrupt.at_once():

@@ -1,8 +1,8 @@
 """The processes of one run: those that torchrun started, or this one alone.
 
-Every process holds the whole network and trains on its share of each batch. The first one alone
-writes files and log lines. What all must agree on (image counts, a signal, an error) goes through
-small tensors on the CPU; DistributedDataParallel sums the gradients.
+Every process holds the whole network and trains on its share of each batch. Only the first one
+writes files and log lines. Processes agree on image counts, signals and errors by exchanging small
+tensors on the CPU; DistributedDataParallel sums the gradients.
 """
 
 import logging
@@ -17,8 +17,9 @@ from typing import NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-# Its functions take the group of the moment as a default: imported by DistributedDataParallel,
-# after a group was made, they keep it and its threads to the interpreter's end, which may abort.
+# Imported before any group exists, since its functions take the current group as a default: if
+# DistributedDataParallel imported it later, they would keep the group and its threads alive until
+# the interpreter ends, which may then abort.
 import torch.distributed.nn
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processes:
-    """This process among those of the run; `local` counts those of this machine."""
+    """This process's place in the run; `local` values count only processes on this machine."""
 
     rank: int = 0
     size: int = 1
@@ -43,21 +44,21 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the process that writes."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values` summed over the processes, in place."""
+        """Sum `values` over the processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def totals(self, *numbers: int) -> list[int]:
-        """Of each number the sum over the processes."""
+        """Sum each number over the processes."""
         return [int(value) for value in self.sum(torch.tensor(numbers)).tolist()]
 
     def largest(self, *numbers: int) -> list[int]:
-        """Of each number the largest that a process has."""
+        """Return the largest of each number over the processes."""
         if self.size == 1:
             return list(numbers)
         values = torch.tensor(numbers)
@@ -65,7 +66,7 @@ class Processes:
         return [int(value) for value in values.tolist()]
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the first process; an Irv2Error there ends all, told once."""
+        """Return in all processes what `work` returns in the first; an Irv2Error there ends all."""
         if self.size == 1:
             return work()
         outcome: list[T | Irv2Error | None] = [None]
@@ -74,7 +75,7 @@ class Processes:
                 outcome = [work()]
             except Irv2Error as error:
                 outcome = [error]
-            except OSError as error:  # no permission, no room, a disk that is gone
+            except OSError as error:  # no permission, a full disk, a disk that is gone
                 outcome = [Irv2Error(error.filename or "system", error.strerror or str(error))]
         dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         [result] = outcome
@@ -83,25 +84,25 @@ class Processes:
         return result  # type: ignore[return-value]
 
     def fail(self, error: Irv2Error) -> NoReturn:
-        """End every process for an error that all have found; the first tells it."""
+        """End every process for an error that all have found; only the first reports it."""
         raise error if self.is_first else SystemExit(error.exit_code)
 
     def together(self, work: Callable[[], T]) -> T:
-        """`work` in every process; an Irv2Error in any ends all, told by the first that has one."""
+        """Do `work` in every process; an Irv2Error in any ends all, reported by the lowest rank."""
         mine: list[T] = []
         found = None
         try:
             mine.append(work())
         except Irv2Error as error:
             found = error
-        turn = self.size - self.rank  # the first process's is the largest
-        status, teller = self.largest(*((found.exit_code, turn) if found else (0, 0)))
+        turn = self.size - self.rank  # largest in the first process
+        status, reporter = self.largest(*((found.exit_code, turn) if found else (0, 0)))
         if status:
-            raise found if found and teller == turn else SystemExit(status)
+            raise found if found and reporter == turn else SystemExit(status)
         return mine[0]
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """`work` in the first process and, once it is done there, in the others."""
+        """Do `work` in the first process and, once it is done there, in the others."""
         mine: list[T] = []
         self.from_first(lambda: mine.append(work()))
         return mine[0] if mine else work()
@@ -109,11 +110,11 @@ class Processes:
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started with this one (its environment says so), if any.
+    """Join the other processes that torchrun started, if any, as found in the environment.
 
-    `device` is --device's. Nothing that uses the group, as a DistributedDataParallel does, may
-    outlive the block. Raises Irv2Error where the device is missing, or where a process is lost:
-    torchrun then ends, or restarts, all.
+    `device` is the value of --device. Nothing that uses the group, such as a
+    DistributedDataParallel, may outlive the block. Raises Irv2Error if the device is missing or
+    a process is lost: torchrun then ends, or restarts, all.
     """
     processes = _from_environment()
     if processes.size == 1:
@@ -127,16 +128,16 @@ def joined(device: str) -> Iterator[Processes]:
     if has_gpu:
         torch.cuda.set_device(processes.local_rank)
     try:
-        # Without a GPU too they connect, to agree on who says so.
+        # They connect even without a GPU, to agree on which one reports the error.
         _connect("cpu:gloo,cuda:nccl" if has_gpu else "cpu:gloo", processes)
         processes.together(lambda: check_gpus(resolve_device(device), num_gpus, processes))
         yield processes
     except BaseException as error:
         is_lost = _means_lost_peer(error)
-        if is_lost:  # torchrun's SIGTERM, which follows, would hide it
+        if is_lost:  # ignore torchrun's SIGTERM, which follows and would hide the error
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _forget_locals(error)
-        # A gloo that is left to the interpreter's end may abort; NCCL might wait here for others.
+        # If gloo lives until the interpreter ends, it may abort; NCCL might wait here for others.
         if dist.is_initialized() and not has_gpu:
             dist.destroy_process_group()
         if not is_lost:
@@ -145,17 +146,17 @@ def joined(device: str) -> Iterator[Processes]:
             f"process {processes.rank} of {processes.size}",
             "lost the others",
             "all of them alive",
-            "see what ended first; torchrun --max-restarts N starts all again from the last save",
+            "see which ended first; torchrun --max-restarts N restarts all from the last save",
         ) from error
     else:
         dist.destroy_process_group()
 
 
 def _forget_locals(error: BaseException | None) -> None:
-    """Free what the frames of a failure hold, which a DistributedDataParallel may be among.
+    """Free what the frames of a failure hold, such as a DistributedDataParallel.
 
-    It keeps the process group, and where it is the last to do so ends gloo with the interpreter's
-    lock held, for which gloo's threads may wait.
+    If that is the last to hold the process group, it ends gloo while holding the interpreter's
+    lock, for which gloo's threads may wait.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
@@ -163,7 +164,7 @@ def _forget_locals(error: BaseException | None) -> None:
 
 
 def check_gpus(device: str, num_gpus: int, processes: Processes) -> None:
-    """Raises UsageError where, on cuda, this machine has fewer GPUs than processes of the run."""
+    """Raise UsageError if, on cuda, this machine has fewer GPUs than processes of the run."""
     if device == "cuda" and num_gpus < processes.local_size:
         raise UsageError(
             "--device cuda",
@@ -175,9 +176,9 @@ def check_gpus(device: str, num_gpus: int, processes: Processes) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Within, SIGTERM and Ctrl-C end the process: waiting in C++ for the others, it hears no more.
+    """Within the block, let SIGTERM and Ctrl-C end the process while it waits in C++ for others.
 
-    Nothing is lost by that, since nothing has begun.
+    Python's handlers would not run there; nothing is lost, since nothing has begun.
     """
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
@@ -192,23 +193,18 @@ def _ended_by_signals() -> Iterator[None]:
 def _connect(backend: str, processes: Processes) -> None:
     store, rank, size = next(rendezvous("env://"))
     if processes.local_size == size:
-        # torchrun keeps its store over restarts, with the addresses of the processes that ended:
-        # new ones would wait for those. On several machines the counts of restarts may differ;
-        # there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps (docs/training.md).
+        # torchrun keeps its store over restarts, with the addresses of ended processes, for which
+        # new ones would wait. On several machines the counts of restarts may differ; then
+        # TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps (docs/training.md).
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def _from_environment() -> Processes:
-    names = {
-        "rank": "RANK",
-        "size": "WORLD_SIZE",
-        "local_rank": "LOCAL_RANK",
-        "local_size": "LOCAL_WORLD_SIZE",
-    }
     if world_size() == 1:
         return Processes()
-    missing = [name for name in names.values() if name not in os.environ]
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    missing = [name for name in names if name not in os.environ]
     if missing:
         raise Irv2Error(
             "WORLD_SIZE",
@@ -216,11 +212,12 @@ def _from_environment() -> Processes:
             "all of them, as torchrun sets them",
             "start with torchrun",
         )
-    return Processes(**{key: int(os.environ[name]) for key, name in names.items()})
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+    return Processes(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
 
 
 def _means_lost_peer(error: BaseException) -> bool:
-    # gloo raises plain RuntimeErrors, told apart by its file names in their text.
+    # gloo raises plain RuntimeErrors, recognised by its file names in their text.
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error)
     )

@@ -1,4 +1,4 @@
-"""The original's settings, and what a run makes of them.
+"""The original's settings, and the recipe that a run derives from them.
 
 Source: the release notes of lim0606's torch-inception-resnet-v2. A `Recipe` holds every value that
 changes the weights; it is stored with the run and must be the same to resume it.
@@ -16,20 +16,18 @@ from irv2.model.paper import ModelConfig
 Augmentation = Literal["area-crop", "shift"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-# The schedules of settings are given for this many images per step.
-REFERENCE_BATCH = 64
-# ImageNet: 1,281,167 images are 20,019 steps of 64 (the last of 15).
-REFERENCE_STEPS_PER_EPOCH = 20_019
+REFERENCE_BATCH = 64  # images per step in the settings' schedules
+REFERENCE_STEPS_PER_EPOCH = 20_019  # for ImageNet's 1,281,167 images; the last step has 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides the weights, but for the images.
+    """Everything that decides the weights, except the images; raises UsageError if inconsistent.
 
-    Steps are optimiser steps of 64 images: between two decays, of the linear warm-up from 0, and
-    of the cosine to 0 that replaces the decays where it is set. `bn_group` is the number of images
+    Step counts are optimiser steps of 64 images: between two decays, of the linear warm-up from 0,
+    and of the cosine to 0 that replaces the decays if it is set. `bn_group` is the number of images
     that share batch-norm statistics. `max_shift` is a fraction of the image's side. `init_sha256`
-    is the file whose weights the run began with.
+    is the hash of the file with whose weights the run began.
     """
 
     setting: str
@@ -86,21 +84,21 @@ class Recipe:
 
     @property
     def bn_groups(self) -> int:
-        """How many groups a full batch has."""
+        """Number of batch-norm groups in a full batch."""
         return self.batch_size // self.bn_group
 
     def num_batches(self, num_images: int) -> int:
-        """How many steps an epoch has; batch norm can't normalise a last batch of one image."""
+        """Count an epoch's steps, without a last batch of one image (batch norm can't take it)."""
         full, rest = divmod(num_images, self.batch_size)
         return full + (rest > 1)
 
     @property
     def preprocess(self) -> Preprocess:
-        """The evaluation preprocessing that belongs to it."""
+        """The evaluation preprocessing that belongs to this recipe."""
         return Preprocess(resize=self.resize, crop=self.image_size, resampling=self.resampling)
 
     def model_config(self, num_classes: int) -> ModelConfig:
-        """The network to train."""
+        """Return the configuration of the network to train."""
         return ModelConfig(
             num_classes=num_classes,
             blocks=self.blocks,
@@ -110,11 +108,11 @@ class Recipe:
         )
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of optimiser step `step`, counted from 1 over the whole run.
+        """Return the learning rate of optimiser step `step`, counted from 1 over the whole run.
 
-        As the original (fork, train.lua, learningRateStep), whose step 12800 already has the lower
-        rate. With another batch size both follow the images seen: 2 x 64 images per step have
-        twice the rate and decay after half as many steps.
+        As in the original (fork, train.lua, learningRateStep), step 12800 already has the lower
+        rate. For other batch sizes rate and decay follow the images seen: 2 x 64 images per step
+        give twice the rate and decays after half as many steps.
         """
         scale = self.batch_size / REFERENCE_BATCH
         rate = float(self.learning_rate * scale)
@@ -127,27 +125,27 @@ class Recipe:
         return float(rate * self.gamma**decays)
 
     def ema_decay_at(self, step: int) -> float:
-        """The decay of the weights' average at `step`: young averages forget their start sooner."""
+        """Return the decay of the weights' average at `step`, smaller in the first steps."""
         return min(self.ema_decay, (1 + step) / (10 + step))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as in config.json and checkpoints."""
+        """Return plain values, as in config.json and checkpoints."""
         return {**dataclasses.asdict(self), "blocks": list(self.blocks)}
 
     def __str__(self) -> str:
-        """Every value under the name of its option."""
+        """List every value under the name of its option."""
         values = {**self.to_json(), "blocks": " ".join(map(str, self.blocks))}
         return ", ".join(f"{name} {value}" for name, value in values.items() if value != "")
 
     def differences(self, other: "Recipe") -> list[str]:
-        """`name here (there)` for each value that differs."""
+        """List `name own (other's)` for each value that differs."""
         mine, theirs = self.to_json(), other.to_json()
         return [
             f"{name} {mine[name]} ({theirs[name]})" for name in mine if mine[name] != theirs[name]
         ]
 
 
-# What a run did before it was an option: runs of older versions lack such values.
+# Values that runs of older versions lack, because they were not options yet.
 RECIPE_DEFAULTS = {
     field.name: field.default
     for field in dataclasses.fields(Recipe)
@@ -168,12 +166,12 @@ SAMPLE_WIDTH = 0.25
 
 
 def sample_recipe(setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS) -> Recipe:
-    """A setting for a small network of the same blocks on the built-in sample.
+    """Adapt a setting to a small network of the same blocks on the built-in sample.
 
-    A narrow network needs a smaller learning rate, in proportion to its width: batch norm makes
-    the weights' scale free, and the initial one shrinks with the fan-in. Momentum is 0.9: with the
-    setting's 0.4737 so few steps end at several times the error (DECISIONS.md). The run has as many
-    decays as the setting's, but for the rounding of `decay_steps` to whole steps.
+    A narrow network needs a learning rate reduced in proportion to its width: batch norm leaves the
+    scale of weights free, and their initial scale shrinks with the fan-in. Momentum is 0.9: with
+    the setting's 0.4737, so short a run ends at several times the error (DECISIONS.md). The number
+    of decays is the setting's, up to the rounding of `decay_steps` to whole steps.
     """
     full = SETTINGS[setting]
     steps = epochs * math.ceil(num_images / full.batch_size)
@@ -190,15 +188,15 @@ def sample_recipe(setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS) ->
         image_size=75,
         augmentation="shift",
         max_shift=1 / 8,  # one pixel of the 8x8 scans
-        flip=False,  # a mirrored digit is another sign
+        flip=False,  # a mirrored digit is a different symbol
     )
 
 
 def modern_recipe(base: Recipe, num_images: int) -> Recipe:
-    """`base` with what later work added, over its epochs; none of it is the original's.
+    """Add to `base` what later work introduced and the original lacks, over the same epochs.
 
     Label smoothing (arXiv:1512.00567), warm-up (arXiv:1706.02677), cosine (arXiv:1608.03983) and
-    the average of the weights, which the paper too evaluated. Momentum is the usual 0.9.
+    the average of the weights, which the paper evaluated too. Momentum is the usual 0.9.
     """
     batches = base.epochs * base.num_batches(num_images)
     # Rounded up, so that the rate is above 0 to the last step.
@@ -214,5 +212,5 @@ def modern_recipe(base: Recipe, num_images: int) -> Recipe:
 
 
 def split_groups(num_images: int, num_groups: int) -> int:
-    """The number of batch-norm groups in a batch of `num_images`: each has at least two images."""
+    """Return how many batch-norm groups, each of at least two images, `num_images` make."""
     return 1 if num_images < 4 else min(num_groups, num_images // 2)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C that wait for a good moment."""
+"""SIGTERM and Ctrl-C, held back until the work can stop."""
 
 import signal
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from irv2.cli.program import Terminated
 
 
 class Interrupt:
-    """Remembers a signal until the work asks; a second one stops at once.
+    """Remembers a signal until the work asks for it; a second signal stops the work at once.
 
-    A context manager around the work; afterwards the handlers from before are back. With
-    `is_repeated` a second one says nothing new: torchrun passes on what a terminal has already
-    sent to every process, and kills by itself what takes too long.
+    A context manager around the work, which restores the handlers afterwards. With `is_repeated`
+    a second signal is ignored: torchrun repeats what a terminal has already sent to every process,
+    and itself kills processes that take too long.
     """
 
     def __init__(self, is_repeated: bool = False) -> None:
@@ -35,12 +35,12 @@ class Interrupt:
 
     @property
     def received(self) -> int:
-        """The number of the signal that has arrived; 0: none."""
+        """The number of the last signal received; 0: none."""
         return self._received
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within, nothing is lost by stopping: a signal raises immediately."""
+        """Within the block, where stopping loses nothing, let a signal raise immediately."""
         self.stop(self._received)
         self._at_once = True
         try:

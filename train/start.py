@@ -1,4 +1,4 @@
-"""From a command line to a running trainer: data, recipe, run folder, resume."""
+"""From a command line to a running trainer: data, recipe, run folder, resuming."""
 
 import dataclasses
 import hashlib
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the user asked for; `overrides` are fields of Recipe given on the command line.
+    """The user's options; `overrides` are fields of Recipe given on the command line.
 
-    `command` is that line, for whoever wants to resume the run.
+    `command` is that line, shown to resume the run.
     """
 
     setting: str
@@ -58,18 +58,18 @@ class Request:
 
 
 def train(request: Request) -> dict[str, Any] | None:
-    """Train, or resume, to the last epoch; returns the best epoch's errors and files.
+    """Train or resume to the last epoch; return the best epoch's errors (percent) and files.
 
-    Among several processes only the first has something to return. Raises Irv2Error; on SIGTERM or
-    Ctrl-C the state is saved first.
+    Of several processes only the first returns a result. Raises Irv2Error; on SIGTERM or Ctrl-C
+    the state is saved first.
     """
     with joined(request.device) as processes:
-        # In a function of its own: what uses the processes' group must be gone when it ends.
+        # A separate function, whose end frees everything that uses the process group.
         return _train_among(processes, request)
 
 
 def _train_among(processes: Processes, request: Request) -> dict[str, Any] | None:
-    with ExitStack() as held:
+    with ExitStack() as lock:
         train_set, val_set = data = processes.in_turn(lambda: _open_data(request))
         on_sample = is_sample(resolve_data(request.data))
         recipe = processes.from_first(
@@ -81,16 +81,16 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
         _log_recipe(recipe, train_set, val_set)
         _log_machine(recipe, machine, processes)
         config = run_config(recipe, train_set, val_set)
-        of_first = processes.from_first(lambda: config["data"])
-        processes.together(lambda: _check_copy(train_set.root.parent, config["data"], of_first))
+        expected = processes.from_first(lambda: config["data"])
+        processes.together(lambda: _check_copy(train_set.root.parent, config["data"], expected))
         config["machine"] = _machine_json(machine, processes, request.command)
         run = Run(request.out, config)
         processes.from_first(lambda: run.check(must_exist=request.resume))
         rows = processes.from_first(run.metrics)
         if rows and rows[-1]["epoch"] == recipe.epochs:
-            logger.info("%s: finished before, nothing to do", run.path)
+            logger.info("%s: already finished, nothing to do", run.path)
         else:
-            processes.from_first(lambda: held.enter_context(run.locked()))
+            processes.from_first(lambda: lock.enter_context(run.locked()))
             checkpoint = processes.from_first(run.start)
             init_from = request.init_from if checkpoint is None else None
             model = processes.together(lambda: initial_model(recipe, train_set.classes, init_from))
@@ -112,7 +112,7 @@ def _train(
     try:
         trainer.train()
     except (KeyboardInterrupt, Terminated, ImageError, EngineError, SystemExit):
-        # the last: another process has failed
+        # SystemExit: another process has failed
         if processes.is_first and run.last.is_file():
             option = "" if request.resume else " --resume"
             logger.warning("saved %s; resume with: %s%s", run.last, request.command, option)
@@ -129,9 +129,10 @@ def _open_data(request: Request) -> tuple[ImageFolder, ImageFolder]:
 def resolve_recipe(
     request: Request, on_sample: bool, num_images: int, num_processes: int = 1
 ) -> Recipe:
-    """The setting, made fit for the sample where that is the data, with the user's overrides.
+    """Derive the recipe from the setting, adapted to the sample if that is the data, and overrides.
 
-    More processes than the original's two make the batch larger: each keeps a group.
+    More processes than the original's two enlarge the batch: each has at least one group. Raises
+    UsageError for contradicting options and CheckpointError if --init-from does not exist.
     """
     base = SETTINGS[request.setting]
     overrides = dict(request.overrides)
@@ -150,11 +151,11 @@ def resolve_recipe(
     group = overrides.get("bn_group", base.bn_group)
     overrides.setdefault("batch_size", max(base.batch_size, group * num_processes))
     if request.init_from is not None:
-        # Once begun, a run needs the file no more.
+        # A run that has begun no longer needs the file.
         begun = None if request.init_from.exists() else Run(request.out, {}).initial_sha256
         overrides["init_sha256"] = begun or fingerprint(request.init_from)
     recipe = dataclasses.replace(base, **overrides)
-    if request.modern:  # its cosine ends with the run, so it needs the final epochs and batches
+    if request.modern:  # computed last: its cosine depends on the final epochs and batch size
         recipe = dataclasses.replace(modern_recipe(recipe, num_images), **overrides)
     return recipe
 
@@ -162,7 +163,7 @@ def resolve_recipe(
 def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine:
     cores = max(1, num_cores() // processes.local_size)
     workers = request.workers
-    if workers is None:  # the sample's 1437 small files are not worth starting processes for
+    if workers is None:  # the sample's 1437 small files don't merit starting processes
         workers = 0 if on_sample else cores
     device = resolve_device(request.device)
     if device == "cuda":
@@ -183,7 +184,7 @@ def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine
 
 
 def show_model(request: Request) -> dict[str, Any]:
-    """The network's blocks: of the setting for 1000 classes, or for the classes of --data."""
+    """Summarise the network's blocks for the classes of --data, or for 1000 classes without it."""
     recipe = resolve_recipe(request, on_sample=False, num_images=0)
     num_classes = len(open_split(request.data, "train").classes) if request.data else 1000
     config = recipe.model_config(num_classes)
@@ -200,7 +201,7 @@ def show_model(request: Request) -> dict[str, Any]:
 
 
 def run_config(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) -> dict[str, Any]:
-    """What a run must have in common with one that it resumes, and where the images lie."""
+    """Return what a run must have in common with the one it resumes, and where the images lie."""
     files = hashlib.sha256("\n".join([*train_set.files, "", *val_set.files]).encode())
     labels = hashlib.sha256(json.dumps(train_set.classes).encode())
     for split in (train_set, val_set):
@@ -213,25 +214,25 @@ def run_config(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) -> 
             "num_val": len(val_set),
             "num_classes": len(train_set.classes),
             "files_sha256": files.hexdigest(),
-            "labels_sha256": labels.hexdigest(),  # classes, labels, and where in its shard each is
+            "labels_sha256": labels.hexdigest(),  # over classes, labels and positions in shards
         },
         "data_path": str(train_set.root.parent.absolute()),
     }
 
 
-def _check_copy(data: Path, found: dict[str, Any], of_first: dict[str, Any]) -> None:
-    """Raises DataError where this process would train on other images than the first one does."""
-    if found != of_first:
+def _check_copy(data: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise DataError if this process would train on other images than the first one does."""
+    if found != expected:
         raise DataError(
             data,
-            f"here {found['num_train']} + {found['num_val']} images, or of other names and labels",
-            f"the {of_first['num_train']} + {of_first['num_val']} of the first process",
-            "copy the data anew, or give all machines one folder",
+            f"here {found['num_train']} + {found['num_val']} images, or other names or labels",
+            f"the {expected['num_train']} + {expected['num_val']} of the first process",
+            "copy the data again, or give all machines one folder",
         )
 
 
 def _machine_json(machine: Machine, processes: Processes, command: str) -> dict[str, Any]:
-    """How the run began; another machine may go on with it."""
+    """Describe the machine that the run began on; another may resume it."""
     return {
         **dataclasses.asdict(machine),
         "processes": processes.size,
@@ -276,7 +277,7 @@ def _result(run: Run) -> dict[str, Any]:
 
 
 def _best(rows: list[dict[str, float]], kind: str) -> dict[str, float]:
-    """The epoch with the lowest top-1 error, of the weights ("") or of their average ("ema_")."""
+    """Find the epoch with the lowest top-1 error of the weights ("") or their average ("ema_")."""
     best = min(rows, key=lambda row: row[f"{kind}val_top1_error"])
     return {
         f"{kind}epoch": int(best["epoch"]),

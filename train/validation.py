@@ -1,4 +1,4 @@
-"""Errors on the validation images, counted by all processes of a run together."""
+"""Errors on the validation images, counted jointly by all processes of a run."""
 
 from collections.abc import Sequence
 
@@ -20,10 +20,10 @@ def count_wrong(
     title: str,
     options: EvaluationOptions,
 ) -> list[list[int]]:
-    """Per runner: images, wrong in top 1, wrong in top 5; each image once, by one process.
+    """Count per runner: images, wrong in top 1, wrong in top 5; each image once, by one process.
 
-    Every process has the sums. An ImageError in one, unless `bad_images` is skip, or a DataError
-    where no image is left, ends all.
+    Every process returns the sums. An ImageError in any, unless `bad_images` is skip, ends all, as
+    does a DataError if no image is left.
     """
     mine = folder_for_rank(folder, processes.rank, processes.size)
     predictions = processes.together(

@@ -113,8 +113,8 @@ def load_kernel(library: str) -> Kernel:
     """Load the kernel from the library that _bicubic.c was built into."""
     function = ctypes.CDLL(library).irv2_bicubic  # calls through CDLL release Python's lock
     pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-    image, line, buffers = (pointer, size, size, size), (pointer, pointer, size), (pointer, pointer)
-    function.argtypes = [*image, *line, *line, *buffers]
+    image, line = (pointer, size, size, size), (pointer, pointer, size)
+    function.argtypes = [*image, *line, *line, pointer, pointer]
     function.restype = None
 
     def compiled_kernel(image_hwc: UInt8Array, rows: Taps, columns: Taps, out: UInt8Array) -> None:

@@ -1,8 +1,8 @@
-"""`irv2 bench loader`: images/s of the training input against the usual Pillow loader.
+"""`irv2 bench loader`: images/s of the training input compared with the usual Pillow loader.
 
-Both read the same JPEGs, made on the spot, and do the same augmentation down to normalised float32
-batches, on one core. The usual loader is what most PyTorch trainers do: Pillow decodes, crops,
-resizes and changes colours one operation at a time.
+Both read the same synthetic JPEGs and do the same augmentation, up to normalised float32 batches,
+on one core. The usual loader is that of most PyTorch trainers: Pillow decodes, crops, resizes and
+changes colours one operation at a time.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ RATIOS = {"opencv-cubic": USUAL, "torch7-bicubic": USUAL, "2 workers": "1 worker
 
 
 @click.command(cls=Program)
-@click.option("--rounds", type=click.IntRange(1), default=9, help="Times that each case is run.")
+@click.option("--rounds", type=click.IntRange(1), default=9, help="Runs of each case.")
 @click.option("--seconds", type=FloatRange(0.1), default=4.0, help="Length of one run.")
 @click.option(
     "--quality", type=click.IntRange(1, 100), default=90,
-    help="Of the JPEGs: 90 makes 50 kB each, 97 makes ImageNet's 110 kB, more of it decoding.",
+    help="Quality of the JPEGs: 90 gives 50 kB each, 97 ImageNet's 110 kB and more decoding.",
 )  # fmt: skip
 @json_option
 def main(rounds: int, seconds: float, quality: int, as_json: bool) -> None:
@@ -52,7 +52,7 @@ def main(rounds: int, seconds: float, quality: int, as_json: bool) -> None:
         before = machine()
         num_bytes = write_photos(Path(folder) / "train" / "photos", NUM_PHOTOS, quality)
         photos = open_split(Path(folder), "train")
-        # One epoch without an end: the same pictures again and again.
+        # An endless epoch: the same images again and again.
         endless = photos.subset(np.resize(np.arange(len(photos)), 200_000).tolist())
         measured = run_rounds(_cases(endless, seconds), rounds, aa="torch7-bicubic", title="loader")
     result = _result(measured) | {
@@ -70,7 +70,7 @@ def _cases(photos: ImageFolder, seconds: float) -> dict[str, Callable[[], float]
     def timed(batches: Callable[[], Iterator[int]]) -> Callable[[], float]:
         def run() -> float:
             sizes = batches()
-            next(sizes)  # workers are up, code and files are warm
+            next(sizes)  # starts the workers and warms up code and files
             return rate(lambda: next(sizes), seconds)
 
         return run
@@ -101,7 +101,7 @@ def _ours(
 
 
 def _ours_colored(photos: ImageFolder, resampling: str) -> Iterator[int]:
-    """With the step that the device does in training, for the same result as the usual loader."""
+    """Add the colouring, done on the device in training, to give the usual loader's result."""
     for batch in _ours(photos, resampling):
         yield len(apply_color(batch.images, batch.matrices, batch.flips))
 
@@ -112,7 +112,7 @@ def _usual(photos: ImageFolder) -> Iterator[int]:
 
 
 class UsualImages(Dataset[tuple[Tensor, int]]):
-    """The original's augmentation in the usual way; float32 (3, S, S) and the label."""
+    """The original's augmentation in the usual way: items are float32 (3, S, S) and the label."""
 
     def __init__(self, photos: ImageFolder) -> None:
         self._photos = photos
@@ -126,7 +126,7 @@ class UsualImages(Dataset[tuple[Tensor, int]]):
         with Image.open(self._photos.path(i)) as file:
             image = file.convert("RGB")
         part = draw_crop(image.height, image.width, rng)
-        assert part is not None  # ten tries fit into 500x375
+        assert part is not None  # one of ten tries always fits into 500x375
         box = (part.left, part.top, part.left + part.width, part.top + part.height)
         image = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
         draw = draw_color(rng)

@@ -1,6 +1,6 @@
-"""What `--checkpoint-activations` saves: the peak memory of training steps with and without it.
+"""Memory saved by `--checkpoint-activations`: the peak of training steps with and without it.
 
-Each way is measured in a process of its own, since a peak never sinks again.
+Each case is measured in its own process, since a peak never falls again.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from irv2.train.processes import Processes
 from irv2.train.settings import Recipe
 
 NUM_CLASSES = 1000
-NUM_STEPS = 2  # momentum comes with the first
+NUM_STEPS = 2  # the first allocates momentum
 
 
 def measure_memory(recipe: Recipe, device: str, micro_batch: int | None) -> dict[str, Any]:
-    """Peak MiB of bf16 steps each way, and by which factor the steps alone take less.
+    """Return the peak MiB of bf16 steps in both cases, and the factor saved.
 
-    Without the steps: what a process holds before the first, the network included.
+    `ratio_of_steps` leaves out what a process holds before its first step, the network included.
     """
     recipe = dataclasses.replace(recipe, precision="bf16")
     computation = Computation(device=device, micro_batch=micro_batch)
@@ -56,7 +56,7 @@ def _in_a_process(recipe: Recipe, computation: Computation) -> tuple[float, floa
 
 
 def peaks_mib(recipe: Recipe, computation: Computation) -> tuple[float, float]:
-    """The peak memory before the first step and after the last, in this process."""
+    """Return this process's peak memory in MiB before the first step and after the last."""
     device = torch.device(computation.device)
     model = inception_resnet_v2(NUM_CLASSES, recipe.blocks, recipe.width).train()
     learner = Learner(model, recipe, computation, Processes())
@@ -68,7 +68,7 @@ def peaks_mib(recipe: Recipe, computation: Computation) -> tuple[float, float]:
 
 
 def random_batch(recipe: Recipe) -> Batch:
-    """A full batch of noise."""
+    """Make a full batch of noise."""
     num, side = recipe.batch_size, recipe.image_size
     return Batch(
         torch.randint(0, 256, (num, side, side, 3), dtype=torch.uint8),
@@ -79,7 +79,7 @@ def random_batch(recipe: Recipe) -> Batch:
 
 
 def memory_table(report: dict[str, Any]) -> str:
-    """For people."""
+    """Format the report of `measure_memory`, for people."""
     lines = [f"{name:28} {mib:8} MiB" for name, mib in report["peak_mib"].items()]
     lines.append(f"ratio: {report['ratio']}; of the steps alone: {report['ratio_of_steps']}")
     return "\n".join(lines)

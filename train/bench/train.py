@@ -1,11 +1,10 @@
 """`irv2 bench train`: images/s of a training step, against a plain loop and this machine's peak.
 
-The plain loop is what a first script would be: NCHW, eager, one batch norm over the whole batch, in
-float32 and under autocast in bfloat16. Ours is the trainer's own step with its groups. The peak is
-the best rate of a few of the network's larger convolutions, forward, in the same run. What a step
-is short of it goes to batch norm, ReLU and concatenation, which move memory, and to convolutions
-too small for the machine: only fusing them into the convolutions would raise the share
-(docs/training.md).
+The plain loop is like a first script: NCHW, eager, one batch norm over the whole batch, in float32
+and under autocast in bfloat16. Ours is the trainer's own step with its groups. The peak is the best
+rate of a few of the network's larger convolutions, forward only, in the same run. A step stays
+below it because of batch norm, ReLU and concatenation, which move memory, and of convolutions too
+small for the machine: only fusing them into the convolutions would help (docs/training.md).
 """
 
 import dataclasses
@@ -37,17 +36,17 @@ from irv2.train.settings import SETTINGS, Precision, Recipe
 
 PLAIN = "plain fp32"
 PLAIN_BF16 = "plain bf16"
-# Channels, height = width, kernel: larger convolutions of the grids of 35, 17 and 8 pixels.
+# Channels, height = width, kernel: larger convolutions of the 35, 17 and 8 pixel grids.
 PEAK_CONVOLUTIONS = ((256, 35, 3), (384, 17, 3), (256, 8, 3), (384, 35, 1))
-BACKWARD_AND_FORWARD = 3  # forward passes' worth of work in a step
+BACKWARD_AND_FORWARD = 3  # a step's work, in forward passes
 NUM_PHOTOS, PHOTO_QUALITY = 48, 97  # as heavy as ImageNet's
-# Convolutions between two waits for the device: waiting takes a GPU as long as a convolution.
+# Convolutions between two waits for the device: on a GPU, a wait takes as long as a convolution.
 CONVOLUTIONS_PER_CALL = {"cpu": 1, "cuda": 50}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What to measure; `seconds` per case and round, at least one step."""
+class Plan:
+    """What to measure; `seconds` is the time per case and round, for at least one step."""
 
     recipe: Recipe
     device: str
@@ -62,14 +61,14 @@ class Options:
 @click.option("--bn-group", type=click.IntRange(2), default=32,
               help="Images that share batch-norm statistics.")  # fmt: skip
 @click.option("--micro-batch", type=click.IntRange(2), metavar="IMAGES",
-              help="Images at a time through ours.  [default: all]")  # fmt: skip
+              help="Images per pass through ours.  [default: all]")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(75), default=299, metavar="PIXELS",
               help="Side of an image.")  # fmt: skip
 @click.option("--width", type=FloatRange(0, 4, min_open=True), default=1.0,
               help="Factor of every channel count.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), default=5, help="Times each case runs.")
+@click.option("--rounds", type=click.IntRange(1), default=5, help="Runs of each case.")
 @click.option("--seconds", type=FloatRange(0), default=10.0,
-              help="Time of a case in a round; one step at least.")  # fmt: skip
+              help="Time of a case in a round; at least one step.")  # fmt: skip
 @click.option("--compile", is_flag=True, help="Also measure ours through torch.compile.")
 @click.option("--workers", type=click.IntRange(0), default=2, help="Decoding processes.")
 @click.option("--wait-steps", type=click.IntRange(1), default=4,
@@ -77,8 +76,8 @@ class Options:
 @click.option(
     "--memory",
     is_flag=True,
-    help="Measure instead what --checkpoint-activations saves: the peak memory of two "
-    "bf16 steps, each way in a process of its own.",
+    help="Measure what --checkpoint-activations saves instead: the peak memory of two "
+    "bf16 steps, each case in its own process.",
 )
 @click.option(
     "--data",
@@ -86,7 +85,7 @@ class Options:
     metavar="DIR",
     envvar="IRV2_DATA",
     show_envvar=True,
-    help="Images to wait for.  [default: JPEGs of 500x375 made on the spot]",
+    help="Images to wait for.  [default: synthetic JPEGs of 500x375]",
 )
 @device_option
 @json_option
@@ -106,11 +105,11 @@ def main(
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure training steps of the full network: images/s, share of this machine's peak, waiting.
+    """Measure training steps of the full network: images/s, percent of the peak, waiting.
 
-    The peak is that of convolutions alone, in the same precision. Beside it a step also normalises,
-    rectifies and concatenates, which moves memory; fusing these into the convolutions, as --compile
-    does on a GPU, is what would raise the share.
+    The peak is that of convolutions alone, in the same precision. A step also normalises, rectifies
+    and concatenates, which moves memory; fusing these into the convolutions, as --compile does on a
+    GPU, brings it closer to the peak.
     """
     recipe = dataclasses.replace(
         SETTINGS["2"],
@@ -120,7 +119,7 @@ def main(
         resize=round(328 * image_size / 299),
         width=width,
     )
-    options = Options(
+    plan = Plan(
         recipe=recipe,
         device=resolve_device(device),
         rounds=rounds,
@@ -130,45 +129,45 @@ def main(
     )
     with machine_lock():
         if memory:
-            report = measure_memory(recipe, options.device, micro_batch)
+            report = measure_memory(recipe, plan.device, micro_batch)
         else:
-            report = measure(options)
+            report = measure(plan)
             with _images(data) as folder:
-                report["data_wait"] = measure_wait(options, folder, workers, wait_steps)
+                report["data_wait"] = measure_wait(plan, folder, workers, wait_steps)
     if as_json:
         print_json(report)
     else:
         click.echo(memory_table(report) if memory else _table(report))
 
 
-def measure(options: Options) -> dict[str, Any]:
-    """Rates of every case, their ratios to the plain loop, and shares of the peak."""
+def measure(plan: Plan) -> dict[str, Any]:
+    """Measure the rate of every case, its ratio to the plain loop and its percent of the peak."""
     use_full_float32()
     before = machine()
     cases: dict[str, Callable[[], float]] = {
-        PLAIN: _timed(plain_loop(options, torch.float32), options.seconds),
-        PLAIN_BF16: _timed(plain_loop(options, torch.bfloat16), options.seconds),
-        "ours fp32": _timed(our_step(options, "fp32"), options.seconds),
-        "ours bf16": _timed(our_step(options, "bf16"), options.seconds),
+        PLAIN: _timed(plain_loop(plan, torch.float32), plan.seconds),
+        PLAIN_BF16: _timed(plain_loop(plan, torch.bfloat16), plan.seconds),
+        "ours fp32": _timed(our_step(plan, "fp32"), plan.seconds),
+        "ours bf16": _timed(our_step(plan, "bf16"), plan.seconds),
     }
-    if options.compile:
-        cases["ours bf16 compiled"] = _timed(our_step(options, "bf16", True), options.seconds)
+    if plan.compile:
+        cases["ours bf16 compiled"] = _timed(our_step(plan, "bf16", True), plan.seconds)
     for case in cases.values():
-        case()  # first steps allocate, choose algorithms, compile
+        case()  # the first steps allocate, choose algorithms, compile
     peaks = {
         f"{name} {side}x{side} {kernel}x{kernel} x{channels}": _timed(
-            convolution(channels, side, kernel, dtype, options.device), min(1.0, options.seconds)
+            convolution(channels, side, kernel, dtype, plan.device), min(1.0, plan.seconds)
         )
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
         for channels, side, kernel in PEAK_CONVOLUTIONS
     }
-    found = run_rounds({**cases, **peaks}, options.rounds, aa=PLAIN, title="bench train")
-    return _report(options, before, found, list(cases), list(peaks))
+    found = run_rounds({**cases, **peaks}, plan.rounds, aa=PLAIN, title="bench train")
+    return _report(plan, before, found, list(cases), list(peaks))
 
 
-def plain_loop(options: Options, dtype: torch.dtype) -> Callable[[], int]:
-    """One step of a plain loop, under autocast unless in float32; returns its images."""
-    recipe, device = options.recipe, torch.device(options.device)
+def plain_loop(plan: Plan, dtype: torch.dtype) -> Callable[[], int]:
+    """Return a plain loop's step, under autocast unless float32; it returns its images."""
+    recipe, device = plan.recipe, torch.device(plan.device)
     model = inception_resnet_v2(NUM_CLASSES, recipe.blocks, recipe.width).to(device).train()
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -193,10 +192,10 @@ def plain_loop(options: Options, dtype: torch.dtype) -> Callable[[], int]:
     return step
 
 
-def our_step(options: Options, precision: Precision, compile: bool = False) -> Callable[[], int]:
-    """One step of the trainer, colouring of the images included; returns its images."""
-    learner = _learner(options, precision, compile)
-    batch = random_batch(options.recipe)
+def our_step(plan: Plan, precision: Precision, compile: bool = False) -> Callable[[], int]:
+    """Return the trainer's step, including the images' colouring; it returns its images."""
+    learner = _learner(plan, precision, compile)
+    batch = random_batch(plan.recipe)
 
     def step() -> int:
         learner.step(1, batch, len(batch.labels)).cpu()  # waits for the device
@@ -205,11 +204,9 @@ def our_step(options: Options, precision: Precision, compile: bool = False) -> C
     return step
 
 
-def _learner(options: Options, precision: Precision, compile: bool = False) -> Learner:
-    recipe = dataclasses.replace(options.recipe, precision=precision)
-    computation = Computation(
-        device=options.device, compile=compile, micro_batch=options.micro_batch
-    )
+def _learner(plan: Plan, precision: Precision, compile: bool = False) -> Learner:
+    recipe = dataclasses.replace(plan.recipe, precision=precision)
+    computation = Computation(device=plan.device, compile=compile, micro_batch=plan.micro_batch)
     computation.check(recipe, Processes())
     model = inception_resnet_v2(NUM_CLASSES, recipe.blocks, recipe.width).train()
     return Learner(model, recipe, computation, Processes())
@@ -218,12 +215,11 @@ def _learner(options: Options, precision: Precision, compile: bool = False) -> L
 def convolution(
     channels: int, side: int, kernel: int, dtype: torch.dtype, device: str
 ) -> Callable[[], int]:
-    """Forward convolutions of 32 images each; returns their floating-point operations."""
-    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    """Return a step of forward convolutions of 32 images each; it returns its flop."""
+    kind: dict[str, Any] = {"dtype": dtype, "device": device}
     last = torch.channels_last
-    images = torch.rand(32, channels, side, side, **options).contiguous(memory_format=last)
-    weight = torch.rand(channels, channels, kernel, kernel, **options)
-    weight = weight.contiguous(memory_format=last)
+    images = torch.rand(32, channels, side, side, **kind).contiguous(memory_format=last)
+    weight = torch.rand(channels, channels, kernel, kernel, **kind).contiguous(memory_format=last)
     num = CONVOLUTIONS_PER_CALL[device]
     flop = 2 * images.numel() * channels * kernel**2
 
@@ -240,7 +236,7 @@ def convolution(
 
 @contextmanager
 def _images(data: Path | None) -> Iterator[ImageFolder]:
-    """The training images of `data`, or photographs made on the spot."""
+    """Open the training images of `data`, or synthetic photographs."""
     if data is not None:
         yield open_split(data, "train")
         return
@@ -249,21 +245,19 @@ def _images(data: Path | None) -> Iterator[ImageFolder]:
         yield open_split(Path(folder), "train")
 
 
-def measure_wait(
-    options: Options, folder: ImageFolder, workers: int, num_steps: int
-) -> dict[str, Any]:
-    """The share of time that bf16 training waits for images, after its first step."""
-    learner = _learner(options, "bf16")
-    # However few there are, they are read again and again.
-    needed = np.resize(np.arange(len(folder)), (num_steps + 1) * options.recipe.batch_size)
+def measure_wait(plan: Plan, folder: ImageFolder, workers: int, num_steps: int) -> dict[str, Any]:
+    """Measure the percentage of time that bf16 training waits for images after its first step."""
+    learner = _learner(plan, "bf16")
+    # If there are too few images, they are read again and again.
+    needed = np.resize(np.arange(len(folder)), (num_steps + 1) * plan.recipe.batch_size)
     batches = load_epoch(
         folder.subset(needed.tolist()),
-        options.recipe,
+        plan.recipe,
         1,
         start=0,
         workers=workers,
         bad_images="error",
-        device=torch.device(options.device),
+        device=torch.device(plan.device),
     )
     waited, started, images = 0.0, 0.0, 0
     for step in range(num_steps + 1):
@@ -271,7 +265,7 @@ def measure_wait(
         _, batch = next(batches)
         got = time.perf_counter()
         learner.step(step + 1, batch, len(batch.labels)).cpu()
-        if step == 0:  # the workers' start
+        if step == 0:  # includes the start of the workers
             started = time.perf_counter()
         else:
             waited += got - asked
@@ -291,9 +285,9 @@ def _timed(step: Callable[[], int], seconds: float) -> Callable[[], float]:
 
 
 def _report(
-    options: Options, before: dict[str, Any], found: Rounds, cases: list[str], peaks: list[str]
+    plan: Plan, before: dict[str, Any], found: Rounds, cases: list[str], peaks: list[str]
 ) -> dict[str, Any]:
-    recipe = options.recipe
+    recipe = plan.recipe
     rows = summarize(recipe.model_config(NUM_CLASSES), recipe.image_size)
     flop = BACKWARD_AND_FORWARD * sum(row.flop for row in rows)
     peak = {
@@ -302,15 +296,15 @@ def _report(
         if any(case.startswith(name) for case in peaks)
     }
     return {
-        "machine": {**before, "device": options.device, "threads": torch.get_num_threads()},
+        "machine": {**before, "device": plan.device, "threads": torch.get_num_threads()},
         "compared": {
             "batch_size": recipe.batch_size,
             "bn_group": recipe.bn_group,
-            "micro_batch": options.micro_batch,
+            "micro_batch": plan.micro_batch,
             "image_size": recipe.image_size,
             "width": recipe.width,
-            "rounds": options.rounds,
-            "seconds": options.seconds,
+            "rounds": plan.rounds,
+            "seconds": plan.seconds,
         },
         "peak_gflop_per_s": {name: round(value / 1e9, 1) for name, value in peak.items()},
         "gflop_per_image": round(flop / 1e9, 2),
@@ -322,7 +316,7 @@ def _report(
             }
             for case in cases
         },
-        # Whether the trainer's bfloat16 uses the machine as well as a plain loop does.
+        # Whether the trainer's bfloat16 uses the machine as well as a plain loop's does.
         "ours_over_plain_bf16": found.ratio("ours bf16", PLAIN_BF16).to_json(),
         "aa": found.aa(PLAIN).to_json(),
         "void": found.is_void(PLAIN),

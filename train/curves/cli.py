@@ -28,13 +28,14 @@ def main(
 ) -> None:
     """Draw errors over epochs from run folders, metrics.jsonl files and Torch7 logs.
 
-    Of one run training is red and validation blue; several have a colour each. Top-5 is dashed.
+    A single run has training in red and validation in blue; several have one colour each. Top-5 is
+    dashed.
     """
     from irv2.train.curves.curves import Curve, draw_curves, read_curve
 
     check_folder_of(out)
     curves = [read_curve(run) for run in runs]
-    if len({curve.name for curve in curves}) < len(curves):  # folders of one name: their paths
+    if len({curve.name for curve in curves}) < len(curves):  # folders of the same name: use paths
         curves = [Curve(str(run), curve.rows) for run, curve in zip(runs, curves, strict=True)]
     draw_curves(curves, out, published=published, max_error=max_error)
     if as_json:

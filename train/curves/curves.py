@@ -1,4 +1,4 @@
-"""Training curves in the original's style: of runs, of its own logs, and its published one."""
+"""Training curves in the original's style: from runs, from its own logs, and its published one."""
 
 import json
 import sys
@@ -18,27 +18,27 @@ _DRAWN = {
     "epoch",
     *(f"{split}_{top}_error" for split in ("train", "val") for top in ("top1", "top5")),
 }
-_AVERAGED = {"ema_val_top1_error", "ema_val_top5_error"}  # where every row has them
+_AVERAGED = {"ema_val_top1_error", "ema_val_top5_error"}  # drawn if every row has them
 # Epoch, top-1 and top-5 of setting 1 on ImageNet, read off the original's picture to about +-0.5.
 _PUBLISHED = (
     (1, 81, 59), (5, 51, 26), (10, 40.5, 17), (15, 36, 14), (20, 33, 12), (30, 30, 10),
     (40, 27.7, 9), (50, 26.4, 8.2), (60, 25.5, 7.9), (70, 25, 7.6), (80, 24.6, 7.5),
     (90, 24.4, 7.4),
 )  # fmt: skip
-_PUBLISHED_SPIKE = (22, 51, 30)  # of one epoch: no line leads there
+_PUBLISHED_SPIKE = (22, 51, 30)  # a single epoch, drawn without a line to it
 
 
 class Curve(NamedTuple):
-    """The errors of one run; a row per epoch, named as in metrics.jsonl."""
+    """The errors of one run in percent: a row per epoch, with the keys of metrics.jsonl."""
 
     name: str
     rows: list[dict[str, float]]
 
 
 def read_curve(path: Path) -> Curve:
-    """The curve of a run's folder, a metrics.jsonl or a Torch7 log.
+    """Read the curve of a run's folder, a metrics.jsonl or a Torch7 log.
 
-    Raises DataError where it is none of them or no epoch is finished.
+    Raises DataError if `path` is none of these or no epoch is finished.
     """
     log = path / METRICS if path.is_dir() else path
     name = log.absolute().parent.name if log.name == METRICS else log.stem
@@ -53,15 +53,15 @@ def read_curve(path: Path) -> Curve:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl, one per epoch; none where there is no file.
+    """Read the rows of a metrics.jsonl, one per epoch; none if there is no file.
 
-    Raises DataError for a line that is something else.
+    Raises DataError for a malformed line.
     """
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
         try:
             row = json.loads(line)
-        except ValueError as error:  # of the text or of its bytes
+        except ValueError as error:  # bad JSON or bad UTF-8
             raise DataError(path, f"line {number} is not JSON", "one object per epoch") from error
         if not isinstance(row, dict) or not row.keys() >= _DRAWN:
             raise DataError(path, f"line {number} lacks an epoch's errors", "a run's metrics")
@@ -79,10 +79,10 @@ def draw_curves(
     published: bool = False,
     max_error: float = 100.0,
 ) -> None:
-    """Errors over epochs of named runs, up to `max_error` percent, as a PNG.
+    """Draw errors over epochs of (name, rows) curves, up to `max_error` percent, as a PNG.
 
-    One run: training red, validation blue, and green where the recipe averages weights. Several: a
-    colour each, training thin. Top-5 is dashed.
+    One run has training in red, validation in blue, and green for averaged weights. Several have
+    one colour each, with thin training curves. Top-5 is dashed.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -117,8 +117,8 @@ def draw_curves(
 def legend_label(name: str, row: dict[str, float], split: str) -> str:
     """A line's text in the legend: top-1 and top-5 error of `split` in the epoch `row`, percent."""
     top1, top5 = row[f"{split}_top1_error"], row[f"{split}_top5_error"]
-    shown = name.replace("$", r"\$")  # no formula
-    if shown.startswith("_"):  # matplotlib would leave it out
+    shown = name.replace("$", r"\$")  # not a formula
+    if shown.startswith("_"):  # matplotlib would hide it
         shown = f" {shown}"
     return f"{shown}: {top1:.2f} / {top5:.2f} % after epoch {row['epoch']:.0f}"
 
@@ -131,7 +131,7 @@ def _draw_errors(
     width: float,
     label: str | None,
 ) -> None:
-    """Top-1 solid, top-5 dashed; without a label they are not in the legend."""
+    """Draw top-1 solid and top-5 dashed; without a label they are not in the legend."""
     epochs = [row["epoch"] for row in rows]
     marker = "." if len(rows) < 30 else None
     for top, style in (("top1", "solid"), ("top5", "dashed")):

@@ -1,4 +1,4 @@
-"""The log lines of the original's trainer, so that old runs and new ones share a picture.
+"""Parser of the original trainer's logs, so that old and new runs fit into one picture.
 
 Source: fb.resnet.torch, train.lua. One line per step with that batch's errors, one per evaluated
 batch, one per epoch:
@@ -18,9 +18,9 @@ _FINISHED = re.compile(rf"\* Finished epoch # (\d+) +top1: +{_NUMBER} +top5: +{_
 
 
 def read_torch7_log(path: Path) -> list[dict[str, float]]:
-    """A row per finished epoch, with the names of metrics.jsonl; none where none is finished.
+    """Read one row per finished epoch, with the keys of metrics.jsonl; errors in percent.
 
-    Training errors are means over the epoch's steps, and nan where it logged none. After a restart
+    Training errors are means over the epoch's steps, and nan if it logged none. After a restart
     an epoch's later lines count. Raises DataError for a damaged line.
     """
     rows: dict[int, dict[str, float]] = {}

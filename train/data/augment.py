@@ -31,7 +31,7 @@ PRINCIPAL = EIGENVECTORS * EIGENVALUES
 
 
 class ColorDraw(NamedTuple):
-    """What chance decides about an image's colours."""
+    """The random values for an image's colours."""
 
     order: tuple[int, ...]  # of BRIGHTNESS, CONTRAST and SATURATION
     alphas: tuple[float, ...]  # blending weights, in that order
@@ -45,9 +45,9 @@ def random_sized_crop(
     rng: np.random.Generator,
     out: UInt8Array | None = None,
 ) -> UInt8Array:
-    """A random part of 8-100 % of the area, aspect 3/4-4/3, as uint8 (size, size, 3).
+    """Resize a random part (8-100 % of the area, aspect 3/4-4/3) to uint8 (size, size, 3).
 
-    Where none fits, the shorter side is resized to `size` and the centre cut out.
+    If none fits, the shorter side is resized to `size` and the centre cut out.
     """
     part = draw_crop(image_hwc.shape[0], image_hwc.shape[1], rng)
     if part is None:
@@ -57,7 +57,7 @@ def random_sized_crop(
 
 
 def draw_crop(height: int, width: int, rng: np.random.Generator) -> Window | None:
-    """A random part of a picture; None where ten tries found none that fits."""
+    """Draw a random part of an image, in its pixels; None if none of ten tries fits."""
     for _ in range(10):
         area = rng.uniform(0.08, 1.0) * height * width
         aspect = rng.uniform(3 / 4, 4 / 3)
@@ -79,7 +79,7 @@ def random_shift(
     rng: np.random.Generator,
     out: UInt8Array | None = None,
 ) -> UInt8Array:
-    """Move the picture by up to `max_shift` of its side each way; its edge pixels are repeated."""
+    """Shift an image by up to `max_shift` of its side each way, repeating its edge pixels."""
     height, width = image_hwc.shape[:2]
     rows = _shifted(height, max_shift, rng)
     columns = _shifted(width, max_shift, rng)
@@ -94,7 +94,7 @@ def _shifted(side: int, max_shift: float, rng: np.random.Generator) -> IntArray:
 
 
 def draw_color(rng: np.random.Generator) -> ColorDraw:
-    """Random order and alphas 1 + uniform(-0.4, 0.4) of the jitter; lighting normal(0, 0.1)."""
+    """Draw the jitter's order and alphas 1 + uniform(-0.4, 0.4), and lighting normal(0, 0.1)."""
     order = tuple(rng.permutation(3).tolist())
     alphas = tuple((1 + rng.uniform(-JITTER, JITTER, 3)).tolist())
     lighting = tuple(rng.normal(0, LIGHTING_STD, 3).tolist())
@@ -102,12 +102,13 @@ def draw_color(rng: np.random.Generator) -> ColorDraw:
 
 
 def color_matrix(image_hwc: UInt8Array, draw: ColorDraw, config: Preprocess) -> FloatArray:
-    """The (3, 4) map from uint8 RGB to normalised values: jitter, lighting, normalisation.
+    """Compute the (3, 4) map from uint8 RGB to normalised values: jitter, lighting, normalisation.
 
-    Every step of the jitter blends with black, with the picture's mean grey or with each pixel's
-    grey. So at any time a channel x has become own x + grey grey(x) + constant, the same in all.
+    Every step of the jitter blends with black, with the image's mean grey or with each pixel's
+    grey. So after every step channel x has become own * x + grey * grey(x) + constant, with the
+    same coefficients for all channels.
     """
-    mean_grey = float(GREY @ cv2.mean(image_hwc)[:3])  # a hundred times as fast as NumPy's mean
+    mean_grey = float(GREY @ cv2.mean(image_hwc)[:3])  # a hundred times faster than NumPy's mean
     own, grey, constant = 1 / 255, 0.0, 0.0
     for kind, alpha in zip(draw.order, draw.alphas, strict=True):
         other_grey, other_constant = 0.0, 0.0
@@ -126,16 +127,16 @@ def color_matrix(image_hwc: UInt8Array, draw: ColorDraw, config: Preprocess) -> 
 
 
 def apply_color(images_nhwc: Tensor, matrices: Tensor, flips: Tensor) -> Tensor:
-    """uint8 (N, S, S, 3), (N, 3, 4) maps and (N,) bools -> normalised float (N, 3, S, S).
+    """Colour uint8 (N, S, S, 3) by (N, 3, 4) maps, mirror by (N,) bools: float (N, 3, S, S).
 
-    The result is in channels_last memory order. Images whose flip is set are mirrored.
+    The result is normalised and in channels_last memory order.
     """
     color = color_on_cpu if images_nhwc.device.type == "cpu" else color_on_device
     return color(images_nhwc, matrices, flips).permute(0, 3, 1, 2)
 
 
 def color_on_device(images_nhwc: Tensor, matrices: Tensor, flips: Tensor) -> Tensor:
-    """`apply_color` on a GPU, as (N, S, S, 3)."""
+    """Do `apply_color` on a GPU; returns (N, S, S, 3)."""
     images = torch.where(flips[:, None, None, None], images_nhwc.flip(2), images_nhwc)
     pixels = images.flatten(1, 2).to(matrices.dtype)
     colored = torch.baddbmm(matrices[:, None, :, 3], pixels, matrices[:, :, :3].transpose(1, 2))
@@ -143,8 +144,8 @@ def color_on_device(images_nhwc: Tensor, matrices: Tensor, flips: Tensor) -> Ten
 
 
 def color_on_cpu(images_nhwc: Tensor, matrices: Tensor, flips: Tensor) -> Tensor:
-    """`apply_color` on a CPU, where OpenCV takes a tenth of the time of torch's operations."""
-    # NumPy asks the system for huge pages: a third of the time of torch.empty for such an array.
+    """Do `apply_color` on a CPU, where OpenCV takes a tenth of torch's time; (N, S, S, 3)."""
+    # NumPy asks the system for huge pages, which takes a third of torch.empty's time.
     colored = torch.from_numpy(np.empty(images_nhwc.shape, matrices.numpy().dtype))
     for image, matrix, flip, out in zip(
         images_nhwc.numpy(), matrices.numpy(), flips.tolist(), colored.numpy(), strict=True

@@ -1,7 +1,7 @@
-"""Batches of one epoch: which images, in which order and how augmented is a function of the seed.
+"""Batches of one epoch: their images, order and augmentation are functions of the seed.
 
-Nothing here has a state: the order depends on (seed, epoch) and an image's augmentation on (seed,
-epoch, image), so that a run resumes anywhere with the same batches, whatever the workers.
+Nothing here has state: the order depends on (seed, epoch) and an image's augmentation on (seed,
+epoch, image), so a run resumes anywhere with the same batches, for any number of workers.
 """
 
 import logging
@@ -28,12 +28,12 @@ from irv2.types import FloatArray, UInt8Array
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-# In what the loader says where a worker was killed, or found no shared memory for its batch.
+# In the loader's messages if a worker was killed or found no shared memory for its batch.
 LOST_WORKER = ("exited unexpectedly", "is killed by signal", "shared memory", "/torch_")
 
 
 class Batch(NamedTuple):
-    """What the workers ship: uint8 crops and how to colour them on the device."""
+    """The workers' output: uint8 crops, and how to colour them on the device."""
 
     images: Tensor  # uint8 (N, S, S, 3)
     matrices: Tensor  # float32 (N, 3, 4)
@@ -63,7 +63,7 @@ class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
         return Batch(*(part[:done] for part in batch)), errors
 
     def _augment(self, i: int, out: UInt8Array) -> tuple[FloatArray, bool]:
-        """Write image `i`, cut and resized, into `out`; returns its colour matrix and flip."""
+        """Write image `i`, cropped and resized, into `out`; return its colour matrix and flip."""
         recipe = self._recipe
         rng = np.random.default_rng([recipe.seed, self._epoch, i])
         image = self._decode(i)
@@ -83,7 +83,7 @@ class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
 
 
 def _empty_batch(num: int, size: int) -> Batch:
-    """Memory for a batch; a worker's is shared from the start, so that shipping copies nothing."""
+    """Allocate a batch; in a worker, in shared memory, so that sending it copies nothing."""
     batch = Batch(
         torch.empty(num, size, size, 3, dtype=torch.uint8),
         torch.empty(num, 3, 4),
@@ -96,9 +96,9 @@ def _empty_batch(num: int, size: int) -> Batch:
 
 
 def batch_indices(num_images: int, recipe: Recipe, epoch: int) -> list[list[int]]:
-    """The image indices of every batch of an epoch, in order.
+    """List the image indices of every batch of an epoch, in order.
 
-    The last short batch is kept, but for a single image, which batch norm can't normalise.
+    The last short batch is kept, except for a single image, which batch norm can't normalise.
     """
     order = np.random.default_rng([recipe.seed, epoch]).permutation(num_images).tolist()
     size, num = recipe.batch_size, num_batches(num_images, recipe)
@@ -108,7 +108,7 @@ def batch_indices(num_images: int, recipe: Recipe, epoch: int) -> list[list[int]
 
 
 def num_batches(num_images: int, recipe: Recipe) -> int:
-    """How many batches an epoch has; raises DataError where there is none."""
+    """Return how many batches an epoch has; raises DataError if there are none."""
     num = recipe.num_batches(num_images)
     if not num:
         raise DataError("training images", f"{num_images}", "at least 2")
@@ -116,10 +116,11 @@ def num_batches(num_images: int, recipe: Recipe) -> int:
 
 
 def batch_for_rank(batch: list[int], recipe: Recipe, rank: int, world_size: int) -> list[int]:
-    """The part of a global batch that process `rank` of `world_size` trains on.
+    """Return the share of a global batch that process `rank` of `world_size` trains on.
 
-    Whole batch-norm groups, split as train/learner/batch_norm.py splits them in one process: with a
-    group per process, rank r gets group r. Of a batch with fewer groups the last ranks get nothing.
+    A share is whole batch-norm groups, split as train/learner/batch_norm.py does in one process:
+    with a group per process, rank r gets group r. If there are fewer groups, the last ranks get
+    nothing.
     """
     groups = np.array_split(batch, split_groups(len(batch), recipe.bn_groups))
     mine = np.array_split(np.arange(len(groups)), world_size)[rank]
@@ -138,15 +139,15 @@ def load_epoch(
     rank: int = 0,
     world_size: int = 1,
 ) -> Generator[tuple[int, Batch], None, None]:
-    """This rank's share of the batches of `epoch` from number `start` on, each with its number.
+    """Yield this rank's share of `epoch`'s batches from number `start` on, each with its number.
 
     `workers` processes decode; 0 decodes here. Raises ImageError for an unreadable image unless
-    `bad_images` is skip, and EngineError where a worker is lost. A share with fewer than two
-    images left is passed over in a lone process; among several it comes as a batch of none, so
-    that all ranks see the same numbers.
+    `bad_images` is skip, and EngineError if a worker is lost. A share with fewer than two images
+    left is skipped in a lone process; among several it comes as an empty batch, so that all ranks
+    see the same numbers.
 
-    Whoever stops before the end closes it: while it is referred to, as an error's traceback does,
-    the workers stay, and a process waits for them when it ends.
+    A caller that stops early must close the generator: while anything refers to it, as an error's
+    traceback may, the workers live on, and a process waits for them when it ends.
     """
     batches = batch_indices(len(folder), recipe, epoch)[start:]
     shares = [batch_for_rank(batch, recipe, rank, world_size) for batch in batches]
@@ -158,7 +159,7 @@ def load_epoch(
         pin_memory=device.type == "cuda",
         worker_init_fn=_prepare_worker,
         prefetch_factor=4 if workers else None,
-        generator=torch.Generator(),  # else the loader draws from the run's own random state
+        generator=torch.Generator(),  # or else the loader would draw from the run's random state
     )
     for number, (batch, errors) in enumerate(_sent(loader), start):
         for error in errors:
@@ -172,13 +173,13 @@ def load_epoch(
 
 
 def _sent(loader: Iterable[T]) -> Iterator[T]:
-    """What the workers send. Raises EngineError where one is lost, and ends the others.
+    """Yield what the workers send. If one is lost, kill the others and raise EngineError.
 
-    These ignore SIGTERM, and this process would wait for them when it ends.
+    Workers ignore SIGTERM, and this process would wait for them when it ends.
     """
     batches = iter(loader)
-    # The loader's handler raises wherever this process is, in a step or a save as well. Without it
-    # a lost worker is found within 5 s of asking for its batch.
+    # The loader's handler would raise anywhere, even within a step or a save. Without it, a lost
+    # worker is found within 5 s of asking for its batch.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield from batches
@@ -191,7 +192,7 @@ def _sent(loader: Iterable[T]) -> Iterator[T]:
         raise EngineError(
             "a decoding process",
             f"was lost ({text.strip().splitlines()[-1]})",
-            "memory for each, and room in /dev/shm",
+            "memory for all, and room in /dev/shm",
             "lower --workers",
         ) from error
 
@@ -201,7 +202,7 @@ def _as_it_is(batch: T) -> T:
 
 
 def _prepare_worker(_worker: int) -> None:
-    """One core's work, without threads of its own; signals to the group are for the trainer."""
+    """Limit the worker to one thread, and leave signals to the process group to the trainer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)

@@ -1,1 +1,1 @@
-"""What learns: the step and its batch norm, averages and memory."""
+"""The learner: a training step with its batch norm, weight average and memory."""

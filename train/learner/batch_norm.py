@@ -17,9 +17,9 @@ from irv2.train.settings import split_groups
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over `num_groups` equal parts of the batch; state_dict as nn.BatchNorm2d.
+    """Batch norm over `num_groups` equal parts of the batch; state_dict as for nn.BatchNorm2d.
 
-    A short batch is split as evenly as it can be; under 4 images it is one group. Running
+    A short batch is split as evenly as possible; under 4 images it is one group. Running
     statistics are those of the first group. In eval mode it is nn.BatchNorm2d.
     """
 
@@ -28,7 +28,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
     @classmethod
     def like(cls, other: nn.BatchNorm2d, num_groups: int) -> Self:
-        """A grouped batch norm that shares `other`'s parameters and buffers."""
+        """Make a grouped batch norm that shares `other`'s parameters and buffers."""
         norm = cls(other.num_features, eps=other.eps, momentum=other.momentum)
         norm.weight, norm.bias = other.weight, other.bias
         norm.running_mean, norm.running_var = other.running_mean, other.running_var
@@ -37,7 +37,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         return norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
+        """Map (N, C, H, W) to the same shape."""
         if not self.training:
             return super().forward(x)
         if not len(x):  # a process without images in a short batch: its gradients are zeros
@@ -55,7 +55,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             return super().forward(group)
         assert self.running_mean is not None
         assert self.running_var is not None
-        # Copies take the update: a pass computed again must save the tensors of the first pass.
+        # Update copies instead: a recomputed pass must save the same tensors as the first pass.
         return F.batch_norm(
             group,
             self.running_mean.clone(),
@@ -68,7 +68,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
 
 def group_batch_norm(module: nn.Module, num_groups: int) -> None:
-    """Replace every batch norm inside `module` by a grouped one with the same parameters."""
+    """Replace every batch norm inside `module` with a grouped one with the same parameters."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, GroupBatchNorm2d.like(child, num_groups))
@@ -78,10 +78,10 @@ def group_batch_norm(module: nn.Module, num_groups: int) -> None:
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within, training passes through `module` leave its running statistics alone.
+    """Within the block, training passes through `module` leave its running statistics unchanged.
 
-    For passes that are no first look at a step's first group: later micro-batches, and activations
-    computed again in the backward pass.
+    For passes other than the first over a step's first group: later micro-batches, and activations
+    recomputed in the backward pass.
     """
     thawed = [
         norm

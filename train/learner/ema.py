@@ -15,7 +15,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, decay: float) -> None:
-        """state = decay x state + (1 - decay) x the network's; counters are copied."""
+        """Set state = decay x state + (1 - decay) x the network's; counters are copied."""
         averages: list[Tensor] = []
         currents: list[Tensor] = []
         for name, value in model.state_dict().items():
@@ -28,6 +28,6 @@ class Ema:
         average(averages, currents, 0)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a saved average."""
+        """Continue from a saved average."""
         for name, value in state.items():
             self.state_dict[name].copy_(value)

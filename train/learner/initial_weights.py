@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def fingerprint(path: Path) -> str:
-    """sha256 of the file, which becomes part of the recipe. Raises CheckpointError."""
+    """Return the file's hex sha256, which becomes part of the recipe. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(path, "no such file", "a checkpoint to begin with")
     return file_sha256(path)
@@ -24,9 +24,9 @@ def fingerprint(path: Path) -> str:
 def initial_model(
     recipe: Recipe, classes: tuple[str, ...], init_from: Path | None
 ) -> InceptionResNetV2:
-    """The recipe's network for these classes, with `init_from`'s weights where they fit.
+    """Build the recipe's network for these classes, with the weights of `init_from` if given.
 
-    A checkpoint of another number of classes gives all but the last layer. Raises CheckpointError
+    A checkpoint with another number of classes gives all but the last layer. Raises CheckpointError
     for another architecture.
     """
     torch.manual_seed(recipe.seed)
@@ -50,7 +50,7 @@ def _load(
     mine, theirs = model.config.to_json(), checkpoint.model.to_json()
     differing = [
         f"{name} {theirs[name]} there and {mine[name]} here"
-        for name in mine.keys() - {"num_classes", "dropout"}  # these shape no other weights
+        for name in mine.keys() - {"num_classes", "dropout"}  # these shape no other layer
         if mine[name] != theirs[name]
     ]
     if differing:
@@ -66,11 +66,11 @@ def _load(
             name: value for name, value in weights.items() if not name.startswith("classifier.")
         }
         logger.warning(
-            "%s: trained on %d classes and here are %d; the last layer begins anew",
+            "%s: trained on %d classes, but here are %d; the last layer starts from scratch",
             path,
             len(checkpoint.classes),
             len(classes),
         )
     elif checkpoint.classes != list(classes):
-        logger.warning("%s: other names of classes; the last layer is kept as it is", path)
+        logger.warning("%s: its class names differ; the last layer is kept as it is", path)
     model.load_state_dict(weights, strict=False)

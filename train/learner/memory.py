@@ -1,7 +1,7 @@
-"""Memory of a training step: how much it took, and how to do with less.
+"""Memory of a training step: measuring it, and reducing it.
 
 Source: the original's shareGradInput, which shared gradient buffers; here the activations inside a
-block are computed again when the backward pass needs them (Chen et al., arXiv:1604.06174).
+block are recomputed when the backward pass needs them (Chen et al., arXiv:1604.06174).
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -19,10 +19,10 @@ STATUS = Path("/proc/self/status")
 
 
 def checkpoint_activations(model: InceptionResNetV2) -> None:
-    """Keep only the outputs of the stem's parts and of each block; the rest is computed again.
+    """Store only the outputs of the stem's parts and of each block, and recompute the rest.
 
-    Same results bit for bit: nothing in a block is random, and the second pass leaves the running
-    statistics alone. The names in the state_dict stay, since only `forward` is replaced.
+    Results are the same bit for bit: nothing in a block is random, and the second pass leaves the
+    running statistics unchanged. Names in the state_dict stay, since only `forward` is replaced.
     """
     for _, block in model.named_blocks():
         if block is not model.classifier:
@@ -38,12 +38,12 @@ def checkpoint_activations(model: InceptionResNetV2) -> None:
 def _contexts(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Around the first pass, and around the second."""
+    """Return the contexts of the first pass and of the second."""
     return nullcontext(), frozen_statistics(block)
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory held so far: of the GPU by torch, or of this process on the CPU."""
+    """Return the peak memory so far in MiB: torch's on the GPU, or this process's on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     # getrusage also counts what the process held before it became this program.

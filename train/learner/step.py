@@ -1,7 +1,7 @@
 """One optimiser step: forward, backward, update, over micro-batches and processes.
 
 The loss is the mean over the images of all processes. Batch norm sees groups of the recipe's size,
-however these are spread: over one pass, micro-batches or processes. With one group per
+whether they go through in one pass, in micro-batches or in several processes. With one group per
 micro-batch or process the weights are the same bit for bit.
 """
 
@@ -34,9 +34,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Computation:
-    """How a step is computed, which changes its results by rounding at most.
+    """The way a step is computed, which changes its results by rounding at most.
 
-    `micro_batch` images go through the network at a time; None: all of this process's.
+    `micro_batch` images go through the network at a time; None: all images of this process.
     """
 
     device: str = "cpu"
@@ -45,9 +45,9 @@ class Computation:
     checkpoint_activations: bool = False
 
     def check(self, recipe: Recipe, processes: Processes) -> None:
-        """Raises UsageError where batch-norm groups would be torn or options exclude each other."""
+        """Raise UsageError if batch-norm groups would be split or options exclude each other."""
         if self.compile and self.checkpoint_activations:
-            # torch.compile knows no second pass that leaves the running statistics alone.
+            # torch.compile can't leave the running statistics unchanged in a second pass.
             raise UsageError(
                 "--checkpoint-activations",
                 "given with --compile",
@@ -75,19 +75,19 @@ class Computation:
             raise UsageError(
                 "--micro-batch",
                 f"{self.micro_batch} images of {num_groups * recipe.bn_group}",
-                "a part of which all are equally large",
+                "a size that divides these into equal parts",
                 "change it or --batch-size",
             )
 
     def groups_at_once(self, num_groups: int, recipe: Recipe) -> int:
-        """How many of this process's `num_groups` groups of batch norm go through in one pass."""
+        """Return how many of this process's `num_groups` batch-norm groups go through in a pass."""
         if self.micro_batch is None:
             return num_groups
         return min(num_groups, self.micro_batch // recipe.bn_group)
 
 
 class Learner:
-    """A network, its optimiser, and the average of its weights where the recipe has one."""
+    """A network, its optimiser, and the average of its weights if the recipe has one."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Learner:
             checkpoint_activations(model)
         self.ema = Ema(model) if recipe.ema_decay else None
         self._scaler = torch.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
-        # Fused SGD leaves momentum uninitialised where the scaler skips the first step.
+        # Fused SGD leaves momentum uninitialised if the scaler skips the first step.
         self._optimizer = torch.optim.SGD(
             model.parameters(),
             lr=recipe.learning_rate,
@@ -123,22 +123,22 @@ class Learner:
             self._forward = torch.compile(self._forward)
 
     def _in_parallel(self) -> DistributedDataParallel:
-        # Batch-norm buffers are not exchanged: the first process's are the ones that count, and
-        # only it saves. The others' influence nothing.
+        # Batch-norm buffers are not exchanged: only the first process's are saved, and the others
+        # have no influence.
         ids = [self._device.index] if self._device.type == "cuda" else None
         return DistributedDataParallel(
             self.model, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
     def step(self, number: int, batch: Batch, num_images: int) -> Tensor:
-        """Step `number` of the run over this process's share of a batch of `num_images`.
+        """Do step `number` of the run on this process's share of a batch of `num_images`.
 
-        Returns, over all processes: summed loss, images wrong in top 1 and in top 5, images.
-        Raises EngineError where memory or, with `compile`, a compiler is missing.
+        Returns float64 (4,), over all processes: summed loss, images wrong in top 1 and in top 5,
+        images. Raises EngineError if memory or, with `compile`, a compiler is missing.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.learning_rate_at(number)
-        with _failures_named():
+        with _translated_failures():
             return self._step(number, batch, num_images)
 
     def _step(self, number: int, batch: Batch, num_images: int) -> Tensor:
@@ -160,7 +160,7 @@ class Learner:
         return self._processes.sum(totals)
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
-        """Whole groups of batch norm at a time, each with whether it is the last."""
+        """Split a batch into micro-batches of whole batch-norm groups; the last is marked True."""
         num = len(batch.labels)
         groups = np.array_split(np.arange(num), split_groups(num, self._num_groups))
         starts = [int(g[0]) if len(g) else 0 for g in groups[:: self._groups_at_once]]
@@ -168,7 +168,7 @@ class Learner:
             yield Batch(*(part[start:end] for part in batch)), end == num
 
     def _accumulate(self, part: Batch, num_images: int) -> Tensor:
-        """Add the gradients of one micro-batch; returns its totals, as `step` does."""
+        """Add the gradients of one micro-batch and return its totals, as in `step`."""
         images, labels = self._inputs(part)
         precision = DTYPES[self._recipe.precision]
         with torch.autocast(self._device.type, precision, enabled=precision != torch.float32):
@@ -185,7 +185,7 @@ class Learner:
         return _count(logits.detach(), labels, loss.detach())
 
     def _inputs(self, part: Batch) -> tuple[Tensor, Tensor]:
-        if not len(part.labels):  # of a short batch the last processes have no group
+        if not len(part.labels):  # the last processes have no group of a short batch
             side = self._recipe.image_size
             return part.matrices.new_empty(0, 3, side, side), part.labels.long()
         return apply_color(part.images, part.matrices, part.flips), part.labels
@@ -194,7 +194,7 @@ class Learner:
         return nullcontext() if self._parallel is None or now else self._parallel.no_sync()
 
     def _seed_dropout(self, number: int, group: int) -> None:
-        """What is dropped depends on (seed, step, group), so that no random state is kept."""
+        """Make dropout a function of (seed, step, group), so that no random state need be saved."""
         entropy = np.random.SeedSequence([self._recipe.seed, number, group])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
@@ -206,7 +206,7 @@ class Learner:
         return bool(torch.stack([value.isfinite().all() for value in values]).all())
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights."""
+        """Return what a checkpoint needs beside the weights."""
         state: dict[str, Any] = {"optimizer": self._optimizer.state_dict()}
         if self._scaler.is_enabled():
             state["scaler"] = self._scaler.state_dict()
@@ -215,7 +215,7 @@ class Learner:
         return state
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same recipe."""
+        """Continue from a checkpoint of the same recipe."""
         self.model.load_state_dict(checkpoint.state_dict)
         self._optimizer.load_state_dict(checkpoint.training["optimizer"])
         if self._scaler.is_enabled():
@@ -225,8 +225,8 @@ class Learner:
 
 
 @contextmanager
-def _failures_named() -> Iterator[None]:
-    """Around a step: those that the machine is to blame for, as EngineError."""
+def _translated_failures() -> Iterator[None]:
+    """Around a step: raise failures that are the machine's fault as EngineError."""
     try:
         yield
     except RuntimeError as error:
@@ -234,7 +234,7 @@ def _failures_named() -> Iterator[None]:
         reason = lines[0] if lines else type(error).__name__
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise EngineError(
-                "--compile", reason, "a compiler that works (g++, Triton)", "leave out --compile"
+                "--compile", reason, "a working compiler (g++, Triton)", "leave out --compile"
             ) from error
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise EngineError(
@@ -248,14 +248,14 @@ def _failures_named() -> Iterator[None]:
 
 def _configure_torch(recipe: Recipe) -> None:
     use_full_float32()
-    if recipe.deterministic:  # read by cuBLAS when it starts
+    if recipe.deterministic:  # cuBLAS reads this when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(recipe.deterministic)
     torch.backends.cudnn.benchmark = not recipe.deterministic
 
 
 def _count(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
-    """Summed loss, images wrong in top 1 and in top 5, images."""
+    """Return float64 (4,): summed loss, images wrong in top 1 and in top 5, images."""
     top5 = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     return torch.stack(
         [

@@ -1,1 +1,1 @@
-"""A run's folder and what is written into it."""
+"""A run's folder and the files in it."""

@@ -1,6 +1,6 @@
-"""A run's folder: config.json, last.pt, best.pt, metrics.jsonl, curves.png, and how it resumes.
+"""A run's folder: config.json, last.pt, best.pt, metrics.jsonl, curves.png; starting and resuming.
 
-`last.pt` is everything needed to go on. An epoch counts as finished when its line is in
+`last.pt` is everything needed to resume. An epoch counts as finished when its line is in
 metrics.jsonl, which is written last: a run killed in between evaluates `last.pt` again.
 """
 
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The checkpoint to go on from."""
+        """The checkpoint to resume from."""
         return self.path / "last.pt"
 
     @property
@@ -56,9 +56,9 @@ class Run:
 
     @property
     def initial_sha256(self) -> str | None:
-        """Of the checkpoint that a run here began with; None where none has begun or it had none.
+        """Hash of the checkpoint that the run here began with; None if there is no run or hash.
 
-        Raises DataError where config.json is no run's.
+        Raises DataError if config.json is not a run's.
         """
         if not (self._has_begun and self._config_path.is_file()):
             return None
@@ -70,24 +70,24 @@ class Run:
         return self.last.is_file() or (self.path / METRICS).is_file()
 
     def check(self, must_exist: bool) -> None:
-        """Whether a run with this config may begin or go on here; writes nothing.
+        """Check, without writing, that a run with this config may begin or resume here.
 
-        Raises UsageError where the folder belongs to another recipe or data set, or, with
-        `must_exist`, where there is nothing to resume.
+        Raises UsageError if the folder belongs to another recipe or data set, or, with
+        `must_exist`, if there is nothing to resume.
         """
         if must_exist and not self.last.is_file():
             raise UsageError("--resume", f"no {self.last}", "a run to resume", "leave out --resume")
         if self._config_path.is_file():
-            if self._has_begun:  # a start that failed before that binds nobody
+            if self._has_begun:  # the config of a start that failed earlier does not matter
                 self._check_same()
         elif self.path.is_dir() and any(not _is_ours(path) for path in self.path.iterdir()):
             raise UsageError(self.path, "holds other files", "a new folder or a run", "pass --out")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and keep others out of it; raises UsageError where one is at work.
+        """Make the folder and lock others out; raises UsageError if a trainer is at work in it.
 
-        The lock is on a file of its own, which is never replaced.
+        The lock is on a separate file, which is never replaced.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("w") as file:
@@ -96,7 +96,7 @@ class Run:
                     self.path,
                     "another irv2-train is at work in it",
                     "one at a time",
-                    "wait for it or pass another --out",
+                    "wait for it to end or pass another --out",
                 )
             for path in self.path.iterdir():
                 if _is_left_over(path):
@@ -104,10 +104,10 @@ class Run:
             yield
 
     def start(self) -> Checkpoint | None:
-        """Enter the config where it is a new run; the checkpoint to resume from, if there is one.
+        """Write the config of a new run, or return the checkpoint to resume an old one from.
 
-        For the holder of the lock. Raises UsageError where another run has begun meanwhile, or
-        where only the checkpoint is missing, and CheckpointError where that is not this run's.
+        Only for the holder of the lock. Raises UsageError if another run has begun meanwhile or
+        only the checkpoint is missing, and CheckpointError if the checkpoint is not this run's.
         """
         if not self._has_begun:
             _write(self._config_path, json.dumps(self.config, indent=2) + "\n")
@@ -121,13 +121,13 @@ class Run:
         return checkpoint
 
     def metrics(self) -> list[dict[str, float]]:
-        """One row per finished epoch."""
+        """Read one row per finished epoch; raises DataError for a malformed metrics.jsonl."""
         return read_metrics(self.path / METRICS)
 
     def finish_epoch(self, row: dict[str, float], candidates: Mapping[str, Checkpoint]) -> None:
-        """Keep each candidate that is the best of its kind so far; then add the row.
+        """Save each candidate that is the best of its kind so far; then add the row.
 
-        `candidates` are the weights ("") and their average ("ema_"); so begin their errors' names.
+        `candidates` are the weights ("") and their average ("ema_"), by the prefix of their errors.
         """
         rows = self.metrics()
         for kind, path in (("", self.best), ("ema_", self.best_ema)):
@@ -152,7 +152,7 @@ class Run:
         return checkpoint
 
     def _go_back_to(self, step: int) -> None:
-        """Forget the epochs that ended after `step`, where an older checkpoint was put back."""
+        """Drop the epochs that ended after `step`, if an older checkpoint was put back."""
         rows = self.metrics()
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
@@ -169,7 +169,7 @@ class Run:
         _write(self.path / METRICS, text)
 
     def _show(self, rows: list[dict[str, float]]) -> None:
-        """Draw the curves and write the last row's scalars: what fails is tried after the next."""
+        """Draw the curves and write the last row's scalars; failures only log a warning."""
         pictures: dict[str, Callable[[], None]] = {
             CURVES: lambda: draw_curves([("", rows)], self.path / CURVES),
             FOLDER: lambda: write_scalars(self.path, rows[-1]),
@@ -177,8 +177,8 @@ class Run:
         for name, show in pictures.items():
             try:
                 show()
-            except Exception as error:  # of drawing libraries: pictures must not stop a training
-                logger.warning("%s: can't be written (%s); goes on", self.path / name, error)
+            except Exception as error:  # in drawing libraries, which must not stop a training run
+                logger.warning("%s: can't be written (%s); going on", self.path / name, error)
                 logger.debug("because of:", exc_info=error)
 
     def _check_same(self) -> None:
@@ -197,17 +197,17 @@ class Run:
                 )
 
     def _leaves_out(self, found: dict[str, Any]) -> bool:
-        """Whether --bad-images skip may be why there are fewer images than the run began with."""
+        """Whether --bad-images skip may explain why the run began with more images."""
         mine, theirs = self.config["data"], found["data"]
         is_skipping = self.config.get("machine", {}).get("bad_images") == "skip"
         return is_skipping and any(mine[n] < theirs.get(n, 0) for n in ("num_train", "num_val"))
 
     def _found_config(self) -> dict[str, Any]:
-        """config.json; raises DataError where it is no run's."""
+        """Read config.json; raises DataError if it is not a run's."""
         path = self._config_path
         try:
             found = json.loads(path.read_text())
-            # What was no option yet when the run began was as it is by default.
+            # Options that did not exist when the run began had their default values.
             recipe = {**RECIPE_DEFAULTS, **found["recipe"]}
             return {**found, "recipe": recipe, "data": dict(found["data"])}
         except (ValueError, KeyError, TypeError) as error:
@@ -228,10 +228,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a first start that was killed may have left this file."""
+    """Whether this file may be left from a first start that was killed."""
     return path.name == LOCK or _is_left_over(path)
 
 
 def _is_left_over(path: Path) -> bool:
-    """Of write_atomically in a trainer that was killed; other programs too have temporaries."""
+    """Whether a killed trainer's write_atomically left this file, not some other program."""
     return path.is_file() and any(fnmatch(path.name, f".{name}.*.tmp") for name in FILES)

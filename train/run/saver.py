@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on.
+"""Saving checkpoints in the background of training.
 
 Training pauses only for a copy of the state in memory; a thread hashes and writes it. The file
 appears by rename (Checkpoint.save), so the last good one stays until the next is complete.
@@ -30,7 +30,7 @@ class Saver:
         self._pool.shutdown(wait=True)
 
     def save(self, checkpoint: Checkpoint, path: Path) -> None:
-        """Start writing `checkpoint`. Raises what went wrong with the one before."""
+        """Start writing `checkpoint`. Raises the error of the write before, if it failed."""
         started = time.monotonic()
         self.wait()
         mine = copy.deepcopy(checkpoint)
@@ -39,12 +39,12 @@ class Saver:
 
     @property
     def has_failed(self) -> bool:
-        """Whether a write has gone wrong; `wait` raises how."""
+        """Whether a write has failed; `wait` raises its error."""
         writing = self._writing
         return writing is not None and writing.done() and writing.exception() is not None
 
     def wait(self) -> None:
-        """Until the file is complete; raises what went wrong."""
+        """Wait until the file is complete; raises the error if the write failed."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()

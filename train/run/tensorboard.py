@@ -1,4 +1,4 @@
-"""An epoch's numbers as TensorBoard scalars, where TensorBoard is installed."""
+"""An epoch's numbers as TensorBoard scalars, if TensorBoard is installed."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -10,8 +10,8 @@ FOLDER = "tensorboard"
 def write_scalars(run_path: Path, row: Mapping[str, float]) -> None:
     """Add a row of metrics.jsonl, under its own names, to the events in `run_path`/tensorboard.
 
-    Each call leaves a file of its own, which TensorBoard reads as one series. Without the package
-    nothing is imported or written.
+    Each call writes a separate file, which TensorBoard joins into one series. A no-op without the
+    package tensorboard.
     """
     if find_spec("tensorboard") is None:
         return

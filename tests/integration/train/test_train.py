@@ -134,7 +134,7 @@ def test_a_finished_run_says_so_and_is_left_alone(data, finished):
     before = (finished / "last.pt").read_bytes()
     result = train(data, finished)
     assert result.returncode == 0
-    assert "finished before" in result.stderr
+    assert "already finished" in result.stderr
     assert (finished / "last.pt").read_bytes() == before
 
 

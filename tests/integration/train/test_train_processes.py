@@ -248,7 +248,7 @@ def test_a_machine_whose_copy_of_the_data_differs_is_refused(data, tmp_path):
     done = run(*TORCHRUN, "--no-python", "bash", "-c", f"exec {command}")
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert line.startswith(f"error: {tmp_path}/data1: here 35 + 40 images, or of other names and")
+    assert line.startswith(f"error: {tmp_path}/data1: here 35 + 40 images, or other names or")
     assert not (tmp_path / "out").exists()
 
 

@@ -54,13 +54,13 @@ def test_other_classes_get_a_new_last_layer_and_are_told_so(tmp_path, caplog):
     new = Checkpoint.load(path).state_dict.keys() - same_weights(path, ("cat", "dog"))
     assert new == {"classifier.weight", "classifier.bias"}
     assert initial_model(RECIPE, ("cat", "dog"), path).classifier.weight.shape[0] == 2
-    assert "trained on 3 classes and here are 2; the last layer begins anew" in caplog.text
+    assert "trained on 3 classes, but here are 2; the last layer starts from scratch" in caplog.text
 
 
 def test_other_names_of_as_many_classes_keep_the_last_layer_with_a_notice(tmp_path, caplog):
     path = write(tmp_path / "best.pt", RECIPE.model_config(3))
     assert "classifier.weight" in same_weights(path, ("katze", "hund", "emu"))
-    assert "other names of classes" in caplog.text
+    assert "its class names differ" in caplog.text
 
 
 def test_dropout_is_no_weight_and_may_differ(tmp_path):
