@@ -48,7 +48,10 @@ def resolve_data(data: Path | None) -> Path:
 
 
 def sample_folder() -> Path:
-    """Return the built-in sample's folder in the user's cache, written on first use."""
+    """Return the built-in sample's folder in the user's cache, written on first use.
+
+    Raises EngineError if scikit-learn, which holds the images, is not installed.
+    """
     folder = _sample_path()
     if not folder.is_dir():
         try:

@@ -76,7 +76,7 @@ def draw_crop(height: int, width: int, rng: np.random.Generator) -> Window | Non
 def random_shift(
     image_hwc: UInt8Array, max_shift: float, rng: np.random.Generator, out: UInt8Array | None = None
 ) -> UInt8Array:
-    """Shift an image by up to `max_shift` of its side each way, repeating its edge pixels."""
+    """Shift uint8 (H, W, 3) by up to `max_shift` of its side each way, repeating edge pixels."""
     height, width = image_hwc.shape[:2]
     rows = _shifted(height, max_shift, rng)
     columns = _shifted(width, max_shift, rng)
