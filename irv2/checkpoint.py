@@ -59,7 +59,7 @@ class Checkpoint:
         }
         content["sha256"] = content_sha256(content)
         with explain_full_disk(path):
-            write_atomically(path, lambda beside: _write(content, beside))
+            write_atomically(path, lambda temporary: _write(content, temporary))
 
     @classmethod
     def load(cls, path: Path) -> Self:

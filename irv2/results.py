@@ -56,7 +56,7 @@ def top_k_indices(logits: FloatArray, top_k: int) -> IntArray:
 
 
 def softmax(logits: FloatArray) -> FloatArray:
-    """Return float32 softmax over the last axis, computed in float64."""
+    """Return the softmax of (..., num_classes) over the last axis: float32, computed in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     probabilities: FloatArray = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
     return probabilities

@@ -15,7 +15,7 @@ class DivergenceError(Irv2Error):
 
 
 class Guard:
-    """Watches a run's totals: loss, images wrong in top 1 and in top 5, images.
+    """Watches a run's totals (4,): loss, images wrong in top 1 and in top 5, images.
 
     Every `chance_steps` steps it compares the errors since the last comparison with chance; 0:
     never.

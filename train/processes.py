@@ -84,11 +84,11 @@ class Processes:
         return result  # type: ignore[return-value]
 
     def fail(self, error: Irv2Error) -> NoReturn:
-        """End every process for an error that all have found; only the first reports it."""
+        """Raise an error that all processes have found; all but the first raise SystemExit."""
         raise error if self.is_first else SystemExit(error.exit_code)
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do `work` in every process; an Irv2Error in any ends all, reported by the lowest rank."""
+        """Do `work` in every process; if any raises Irv2Error, the first such reports, all end."""
         mine: list[T] = []
         found = None
         try:

@@ -80,8 +80,8 @@ def write_features(
         raise DataError(files_given, "no image could be read", "at least one")
     features = np.concatenate(rows)
 
-    def save(beside: Path) -> None:
-        with beside.open("wb") as file:  # given a path, numpy would append .npz
+    def save(path: Path) -> None:
+        with path.open("wb") as file:  # given a path, numpy would append .npz
             np.savez(file, files=np.array(read), features=features)
 
     write_atomically(out, save)

@@ -9,8 +9,6 @@ import gzip
 import hashlib
 import logging
 import math
-import os
-import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from irv2 import __version__
-from irv2.errors import DataError, EngineError
+from irv2.errors import DataError, EngineError, InputError
 from irv2.system.cache import cache_folder
-from irv2.system.files import START_AGAIN, explain_full_disk
+from irv2.system.files import new_folder
 from irv2.system.progress import progress
 from irv2.types import UInt8Array
 
@@ -50,12 +48,15 @@ def resolve_data(data: Path | None) -> Path:
 
 
 def sample_folder() -> Path:
-    """Return the built-in sample's folder in the user's cache, written on first use."""
+    """Return the built-in sample's folder in the user's cache, written on first use.
+
+    Raises EngineError if scikit-learn, which holds the images, is not installed.
+    """
     folder = _sample_path()
     if not folder.is_dir():
         try:
             write_digits(folder)
-        except DataError:
+        except InputError:
             if not folder.is_dir():
                 raise  # otherwise another process, such as another rank of a training, was faster
     return folder
@@ -146,25 +147,11 @@ def _read_idx(source: Path, name: str, rank: int) -> UInt8Array:
 
 
 def _write_folder(out: Path, pictures: list[_Picture]) -> int:
-    """Write beside `out` and rename, so that half a data set is never mistaken for a whole one."""
-    out = out.absolute()  # gives "." a name
     if out.exists() and any(out.iterdir()):
-        raise DataError(out, "is not empty", "a new folder", "pass another --out")
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with explain_full_disk(out, START_AGAIN):
-            for name, image in progress(pictures, f"write {out}", len(pictures), "images"):
-                path = beside / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(path)
-        try:
-            if out.is_dir():  # a shell may be in it, and would be left in a removed folder
-                for split in beside.iterdir():
-                    split.replace(out / split.name)
-            else:
-                beside.replace(out)
-        except OSError as error:  # another process has written it meanwhile
-            raise DataError(out, str(error.strerror), "a new folder") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        raise DataError(out.absolute(), "is not empty", "a new folder", "pass another --out")
+    with new_folder(out) as folder:
+        for name, image in progress(pictures, f"write {out}", len(pictures), "images"):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
     return len(pictures)

@@ -1,8 +1,6 @@
 """`irv2 data shard`: an image folder written as shards (irv2/data/shards.py)."""
 
 import io
-import os
-import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +11,7 @@ import msgspec
 from irv2.data.dataset import LAYOUT, BadImages, ImageFolder, open_split
 from irv2.data.shards import CONTENTS, LABEL_SUFFIX, Contents
 from irv2.errors import DataError
-from irv2.system.files import START_AGAIN, explain_full_disk
+from irv2.system.files import new_folder
 from irv2.system.progress import Progress
 
 
@@ -27,16 +25,11 @@ def write_shards(source: Path, out: Path, shard_bytes: int, bad_images: BadImage
     if out.exists():
         raise DataError(out, "already exists", "a new folder", "pass another OUT")
     splits = list(_open_splits(source, bad_images))
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        progress = Progress(f"write {out}", sum(map(len, splits)))
-        with explain_full_disk(out, START_AGAIN), progress as bar:
-            for split in splits:
-                _write_split(split, beside / split.root.name, shard_bytes, bar)
-        beside.replace(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return sum(map(len, splits))
+    num_images = sum(map(len, splits))
+    with new_folder(out) as folder, Progress(f"write {out}", num_images) as bar:
+        for split in splits:
+            _write_split(split, folder / split.root.name, shard_bytes, bar)
+    return num_images
 
 
 def _open_splits(source: Path, bad_images: BadImages) -> Iterator[ImageFolder]:

@@ -48,7 +48,7 @@ def resize_torch7(
 def resize_opencv(
     image_hwc: UInt8Array, height: int, width: int, window: Window, out: UInt8Array | None = None
 ) -> UInt8Array:
-    """Resize by OpenCV's INTER_CUBIC; return only `window`."""
+    """Resize like `resize_torch7`, but by OpenCV's INTER_CUBIC."""
     whole = out if window == (0, 0, height, width) else None  # of a random crop: nothing to cut
     resized = cv2.resize(image_hwc, (width, height), whole, interpolation=cv2.INTER_CUBIC)
     return _cut(np.asarray(resized, dtype=np.uint8), window, out)
@@ -57,7 +57,7 @@ def resize_opencv(
 def resize_pillow(
     image_hwc: UInt8Array, height: int, width: int, window: Window, out: UInt8Array | None = None
 ) -> UInt8Array:
-    """Resize by Pillow's antialiased BICUBIC; return only `window`."""
+    """Resize like `resize_torch7`, but by Pillow's antialiased BICUBIC."""
     cubic = Image.Resampling.BICUBIC
     # In two steps, rows first: Pillow 13 picks the order by size, which changes up to 23 levels.
     wide = Image.fromarray(image_hwc).resize((width, image_hwc.shape[0]), cubic)

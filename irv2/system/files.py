@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,22 +33,22 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
     replaced and its target stays as it is; a device or a pipe is written to. Raises OSError, which
     always names `path`.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.exists() and not path.is_file():
             _write(path, content)
             return
-        _write(beside, content)
-        _fsync(beside)
-        beside.replace(path)
+        _write(temporary, content)
+        _fsync(temporary)
+        temporary.replace(path)
         _fsync(path.parent)
     except OSError as error:
-        if error.filename in (None, str(beside)):
+        if error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:
         with suppress(OSError):  # renamed by now, or never written
-            beside.unlink()
+            temporary.unlink()
 
 
 def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
@@ -80,6 +81,30 @@ def try_lock(file: IO[str]) -> bool:
             "%s: can't be locked (%s); make sure that only one uses it", file.name, error.strerror
         )
     return True
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `out`, whole or not at all, after the block.
+
+    `out` may be an empty folder. Raises Irv2Error if the disk is full, and InputError if another
+    process has filled `out` meanwhile.
+    """
+    out = out.absolute()  # gives "." a name
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with explain_full_disk(out, START_AGAIN):
+            yield temporary
+        try:
+            if out.is_dir():  # a shell may be in it, and would be left in a removed folder
+                for part in temporary.iterdir():
+                    part.replace(out / part.name)
+            else:
+                temporary.replace(out)
+        except OSError as error:
+            raise InputError(out, str(error.strerror), "a new folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def draw_curves(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    write_atomically(out, lambda beside: figure.savefig(beside, format="png", dpi=100))
+    write_atomically(out, lambda path: figure.savefig(path, format="png", dpi=100))
 
 
 def legend_label(name: str, row: dict[str, float], split: str) -> str:

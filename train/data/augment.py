@@ -74,12 +74,9 @@ def draw_crop(height: int, width: int, rng: np.random.Generator) -> Window | Non
 
 
 def random_shift(
-    image_hwc: UInt8Array,
-    max_shift: float,
-    rng: np.random.Generator,
-    out: UInt8Array | None = None,
+    image_hwc: UInt8Array, max_shift: float, rng: np.random.Generator, out: UInt8Array | None = None
 ) -> UInt8Array:
-    """Shift an image by up to `max_shift` of its side each way, repeating its edge pixels."""
+    """Shift uint8 (H, W, 3) by up to `max_shift` of its side each way, repeating edge pixels."""
     height, width = image_hwc.shape[:2]
     rows = _shifted(height, max_shift, rng)
     columns = _shifted(width, max_shift, rng)
@@ -136,7 +133,7 @@ def apply_color(images_nhwc: Tensor, matrices: Tensor, flips: Tensor) -> Tensor:
 
 
 def color_on_device(images_nhwc: Tensor, matrices: Tensor, flips: Tensor) -> Tensor:
-    """Do `apply_color` on a GPU; returns (N, S, S, 3)."""
+    """Do `apply_color` on a GPU, returning float (N, S, S, 3)."""
     images = torch.where(flips[:, None, None, None], images_nhwc.flip(2), images_nhwc)
     pixels = images.flatten(1, 2).to(matrices.dtype)
     colored = torch.baddbmm(matrices[:, None, :, 3], pixels, matrices[:, :, :3].transpose(1, 2))
@@ -144,7 +141,7 @@ def color_on_device(images_nhwc: Tensor, matrices: Tensor, flips: Tensor) -> Ten
 
 
 def color_on_cpu(images_nhwc: Tensor, matrices: Tensor, flips: Tensor) -> Tensor:
-    """Do `apply_color` on a CPU, where OpenCV takes a tenth of torch's time; (N, S, S, 3)."""
+    """Do `color_on_device` on a CPU, where OpenCV takes a tenth of torch's time."""
     # NumPy asks the system for huge pages, which takes a third of torch.empty's time.
     colored = torch.from_numpy(np.empty(images_nhwc.shape, matrices.numpy().dtype))
     for image, matrix, flip, out in zip(

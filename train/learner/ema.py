@@ -1,4 +1,4 @@
-"""The running average of the weights that `--recipe modern` evaluates beside the raw ones."""
+"""The running average of the weights, which `--recipe modern` evaluates besides the raw ones."""
 
 import torch
 from torch import Tensor, nn

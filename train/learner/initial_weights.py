@@ -57,7 +57,7 @@ def _load(
         raise CheckpointError(
             path,
             f"another architecture: {', '.join(sorted(differing))}",
-            "the same but for the classes",
+            "the same except for the classes",
             "pass its --width, --blocks and --residual-scale",
         )
     weights = dict(checkpoint.state_dict)

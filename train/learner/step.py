@@ -206,7 +206,7 @@ class Learner:
         return bool(torch.stack([value.isfinite().all() for value in values]).all())
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs beside the weights."""
+        """Return what a checkpoint needs besides the weights."""
         state: dict[str, Any] = {"optimizer": self._optimizer.state_dict()}
         if self._scaler.is_enabled():
             state["scaler"] = self._scaler.state_dict()

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 CURVES = "curves.png"
 FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES)
-ANEW = "put it back, or begin anew: --out NEW --init-from {best}"
+START_OVER = "put it back, or start over: --out NEW --init-from {best}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Run:
         self._check_same()
         if not self.last.is_file():
             got = f"{len(self.metrics())} finished epochs, but no {self.last.name}"
-            raise UsageError(self.path, got, "both", ANEW.format(best=self.best))
+            raise UsageError(self.path, got, "both", START_OVER.format(best=self.best))
         checkpoint = self._load_last()
         self._go_back_to(checkpoint.step)
         return checkpoint
@@ -139,7 +139,7 @@ class Run:
         self._show(rows)
 
     def _load_last(self) -> Checkpoint:
-        way_out = ANEW.format(best=self.best)
+        way_out = START_OVER.format(best=self.best)
         try:
             checkpoint = Checkpoint.load(self.last)
         except CheckpointError as error:

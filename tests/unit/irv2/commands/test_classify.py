@@ -42,6 +42,17 @@ def test_what_was_answered_before_a_failure_is_printed(folder, options):
     assert found == [str(folder / f"{number}.jpg") for number in range(3)]
 
 
+@pytest.mark.parametrize(
+    ("options", "got"),
+    [([], "neither --server nor"), (["--server=h:1", "--bundle=b"], "both --server and")],
+)
+def test_server_and_bundle_exclude_each_other_and_one_is_needed(folder, options, got):
+    command = [sys.executable, "-m", "irv2", "classify", str(folder), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: classify: {got} --bundle given; expected one")
+
+
 def test_a_link_to_a_file_that_is_gone_is_an_image_that_cannot_be_read(folder):
     (folder / "below").mkdir()
     gone = folder / "below" / "gone.png"
