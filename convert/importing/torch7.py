@@ -132,7 +132,9 @@ class _Reader:
         else:
             thing = Torch7Object(type_name)
             self._known[index] = thing
-            if version[2:].isdigit() and int(version[2:]) >= TWO_PART_OBJECTS.get(type_name, 2**31):
+            if version[2:].isdecimal() and int(version[2:]) >= TWO_PART_OBJECTS.get(
+                type_name, 2**31
+            ):
                 self.value()
             fields = self.value()
             if not isinstance(fields, dict):

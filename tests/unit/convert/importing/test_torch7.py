@@ -163,6 +163,12 @@ def test_nonsense_is_named(path, content, expected):
     assert expected in refused(path, content)
 
 
+def test_a_version_that_is_no_number_counts_as_an_old_one(path):
+    content = dumps(Object("nn.Linear", {"weight": Tensor(MATRIX)}))
+    path.write_bytes(content.replace(b"V 1", b"V \xb2", 1))  # a digit, and yet no decimal one
+    np.testing.assert_array_equal(load(path).fields["weight"], MATRIX)
+
+
 def test_values_nested_without_end_are_refused(path):
     value: object = 1
     for _ in range(60):
