@@ -132,9 +132,8 @@ class _Reader:
         else:
             thing = Torch7Object(type_name)
             self._known[index] = thing
-            if version[2:].isdecimal() and int(version[2:]) >= TWO_PART_OBJECTS.get(
-                type_name, 2**31
-            ):
+            number = int(version[2:]) if version[2:].isdecimal() else 0
+            if number >= TWO_PART_OBJECTS.get(type_name, 2**31):
                 self.value()
             fields = self.value()
             if not isinstance(fields, dict):
