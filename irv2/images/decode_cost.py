@@ -62,7 +62,7 @@ class PiecewiseFile(io.BytesIO):
     """An image file that may be read only in a bounded number of pieces.
 
     One read too many raises ImageError (UNSUPPORTED). Pillow reads the pixels of run-length BMP,
-    and of PPM with a maximum other than 255 or 65535, one by one, so a few pixels reach the bound.
+    and of PPM with a maximum other than 255 or 65535, one by one, so some thousands exceed it.
     """
 
     def __init__(self, encoded: bytes) -> None:
