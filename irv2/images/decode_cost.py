@@ -73,7 +73,7 @@ class PiecewiseFile(io.BytesIO):
         """Read like BytesIO, but count the call."""
         self._num_left -= 1
         if self._num_left < 0:
-            got = "a file of very many small pieces, or in a format for few pixels"
+            got = "too many small pieces, or a format meant for few pixels"
             raise ImageError(ImageReason.UNSUPPORTED, got, way_out=_WAY_OUT)
         return super().read(size)
 
