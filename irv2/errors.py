@@ -1,8 +1,8 @@
-"""The errors this project foresees, each one line for a person and one exit status.
+"""The errors that this project foresees, each with a one-line message and an exit status.
 
 Irv2Error                 1   failed
-├── UsageError            2   options that make no sense together
-├── InputError            2   something given to us is wrong
+├── UsageError            2   options that contradict each other or the machine
+├── InputError            2   a file or folder that is not what it should be
 │   ├── ImageError            an image; carries a machine-readable reason
 │   ├── DataError             a data folder
 │   ├── CheckpointError       a checkpoint

@@ -41,7 +41,7 @@ BAD_IMAGE_WAY_OUT = "replace the file or pass --bad-images skip"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationOptions:
-    """How images are loaded and batched.
+    """The way images are loaded and batched.
 
     `batch_size` is the number of views in a forward pass; `workers` the number of decoding threads
     (None: one per core); `crops` the number of views per image (irv2.images.crops). Only `crops`

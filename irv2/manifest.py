@@ -65,7 +65,7 @@ class AcceptedLoss(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Invariance(msgspec.Struct, frozen=True, kw_only=True):
-    """Evidence whether answers depend on the batch that an image is in (docs/gate.md).
+    """Evidence on whether answers depend on the batch that an image is in (docs/gate.md).
 
     Each of `num_images` was classified alone, then repeated to fill a batch and among the others,
     in batches of every size in `batch_sizes`; `changed` of `num_answers` had another best class.

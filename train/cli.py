@@ -44,7 +44,7 @@ from irv2.images.resample import RESAMPLERS
     "one reader, makes the effective rate 5.3 times larger; the only report of such runs "
     "is that they came out wrong.",
 )
-@click.option("--weight-decay", type=FloatRange(0), help="Weight decay of every parameter.")
+@click.option("--weight-decay", type=FloatRange(0), help="Weight decay, on every parameter.")
 @click.option(
     "--batch-size",
     type=click.IntRange(2),
@@ -55,7 +55,7 @@ from irv2.images.resample import RESAMPLERS
     "--micro-batch",
     type=click.IntRange(2),
     metavar="IMAGES",
-    help="Images per pass, over which gradients add up; saves memory.  [default: all]",
+    help="Images per pass; gradients add up over passes, which saves memory.  [default: all]",
 )
 @click.option("--bn-group", type=click.IntRange(2), metavar="IMAGES",
               help="Images that share batch-norm statistics.")  # fmt: skip
@@ -101,7 +101,7 @@ from irv2.images.resample import RESAMPLERS
 )
 @click.option("--deterministic", is_flag=True, default=None,
               help="Make runs repeatable to the bit on GPUs too, more slowly.")  # fmt: skip
-@click.option("--compile", is_flag=True, help="Use torch.compile: starts minutes later; for GPUs.")
+@click.option("--compile", is_flag=True, help="Use torch.compile (minutes at first); for GPUs.")
 @click.option(
     "--checkpoint-activations",
     is_flag=True,
@@ -117,7 +117,7 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--residual-scale", type=FloatRange(0, min_open=True),
               help="Factor of every residual.  [default: 0.1]")  # fmt: skip
 @click.option("--dropout", type=FloatRange(0, 1, max_open=True),
-              help="Fraction of features that the last layer drops.  [default: 0.2]")  # fmt: skip
+              help="Fraction of features dropped before classifying.  [default: 0.2]")  # fmt: skip
 @click.option("--label-smoothing", type=FloatRange(0, 1, max_open=True),
               help="Fraction of a label spread evenly over all classes.  [default: 0]")  # fmt: skip
 @click.option("--warmup-steps", type=click.IntRange(0),

@@ -160,7 +160,7 @@ class Trainer:
         self._batch = last
 
     def _next(self, batches: Iterator[tuple[int, Batch]]) -> tuple[int, Batch, int] | None:
-        """Return the next batch's number, this share, and images in all processes; None at the end.
+        """Return the next batch: number, our share, images over all processes; None at the end.
 
         An unreadable image or a lost worker in any process ends all, once the state is saved.
         """

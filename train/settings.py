@@ -27,7 +27,7 @@ class Recipe:
     Step counts are optimiser steps of 64 images: between two decays, of the linear warm-up from 0,
     and of the cosine to 0 that replaces the decays if it is set. `bn_group` is the number of images
     that share batch-norm statistics. `max_shift` is a fraction of the image's side. `init_sha256`
-    is the hash of the file with whose weights the run began.
+    is the hash of the checkpoint that the run began from.
     """
 
     setting: str

@@ -1,4 +1,4 @@
-"""The frame of every program: exit statuses, one-line errors, --version, --debug, tables.
+"""The base of every program: exit statuses, one-line errors, --version, --debug, tables.
 
 Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 parity gate not met,
 130 / 143 stopped by Ctrl-C / SIGTERM.

@@ -38,7 +38,7 @@ class Tls:
             raise UsageError("TLS", "a certificate without its key, or a key alone", "both or none")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files; raises UsageError if one can't be read or is not what it should be."""
+        """Load gRPC's credentials; raises UsageError for a file that is unreadable or unfit."""
         try:
             ca, key, certificate = (
                 path.read_bytes() if path else None

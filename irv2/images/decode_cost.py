@@ -62,7 +62,7 @@ class PiecewiseFile(io.BytesIO):
     """An image file that may be read only in a bounded number of pieces.
 
     One read too many raises ImageError (UNSUPPORTED). Pillow reads the pixels of run-length BMP,
-    and of PPM with a maximum other than 255 or 65535, one by one, so a few pixels reach the bound.
+    and of PPM with a maximum other than 255 or 65535, one by one, so some thousands exceed it.
     """
 
     def __init__(self, encoded: bytes) -> None:
@@ -73,7 +73,7 @@ class PiecewiseFile(io.BytesIO):
         """Read like BytesIO, but count the call."""
         self._num_left -= 1
         if self._num_left < 0:
-            got = "a file of very many small pieces, or in a format for few pixels"
+            got = "too many small pieces, or a format meant for few pixels"
             raise ImageError(ImageReason.UNSUPPORTED, got, way_out=_WAY_OUT)
         return super().read(size)
 

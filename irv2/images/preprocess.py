@@ -32,7 +32,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Parameters: the shorter side in pixels, then the side of the central square cut out.
+    """Parameters: resize the shorter side to `resize` pixels, cut out the central `crop` square.
 
     `mean` and `std` are per RGB channel, for pixels scaled to 0..1. Raises UsageError for
     impossible values.

@@ -2,7 +2,7 @@
 
 Source: arXiv:1602.07261, Fig. 3 and 16-19, as realised in lim0606's Torch7 model file. This is not
 the TF-slim network of the same name (55.8 million parameters, blocks 10/20/10; slim.py, which
-shares the layers here). Two typing errors in the paper are corrected as the original's author did:
+shares the layers here). Two typos in the paper are corrected as the original's author did:
 Fig. 17's 1154 channels are 1152, Fig. 18's 288 / 288 / 320 are 256 / 256 / 256.
 """
 

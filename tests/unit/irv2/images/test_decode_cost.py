@@ -129,6 +129,6 @@ def test_usual_numbers_of_pieces_are_read(encoded):
 
 
 def test_what_takes_too_many_reads_says_what_to_do():
-    with pytest.raises(ImageError, match=r"very many small pieces.*save it as PNG") as refused:
+    with pytest.raises(ImageError, match=r"too many small pieces.*save it as PNG") as refused:
         decode(CORPUS["png of unknown chunks"])
     assert refused.value.reason is ImageReason.UNSUPPORTED
