@@ -3,12 +3,18 @@
 The model looks at the means of nine regions, so that photographs get different answers.
 """
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from irv2.bundle import Bundle
+from irv2.errors import BundleError
 from irv2.images.preprocess import Preprocess
 from irv2.manifest import (
     MANIFEST,
@@ -67,6 +73,23 @@ def write_tiny_bundle(
     manifest = new_manifest(source, preprocess.to_json(), CLASSES, [artifact], files)
     (folder / MANIFEST).write_bytes(manifest_json(manifest))
     return folder
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change bundle.json's content."""
+    manifest = json.loads((bundle / "bundle.json").read_bytes())
+    change(manifest)
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+
+
+def refused(bundle: Path) -> str:
+    """The one line with which opening it fails; it names the bundle."""
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle)
+    line = str(caught.value)
+    assert str(bundle) in line
+    assert "\n" not in line
+    return line
 
 
 def _self_test(model_path: Path, off_by: int) -> bytes:

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from irv2.data.dataset import ImageFolder, open_split
@@ -25,8 +22,6 @@ from irv2.evaluate import (
     load_batches,
 )
 from irv2.images.preprocess import Preprocess
-from irv2.ledger import Predictions
-from irv2.results import softmax, top_k_indices, top_k_scores
 from irv2.runners.base import Runner
 
 CONFIG = Preprocess(resize=8, crop=8)
@@ -175,24 +170,6 @@ def test_batches_are_read_ahead_and_stop_with_their_consumer(folder):
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
 
 
-def ledger_of(logits: list[list[float]], labels: list[int]) -> Predictions:
-    names = tuple(map(str, range(len(labels))))
-    return Predictions(names, names, np.array(labels), np.array(logits, np.float32))
-
-
-def test_ties_go_to_the_lower_index():
-    many = np.repeat(np.array([[0, 1]], np.float32), 500, axis=0).reshape(1, 1000)
-    assert top_k_indices(many, 5).tolist() == [[1, 3, 5, 7, 9]]  # too many for an insertion sort
-    assert top_k_indices(np.array([[1, 3, 3, 2]], np.float32), 3).tolist() == [[1, 2, 3]]
-    tied = ledger_of([[1.0, 1.0], [1.0, 1.0]], [0, 1])
-    assert tied.errors() == {"n": 2, "top1_error": 50.0, "top5_error": 0.0}
-
-
-def test_with_fewer_than_five_classes_top5_is_all_of_them():
-    assert ledger_of([[0.0, 1.0, 2.0]], [0]).errors()["top5_error"] == 0.0
-    assert ledger_of([[0.0, 1.0, 2.0]], [0]).top5.tolist() == [[2, 1, 0]]
-
-
 @pytest.mark.parametrize("workers", [1, 2, 16])
 def test_counts_do_not_depend_on_the_workers(folder, workers):
     [expected] = classify_folder([PixelRunner(64)], folder, CONFIG)
@@ -222,46 +199,3 @@ def test_shares_hold_every_image_once_in_whole_batches(folder, num, world_size):
     alone = [whole.files[s : s + BATCH_SIZE] for s in range(0, num, BATCH_SIZE)]
     assert sorted(batches) == sorted(alone)
     assert max(map(len, parts)) - min(map(len, parts)) <= BATCH_SIZE
-
-
-def test_the_original_average_gives_a_short_last_batch_full_weight():
-    # Three wrong of 64, then one wrong of two.
-    labels = [1] * 3 + [0] * 61 + [1, 0]
-    ledger = ledger_of([[1.0] + [0.0] * 5] * 66, labels)
-    assert ledger.errors()["top1_error"] == 400 / 66
-    assert ledger.legacy_errors() == pytest.approx(
-        {"legacy_top1_error": (100 * 3 / 64 + 50) / 2, "legacy_top5_error": 0}, abs=1e-9
-    )
-    # Without a short batch both are the same.
-    assert ledger.legacy_errors(batch_size=33)["legacy_top1_error"] == pytest.approx(400 / 66)
-
-
-def test_a_third_is_not_rounded():
-    errors = ledger_of([[1, 0], [1, 0], [1, 0]], [0, 0, 1]).errors()
-    assert errors["top1_error"] == 100 / 3
-
-
-@given(arrays.arrays(np.float32, (3, 6), elements=st.floats(-1e4, 1e4, width=32)))
-def test_probabilities_are_the_exponentials_over_their_sum(logits):
-    found = softmax(logits)
-    assert found.dtype == np.float32
-    # float32 results of float64 sums
-    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
-    assert ((found >= 0) & (found <= 1)).all()
-    wide = logits.astype(np.longdouble)
-    expected = np.exp(wide) / np.exp(wide).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found, expected.astype(np.float64), rtol=1e-6, atol=1e-30)
-
-
-def test_scores_are_the_best_classes_with_their_probabilities():
-    logits = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
-    scores = top_k_scores(logits, ["a", "b", "c", "d"], 3)
-    assert [(score.index, score.label) for score in scores] == [(1, "b"), (3, "d"), (2, "c")]
-    # float32 logarithms
-    assert [score.probability for score in scores] == pytest.approx([0.4, 0.3, 0.2], rel=1e-6)
-
-
-@pytest.mark.parametrize(("asked", "given_back"), [(0, 5), (1, 1), (5, 5), (9, 9), (100, 9)])
-def test_zero_scores_asked_means_five_and_too_many_means_all(asked, given_back):
-    logits = np.arange(9, dtype=np.float32)
-    assert len(top_k_scores(logits, list("abcdefghi"), asked)) == given_back

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from serving_bench import Bench, image, run
 
 from irv2.errors import EngineError, Expired, Overloaded
-from irv2.serve.pipeline.batch_times import BatchTimes
 
 
 def test_a_lone_request_starts_at_once():
@@ -121,16 +120,6 @@ def test_an_idle_engine_waits_for_company_as_long_as_it_is_told():
         assert answers[0].queue_s == pytest.approx(0.05)
 
     run(scenario())
-
-
-def test_batch_times_are_interpolated_and_extrapolated():
-    times = BatchTimes()
-    assert times.predict(5) == 0.0
-    times.learn(2, 1.0)
-    times.learn(4, 2.0)
-    assert [times.predict(size) for size in (1, 3, 8)] == [1.0, 1.5, 4.0]
-    times.learn(4, 3.0)
-    assert times.predict(4) == pytest.approx(2.2)
 
 
 @st.composite

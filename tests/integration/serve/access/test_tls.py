@@ -1,0 +1,87 @@
+"""Who is answered by a server that encrypts."""
+
+import asyncio
+import ssl
+import urllib.request
+
+import pytest
+import trustme
+from certificates import issue
+from serving_site import Site, scenario_with
+from tiny_bundle import write_tiny_bundle
+
+from irv2.bundle import Bundle
+from irv2.client import Tls
+from irv2.errors import NotServing
+from irv2.serve.access.address import Address
+from irv2.serve.access.tls import TlsFiles
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Bundle:
+    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("security") / "tiny.bundle"))
+
+
+async def assert_not_served(site: Site, reason: str = "", **how) -> None:
+    with pytest.raises(NotServing, match=rf"no server answers \({reason}"):
+        await site.ask(timeout_s=0.3, **how)
+
+
+def files_of(issued, client_ca=None) -> TlsFiles:
+    return TlsFiles(certificate=issued.certificate, key=issued.key, client_ca=client_ca)
+
+
+def test_only_those_who_trust_the_certificate_are_answered(bundle, tmp_path):
+    issued, stranger = issue(tmp_path / "server"), issue(tmp_path / "stranger")
+
+    async def scenario(site):
+        assert await site.ask(tls=Tls(ca=issued.ca))
+        await assert_not_served(site, r"Socket closed\).* if it speaks TLS, pass --tls-ca")
+        await assert_not_served(site, "CERTIFICATE_VERIFY_FAILED", tls=Tls(ca=stranger.ca))
+
+    scenario_with(bundle, scenario, tls=files_of(issued))
+
+
+def test_a_client_that_encrypts_is_told_that_the_server_does_not(bundle, tmp_path):
+    async def scenario(site):
+        await assert_not_served(site, "WRONG_VERSION_NUMBER", tls=Tls(ca=issue(tmp_path).ca))
+
+    scenario_with(bundle, scenario)
+
+
+def test_with_a_client_ca_a_client_needs_a_certificate_of_it(bundle, tmp_path):
+    issued, stranger = issue(tmp_path / "server"), issue(tmp_path / "stranger")
+    clients = trustme.CA()
+    client = issue(tmp_path / "client", "client", clients)
+
+    async def scenario(site):
+        known = Tls(ca=issued.ca, certificate=client.certificate, key=client.key)
+        unknown = Tls(ca=issued.ca, certificate=stranger.certificate, key=stranger.key)
+        assert await site.ask(tls=known)
+        await assert_not_served(site, tls=Tls(ca=issued.ca))
+        await assert_not_served(site, tls=unknown)
+
+    scenario_with(bundle, scenario, tls=files_of(issued, client.ca))
+
+
+def test_a_renewed_certificate_is_taken_without_a_restart_on_both_ports(bundle, tmp_path):
+    issued = issue(tmp_path)
+    old_ca = issued.ca.rename(tmp_path / "old.pem")
+
+    async def scenario(site):
+        await asyncio.to_thread(ready, site, old_ca)
+        assert await site.ask(tls=Tls(ca=old_ca))
+        issued.key.write_text("half of a renewal")
+        assert await site.ask(tls=Tls(ca=old_ca)), "the old pair serves until the new one is whole"
+        issue(tmp_path)
+        assert await site.ask(tls=Tls(ca=issued.ca))
+        await asyncio.to_thread(ready, site, issued.ca)
+        await assert_not_served(site, tls=Tls(ca=old_ca))
+
+    def ready(site, ca):
+        url = f"https://{site.server.description['http']}/readyz"
+        context = ssl.create_default_context(cafile=ca)
+        with urllib.request.urlopen(url, timeout=5, context=context) as response:
+            assert response.status == 200
+
+    scenario_with(bundle, scenario, tls=files_of(issued), http=Address("127.0.0.1", 0))

@@ -1,0 +1,19 @@
+"""What the server's options allow together."""
+
+from dataclasses import replace
+
+import pytest
+from serving_site import OPTIONS
+
+from irv2.errors import UsageError
+from irv2.serve.access.address import Address
+from irv2.serve.access.tls import TlsFiles
+
+
+@pytest.mark.parametrize("port", ["listen", "http"])
+def test_other_machines_are_served_encrypted_or_only_when_asked_for(port, tmp_path):
+    everywhere = {port: Address("0.0.0.0", 8500)}
+    with pytest.raises(UsageError, match="--tls-cert"):
+        replace(OPTIONS, **everywhere)
+    replace(OPTIONS, **everywhere, insecure=True)
+    replace(OPTIONS, **everywhere, tls=TlsFiles(certificate=tmp_path, key=tmp_path))
