@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import grpc
-import numpy as np
 import pytest
 from grpc_status import rpc_status
 from scripted_server import Scripted, served
@@ -17,7 +16,6 @@ from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.client import Client
-from irv2.client.wire import bytes_per_image, split_into_requests, wire_image
 from irv2.errors import (
     Expired,
     ImageReason,
@@ -77,20 +75,6 @@ def test_an_image_fits_a_message_that_is_little_larger(bundle):
         assert str(too_large.error) == f"image: {sizes}"
 
     scenario_with(bundle, scenario, max_message_bytes=len(image) + 48)
-
-
-@pytest.mark.parametrize(
-    ("shape", "max_message_bytes"),
-    [((1, 1, 3), 51), ((1, 1, 3), 1_000), ((150, 90, 3), 82_000), ((600, 700, 3), 2_600_000)],
-)
-def test_no_request_is_larger_than_a_message_may_be(shape, max_message_bytes):
-    limits = Limits(max_message_bytes=max_message_bytes, max_images=64)
-    image = np.zeros(shape, np.uint8)
-    for source in (image, image.tobytes()):
-        for images in split_into_requests([source] * 70, limits):
-            sent = [wire_image(each, bytes_per_image(limits)) for each in images]
-            request = ClassifyRequest(images=sent, top_k=2**32 - 1)
-            assert request.ByteSize() <= max_message_bytes
 
 
 def test_an_image_too_large_for_any_message_fails_alone(bundle):

@@ -1,7 +1,6 @@
 """Curves of our runs and of the original's logs, and the lines about files that are neither."""
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -12,12 +11,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from irv2.cli.main import main
-from irv2.errors import DataError
 from irv2.train.curves.curves import legend_label, read_curve
-from irv2.train.curves.torch7_log import read_torch7_log
 
-STEP = " | Epoch: [{}][{}/2]    Time 0.901  Data 0.004  Err 6.9078  top1 {:7.3f}  top5 {:7.3f}\n"
-TEST = " | Test: [{}][1/1]    Time 0.2  Data 0.0  top1  80.000 ( 80.000)  top5  60.000 ( 60.000)\n"
 ROW = (
     json.dumps(
         {
@@ -30,21 +25,6 @@ ROW = (
     )
     + "\n"
 )
-DONE = " * Finished epoch # {}     top1: {:7.3f}  top5: {:7.3f}\n\n"
-
-
-def epoch(number, train, val):
-    steps = [STEP.format(number, n, top1, top1 / 2) for n, top1 in enumerate(train, 1)]
-    return "".join([*steps, TEST.format(number), DONE.format(number, val, val / 2)])
-
-
-@pytest.fixture
-def log(tmp_path):
-    """Two finished epochs and a third that has begun."""
-    text = "=> Creating model from file: models/inception-resnet-v2.lua\n"
-    text += epoch(1, [100, 90], 81) + epoch(2, [70.5, 69.5], 60) + STEP.format(3, 1, 60, 40)
-    (tmp_path / "setting1.log").write_text(text)
-    return tmp_path / "setting1.log"
 
 
 @pytest.fixture
@@ -64,43 +44,6 @@ def run(tmp_path):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "mine/metrics.jsonl").write_text(text)
     return tmp_path / "mine"
-
-
-def test_a_torch7_log_has_a_row_per_finished_epoch(log):
-    assert read_torch7_log(log) == [
-        {"epoch": 1, "train_top1_error": 95, "train_top5_error": 47.5, "val_top1_error": 81,
-         "val_top5_error": 40.5},
-        {"epoch": 2, "train_top1_error": 70, "train_top5_error": 35, "val_top1_error": 60,
-         "val_top5_error": 30},
-    ]  # fmt: skip
-
-
-def test_after_a_restart_an_epochs_later_lines_count(log):
-    with log.open("a") as file:
-        file.write(epoch(3, [50, 48], 55) + epoch(3, [40, 42], 45))
-    assert [row["epoch"] for row in read_torch7_log(log)] == [1, 2, 3]
-    assert read_torch7_log(log)[-1]["train_top1_error"] == 41
-    assert read_torch7_log(log)[-1]["val_top1_error"] == 45
-
-
-def test_a_log_without_steps_has_validation_errors_alone(tmp_path):
-    (tmp_path / "val.log").write_text(DONE.format(7, 30, 10))
-    [row] = read_torch7_log(tmp_path / "val.log")
-    assert (row["epoch"], row["val_top1_error"]) == (7, 30)
-    assert math.isnan(row["train_top1_error"])
-
-
-def test_a_line_being_written_is_left_for_later(log):
-    log.write_text(log.read_text() + " | Epoch: [3][2/2]    Time 0.9")
-    assert len(read_torch7_log(log)) == 2
-
-
-def test_a_damaged_line_is_named(log):
-    log.write_text(log.read_text().replace("top1:  60.000", "top1:  6x.000"))
-    with pytest.raises(
-        DataError, match=r"setting1\.log: line 10 is damaged: '\* Finished epoch # 2"
-    ):
-        read_torch7_log(log)
 
 
 def test_runs_are_named_after_their_folders_and_logs_after_their_files(run, log):

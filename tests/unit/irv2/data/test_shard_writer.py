@@ -1,0 +1,47 @@
+"""Shards are written whole, the same every time, in WebDataset's layout."""
+
+import json
+import tarfile
+import time
+
+import pytest
+from shards_of import SHARD_BYTES
+
+from irv2.data.dataset import open_split
+from irv2.data.shard_writer import write_shards
+from irv2.errors import DataError
+
+
+def test_the_layout_is_webdatasets(source, shards):
+    with tarfile.open(shards / "train/000000.tar") as shard:
+        names = shard.getnames()
+        first = shard.extractfile("Moth/0.png").read()
+        label = shard.extractfile("Moth/0.cls").read()
+    assert names[:4] == ["Moth/0.png", "Moth/0.cls", "Moth/1.png", "Moth/1.cls"]
+    assert first == (source / "train/Moth/0.png").read_bytes()
+    assert label == b"0"
+    written = json.loads((shards / "train/shards.json").read_text())
+    assert written == {"classes": ["Moth", "ant", "zebra"], "num_images": 9}
+
+
+def test_a_key_has_no_point_and_two_images_never_share_one(source, tmp_path):
+    image = source / "train/ant/0.png"
+    image.rename(image.with_name("a.b.PNG"))
+    write_shards(source, tmp_path / "out", SHARD_BYTES)
+    assert any("ant/a_b.png" in file for file in open_split(tmp_path / "out", "train").files)
+    time.sleep(0.03)  # the index is made anew when the folder's time differs
+    (source / "train/ant/a_b.jpg").write_bytes((source / "train/ant/a.b.PNG").read_bytes())
+    with pytest.raises(DataError, match=r"ant/a.b.*: another image has this name; rename it"):
+        write_shards(source, tmp_path / "other", SHARD_BYTES)
+    assert not list(tmp_path.glob("*other*"))
+
+
+def test_the_same_images_make_the_same_shards(source, shards, tmp_path):
+    write_shards(source, tmp_path / "again", SHARD_BYTES)
+    for path in shards.rglob("*.tar"):
+        assert (tmp_path / "again" / path.relative_to(shards)).read_bytes() == path.read_bytes()
+
+
+def test_shards_are_never_written_over_something(source, shards):
+    with pytest.raises(DataError, match="already exists"):
+        write_shards(source, shards, SHARD_BYTES)
