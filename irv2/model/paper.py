@@ -7,6 +7,7 @@ Fig. 17's 1154 channels are 1152, Fig. 18's 288 / 288 / 320 are 256 / 256 / 256.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -231,15 +232,15 @@ class ReductionB(Concat):
         self.out_channels = channels + c384 + 2 * c256
 
 
-class InceptionResNet(nn.Module):
+class InceptionResNet(nn.Module, ABC):
     """The base of both networks: logits from features, and blocks by name."""
 
     dropout: nn.Dropout
     classifier: nn.Linear
 
+    @abstractmethod
     def features(self, images_nchw: Tensor) -> Tensor:
         """Map normalised float (N, 3, S, S) to the classifier's input, before dropout."""
-        raise NotImplementedError
 
     def forward(self, images_nchw: Tensor) -> Tensor:
         """Map normalised float (N, 3, S, S) to logits (N, num_classes)."""
