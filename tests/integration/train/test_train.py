@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from kill_and_resume import ENVIRONMENT, PLACES, Victim, Way, write_images
 from PIL import Image
 from same_run import assert_same_run, rows
+from small_run import SMALL as SMALL_RUN
 
 from irv2.checkpoint import Checkpoint, load_model
 from irv2.data.dataset import open_split
@@ -30,28 +31,7 @@ from irv2.train.cli import main as program
 from irv2.train.data.loader import batch_indices
 from irv2.train.settings import SETTINGS
 
-SMALL = [
-    "--setting",
-    "2",
-    "--width",
-    "0.1",
-    "--blocks",
-    "1",
-    "1",
-    "1",
-    "--image-size",
-    "75",
-    "--batch-size",
-    "8",
-    "--bn-group",
-    "4",
-    "--epochs",
-    "2",
-    "--workers",
-    "1",
-    "--device",
-    "cpu",
-]
+SMALL = [*SMALL_RUN, "--epochs", "2", "--workers", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from project import ROOT
 from same_run import assert_same_run, rows
+from small_run import SMALL as SMALL_RUN
 
 from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import open_split
@@ -35,26 +36,7 @@ TORCHRUN = [
     "--nproc-per-node",
     "2",
 ]
-SMALL = [
-    "--setting",
-    "2",
-    "--width",
-    "0.1",
-    "--blocks",
-    "1",
-    "1",
-    "1",
-    "--image-size",
-    "75",
-    "--batch-size",
-    "8",
-    "--bn-group",
-    "4",
-    "--workers",
-    "0",
-    "--device",
-    "cpu",
-]
+SMALL = [*SMALL_RUN, "--workers", "0"]
 # Equal bits need a fixed number of threads.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
