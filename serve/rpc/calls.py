@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
@@ -21,6 +21,18 @@ T = TypeVar("T")
 # A client ends its call at the deadline, by a clock that started when it sent the request. So a
 # call that ends this shortly before the server's deadline has reached its own.
 WAY_S = 0.05
+
+
+def end_with(status: status_pb2.Status, context: Context) -> None:
+    """Let the call end with this status once its handler returns.
+
+    gRPC's `abort` would raise an exception that refers to itself, and so hold the call's message
+    until the garbage collector runs (https://github.com/grpc/grpc/issues/17899).
+    """
+    ending = rpc_status.to_status(status)
+    context.set_code(ending.code)
+    context.set_details(ending.details)
+    context.set_trailing_metadata(ending.trailing_metadata)
 
 
 class Calls:
@@ -81,17 +93,17 @@ class Calls:
         self._end(call, "ok", getattr(response, "timing", None))
         return response
 
-    async def unary(self, work: Awaitable[T], call: Call) -> T:
-        """The result of `work`; a refusal ends the call with its status."""
+    async def unary(self, work: Awaitable[T], call: Call) -> T | None:
+        """The result of `work`; None where it was refused, and the call ends with the refusal."""
         outcome = await self.outcome(work, call)
         if isinstance(outcome, status_pb2.Status):
-            await self.abort(outcome, call)
+            end_with(outcome, call.context)
+            return None
         return outcome
 
-    async def abort(self, status: status_pb2.Status, call: Call) -> NoReturn:
-        """End the call with this status."""
-        await call.context.abort_with_status(rpc_status.to_status(status))
-        raise AssertionError("abort raises")
+    def end(self, error: Exception, call: Call) -> None:
+        """Refuse a unary call, which ends with the status of this error."""
+        end_with(self.refuse(error, call), call.context)
 
     def cut_off(self, call: Call, outcome: str) -> None:
         """Note that the call ended early: at its deadline or, well before that, as `outcome`."""

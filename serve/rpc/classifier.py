@@ -1,16 +1,16 @@
 """The service irv2.v1.Classifier over grpc.aio; the pipeline does the work."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 from google.rpc import status_pb2
-from grpc_status import rpc_status
 
 from irv2.errors import Expired, InvalidRequest, NotServing
 from irv2.protocol import status_from_error
 from irv2.serve.pipeline.model import ServedModel
-from irv2.serve.rpc.calls import Calls
+from irv2.serve.rpc.calls import Calls, end_with
 from irv2.serve.rpc.request_log import Call
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 
@@ -40,7 +40,7 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
 
     async def Classify(  # noqa: N802 (gRPC's name)
         self, request: classifier_pb2.ClassifyRequest, context: _Context
-    ) -> classifier_pb2.ClassifyResponse:
+    ) -> classifier_pb2.ClassifyResponse | None:
         """Answer one request, or end the call with the status of its refusal."""
         call = self._calls.begin(context, "Classify", request.id, len(request.images))
         work = self._current_model().pipeline.classify(request, call.deadline)
@@ -48,12 +48,12 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
 
     async def ClassifyStream(  # noqa: N802
         self,
-        requests: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
+        requests: object,
         context: _StreamContext,
     ) -> None:
         """Answer the requests of a stream in any order; a refusal does not end the stream."""
         stream = _Stream(self._current_model, self._calls, context, self._max_stream_images)
-        await stream.answer_all(requests, self._stopping)
+        await stream.answer_all(self._stopping)
 
     async def GetModel(  # noqa: N802
         self, request: classifier_pb2.GetModelRequest, context: object
@@ -79,17 +79,13 @@ class _Stream:
         self._answered = asyncio.Event()  # set since the request that waits for room last looked
         self._writing = asyncio.Lock()
 
-    async def answer_all(
-        self,
-        messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
-        stopping: asyncio.Event,
-    ) -> None:
+    async def answer_all(self, stopping: asyncio.Event) -> None:
         """Answer until the client ends the stream or the server stops.
 
         A server that stops answers what it has read and sends the client elsewhere with the rest.
         """
         async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(self._read_all(messages, tasks))
+            reading = tasks.create_task(self._read_all(tasks))
             stop = asyncio.create_task(stopping.wait())
             try:
                 await asyncio.wait({reading, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -99,29 +95,38 @@ class _Stream:
             reading.cancel()
         if was_stopped:
             refusal = NotServing("server", "is stopping", way_out="ask another one")
-            await self._context.abort_with_status(rpc_status.to_status(status_from_error(refusal)))
+            end_with(status_from_error(refusal), self._context)
 
-    async def _read_all(
-        self,
-        messages: AsyncIterator[classifier_pb2.ClassifyStreamRequest],
-        tasks: asyncio.TaskGroup,
-    ) -> None:
-        async for message in messages:
-            request = message.request
-            call = self._calls.begin(
-                self._context,
-                "Classify",
-                request.id,
-                len(request.images),
-                timeout_ms=message.timeout_ms,
-            )
-            if refusal := self._check_id(request.id):
-                await self._write(request.id, self._calls.refuse(refusal, call))
-                continue
-            self._open.add(request.id)
-            has_room = asyncio.Event()
-            tasks.create_task(self._answer(request, call, has_room))
-            await has_room.wait()
+    async def _read_all(self, tasks: asyncio.TaskGroup) -> None:
+        while await self._read_one(tasks):
+            pass
+
+    async def _read_one(self, tasks: asyncio.TaskGroup) -> bool:
+        """Read a request, and wait until there is room for it; False at the end of the stream."""
+        # Not from gRPC's iterator, which holds its latest message as long as it lives.
+        message: Any = await self._context.read()
+        if message is grpc.aio.EOF:
+            return False
+        if isinstance(message, InvalidRequest):  # from EarlyRefusal
+            call = self._calls.begin(self._context, "Classify")
+            await self._write("", self._calls.refuse(message, call))
+            return True
+        request = message.request
+        call = self._calls.begin(
+            self._context,
+            "Classify",
+            request.id,
+            len(request.images),
+            timeout_ms=message.timeout_ms,
+        )
+        if refusal := self._check_id(request.id):
+            await self._write(request.id, self._calls.refuse(refusal, call))
+            return True
+        self._open.add(request.id)
+        has_room = asyncio.Event()
+        tasks.create_task(self._answer(request, call, has_room))
+        await has_room.wait()
+        return True
 
     def _check_id(self, request_id: str) -> InvalidRequest | None:
         if not request_id:

@@ -78,14 +78,14 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelMetadata(  # noqa: N802
         self, request: oip.ModelMetadataRequest, context: Context
-    ) -> oip.ModelMetadataResponse:
+    ) -> oip.ModelMetadataResponse | None:
         """Describe the tensors by name, type and shape."""
         call = self._calls.begin(context, "ModelMetadata")
         return await self._calls.unary(self._metadata(request), call)
 
     async def ModelInfer(  # noqa: N802
         self, request: oip.ModelInferRequest, context: Context
-    ) -> oip.ModelInferResponse:
+    ) -> oip.ModelInferResponse | None:
         """Answer a batch with its logits; a fault in any part of it refuses the whole."""
         num_images = request.inputs[0].shape[0] if request.inputs and request.inputs[0].shape else 0
         call = self._calls.begin(
@@ -95,14 +95,14 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelConfig(  # noqa: N802
         self, request: oip.ModelConfigRequest, context: Context
-    ) -> oip.ModelConfigResponse:
+    ) -> oip.ModelConfigResponse | None:
         """Describe batching and tensors as Triton would."""
         call = self._calls.begin(context, "ModelConfig")
         return await self._calls.unary(self._config(request), call)
 
     async def ModelStatistics(  # noqa: N802
         self, request: oip.ModelStatisticsRequest, context: Context
-    ) -> oip.ModelStatisticsResponse:
+    ) -> oip.ModelStatisticsResponse | None:
         """Count what the model has done since it took over."""
         call = self._calls.begin(context, "ModelStatistics")
         return await self._calls.unary(self._statistics(request), call)

@@ -130,7 +130,7 @@ def crowded(field: str, num: int) -> oip.ModelInferRequest:
         case "outputs":
             output = oip.ModelInferRequest.InferRequestedOutputTensor(name="logits")
             request.outputs.extend([output] * num)
-        case "inputs[0]":
+        case "shape":
             request.inputs[0].shape.extend([1] * num)
         case "raw_input_contents":
             request.raw_input_contents.extend([b""] * num)
@@ -142,7 +142,7 @@ def crowded(field: str, num: int) -> oip.ModelInferRequest:
     [
         ("inputs", 400_000),
         ("outputs", 90_000),
-        ("inputs[0]", 900_000),
+        ("shape", 900_000),
         ("raw_input_contents", 400_000),
     ],
 )
