@@ -36,15 +36,16 @@ class InFlight:
         self._changed = threading.Condition()  # guards what follows
         self._open, self._opened_at = OpenRequest(limits), 0.0
         self._answers: deque[Future[list[Result]]] = deque()  # of requests, in order
+        self._num_in_flight = 0
         self._all_read = self._all_sent = self._stopped = False
         self._failure: BaseException | None = None  # what `images` raised
 
     def results(self) -> Iterator[Result]:
         """Yield the results in order; then raise what the iteration over the images raised."""
-        for work in (self._read, self._form_requests):
-            # Daemons: a program may end while they wait for an image.
-            threading.Thread(target=work, name="irv2-client", daemon=True).start()
         try:
+            for work in (self._read, self._form_requests):
+                # Daemons: a program may end while they wait for an image.
+                threading.Thread(target=work, name="irv2-client", daemon=True).start()
             while answer := self._next_answer():
                 results = answer.result()
                 with self._changed:
@@ -74,7 +75,7 @@ class InFlight:
                         self._changed.wait()
                     if self._stopped:
                         return
-                    if len(self._open.images) == 1:
+                    if len(self._open.images) == 1:  # else nobody waits for it
                         self._opened_at = time.monotonic()
                         self._changed.notify_all()
         except BaseException as error:  # raised again where results are read
@@ -94,6 +95,7 @@ class InFlight:
                     self._failure = error
                     break
                 self._answers.append(answer)
+                self._num_in_flight += 1
                 self._changed.notify_all()
                 answer.add_done_callback(self._make_room)
             self._all_sent = True
@@ -111,9 +113,9 @@ class InFlight:
         return not self._stopped and bool(self._open.images)
 
     def _has_room(self) -> bool:
-        num_in_flight = sum(not answer.done() for answer in self._answers)
-        return num_in_flight < self._window and len(self._answers) < 2 * self._window
+        return self._num_in_flight < self._window and len(self._answers) < 2 * self._window
 
     def _make_room(self, _: Future[list[Result]]) -> None:
         with self._changed:
+            self._num_in_flight -= 1
             self._changed.notify_all()
