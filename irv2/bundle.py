@@ -4,10 +4,11 @@
 have been checked.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -24,11 +25,11 @@ from irv2.manifest import (
     own_sha256,
     read_manifest,
 )
-from irv2.results import DEFAULT_TOP_K, Result, top_k_scores
+from irv2.results import DEFAULT_TOP_K, Result, check_top_k, top_k_scores
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.system.files import file_sha256, write_atomically
-from irv2.types import ImageSource, UInt8Array
+from irv2.types import ImageSource, UInt8Array, as_images
 
 
 class Bundle:
@@ -50,6 +51,10 @@ class Bundle:
             if problem:
                 raise BundleError(what, problem, way_out=bundle.way_out(what))
         return bundle
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Support pickling: another process opens the bundle anew, with an engine of its own."""
+        return type(self).open, (self.path.absolute(),)
 
     @property
     def id(self) -> str:
@@ -98,16 +103,21 @@ class Bundle:
         write_atomically(self.path / MANIFEST, manifest_json(manifest))
         return Bundle(self.path, manifest)
 
-    def classify(self, images: Sequence[ImageSource], top_k: int = DEFAULT_TOP_K) -> list[Result]:
+    def classify(
+        self, images: ImageSource | Iterable[ImageSource], top_k: int = DEFAULT_TOP_K
+    ) -> list[Result]:
         """Classify paths, encoded bytes or uint8 RGB (H, W, 3) arrays, without a server.
 
-        Uses the artefact that a server on this machine would choose. An image that can't be
-        decoded gives a Result with an error and does not affect the others. Raises BundleError
-        if nothing in the bundle can run here.
+        Uses the artefact that a server on this machine would choose. A lone image gives a list of
+        one Result. An image that can't be decoded gives a Result with an error and does not affect
+        the others. Raises BundleError if nothing in the bundle can run here, and UsageError for a
+        `top_k` that can't be used.
         """
+        check_top_k(top_k)
         results: list[Result] = []
-        for start in range(0, len(images), self._runner.max_batch):
-            results += self._classify_batch(images[start : start + self._runner.max_batch], top_k)
+        remaining = iter(as_images(images))
+        while batch := list(islice(remaining, self._runner.max_batch)):
+            results += self._classify_batch(batch, top_k)
         return results
 
     def _classify_batch(self, images: Sequence[ImageSource], top_k: int) -> list[Result]:

@@ -18,7 +18,9 @@ Irv2Error                 1   failed
     └── NotServing            the server is starting or stopping
 """
 
+import copyreg
 from enum import StrEnum
+from typing import Any
 
 
 class Irv2Error(Exception):
@@ -29,6 +31,13 @@ class Irv2Error(Exception):
     def __init__(self, what: object, got: str, expected: str = "", way_out: str = "") -> None:
         self.what, self.got, self.expected, self.way_out = what, got, expected, way_out
         super().__init__(what, got, expected, way_out)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Support pickling, since errors travel between processes: restore without __init__.
+
+        By default, exceptions are made anew from `args`, which fails where a subclass takes others.
+        """
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         rest = [self.got, f"expected {self.expected}" if self.expected else "", self.way_out]
@@ -76,10 +85,6 @@ class ImageError(InputError):
     ) -> None:
         super().__init__(what, got, expected, way_out)
         self.reason = reason
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        """Support pickling, since errors travel from worker processes."""
-        return type(self), (self.reason, self.got, self.expected, self.way_out, self.what)
 
     def about(self, what: object, way_out: str = "") -> "ImageError":
         """Return this error about the image `what`; `way_out` is used if it has none yet."""

@@ -8,9 +8,8 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from irv2.errors import (
     Expired,
@@ -40,6 +39,7 @@ CODE_BY_ERROR: tuple[tuple[type[Irv2Error], int], ...] = (
     (NotServing, code_pb2.UNAVAILABLE),
 )
 _CODES = grpc.StatusCode
+_CODE_BY_NUMBER = {code.value[0]: code for code in _CODES if code is not _CODES.OK}
 
 
 def status_from_error(error: Exception) -> status_pb2.Status:
@@ -52,7 +52,11 @@ def status_from_error(error: Exception) -> status_pb2.Status:
 
 def error_from_call(error: Any, name: str) -> RequestError:  # noqa: ANN401 (RpcError lacks its methods)
     """Convert the grpc.RpcError that ended a call to the server `name` into a RequestError."""
-    code, text = error.code(), error.details()
+    code, text = error.code(), error.details() or ""
+    status = _status_of(error)
+    if code is _CODES.CANCELLED and status and status.code in _CODE_BY_NUMBER:
+        # A proxy (HAProxy) resets a call that the server refuses before the request is whole.
+        code, text = _CODE_BY_NUMBER[status.code], status.message
     if code is _CODES.UNAVAILABLE:
         return _no_answer(text, name)
     if code is _CODES.CANCELLED:  # not by us: gRPC sheds calls before the server sees them
@@ -61,7 +65,9 @@ def error_from_call(error: Any, name: str) -> RequestError:  # noqa: ANN401 (Rpc
         return Expired(name, "no answer in the time allowed")
     if code is _CODES.RESOURCE_EXHAUSTED:
         pause_s = retry_after_s(error)
-        return MessageTooLarge(name, text) if pause_s is None else Overloaded(name, text, pause_s)
+        if pause_s is None:
+            return MessageTooLarge(name, text)
+        return Overloaded(name, text.partition("; retry in ")[0], pause_s)  # which says it again
     if code is _CODES.UNAUTHENTICATED:
         got = f"takes no request without a valid token ({text})"
         return RequestError(name, got, way_out="pass one of its --token-file")
@@ -69,6 +75,10 @@ def error_from_call(error: Any, name: str) -> RequestError:  # noqa: ANN401 (Rpc
         return InvalidRequest(name, text)
     if code is _CODES.UNIMPLEMENTED:
         return RequestError(name, f"does not serve {SERVICE}", "an irv2 server")
+    if code is _CODES.UNKNOWN and text.endswith("status: 413"):  # gRPC's words for HTTP's status
+        got = "a proxy before the server refuses requests of this size (413)"
+        way_out = "raise its limit on bodies (nginx: client_max_body_size)"
+        return MessageTooLarge(name, got, way_out=way_out)
     return RequestError(name, f"{code.name} {text}")
 
 
@@ -83,13 +93,27 @@ def image_error_from_status(status: status_pb2.Status, image: object) -> ImageEr
 
 def retry_after_s(error: Any) -> float | None:  # noqa: ANN401 (RpcError lacks its methods)
     """Return the seconds after which the server allows a retry (RetryInfo); None: never."""
-    retry = _detail(rpc_status.from_call(error), error_details_pb2.RetryInfo())
+    retry = _detail(_status_of(error), error_details_pb2.RetryInfo())
     return None if retry is None else retry.retry_delay.ToNanoseconds() / 1e9
 
 
 def is_token(text: str) -> bool:
     """Whether a header can carry `text` as a bearer token: one word of printable ASCII."""
     return re.fullmatch(r"[!-~]+", text) is not None
+
+
+def _status_of(error: Any) -> status_pb2.Status | None:  # noqa: ANN401 (RpcError lacks its methods)
+    """Return the status that the server put beside a call's code, if there is one.
+
+    grpc_status.from_call refuses one that differs from the call's code, but a proxy may change it.
+    """
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                return None  # what is left is the call's code
+    return None
 
 
 def _details(error: Exception, code: int) -> list[any_pb2.Any]:

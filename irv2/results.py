@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
-from irv2.errors import ImageError
+from irv2.errors import ImageError, UsageError
 from irv2.types import FloatArray, IntArray
 
 DEFAULT_TOP_K = 5
+MAX_TOP_K = 2**32 - 1  # what a request can carry
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,13 @@ class Result:
     scores: tuple[Score, ...] = ()
     error: ImageError | None = None
     model_id: str = ""
+
+
+def check_top_k(top_k: int) -> None:
+    """Raise UsageError unless `top_k` is a number of classes that can be asked for."""
+    if not (isinstance(top_k, Integral) and 0 <= top_k <= MAX_TOP_K):
+        expected = f"a whole number from 0, which means {DEFAULT_TOP_K}, to {MAX_TOP_K}"
+        raise UsageError("top_k", repr(top_k), expected)
 
 
 def top_k_scores(logits: FloatArray, classes: Sequence[str], top_k: int) -> tuple[Score, ...]:

@@ -1,5 +1,7 @@
-"""Names for the arrays passed between modules, and a check for images that users pass in."""
+"""Names for the arrays passed between modules, and checks of the images that users pass in."""
 
+from collections.abc import Iterable
+from io import IOBase
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,19 @@ UInt8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 ImageSource = str | Path | bytes | UInt8Array  # a file, encoded bytes, or RGB (H, W, 3)
+
+
+def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """Return images to iterate over: a lone one is one image, not its characters, bytes or rows.
+
+    An array of four dimensions is a batch, one of objects or strings a collection.
+    """
+    if isinstance(images, np.ndarray):
+        is_lone = images.ndim < 4 and images.dtype.kind not in "OU"
+    else:
+        encoded = str | bytes | bytearray | memoryview | IOBase
+        is_lone = isinstance(images, encoded) or not isinstance(images, Iterable)
+    return [images] if is_lone else images  # type: ignore[list-item, return-value]
 
 
 def check_rgb(image: object) -> None:

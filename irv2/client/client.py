@@ -11,17 +11,16 @@ import math
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import grpc
 from google.protobuf.message import Message
 
 from irv2.client.channel import Tls, open_channel
+from irv2.client.in_flight import InFlight
 from irv2.client.wire import (
     bytes_per_image,
     images_per_request,
@@ -39,8 +38,8 @@ from irv2.errors import (
     UsageError,
 )
 from irv2.protocol import error_from_call, is_token, retry_after_s
-from irv2.results import DEFAULT_TOP_K, Result
-from irv2.types import ImageSource
+from irv2.results import DEFAULT_TOP_K, Result, check_top_k
+from irv2.types import ImageSource, as_images
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 
 __all__ = ["Client", "ImageSource", "Tls"]
@@ -85,6 +84,10 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        got = "a client can't be sent to another process"
+        raise UsageError(self.name, got, way_out="make a Client in each process")
+
     def close(self) -> None:
         """Close the connection; requests in other threads end with a RequestError."""
         self._closed.set()
@@ -100,33 +103,40 @@ class Client:
 
     def classify(
         self,
-        images: Iterable[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         top_k: int = DEFAULT_TOP_K,
         timeout_s: float | None = None,
     ) -> list[Result]:
         """Classify paths, encoded bytes or uint8 RGB (H, W, 3) arrays; one Result per image.
 
-        An image that can't be read or that the server refuses gives a Result with an error.
-        `timeout_s` is for all images together; None allows a minute per request. Raises Expired,
-        Overloaded, NotServing or another RequestError if there is no answer, and UsageError
-        if `timeout_s` is nan.
+        A lone image gives a list of one Result. An image that can't be read or that the server
+        refuses gives a Result with an error. `timeout_s` is for all images together; None allows
+        a minute per request. Raises Expired, Overloaded, NotServing or another RequestError if
+        there is no answer, and UsageError for a `top_k` or `timeout_s` that can't be used.
         """
         return list(self.iter_classify(images, top_k, timeout_s))
 
     def iter_classify(
         self,
-        images: Iterable[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         top_k: int = DEFAULT_TOP_K,
         timeout_s: float | None = None,
     ) -> Iterator[Result]:
         """Classify like `classify`, but lazily: images are read and results yielded one by one.
 
-        Enough requests are kept in flight that no server waits for the next one.
+        Enough requests are kept in flight that no server waits for the next one. Images that come
+        slowly, as from a camera, are answered as they come; a generator is read in a thread of its
+        own, and what it raises is raised here after the results of the images before.
         """
+        check_top_k(top_k)
         if timeout_s is not None and math.isnan(timeout_s):
             raise UsageError("timeout_s", "nan", "seconds")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        return self._results(as_images(images), top_k, deadline)
 
+    def _results(
+        self, images: Iterable[ImageSource], top_k: int, deadline: float | None
+    ) -> Iterator[Result]:
         def send(request: list[ImageSource], limits: classifier_pb2.Limits) -> list[Result]:
             try:
                 return self._classify_request(request, top_k, deadline)
@@ -139,14 +149,16 @@ class Client:
             return list(chain.from_iterable(send(part, found) for part in parts))
 
         known = self._server(deadline)
-        requests = split_into_requests(images, known.limits)
-        first = list(islice(requests, 2))
         send_first = partial(send, limits=known.limits)
-        if len(first) < 2:  # the usual case needs no threads
-            yield from chain.from_iterable(map(send_first, first))
-        else:
-            window = known.window * self._num_servers
-            yield from _in_order(send_first, chain(first, requests), window)
+        if isinstance(
+            images, Sequence
+        ):  # all there: the usual case of one request needs no threads
+            requests = list(islice(split_into_requests(images, known.limits), 2))
+            if len(requests) < 2:
+                yield from chain.from_iterable(map(send_first, requests))
+                return
+        window = known.window * self._num_servers
+        yield from InFlight(images, known.limits, send_first, window).results()
 
     def _server(self, deadline: float | None) -> "_Known":
         """Ask once for the server's limits, and again after a request has broken one.
@@ -230,27 +242,3 @@ def _with_jitter(pause_s: float, deadline: float) -> float:
     """
     spare_s = max(0.0, deadline - time.monotonic() - pause_s)
     return pause_s + random.uniform(0, min(pause_s, spare_s / 2))
-
-
-def _in_order(
-    send: Callable[[list[ImageSource]], list[Result]],
-    requests: Iterable[list[ImageSource]],
-    window: int,
-) -> Iterator[Result]:
-    """Yield the results of all requests in order, with up to `window` requests in flight.
-
-    Another `window` of them may be answered or queued, so that one slow answer does not stop the
-    sending of others.
-    """
-    pending: deque[Future[list[Result]]] = deque()
-    pool = ThreadPoolExecutor(window, thread_name_prefix="irv2-client")
-    try:
-        for request in requests:
-            if len(pending) == 2 * window:
-                yield from pending.popleft().result()
-            pending.append(pool.submit(send, request))
-        for answer in pending:
-            yield from answer.result()
-    finally:
-        # After Ctrl-C, don't wait for a silent server; closing the client ends its requests.
-        pool.shutdown(wait=False, cancel_futures=True)

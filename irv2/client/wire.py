@@ -8,6 +8,7 @@ import numpy as np
 from irv2.errors import ImageError, ImageReason
 from irv2.protocol import image_error_from_status
 from irv2.results import Result, Score
+from irv2.system.files import read_encoded
 from irv2.types import ImageSource, check_rgb
 from irv2.v1 import classifier_pb2
 
@@ -20,19 +21,35 @@ def split_into_requests(
     images: Iterable[ImageSource], limits: classifier_pb2.Limits
 ) -> Iterator[list[ImageSource]]:
     """Group images, in order, into requests as large as the server's limits allow."""
-    most_images = images_per_request(limits)
-    most_bytes = limits.max_message_bytes - REQUEST_OVERHEAD_BYTES
-    request: list[ImageSource] = []
-    num_bytes = 0
+    request = OpenRequest(limits)
     for image in images:
+        if not request.add(image):
+            yield request.images
+            request = OpenRequest(limits)
+            request.add(image)
+    if request.images:
+        yield request.images
+
+
+class OpenRequest:
+    """A request that is being filled with images, within the server's limits."""
+
+    def __init__(self, limits: classifier_pb2.Limits) -> None:
+        self.images: list[ImageSource] = []
+        self.is_full = False
+        self._most_images = images_per_request(limits)
+        self._bytes_left = limits.max_message_bytes - REQUEST_OVERHEAD_BYTES
+
+    def add(self, image: ImageSource) -> bool:
+        """Add an image; return False if the request is full without it. The first always fits."""
         size = _num_bytes(image) + IMAGE_OVERHEAD_BYTES
-        if request and (len(request) == most_images or num_bytes + size > most_bytes):
-            yield request
-            request, num_bytes = [], 0
-        request.append(image)
-        num_bytes += size
-    if request:
-        yield request
+        if self.images and (self.is_full or size > self._bytes_left):
+            self.is_full = True
+            return False
+        self.images.append(image)
+        self._bytes_left -= size
+        self.is_full = len(self.images) >= self._most_images
+        return True
 
 
 def images_per_request(limits: classifier_pb2.Limits) -> int:
@@ -49,7 +66,10 @@ def _num_bytes(image: ImageSource) -> int:
     if isinstance(image, bytes):
         return len(image)
     if isinstance(image, str | Path):
-        return Path(image).stat().st_size if Path(image).is_file() else 0
+        try:
+            return Path(image).stat().st_size
+        except (OSError, ValueError):
+            return 0  # wire_image says why it can't be read
     return image.nbytes if isinstance(image, np.ndarray) else 0  # wire_image refuses the rest
 
 
@@ -64,11 +84,7 @@ def wire_image(image: ImageSource, max_bytes: int) -> classifier_pb2.Image:
     if isinstance(image, bytes):
         return classifier_pb2.Image(encoded=image)
     if isinstance(image, str | Path):
-        try:
-            return classifier_pb2.Image(encoded=Path(image).read_bytes())
-        except OSError as error:
-            got = error.strerror or "can't be read"
-            raise ImageError(ImageReason.UNREADABLE, got, "an image file", what=image) from error
+        return classifier_pb2.Image(encoded=read_encoded(image))
     check_rgb(image)
     height, width, _ = image.shape
     pixels = classifier_pb2.Pixels(rgb=image.tobytes(), height=height, width=width)

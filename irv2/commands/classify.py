@@ -85,12 +85,19 @@ def image_files(path: Path) -> Iterator[Path]:
     found = sorted(
         file
         for file in files_below(path)
-        # A broken link is reported like a file that can't be read.
-        if file.suffix.lower() in EXTENSIONS and (file.is_file() or not file.exists())
+        if file.suffix.lower() in EXTENSIONS and _is_file_or_unreadable(file)
     )
     if not found:
         raise InputError(path, "no image files in it", " ".join(sorted(EXTENSIONS)))
     yield from found
+
+
+def _is_file_or_unreadable(file: Path) -> bool:
+    """Whether to classify `file`: a broken link, or one we may not look at, is reported so too."""
+    try:
+        return file.is_file() or not file.exists()
+    except OSError:
+        return True
 
 
 def report(files: list[Path], results: list[Result]) -> dict[str, Any]:

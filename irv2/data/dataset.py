@@ -20,9 +20,9 @@ from irv2.data.imagenet import folder_names
 from irv2.data.samples import is_sample
 from irv2.data.shards import Span, is_sharded, read_contents, read_span, scan_shards, shard_state
 from irv2.errors import DataError
-from irv2.images.decode import EXTENSIONS, looks_like_image, read_encoded
+from irv2.images.decode import EXTENSIONS, looks_like_image
 from irv2.system.cache import cache_folder, cached
-from irv2.system.files import files_below
+from irv2.system.files import files_below, read_encoded
 from irv2.system.progress import progress
 from irv2.types import IntArray
 

@@ -9,7 +9,6 @@ import logging
 import struct
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -69,15 +68,6 @@ def decode(encoded: bytes, limits: ImageLimits = ImageLimits()) -> UInt8Array:
     if encoded.startswith(b"\xff\xd8\xff"):
         return _decode_jpeg(encoded, limits)
     return _decode_with_pillow(encoded, limits)
-
-
-def read_encoded(path: Path) -> bytes:
-    """Read the bytes of an image file; raises ImageError if it can't be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        problem = error.strerror or str(error)
-        raise ImageError(ImageReason.UNREADABLE, problem, "an image file", what=path) from error
 
 
 def looks_like_image(head: bytes) -> bool:

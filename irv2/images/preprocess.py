@@ -19,8 +19,9 @@ import simplejpeg
 
 from irv2 import __version__
 from irv2.errors import ImageError, ImageReason, InputError, UsageError
-from irv2.images.decode import ImageLimits, decode, read_encoded
+from irv2.images.decode import ImageLimits, decode
 from irv2.images.resample import RESAMPLERS, Window
+from irv2.system.files import read_encoded
 from irv2.types import ImageSource, UInt8Array, check_rgb
 
 # An image one pixel high and a million wide passes every limit on files, yet would fill the memory
@@ -116,7 +117,7 @@ def prepare(image: ImageSource, config: Preprocess) -> UInt8Array:
         return preprocess(image, config)
     if isinstance(image, str | Path):
         try:
-            return preprocess(read_encoded(Path(image)), config)
+            return preprocess(read_encoded(image), config)
         except ImageError as error:
             raise error.about(image) from error
     check_rgb(image)

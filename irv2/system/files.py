@@ -1,4 +1,4 @@
-"""Files: atomic writes, hashes, locks, full disks, folders that can't be read."""
+"""Files: atomic writes, hashes, locks, full disks, files and folders that can't be read."""
 
 import errno
 import fcntl
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
-from irv2.errors import InputError, Irv2Error
+from irv2.errors import ImageError, ImageReason, InputError, Irv2Error
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,15 @@ def file_sha256(path: Path) -> str:
     """Return the hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_encoded(path: str | Path) -> bytes:
+    """Read the bytes of an image file; raises ImageError if it can't be read."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError for names that no file can have
+        got = getattr(error, "strerror", None) or str(error)
+        raise ImageError(ImageReason.UNREADABLE, got, "an image file", what=path) from error
 
 
 def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:

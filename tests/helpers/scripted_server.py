@@ -16,10 +16,13 @@ from irv2.v1 import classifier_pb2, classifier_pb2_grpc
 class Scripted(classifier_pb2_grpc.ClassifierServicer):
     """Ends its first calls of Classify as `script` says, and answers the others.
 
-    An entry is an error, refused as irv2-serve would, or a status code without any detail.
+    An entry is an error, refused as irv2-serve would, a status as a proxy may leave it, or a status
+    code without any detail.
     """
 
-    def __init__(self, *script: Irv2Error | grpc.StatusCode, answers: bool = True) -> None:
+    def __init__(
+        self, *script: Irv2Error | grpc.Status | grpc.StatusCode, answers: bool = True
+    ) -> None:
         self._script, self.answers = list(script), answers
         self.asked, self.leave = threading.Event(), threading.Event()
         self.called_at: list[float] = []
@@ -37,6 +40,8 @@ class Scripted(classifier_pb2_grpc.ClassifierServicer):
             refusal = self._script.pop(0)
             if isinstance(refusal, grpc.StatusCode):
                 context.abort(refusal, "")
+            if isinstance(refusal, grpc.Status):
+                context.abort_with_status(refusal)
             context.abort_with_status(rpc_status.to_status(status_from_error(refusal)))
         results = [classifier_pb2.Result(scores=[classifier_pb2.Score()]) for _ in request.images]
         return classifier_pb2.ClassifyResponse(results=results, model_id="scripted")

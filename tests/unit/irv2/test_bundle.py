@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_bundle import CLASSES, SIDE, edit, refused, write_tiny_bundle
+from unreadable import unreadable_paths
 
 from irv2.bundle import Bundle
-from irv2.errors import BundleError, ImageReason
+from irv2.errors import BundleError, ImageReason, UsageError
 from irv2.images.preprocess import resize_and_crop
 from irv2.manifest import MANIFEST, read_manifest
 from irv2.results import top_k_scores
@@ -155,6 +157,61 @@ def test_one_bad_image_fails_alone(bundle, tmp_path):
     alone = opened.classify([first]) + opened.classify([last])
     assert [results[0].scores, results[-1].scores] == [result.scores for result in alone]
     assert str(results[4].error).startswith(f"{tmp_path / 'gone.png'}: {os.strerror(errno.ENOENT)}")
+
+
+def test_paths_that_no_file_can_have_fail_alone(bundle, tmp_path):
+    paths, opened = unreadable_paths(tmp_path), Bundle.open(bundle)
+    results = opened.classify([*paths, None, *photos(1)])
+    reasons = [result.error and result.error.reason for result in results]
+    assert reasons == [*[ImageReason.UNREADABLE] * len(paths), ImageReason.BAD_PIXELS, None]
+
+
+def test_a_lone_image_is_one(bundle, tmp_path):
+    [image] = photos(1)
+    path = tmp_path / "photo.png"
+    path.write_bytes(png(image))
+    opened = Bundle.open(bundle)
+    [expected] = opened.classify([image])
+    assert [opened.classify(lone) for lone in (path, str(path), png(image), image)] == [
+        [expected]
+    ] * 4
+    [result] = opened.classify(image[:, :, 0])
+    assert result.error
+
+
+def test_any_iterable_of_images_is_classified_in_batches(bundle):
+    opened, images = Bundle.open(bundle), photos(11)
+    expected = opened.classify(images)
+    assert opened.classify(image for image in images) == expected
+    same = np.stack([images[0]] * 5)
+    assert [r.scores[0].label for r in opened.classify(same)] == [expected[0].scores[0].label] * 5
+
+
+def test_what_a_generator_raises_comes_through(bundle):
+    def camera():
+        yield from photos(2)
+        raise ZeroDivisionError("in the camera")
+
+    with pytest.raises(ZeroDivisionError, match="in the camera"):
+        Bundle.open(bundle).classify(camera())
+
+
+@pytest.mark.parametrize("top_k", [-1, 2**32, 1.5, None])
+def test_a_top_k_that_no_server_would_take_is_wrong_usage(bundle, top_k):
+    with pytest.raises(UsageError, match=f"^top_k: {top_k}; expected a whole number from 0"):
+        Bundle.open(bundle).classify(photos(1), top_k)
+
+
+def test_a_bundle_is_opened_anew_in_another_process(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(bundle.parent)
+    opened = Bundle.open(bundle.name)
+    expected = opened.classify(photos(1))  # with an engine by now, which can't be pickled
+    pickled = pickle.dumps(opened)
+    monkeypatch.chdir("/")
+    assert pickle.loads(pickled).classify(photos(1)) == expected
+    (bundle / "model.onnx").write_bytes(b"another")
+    with pytest.raises(BundleError, match=r"model\.onnx: sha256"):
+        pickle.loads(pickled)
 
 
 def test_nothing_but_bad_images_or_none_at_all_is_answered(bundle):

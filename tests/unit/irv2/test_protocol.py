@@ -1,11 +1,16 @@
 """Errors to status codes, and back."""
 
 import base64
+import socket
+import threading
 import urllib.parse
+from collections import namedtuple
 
+import grpc
 import pytest
-from google.rpc import code_pb2, error_details_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from scripted_server import Scripted, served
 
 from irv2 import errors
 from irv2.errors import InvalidRequest
@@ -18,6 +23,8 @@ from irv2.protocol import (
     retry_after_s,
     status_from_error,
 )
+from irv2.v1.classifier_pb2 import ClassifyRequest
+from irv2.v1.classifier_pb2_grpc import ClassifierStub
 
 
 def subclasses(kind: type) -> list[type]:
@@ -144,3 +151,84 @@ def test_a_reason_that_the_client_does_not_know_keeps_its_text():
     status.details[0].Pack(info)
     received = image_error_from_status(status, "a.jpg")
     assert (received.reason, received.got) == (errors.ImageReason.UNSUPPORTED, "bad")
+
+
+class End(namedtuple("End", ("code", "details", "trailing_metadata")), grpc.Status):
+    """The end of a call, whatever its parts say."""
+
+
+def end_of_a_call(address: str) -> grpc.RpcError:
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as raised:
+        ClassifierStub(channel).Classify(ClassifyRequest(), timeout=20)
+    return raised.value
+
+
+def ended(code: grpc.StatusCode, details: bytes) -> grpc.RpcError:
+    """A call that ended with `code`, but with these details."""
+    end = End(code, "stream removed", (("grpc-status-details-bin", details),))
+    with served(Scripted(end)) as address:
+        return end_of_a_call(address)
+
+
+def test_a_refusal_that_a_proxy_cut_off_is_the_servers_refusal():
+    """As behind HAProxy: the server answered before it had the whole request."""
+    status = status_from_error(errors.Overloaded("server", "is full", 0.5))
+    call = ended(grpc.StatusCode.CANCELLED, status.SerializeToString())
+    received = error_from_call(call, "host:8500")
+    assert isinstance(received, errors.Overloaded)
+    assert (received.retry_after_s, retry_after_s(call)) == (0.5, 0.5)
+    assert str(received) == "host:8500: server: is full; retry in 0.5 s"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidRequest),
+        (grpc.StatusCode.UNAVAILABLE, errors.NotServing),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, errors.Expired),
+        (grpc.StatusCode.UNKNOWN, errors.RequestError),
+    ],
+)
+def test_a_call_whose_details_are_of_another_status_has_the_code_it_ended_with(code, expected):
+    status = status_from_error(errors.Overloaded("server", "is full", 0.5))
+    call = ended(code, status.SerializeToString())
+    assert type(error_from_call(call, "host:8500")) is expected
+    assert retry_after_s(call) == 0.5
+
+
+@pytest.mark.parametrize("details", [b"", b"junk", status_pb2.Status(code=99).SerializeToString()])
+def test_a_call_whose_details_can_not_be_read_has_the_code_it_ended_with(details):
+    call = ended(grpc.StatusCode.CANCELLED, details)
+    assert type(error_from_call(call, "host:8500")) is errors.NotServing
+    assert retry_after_s(call) is None
+
+
+def refuse_the_size(listener: socket.socket) -> None:
+    """Answer one call like an HTTP/2 proxy whose limit on bodies it exceeds."""
+
+    def frame(kind: int, flags: int, stream: bytes, payload: bytes = b"") -> bytes:
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream + payload
+
+    connection, _ = listener.accept()
+    with connection, connection.makefile("rb") as received:
+        received.read(len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+        connection.sendall(frame(4, 0, bytes(4)))  # SETTINGS
+        while header := received.read(9):
+            received.read(int.from_bytes(header[:3], "big"))
+            if header[3] == 1:  # HEADERS: answered with END_STREAM, END_HEADERS and :status 413
+                connection.sendall(frame(1, 5, header[5:9], b"\x08\x03413"))
+
+
+def test_a_proxy_that_refuses_the_size_of_a_request_is_told_apart():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = threading.Thread(target=refuse_the_size, args=(listener,))
+        proxy.start()
+        call = end_of_a_call(f"127.0.0.1:{listener.getsockname()[1]}")
+        proxy.join()
+    received = error_from_call(call, "host:8500")
+    assert type(received) is errors.MessageTooLarge
+    assert str(received) == (
+        "host:8500: a proxy before the server refuses requests of this size (413); "
+        "raise its limit on bodies (nginx: client_max_body_size)"
+    )
+    assert retry_after_s(call) is None

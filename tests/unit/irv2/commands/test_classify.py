@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from scripted_server import Scripted, served
+from unreadable import file_in_a_closed_folder
 
 from irv2.commands.classify import image_files
 from irv2.errors import InputError
@@ -67,3 +68,8 @@ def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
     monkeypatch.setattr("os.scandir", refuse)  # tests may run as root, who reads everything
     with pytest.raises(InputError, match=f"^{folder}: not for you"):
         list(image_files(folder))
+
+
+def test_files_that_may_be_listed_but_not_looked_at_are_reported_one_by_one():
+    with file_in_a_closed_folder() as file:
+        assert list(image_files(file.parent)) == [file]

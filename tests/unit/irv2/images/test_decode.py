@@ -1,8 +1,6 @@
 """The decoder on every format it reads, and on what it must refuse, with the reason."""
 
-import errno
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from irv2.errors import ImageError, ImageReason
-from irv2.images.decode import ImageLimits, decode, looks_like_image, read_encoded
+from irv2.images.decode import ImageLimits, decode, looks_like_image
 
 HEIGHT, WIDTH = 24, 36
 
@@ -186,12 +184,6 @@ def test_the_first_frame_of_an_animation_counts(fmt):
     options = {"lossless": True} if fmt == "WEBP" else {}
     encoded = encode(frames[0], fmt, save_all=True, append_images=frames[1:], **options)
     assert (decode(encoded) == [255, 0, 0]).all()
-
-
-def test_an_error_about_a_file_names_it(tmp_path):
-    with pytest.raises(ImageError, match=rf"gone\.jpg: {os.strerror(errno.ENOENT)}") as caught:
-        read_encoded(tmp_path / "gone.jpg")
-    assert caught.value.reason is ImageReason.UNREADABLE
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Files: whole or not at all, whatever lies at their place."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from unreadable import file_in_a_closed_folder, unreadable_paths
 
-from irv2.system.files import write_atomically
+from irv2.errors import ImageError, ImageReason
+from irv2.system.files import read_encoded, write_atomically
 
 
 def test_an_atomic_write_replaces_the_file_by_bytes_or_by_a_function(tmp_path):
@@ -61,3 +64,20 @@ def test_readers_never_see_half_of_an_atomic_write(tmp_path):
         write_atomically(path, b"b" * 100_000)
         assert before.read() == b"a" * 100_000  # the old file lives on for who has it open
     assert path.read_bytes() == b"b" * 100_000
+
+
+def test_an_image_that_cannot_be_read_is_named_with_the_reason(tmp_path):
+    reasons = {}
+    for path in unreadable_paths(tmp_path):
+        with pytest.raises(ImageError) as raised:
+            read_encoded(path)
+        assert (raised.value.what, raised.value.reason) == (path, ImageReason.UNREADABLE)
+        reasons[path] = raised.value.got
+    assert reasons[tmp_path / "gone.jpg"] == os.strerror(errno.ENOENT)
+    assert len(set(reasons.values())) == len(reasons) - 1  # "" is a folder, too
+
+
+def test_an_image_in_a_closed_folder_is_named_with_the_reason():
+    with file_in_a_closed_folder() as file, pytest.raises(ImageError) as raised:
+        read_encoded(file)
+    assert str(raised.value) == f"{file}: {os.strerror(errno.EACCES)}; expected an image file"
