@@ -245,26 +245,23 @@ class Server:
         return server
 
     def _bind(self) -> None:
-        address = str(self._listen)
-        try:
-            if self._tls:
-                port = self._grpc.add_secure_port(address, self._tls.grpc_credentials())
-            else:
-                port = self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise self._listen.why_not() from error
-        self._listen = Address(self._listen.host, port)
+        with self._listen.ready_for_grpc() as names:
+            for name in names:
+                try:
+                    if self._tls:
+                        port = self._grpc.add_secure_port(name, self._tls.grpc_credentials())
+                    else:
+                        port = self._grpc.add_insecure_port(name)
+                except RuntimeError as error:
+                    raise Irv2Error(self._listen, f"gRPC can't listen there ({error})") from error
+        self._listen = self._listen.on_port(port)
 
     async def _start_http(self, address: Address) -> None:
         from irv2.serve.operations.http import HttpServer  # brings a library for this port alone
 
         tls = self._tls.http_context() if self._tls else None
         self._http = HttpServer(self._metrics.text, lambda: self.is_ready, tls)
-        try:
-            port = await self._http.start(address.host, address.port)
-        except OSError as error:
-            raise address.why_not() from error
-        self._http_listen = Address(address.host, port)
+        self._http_listen = address.on_port(await self._http.start(address.host, address.port))
 
     async def _tell_health(self) -> None:
         answer = health_pb2.HealthCheckResponse
