@@ -13,7 +13,7 @@ import grpc
 
 from irv2.errors import NotServing, UsageError
 from irv2.protocol import SERVICE
-from irv2.system.address import UNIX, grpc_name_of_socket, host_and_port, way_out
+from irv2.system.address import UNIX, grpc_name_of_socket, host_and_port, socket_path, way_out
 from irv2.system.certificate import check_key
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _host_and_port(name: str) -> tuple[str, int]:
 def _target(addresses: Sequence[str]) -> tuple[str, str | None]:
     """Return gRPC's name for the servers, and the name for certificates where it can't know it."""
     if len(addresses) == 1 and addresses[0].startswith(UNIX):
-        return grpc_name_of_socket(addresses[0].removeprefix(UNIX)), None
+        return grpc_name_of_socket(socket_path(addresses[0], "address")), None
     if any(name.startswith(UNIX) for name in addresses):
         raise UsageError("address", "a socket in a list", "one unix:PATH alone, or HOST:PORT,...")
     hosts = [(name, *_host_and_port(name)) for name in addresses]

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Self
 
 from irv2.errors import Irv2Error, UsageError
-from irv2.system.address import UNIX, grpc_name_of_socket, host_and_port, way_out
+from irv2.system.address import UNIX, grpc_name_of_socket, host_and_port, socket_path, way_out
 
-MAX_SOCKET_PATH_BYTES = 107  # Linux's sun_path, which ends with a NUL
 _ANY_IPV4, _ANY_IPV6 = "0.0.0.0", "::"
 
 
@@ -112,12 +111,7 @@ class UnixSocket:
     @classmethod
     def parse(cls, text: str, option: str) -> Self:
         """Read `unix:/run/irv2.sock`. Raises UsageError about `option`."""
-        path = text.removeprefix(UNIX)
-        num_bytes = len(os.fsencode(path))
-        if not 0 < num_bytes <= MAX_SOCKET_PATH_BYTES or "\0" in path:
-            got = f"{text!r}, a path of {num_bytes} bytes"
-            raise UsageError(option, got, f"unix:PATH, of up to {MAX_SOCKET_PATH_BYTES} bytes")
-        return cls(Path(path))
+        return cls(Path(socket_path(text, option)))
 
     def __str__(self) -> str:
         return f"{UNIX}{self.path}"
@@ -174,7 +168,9 @@ def _listener(family: int, ip: str, port: int, dualstack: bool = False) -> socke
 def _cant_listen(address: Address | UnixSocket, error: OSError) -> Irv2Error:
     reason = os.strerror(error.errno).lower() if error.errno else str(error)
     if isinstance(address, UnixSocket):
-        return Irv2Error(address, reason, "a place for a new socket", "take another path")
+        return Irv2Error(
+            address, reason, "a place for a new socket", "stop what uses it or take another path"
+        )
     return Irv2Error(
         address, reason, "a free port of this machine", "stop what uses it or take another port"
     )

@@ -44,6 +44,12 @@ def test_a_socket_among_several_servers_is_wrong_usage():
         open_channel(["unix:/run/irv2.sock", "127.0.0.1:8500"], None)
 
 
+@pytest.mark.parametrize("path", ["", "x" * 108])
+def test_a_path_that_no_socket_can_have_is_wrong_usage(path):
+    with pytest.raises(UsageError, match=r"^address: .*; expected unix:PATH"):
+        open_channel([f"unix:{path}"], None)
+
+
 def test_no_address_is_wrong_usage():
     with pytest.raises(UsageError, match="expected HOST:PORT"):
         open_channel([], None)

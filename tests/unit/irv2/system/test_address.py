@@ -2,7 +2,8 @@
 
 import pytest
 
-from irv2.system.address import host_and_port, way_out
+from irv2.errors import UsageError
+from irv2.system.address import grpc_name_of_socket, host_and_port, socket_path, way_out
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,15 @@ def test_what_has_no_port_is_no_address(text):
 )
 def test_what_was_meant_is_told(text, expected):
     assert way_out(text) == expected
+
+
+def test_the_path_of_a_socket_is_read_and_named_for_grpc():
+    assert socket_path("unix:/run/a b%20.sock", "--listen") == "/run/a b%20.sock"
+    assert grpc_name_of_socket("/run/a b%20.sock") == "unix:/run/a%20b%2520.sock"
+    assert socket_path(f"unix:{'x' * 107}", "--listen") == "x" * 107
+
+
+@pytest.mark.parametrize("path", ["", "x" * 108, "\u00e4" * 54, "a\0b"])
+def test_a_path_that_no_socket_can_have_is_wrong_usage(path):
+    with pytest.raises(UsageError, match=r"^--listen: .*; expected unix:PATH, a path of 1 to 107"):
+        socket_path(f"unix:{path}", "--listen")
