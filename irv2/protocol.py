@@ -22,6 +22,7 @@ from irv2.errors import (
     Overloaded,
     RequestError,
 )
+from irv2.system.address import UNIX
 
 SERVICE = "irv2.v1.Classifier"
 DOMAIN = "irv2"
@@ -97,6 +98,11 @@ def retry_after_s(error: Any) -> float | None:  # noqa: ANN401 (RpcError lacks i
     return None if retry is None else retry.retry_delay.ToNanoseconds() / 1e9
 
 
+def is_connection_failure(error: Any) -> bool:  # noqa: ANN401 (RpcError lacks its methods)
+    """Whether nobody was reached, so that TLS and the server had nothing to say."""
+    return "Failed to connect to remote host" in (error.details() or "")
+
+
 def is_token(text: str) -> bool:
     """Whether a header can carry `text` as a bearer token: one word of printable ASCII."""
     return re.fullmatch(r"[!-~]+", text) is not None
@@ -149,9 +155,12 @@ def _no_answer(text: str, name: str) -> NotServing:
     """Extract the cause from gRPC's long `text`: its end, or what OpenSSL says before ": OK"."""
     _, is_openssl, reason = text.removesuffix(": OK").partition("OPENSSL_internal:")
     if not is_openssl:
-        reason = text.rpartition(": ")[2]
-    way_out = "start one with `irv2-serve BUNDLE --listen HOST:PORT`, or wait for it"
-    if reason == "Socket closed":
+        reason = text.rpartition(": ")[2].removesuffix("]")  # of a list that has begun before
+    place = name if name.startswith(UNIX) else "HOST:PORT"
+    way_out = f"start one with `irv2-serve BUNDLE --listen {place}`, or wait for it"
+    if is_openssl or reason.startswith("Hostname Verification"):
+        way_out = "compare --tls-ca, --tls-server-name and --tls-cert with the certificate there"
+    elif reason == "Socket closed":
         way_out += ", or, if it speaks TLS, pass --tls-ca (and --tls-cert if it asks for one)"
     return NotServing(name, f"no server answers ({reason})", way_out=way_out)
 

@@ -10,7 +10,7 @@ from irv2.cli.options import FloatRange, json_option, print_json
 from irv2.cli.program import Program
 from irv2.errors import UsageError
 from irv2.runners.choose import BACKENDS
-from irv2.serve.access.address import Address
+from irv2.serve.access.address import Address, parse_listen
 from irv2.serve.access.connection_limits import MAX_CONNECTION_AGE_S, ConnectionLimits
 from irv2.serve.access.tls import tls_files
 from irv2.serve.operations.logs import log_as_json
@@ -38,7 +38,7 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
     "--listen",
     default="127.0.0.1:8500",
     metavar="HOST:PORT",
-    help="Address of the gRPC port; port 0 takes a free one.",
+    help="Address of the gRPC port; port 0 takes a free one. Or a socket, unix:PATH.",
 )
 @click.option(
     "--http",
@@ -192,7 +192,7 @@ def main(
     if log_format == "json":
         log_as_json()
     options = ServeOptions(
-        listen=Address.parse(listen, "--listen"),
+        listen=parse_listen(listen, "--listen"),
         http=Address.parse(http, "--http") if http else None,
         num_threads=threads,
         num_decode_threads=workers,

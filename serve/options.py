@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from irv2.errors import UsageError
-from irv2.serve.access.address import Address
+from irv2.serve.access.address import Address, UnixSocket
 from irv2.serve.access.connection_limits import ConnectionLimits
 from irv2.serve.access.tls import TlsFiles
 from irv2.v1 import classifier_pb2
@@ -14,7 +14,7 @@ from irv2.v1 import classifier_pb2
 class ServeOptions:
     """The options of `irv2-serve`; its help describes them."""
 
-    listen: Address
+    listen: Address | UnixSocket
     http: Address | None
     insecure: bool
     precision: str | None
@@ -46,8 +46,8 @@ class ServeOptions:
                 f"at least --max-images, {self.max_images}",
                 "or lower --max-images: larger requests would always be refused",
             )
-        for address in filter(None, (self.listen, self.http)):
-            if not (address.is_loopback or self.tls or self.insecure):
+        for address in (self.listen, self.http):
+            if address and not (address.is_loopback or self.tls or self.insecure):
                 raise UsageError(
                     address,
                     "would accept unencrypted requests from other machines",

@@ -18,7 +18,7 @@ from irv2.protocol import SERVICE
 from irv2.serve.access.address import Address
 from irv2.serve.access.connection_limits import channel_options
 from irv2.serve.access.tls import Tls
-from irv2.serve.access.tokens import Tokens
+from irv2.serve.access.tokens import TokenFile, Tokens
 from irv2.serve.operations.metrics import Metrics
 from irv2.serve.options import ServeOptions
 from irv2.serve.pipeline.model import OpenedModel, ServedModel, open_model, start_model
@@ -106,6 +106,8 @@ class Server:
             lambda: self.is_ready,
         )
         self._tls = Tls(options.tls) if options.tls else None
+        self._tokens = TokenFile(options.token_file) if options.token_file else None
+        self._watching: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
         self._log = RequestLog(log=options.log_requests)
@@ -121,6 +123,8 @@ class Server:
         if self._http_listen:
             await self._start_http(self._http_listen)
         await self._grpc.start()
+        if self._tokens:
+            self._watching = asyncio.create_task(self._tokens.watch())
         await self._model.start()
         tidy_up()
         self._metrics.serving(self._model.description, self._model.artifact.file)
@@ -162,6 +166,8 @@ class Server:
         await self._grpc.stop(min(last_answer_s, self._options.stop_timeout_s))
         await self._model.close()
         await asyncio.gather(*self._closing)
+        if self._watching:
+            self._watching.cancel()
         if self._http:
             await self._http.stop()
         await self._log.close()
@@ -220,8 +226,8 @@ class Server:
         await asyncio.to_thread(tidy_up)
 
     def _grpc_server(self) -> grpc.aio.Server:
-        options, tokens = self._options, self._options.token_file
-        guards = [Tokens(tokens, self._metrics.observe_call)] if tokens else []
+        options = self._options
+        guards = [Tokens(self._tokens, self._metrics.observe_call)] if self._tokens else []
         model_and_calls = (lambda: self._model, self._calls)
         server = grpc.aio.server(
             interceptors=[*guards, EarlyRefusal(*model_and_calls)],
@@ -239,26 +245,23 @@ class Server:
         return server
 
     def _bind(self) -> None:
-        address = str(self._listen)
-        try:
-            if self._tls:
-                port = self._grpc.add_secure_port(address, self._tls.grpc_credentials())
-            else:
-                port = self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise self._listen.why_not() from error
-        self._listen = Address(self._listen.host, port)
+        with self._listen.ready_for_grpc() as names:
+            for name in names:
+                try:
+                    if self._tls:
+                        port = self._grpc.add_secure_port(name, self._tls.grpc_credentials())
+                    else:
+                        port = self._grpc.add_insecure_port(name)
+                except RuntimeError as error:
+                    raise Irv2Error(self._listen, f"gRPC can't listen there ({error})") from error
+        self._listen = self._listen.on_port(port)
 
     async def _start_http(self, address: Address) -> None:
         from irv2.serve.operations.http import HttpServer  # brings a library for this port alone
 
         tls = self._tls.http_context() if self._tls else None
         self._http = HttpServer(self._metrics.text, lambda: self.is_ready, tls)
-        try:
-            port = await self._http.start(address.host, address.port)
-        except OSError as error:
-            raise address.why_not() from error
-        self._http_listen = Address(address.host, port)
+        self._http_listen = address.on_port(await self._http.start(address.host, address.port))
 
     async def _tell_health(self) -> None:
         answer = health_pb2.HealthCheckResponse

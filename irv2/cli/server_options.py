@@ -43,7 +43,7 @@ def connect(
     tls_server_name: str | None,
     token_file: Path | None,
 ) -> "Client":
-    """Return a client of `addresses`, HOST:PORT[,...]; plaintext unless a TLS option is given."""
+    """Return a client of HOST:PORT[,...] or unix:PATH; plaintext unless a TLS option is given."""
     from irv2.client import Client, Tls
 
     encrypted = tls or tls_ca or tls_cert or tls_key or tls_server_name
@@ -60,7 +60,7 @@ def read_token(path: Path) -> str:
     """Read a file that holds one token. Raises UsageError, whose text never shows the token."""
     from irv2.protocol import is_token
 
-    words = path.read_text("ascii", "replace").split()
+    words = path.read_text("utf-8-sig", "replace").split()
     if not all(map(is_token, words)):
         raise UsageError(path, "not printable ASCII", "a file that holds one token alone")
     if len(words) != 1:

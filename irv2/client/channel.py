@@ -5,7 +5,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import grpc
 
 from irv2.errors import NotServing, UsageError
 from irv2.protocol import SERVICE
-from irv2.system.address import host_and_port
+from irv2.system.address import UNIX, grpc_name_of_socket, host_and_port, socket_path, way_out
+from irv2.system.certificate import check_key
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +61,19 @@ class Tls:
         try:
             if self.certificate:  # gRPC takes no password
                 context.load_cert_chain(self.certificate, self.key, password="")
+                check_key(self.certificate)
         except ssl.SSLError as error:
             got = f"no certificate with its key ({error.reason or error})"
             raise UsageError(self.certificate, got, "PEM files that belong together") from error
 
 
 def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
-    """A channel to HOST:PORT, or to several; connects when first used. Raises UsageError."""
+    """A channel to HOST:PORT, to several, or to unix:PATH; connects when first used.
+
+    Raises UsageError for what is no address, and NotServing where no host of a list is known.
+    """
     if not addresses:
-        raise UsageError("address", "none", "HOST:PORT")
+        raise UsageError("address", "none", "HOST:PORT or unix:PATH")
     options = [
         ("grpc.lb_policy_name", "round_robin"),
         ("grpc.max_receive_message_length", -1),
@@ -90,25 +95,55 @@ def open_channel(addresses: Sequence[str], tls: Tls | None) -> grpc.Channel:
             "healthCheckConfig": {"serviceName": SERVICE},
         }
         options.append(("grpc.service_config", json.dumps(config)))
-    hosts = [(name, *_host_and_port(name)) for name in addresses]
-    # gRPC resolves a single name, anew after each lost connection; a list is resolved here.
-    target = addresses[0] if len(hosts) == 1 else _target(hosts)
+    target, host = _target(addresses)
     if tls is None:
         return grpc.insecure_channel(target, options)
-    if tls.server_name or len(addresses) > 1:  # for a list, gRPC has no name to check
-        options.append(("grpc.ssl_target_name_override", tls.server_name or hosts[0][1]))
+    if name := tls.server_name or host:
+        options.append(("grpc.ssl_target_name_override", name))
     return grpc.secure_channel(target, tls.credentials(), options)
+
+
+def open_channels_one_by_one(address: str, tls: Tls | None) -> Iterator[grpc.Channel]:
+    """A channel to each IP address of a host, to find out which of them fails, and why."""
+    if address.startswith(UNIX):
+        return
+    host, port = _host_and_port(address)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # an unknown host has none
+        return
+    ips = {str(place[0]): None for *_, place in found}
+    if host == "localhost":  # gRPC tries both, whatever /etc/hosts says
+        ips |= {"127.0.0.1": None, "::1": None}
+    if tls and not tls.server_name:
+        tls = replace(tls, server_name=host)
+    for ip in ips:
+        with open_channel([f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"], tls) as channel:
+            yield channel
 
 
 def _host_and_port(name: str) -> tuple[str, int]:
     """Split HOST:PORT; checked here, since gRPC takes a port above 65535 modulo 65536."""
     found = host_and_port(name)
     if found is None or found[1] == 0:
-        raise UsageError("address", repr(name), "HOST:PORT, the port from 1 to 65535")
+        expected = "HOST:PORT, the port from 1 to 65535, or unix:PATH"
+        raise UsageError("address", repr(name), expected, way_out(name))
     return found
 
 
-def _target(hosts: list[_Host]) -> str:
+def _target(addresses: Sequence[str]) -> tuple[str, str | None]:
+    """Return gRPC's name for the servers, and the name for certificates where it can't know it."""
+    if len(addresses) == 1 and addresses[0].startswith(UNIX):
+        return grpc_name_of_socket(socket_path(addresses[0], "address")), None
+    if any(name.startswith(UNIX) for name in addresses):
+        raise UsageError("address", "a socket in a list", "one unix:PATH alone, or HOST:PORT,...")
+    hosts = [(name, *_host_and_port(name)) for name in addresses]
+    if len(hosts) == 1:  # gRPC resolves it, anew after each lost connection
+        return addresses[0], None
+    return _list_of(hosts), hosts[0][1]
+
+
+def _list_of(hosts: list[_Host]) -> str:
     """Return gRPC's name for a list of servers, which may not contain host names."""
     found = list(_resolve_all(hosts))
     if all(ip.version == 4 for ip, _ in found):

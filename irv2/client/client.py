@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 import grpc
 from google.protobuf.message import Message
 
-from irv2.client.channel import Tls, open_channel
+from irv2.client.channel import Tls, open_channel, open_channels_one_by_one
 from irv2.client.in_flight import InFlight
 from irv2.client.wire import (
     bytes_per_image,
@@ -37,7 +37,7 @@ from irv2.errors import (
     RequestError,
     UsageError,
 )
-from irv2.protocol import error_from_call, is_token, retry_after_s
+from irv2.protocol import error_from_call, is_connection_failure, is_token, retry_after_s
 from irv2.results import DEFAULT_TOP_K, Result, check_top_k
 from irv2.types import ImageSource, as_images
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
@@ -53,6 +53,7 @@ MAX_IMAGES_IN_FLIGHT = 224  # of 256 that a server admits by default: leaves roo
 # Used if the server gives no time: together long enough for a server to start on a CPU.
 UNAVAILABLE_PAUSES_S = (0.1, 0.3, 0.6, 1.0, 1.0, 1.0)
 MIN_PAUSE_S = 0.01
+PROBE_S = 0.5  # to learn why one address of a host fails
 
 
 class Client:
@@ -61,7 +62,7 @@ class Client:
     def __init__(
         self, addresses: str | Sequence[str], *, tls: Tls | None = None, token: str | None = None
     ) -> None:
-        """Prepare to connect to `addresses`, HOST:PORT or a list of them, on first use.
+        """Prepare to connect to `addresses` on first use: HOST:PORT, a list of them, or unix:PATH.
 
         `tls` None means no encryption. `token` is sent with every request. Raises UsageError
         if an address, a certificate or the token can't be used.
@@ -73,6 +74,7 @@ class Client:
         self.name = ", ".join(names)  # for messages
         self._num_servers = len(names)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._tls = tls
         self._channel = open_channel(names, tls)
         self._stub = classifier_pb2_grpc.ClassifierStub(self._channel)
         self._known: _Known | None = None
@@ -208,7 +210,8 @@ class Client:
                 timeout_s = min(left_s, LONGEST_S)
                 return method(request, timeout=timeout_s, metadata=self._metadata)
             except grpc.RpcError as error:
-                refusal, pause_s = error_from_call(error, self.name), retry_after_s(error)
+                failure, refusal = error, error_from_call(error, self.name)
+                pause_s = retry_after_s(error)
             except ValueError:  # what gRPC raises for a channel that has just been closed
                 if self._closed.is_set():
                     break
@@ -216,9 +219,29 @@ class Client:
             if pause_s is None and isinstance(refusal, NotServing):
                 pause_s = next(pauses_s, None)
             if pause_s is None or time.monotonic() + pause_s >= deadline:
-                raise refusal
+                raise self._why_not(failure) or refusal
             self._closed.wait(_with_jitter(max(pause_s, MIN_PAUSE_S), deadline))
         raise RequestError(self.name, "the client was closed", way_out="make another one")
+
+    def _why_not(self, failure: grpc.RpcError) -> RequestError | None:
+        """Return why the address of the host fails at which somebody listens, if there is one.
+
+        Where a host has several, gRPC tells the failure that it saw last. That may be "Connection
+        refused" by ::1, while a server at 127.0.0.1 shows a certificate that is not trusted.
+        """
+        if not is_connection_failure(failure) or self._num_servers > 1:
+            return None
+        for channel in open_channels_one_by_one(self.name, self._tls):
+            stub = classifier_pb2_grpc.ClassifierStub(channel)
+            try:
+                stub.GetModel(
+                    classifier_pb2.GetModelRequest(), timeout=PROBE_S, metadata=self._metadata
+                )
+            except grpc.RpcError as error:
+                found = error_from_call(error, self.name)
+                if not is_connection_failure(error) and isinstance(found, NotServing):
+                    return found
+        return None
 
 
 class _Known(NamedTuple):

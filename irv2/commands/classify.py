@@ -27,7 +27,8 @@ FILES_AT_A_TIME = 8  # classified by a bundle between two updates of the progres
     "images", nargs=-1, required=True, metavar="IMAGE_or_DIR...",
     type=click.Path(exists=True, path_type=Path),
 )  # fmt: skip
-@click.option("--server", metavar="HOST:PORT[,...]", help="Ask this server, or these in turn.")
+@click.option("--server", metavar="HOST:PORT[,...]",
+              help="Ask this server, or these in turn; or one at a socket, unix:PATH.")  # fmt: skip
 @connection_options
 @click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR",
               help="Classify here, with the artefact that a server would choose.")  # fmt: skip
@@ -53,12 +54,13 @@ def main(
     if bool(server) == bool(bundle):
         got = ("both --server and" if server else "neither --server nor") + " --bundle given"
         raise UsageError("classify", got, "one of them", "pass --server HOST:PORT or --bundle DIR")
+    client = connect(server, **connection) if server else None  # a wrong address is told at once
     files = [file for path in images for file in image_files(path)]
-    if bundle:
-        answers = _by_bundle(bundle, files, top_k)
+    if client:
+        answers = _by_server(client, files, top_k, timeout_s)
     else:
-        assert server
-        answers = _by_server(connect(server, **connection), files, top_k, timeout_s)
+        assert bundle
+        answers = _by_bundle(bundle, files, top_k)
     results: list[Result] = []
     try:
         for result in progress(answers, "classify", len(files), "images"):

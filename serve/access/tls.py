@@ -1,7 +1,9 @@
 """TLS, and mutual TLS, for both ports, with certificates that may be renewed while it runs."""
 
+import logging
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +11,9 @@ import grpc
 
 from irv2.errors import UsageError
 from irv2.serve.access.watched_files import Watched
+from irv2.system.certificate import SERVED, check_key, not_valid_at
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +51,23 @@ class Tls:
         self._files = files
         paths = [files.certificate, files.key, *filter(None, [files.client_ca])]
         self._watched = Watched(paths, self._load)
-        self._given = self._watched.current().configuration
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For the gRPC port; with a client CA, clients without a certificate are refused."""
+        """For one address of the gRPC port; with a client CA, clients need a certificate."""
+        given = self._watched.current().configuration
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            """Called by gRPC at each handshake; None keeps what this address has."""
+            nonlocal given
+            current = self._watched.current().configuration
+            if current is given:
+                return None
+            given = current
+            return current
+
         return grpc.dynamic_ssl_server_credentials(
-            self._given,
-            self._fetch,  # type: ignore[arg-type] # the stubs forget that None keeps the old
+            given,
+            fetch,  # type: ignore[arg-type] # the stubs forget that None keeps the old
             require_client_authentication=bool(self._files.client_ca),
         )
 
@@ -68,14 +83,6 @@ class Tls:
         context.sni_callback = use_current  # once per handshake, whether or not a name is sent
         return context
 
-    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """Called by gRPC at each handshake; None keeps what it has."""
-        current = self._watched.current().configuration
-        if current is self._given:
-            return None
-        self._given = current
-        return current
-
     def _load(self) -> _Loaded:
         certificate, key = self._files.certificate, self._files.key
 
@@ -85,17 +92,23 @@ class Tls:
         client_ca = _client_ca(self._files.client_ca) if self._files.client_ca else None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            # gRPC would notice files that do not fit each other only at a handshake.
+            # gRPC would notice files that do not fit each other, or it, only at a handshake.
             context.load_cert_chain(certificate, key, no_passphrase)
+            check_key(certificate)
             configuration = grpc.ssl_server_certificate_configuration(
                 [(key.read_bytes(), certificate.read_bytes())], root_certificates=client_ca
             )
         except OSError as error:  # ssl.SSLError is one
+            if getattr(error, "reason", "") == "EE_KEY_TOO_SMALL":
+                raise UsageError(certificate, "an RSA key that is too short", SERVED) from error
             raise UsageError(
                 certificate,
                 f"no certificate with its key ({error.strerror or error})",
                 "PEM files that belong together",
             ) from error
+        # As other servers do, it starts all the same: some clients look at the key alone.
+        if fault := not_valid_at(certificate, datetime.now(UTC)):
+            logger.warning("certificate_not_valid file=%s %s", certificate, fault)
         return _Loaded(configuration, context)
 
 

@@ -1,4 +1,4 @@
-"""Files that may change under a running server: certificates, tokens."""
+"""Files that may change under a running server: certificates; tokens.py looks for itself."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -15,8 +15,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, SSLIOStream
-from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
+
+from irv2.serve.access.address import Address
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +54,10 @@ class HttpServer:
         self._accepting: list[asyncio.Task[None]] = []
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; return the port, which 0 leaves to the system. Raises OSError."""
-        self._listeners = bind_sockets(port, host)
+        """Listen; return the port, which 0 leaves to the system. Raises Irv2Error."""
+        self._listeners = Address(host, port).listen()
         for listener in self._listeners:
+            listener.setblocking(False)
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # a client that does not read its answer
                 timeout_ms = round(self._timeout_s * 1e3)
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)

@@ -1,6 +1,7 @@
 """The whole server in the test's process, over a real socket; only its engine is slowed down."""
 
 import asyncio
+import socket
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -74,11 +75,11 @@ class Site:
         self.stub = classifier_pb2_grpc.ClassifierStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
-    def ask(self, timeout_s: float = 10, **how):
+    def ask(self, timeout_s: float = 10, address: str | None = None, **how):
         """The scores of an image, by a client of our own: in a thread, as it waits."""
 
         def classify():
-            with Client(self.server.ready_line.split()[1], **how) as client:
+            with Client(address or self.server.ready_line.split()[1], **how) as client:
                 return client.classify([jpeg(0)], timeout_s=timeout_s)[0].scores
 
         return asyncio.to_thread(classify)
@@ -140,6 +141,14 @@ async def loop_watched():
     watching = asyncio.create_task(watch())
     yield lambda: max(gaps)
     watching.cancel()
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def jpeg(number: int) -> bytes:

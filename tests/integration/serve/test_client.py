@@ -1,7 +1,6 @@
 """The client's limits, retries and patience, against a real server in this process."""
 
 import asyncio
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 from scripted_server import Scripted, served
-from serving_site import Site, jpeg, scenario_with
+from serving_site import Site, has_ipv6, jpeg, scenario_with
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
@@ -33,14 +32,6 @@ from irv2.v1.classifier_pb2 import ClassifyRequest, GetModelResponse, Limits
 def bundle(tmp_path_factory) -> Bundle:
     folder = tmp_path_factory.mktemp("client") / "tiny.bundle"
     return Bundle.open(write_tiny_bundle(folder, max_batch=64))
-
-
-def has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
 
 
 def classify(site: Site, images: list[bytes], timeout_s: float | None = None):

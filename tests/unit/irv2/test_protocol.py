@@ -20,6 +20,7 @@ from irv2.protocol import (
     MAX_MESSAGE,
     error_from_call,
     image_error_from_status,
+    is_connection_failure,
     retry_after_s,
     status_from_error,
 )
@@ -232,3 +233,49 @@ def test_a_proxy_that_refuses_the_size_of_a_request_is_told_apart():
         "raise its limit on bodies (nginx: client_max_body_size)"
     )
     assert retry_after_s(call) is None
+
+
+class Unreachable:
+    """The end of a call that reached nobody, with gRPC's text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def code(self):
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self):
+        return self.text
+
+
+ALL = "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.0.1:1: "
+REFUSED = f"{ALL}Failed to connect to remote host: Connection refused"
+UNKNOWN = (
+    "errors resolving h:1: [field:hostname lookup error:address lookup failed for h:1: Not found]"
+)
+UNTRUSTED = (
+    f"{ALL}Tls handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:"
+    "OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate: OK"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (REFUSED, "h:1: no server answers (Connection refused); start one with "),
+        (UNKNOWN, "h:1: no server answers (Not found); start one with "),
+        (
+            UNTRUSTED,
+            "h:1: no server answers (CERTIFICATE_VERIFY_FAILED: unable to get local issuer "
+            "certificate); compare --tls-ca, ",
+        ),
+    ],
+)
+def test_the_reason_of_a_failed_connection_is_taken_out_of_grpc_s_text(text, message):
+    assert str(error_from_call(Unreachable(text), "h:1")).startswith(message)
+
+
+def test_only_where_nobody_was_reached_is_it_a_connection_that_failed():
+    assert is_connection_failure(Unreachable(REFUSED))
+    assert not is_connection_failure(Unreachable(UNTRUSTED))
+    assert not is_connection_failure(Unreachable("Socket closed"))

@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 import trustme
-from certificates import issue
+from certificates import issue, self_sign
 from serving_site import Site, scenario_with
 from tiny_bundle import write_tiny_bundle
 
@@ -29,6 +29,18 @@ async def assert_not_served(site: Site, reason: str = "", **how) -> None:
 
 def files_of(issued, client_ca=None) -> TlsFiles:
     return TlsFiles(certificate=issued.certificate, key=issued.key, client_ca=client_ca)
+
+
+async def ready(site: Site, ca) -> None:
+    """Ask the HTTP port, whose certificate `ca` must have signed."""
+    url = f"https://{site.server.description['http']}/readyz"
+    context = ssl.create_default_context(cafile=ca)
+
+    def ask() -> None:
+        with urllib.request.urlopen(url, timeout=5, context=context) as response:
+            assert response.status == 200
+
+    await asyncio.to_thread(ask)
 
 
 def test_only_those_who_trust_the_certificate_are_answered(bundle, tmp_path):
@@ -69,19 +81,47 @@ def test_a_renewed_certificate_is_taken_without_a_restart_on_both_ports(bundle, 
     old_ca = issued.ca.rename(tmp_path / "old.pem")
 
     async def scenario(site):
-        await asyncio.to_thread(ready, site, old_ca)
+        await ready(site, old_ca)
         assert await site.ask(tls=Tls(ca=old_ca))
         issued.key.write_text("half of a renewal")
         assert await site.ask(tls=Tls(ca=old_ca)), "the old pair serves until the new one is whole"
         issue(tmp_path)
         assert await site.ask(tls=Tls(ca=issued.ca))
-        await asyncio.to_thread(ready, site, issued.ca)
+        await ready(site, issued.ca)
         await assert_not_served(site, tls=Tls(ca=old_ca))
 
-    def ready(site, ca):
-        url = f"https://{site.server.description['http']}/readyz"
-        context = ssl.create_default_context(cafile=ca)
-        with urllib.request.urlopen(url, timeout=5, context=context) as response:
-            assert response.status == 200
+    scenario_with(bundle, scenario, tls=files_of(issued), http=Address("127.0.0.1", 0))
+
+
+@pytest.mark.parametrize("kind", ["Ed25519", "ECDSA on secp256k1", "RSA, 1024 bits"])
+def test_a_renewal_to_a_key_that_grpc_can_not_serve_keeps_the_old_pair(
+    kind, bundle, tmp_path, caplog
+):
+    issued = self_sign(tmp_path, "ECDSA on P-256")
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(issued.ca.read_bytes())
+
+    async def scenario(site):
+        self_sign(tmp_path, kind)
+        assert await site.ask(tls=Tls(ca=ca))
+        await ready(site, ca)
 
     scenario_with(bundle, scenario, tls=files_of(issued), http=Address("127.0.0.1", 0))
+    assert f"file_not_reloaded error={issued.certificate}: an" in caplog.text
+    assert "expected an RSA key of 2048 bits or more" in caplog.text
+
+
+def test_a_failure_of_tls_is_told_where_the_host_has_another_address_too(bundle, tmp_path):
+    """localhost is ::1 as well, where nobody listens."""
+    issued, stranger = issue(tmp_path / "server"), issue(tmp_path / "stranger")
+
+    async def scenario(site):
+        port = site.server.ready_line.split()[1].rpartition(":")[2]
+        for tls, reason in [
+            (None, "Socket closed"),
+            (Tls(ca=stranger.ca), "CERTIFICATE_VERIFY_FAILED"),
+            (Tls(ca=issued.ca, server_name="other"), "Hostname Verification Check failed"),
+        ]:
+            await assert_not_served(site, reason, address=f"localhost:{port}", tls=tls)
+
+    scenario_with(bundle, scenario, tls=files_of(issued))

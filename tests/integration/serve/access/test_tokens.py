@@ -1,5 +1,6 @@
 """Who may ask a server with tokens."""
 
+import asyncio
 import re
 
 import grpc
@@ -76,6 +77,25 @@ def test_tokens_are_taken_in_and_withdrawn_without_a_restart(bundle, tmp_path):
         assert await site.ask(token=OTHER)
         with pytest.raises(RequestError, match="without a valid token"):
             await site.ask(token=TOKEN)
+
+    scenario_with(bundle, scenario, token_file=path)
+
+
+def test_a_token_whose_file_was_emptied_opens_no_door_soon(bundle, tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"alice {TOKEN}\n")
+
+    async def scenario(site):
+        assert await site.ask(token=TOKEN)
+        path.write_text("")
+        assert await site.ask(token=TOKEN), "it may be half written"
+        with pytest.raises(RequestError, match="without a valid token"):
+            await ask_until_refused(site)
+
+    async def ask_until_refused(site):
+        async with asyncio.timeout(30):
+            while await site.ask(token=TOKEN):
+                await asyncio.sleep(0.1)
 
     scenario_with(bundle, scenario, token_file=path)
 

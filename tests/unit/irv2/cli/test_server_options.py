@@ -12,6 +12,12 @@ def test_a_token_file_holds_one_token_alone(tmp_path):
     assert read_token(path) == "0123456789/+=:abc"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_token(tmp_path):
+    path = tmp_path / "token"
+    path.write_text("0123456789/+=:abc\n", encoding="utf-8-sig")
+    assert read_token(path) == "0123456789/+=:abc"
+
+
 @pytest.mark.parametrize(
     ("content", "got"),
     [
