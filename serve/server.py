@@ -19,6 +19,7 @@ from irv2.serve.access.address import Address
 from irv2.serve.access.connection_limits import channel_options
 from irv2.serve.access.tls import Tls
 from irv2.serve.access.tokens import Tokens
+from irv2.serve.operations.logs import num_lines_lost
 from irv2.serve.operations.metrics import Metrics
 from irv2.serve.options import ServeOptions
 from irv2.serve.pipeline.model import OpenedModel, ServedModel, open_model, start_model
@@ -104,6 +105,7 @@ class Server:
             lambda: self._model.admission.num_admitted,
             lambda: self._model.admission.predicted_wait_s(),
             lambda: self.is_ready,
+            num_lines_lost,
         )
         self._tls = Tls(options.tls) if options.tls else None
         self._health = health.aio.HealthServicer()
@@ -253,7 +255,7 @@ class Server:
         from irv2.serve.operations.http import HttpServer  # brings a library for this port alone
 
         tls = self._tls.http_context() if self._tls else None
-        self._http = HttpServer(self._metrics.text, lambda: self.is_ready, tls)
+        self._http = HttpServer(self._metrics.exposition, lambda: self.is_ready, tls)
         try:
             port = await self._http.start(address.host, address.port)
         except OSError as error:
