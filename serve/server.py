@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from irv2.errors import Irv2Error
 from irv2.inference import open_inference_pb2_grpc
@@ -30,6 +29,7 @@ from irv2.serve.rpc.classifier import Classifier
 from irv2.serve.rpc.early_refusal import EarlyRefusal
 from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE
 from irv2.serve.rpc.open_inference import OpenInference
+from irv2.serve.rpc.reflection import add_reflection
 from irv2.serve.rpc.request_log import RequestLog
 from irv2.v1 import classifier_pb2_grpc
 
@@ -236,8 +236,7 @@ class Server:
         open_inference = OpenInference(*model_and_calls, lambda: self.is_ready)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        add_reflection((SERVICE, OPEN_INFERENCE, health.SERVICE_NAME), server)
         return server
 
     def _bind(self) -> None:
@@ -264,5 +263,5 @@ class Server:
 
     async def _tell_health(self) -> None:
         answer = health_pb2.HealthCheckResponse
-        for service in ("", SERVICE):
+        for service in ("", SERVICE, OPEN_INFERENCE):
             await self._health.set(service, answer.SERVING if self.is_ready else answer.NOT_SERVING)

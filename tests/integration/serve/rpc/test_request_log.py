@@ -236,7 +236,7 @@ class Streamed(Unary):
 
 
 class OpenInference(Unary):
-    """`ModelInfer`; `ModelConfig` of a model that is not there is invalid."""
+    """`ModelInfer`; without a tensor it is invalid."""
 
     async def ask(self, site, name: str, timeout_s: float = 10.0) -> None:
         images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
@@ -248,7 +248,7 @@ class OpenInference(Unary):
 
     async def ask_wrongly(self, site) -> None:
         stub = GRPCInferenceServiceStub(site.channel)
-        await stub.ModelConfig(oip.ModelConfigRequest(name="resnet"))
+        await stub.ModelInfer(oip.ModelInferRequest(model_name="irv2"))
 
 
 def outcomes_in(metrics: bytes) -> Counter[str]:
