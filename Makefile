@@ -34,7 +34,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory protos
-	git diff --exit-code --stat -- irv2/v1 irv2/inference
+	git diff --exit-code --stat -- irv2/v1 irv2/inference irv2/reflection
 
 # CI runs the slow ones too, as `CI=true make test` does anywhere. Tests that measure, or need both
 # cores, run when the others are done.

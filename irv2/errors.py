@@ -12,6 +12,7 @@ Irv2Error                 1   failed
 ├── DivergenceError       1   a training run that goes nowhere (train/divergence.py)
 └── RequestError          1   a request the server refuses
     ├── InvalidRequest        malformed
+    ├── UnknownModel          for a model that is not served
     ├── Overloaded            can't be served in time; carries when to retry
     ├── MessageTooLarge       must not be retried unchanged
     ├── Expired               past its deadline
@@ -119,6 +120,10 @@ class RequestError(Irv2Error):
 
 class InvalidRequest(RequestError):
     """A malformed request; `what` names the field."""
+
+
+class UnknownModel(RequestError):
+    """A request for a model, or a version of one, that the server does not have."""
 
 
 class Overloaded(RequestError):

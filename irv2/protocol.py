@@ -21,6 +21,7 @@ from irv2.errors import (
     NotServing,
     Overloaded,
     RequestError,
+    UnknownModel,
 )
 from irv2.system.address import UNIX
 
@@ -34,6 +35,7 @@ NOT_SERVING_RETRY_S = 0.5  # a server starts in seconds; if there are others, th
 CODE_BY_ERROR: tuple[tuple[type[Irv2Error], int], ...] = (
     (ImageError, code_pb2.INVALID_ARGUMENT),
     (InvalidRequest, code_pb2.INVALID_ARGUMENT),
+    (UnknownModel, code_pb2.NOT_FOUND),
     (Overloaded, code_pb2.RESOURCE_EXHAUSTED),
     (MessageTooLarge, code_pb2.RESOURCE_EXHAUSTED),
     (Expired, code_pb2.DEADLINE_EXCEEDED),
@@ -74,6 +76,8 @@ def error_from_call(error: Any, name: str) -> RequestError:  # noqa: ANN401 (Rpc
         return RequestError(name, got, way_out="pass one of its --token-file")
     if code is _CODES.INVALID_ARGUMENT:
         return InvalidRequest(name, text)
+    if code is _CODES.NOT_FOUND:
+        return UnknownModel(name, text)
     if code is _CODES.UNIMPLEMENTED:
         return RequestError(name, f"does not serve {SERVICE}", "an irv2 server")
     if code is _CODES.UNKNOWN and text.endswith("status: 413"):  # gRPC's words for HTTP's status

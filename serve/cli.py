@@ -1,22 +1,26 @@
 """`irv2-serve`: the command line of the server."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from irv2.cli.options import FloatRange, json_option, print_json
+from irv2.cli.options import FloatRange, json_option, json_text
 from irv2.cli.program import Program
 from irv2.errors import UsageError
 from irv2.runners.choose import BACKENDS
 from irv2.serve.access.address import Address, parse_listen
 from irv2.serve.access.connection_limits import MAX_CONNECTION_AGE_S, ConnectionLimits
 from irv2.serve.access.tls import tls_files
-from irv2.serve.operations.logs import log_as_json
+from irv2.serve.operations.background import print_in_background
+from irv2.serve.operations.logs import log_there, take_over_stderr
 from irv2.serve.options import ServeOptions
 from irv2.serve.server import Server, serve
 from irv2.system.gpu import count_gpus
+
+logger = logging.getLogger(__name__)
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NUM_THREADS = click.IntRange(0, 1024)
@@ -30,6 +34,11 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
     if not text.isdecimal() or int(text) == 0:
         raise UsageError("--gpus", text, "1 or more, or all")
     return int(text)
+
+
+def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_format: str) -> str:
+    take_over_stderr(as_json=log_format == "json")
+    return log_format
 
 
 @click.command(cls=Program)
@@ -162,8 +171,11 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
     "--max-connection-age-s", type=FloatRange(0, MAX_CONNECTION_AGE_S), default=0.0,
     help="Ask clients to reconnect after this long, so that new servers get some; 0: never.",
 )  # fmt: skip
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
-              help="Format of log lines on stderr.")  # fmt: skip
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text",
+    is_eager=True, callback=_take_over_stderr,  # before other options are found wrong
+    help="Format of the lines on stderr.",
+)  # fmt: skip
 @click.option("--log-requests", is_flag=True, help="Log a line per request: id, outcome, times.")
 @json_option
 def main(
@@ -189,8 +201,7 @@ def main(
     the grace period, open ones are finished by their deadlines, exit 0. SIGHUP: load the bundle
     that lies at BUNDLE now, test it, and switch to it; if that fails, go on with the old one.
     """
-    if log_format == "json":
-        log_as_json()
+    log_there()
     options = ServeOptions(
         listen=parse_listen(listen, "--listen"),
         http=Address.parse(http, "--http") if http else None,
@@ -206,8 +217,15 @@ def main(
     )
 
     def on_ready(server: Server) -> None:
-        click.echo(server.ready_line, err=True)
         if as_json:
-            print_json(server.description)
+            print_in_background(json_text(server.description), _tell_unprinted)
+        if log_format == "json":
+            logger.info(server.ready_line)
+        else:
+            click.echo(server.ready_line, err=True)
 
     sys.exit(serve(bundle, options, on_ready))
+
+
+def _tell_unprinted(error: OSError) -> None:
+    logger.warning("stdout_failed error=%s", error)

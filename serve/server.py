@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from irv2.errors import Irv2Error
 from irv2.inference import open_inference_pb2_grpc
@@ -19,6 +18,7 @@ from irv2.serve.access.address import Address
 from irv2.serve.access.connection_limits import channel_options
 from irv2.serve.access.tls import Tls
 from irv2.serve.access.tokens import TokenFile, Tokens
+from irv2.serve.operations.logs import num_lines_lost
 from irv2.serve.operations.metrics import Metrics
 from irv2.serve.options import ServeOptions
 from irv2.serve.pipeline.model import OpenedModel, ServedModel, open_model, start_model
@@ -29,6 +29,7 @@ from irv2.serve.rpc.classifier import Classifier
 from irv2.serve.rpc.early_refusal import EarlyRefusal
 from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE
 from irv2.serve.rpc.open_inference import OpenInference
+from irv2.serve.rpc.reflection import add_reflection
 from irv2.serve.rpc.request_log import RequestLog
 from irv2.v1 import classifier_pb2_grpc
 
@@ -104,6 +105,7 @@ class Server:
             lambda: self._model.admission.num_admitted,
             lambda: self._model.admission.predicted_wait_s(),
             lambda: self.is_ready,
+            num_lines_lost,
         )
         self._tls = Tls(options.tls) if options.tls else None
         self._tokens = TokenFile(options.token_file) if options.token_file else None
@@ -240,8 +242,7 @@ class Server:
         open_inference = OpenInference(*model_and_calls, lambda: self.is_ready)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        add_reflection((SERVICE, OPEN_INFERENCE, health.SERVICE_NAME), server)
         return server
 
     def _bind(self) -> None:
@@ -260,10 +261,10 @@ class Server:
         from irv2.serve.operations.http import HttpServer  # brings a library for this port alone
 
         tls = self._tls.http_context() if self._tls else None
-        self._http = HttpServer(self._metrics.text, lambda: self.is_ready, tls)
+        self._http = HttpServer(self._metrics.exposition, lambda: self.is_ready, tls)
         self._http_listen = address.on_port(await self._http.start(address.host, address.port))
 
     async def _tell_health(self) -> None:
         answer = health_pb2.HealthCheckResponse
-        for service in ("", SERVICE):
+        for service in ("", SERVICE, OPEN_INFERENCE):
             await self._health.set(service, answer.SERVING if self.is_ready else answer.NOT_SERVING)

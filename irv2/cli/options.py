@@ -46,4 +46,9 @@ bad_images_option = click.option(
 
 def print_json(result: object) -> None:
     """Print the one JSON object of a program's stdout."""
-    click.echo(json.dumps(result, indent=2, allow_nan=False))
+    click.echo(json_text(result))
+
+
+def json_text(result: object) -> str:
+    """Return the text of that object."""
+    return json.dumps(result, indent=2, allow_nan=False)

@@ -9,6 +9,7 @@ from irv2.runners.cuda import PinnedBatches
 from irv2.types import FloatArray, UInt8Array
 
 MAX_BATCH = 64
+FATAL = 4  # of ONNX Runtime's log, which goes to stderr by itself: what fails is raised as well
 
 
 class OnnxRunner(Runner):
@@ -33,7 +34,7 @@ class OnnxRunner(Runner):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not _has_vnni():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        options.log_severity_level = 3
+        options.log_severity_level = FATAL
         provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
         settings: dict[str, str] = {}
         if device == "cuda":  # or else ONNX Runtime would silently compute on the CPU
@@ -135,4 +136,5 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 (a module)
         )
     import onnxruntime
 
+    onnxruntime.set_default_logger_severity(FATAL)
     return onnxruntime

@@ -11,7 +11,6 @@ import ssl
 from collections.abc import Callable
 from http import HTTPStatus
 
-from prometheus_client import CONTENT_TYPE_LATEST
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, SSLIOStream
@@ -29,6 +28,7 @@ MAX_HEAD_BYTES = MAX_BODY_BYTES = 16 * 1024
 ACCEPT_PAUSE_S = 1.0
 
 Answer = tuple[HTTPStatus, str, bytes]
+Exposition = Callable[[str], tuple[str, bytes]]  # from the header Accept: content type and metrics
 
 
 class HttpServer:
@@ -36,7 +36,7 @@ class HttpServer:
 
     def __init__(
         self,
-        metrics: Callable[[], bytes],
+        metrics: Exposition,
         is_ready: Callable[[], bool],
         tls: ssl.SSLContext | None = None,
         timeout_s: float = TIMEOUT_S,
@@ -124,34 +124,34 @@ def _encrypted(connection: socket.socket, tls: ssl.SSLContext) -> SSLIOStream:
     return SSLIOStream(tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False))
 
 
-def _application(metrics: Callable[[], bytes], is_ready: Callable[[], bool]) -> Application:
-    def readiness() -> Answer:
+def _application(metrics: Exposition, is_ready: Callable[[], bool]) -> Application:
+    def readiness(accept: str) -> Answer:
         if is_ready():
             return _plain(HTTPStatus.OK, "ready")
         return _plain(HTTPStatus.SERVICE_UNAVAILABLE, "not ready")
 
-    pages: dict[str, Callable[[], Answer]] = {
-        "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE_LATEST, metrics()),
-        "/healthz": lambda: _plain(HTTPStatus.OK, "alive"),
+    pages: dict[str, Callable[[str], Answer]] = {
+        "/metrics": lambda accept: (HTTPStatus.OK, *metrics(accept)),
+        "/healthz": lambda accept: _plain(HTTPStatus.OK, "alive"),
         "/readyz": readiness,
     }
     missing = _plain(HTTPStatus.NOT_FOUND, "try /metrics, /healthz or /readyz")
     return Application(
         [(path, _Page, {"answer": answer}) for path, answer in pages.items()],
         default_handler_class=_Page,
-        default_handler_args={"answer": lambda: missing},
+        default_handler_args={"answer": lambda accept: missing},
         log_function=lambda _: None,  # no line per request
     )
 
 
 class _Page(RequestHandler):
-    """Answer GET and HEAD with what `answer` returns, and other methods with 405."""
+    """Answer GET and HEAD with what `answer` makes of Accept, and other methods with 405."""
 
-    def initialize(self, answer: Callable[[], Answer]) -> None:
+    def initialize(self, answer: Callable[[str], Answer]) -> None:
         self._answer = answer
 
     def get(self) -> None:
-        self._send(*self._answer())
+        self._send(*self._answer(self.request.headers.get("Accept", "")))
 
     head = get
 

@@ -1,8 +1,17 @@
-"""Log lines as JSON objects, for collectors; plain text, for people, stays the default."""
+"""The server's log: lines on stderr, for people or as JSON, that need no reader.
 
+All that Python writes on stderr goes this way: log lines, the ready line, errors, warnings,
+tracebacks. Libraries in C write past it, and are told to be quiet where they are imported.
+"""
+
+import io
 import json
 import logging
+import sys
+import threading
 import time
+
+from irv2.serve.operations.background import BackgroundStream
 
 
 class JsonFormatter(logging.Formatter):
@@ -30,7 +39,59 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-def log_as_json() -> None:
-    """Write every log line as JSON from now on."""
+class JsonLines(io.TextIOBase):
+    """Takes the place of sys.stderr and passes on each line as an object."""
+
+    def __init__(self, stream: io.TextIOBase) -> None:
+        self.stream = stream
+        self._begun, self._splitting = "", threading.RLock()
+
+    def writable(self) -> bool:
+        """Return True, as its stream does."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Pass on the lines that end in `text`, and keep the rest for the next call."""
+        with self._splitting:
+            *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            level = logging.ERROR if line.startswith("error: ") else logging.WARNING
+            self.stream.write(_json_line("stderr", level, line))
+        return len(text)
+
+
+def take_over_stderr(*, as_json: bool) -> None:
+    """Let a thread write what is written on sys.stderr from now on, as JSON if asked for."""
+    if sys.stderr is None:  # closed when the process began: nothing can be written
+        return
+    tell_lost = _lost_as_json if as_json else "log_lines_lost num={}\n".format
+    stream = BackgroundStream(sys.stderr.fileno(), tell_lost)
+    sys.stderr = JsonLines(stream) if as_json else stream
+
+
+def log_there() -> None:
+    """Let all loggers write to the stderr that was taken over, and in its format."""
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(JsonFormatter())
+        if not isinstance(handler, logging.StreamHandler):
+            continue
+        if isinstance(sys.stderr, JsonLines):
+            handler.setFormatter(JsonFormatter())
+            handler.setStream(sys.stderr.stream)
+        elif isinstance(sys.stderr, BackgroundStream):
+            handler.setStream(sys.stderr)
+    logging.captureWarnings(isinstance(sys.stderr, JsonLines))
+
+
+def num_lines_lost() -> int:
+    """How many lines could not be written."""
+    stream = getattr(sys.stderr, "stream", sys.stderr)
+    return stream.num_lost if isinstance(stream, BackgroundStream) else 0
+
+
+def _lost_as_json(num: int) -> str:
+    return _json_line(__name__, logging.WARNING, f"log_lines_lost num={num}")
+
+
+def _json_line(name: str, level: int, message: str) -> str:
+    record = logging.LogRecord(name, level, __file__, 0, message, (), None)
+    return f"{JsonFormatter().format(record)}\n"

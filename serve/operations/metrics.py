@@ -1,10 +1,20 @@
 """Prometheus metrics of one server, in a registry of its own."""
 
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from irv2.v1 import classifier_pb2
 
@@ -22,6 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # memory, processor time, open files; on Linux
         self._info = Gauge(
             "irv2_model_info",
             "The served model.",
@@ -99,11 +110,13 @@ class Metrics:
         num_images: Callable[[], float],
         wait_s: Callable[[], float],
         is_ready: Callable[[], bool],
+        num_lines_lost: Callable[[], int],
     ) -> None:
-        """Read queue depth, predicted wait and readiness at each scrape."""
+        """Read queue depth, predicted wait, readiness and lost log lines at each scrape."""
         self._queue.set_function(num_images)
         self._wait.set_function(wait_s)
         self._ready.set_function(is_ready)
+        self._registry.register(_LinesLost(num_lines_lost))
 
     def serving(self, model: classifier_pb2.Model, artifact_file: str) -> None:
         """Record that this model takes the requests from now on."""
@@ -143,6 +156,28 @@ class Metrics:
     def text(self) -> bytes:
         """Return the metrics in the exposition format that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+    def exposition(self, accept: str) -> tuple[str, bytes]:
+        """Return content type and metrics: OpenMetrics if the header Accept names it, else text."""
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # what the library makes of a version that is not a number
+            encode, content_type = choose_encoder("")
+        return content_type, encode(self._registry)
+
+
+class _LinesLost(Collector):
+    """A counter that is read when it is scraped, which the library has for gauges alone."""
+
+    def __init__(self, num_lines_lost: Callable[[], int]) -> None:
+        self._num_lines_lost = num_lines_lost
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(
+            "irv2_log_lines_lost",
+            "Log lines that stderr didn't take.",
+            value=self._num_lines_lost(),
+        )
 
 
 @dataclass(slots=True)

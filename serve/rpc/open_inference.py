@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from irv2 import __version__
-from irv2.errors import InvalidRequest
+from irv2.errors import InvalidRequest, UnknownModel
 from irv2.inference import open_inference_pb2 as oip
 from irv2.inference import open_inference_pb2_grpc
 from irv2.serve.pipeline.model import ServedModel
@@ -260,4 +260,4 @@ def _is_ours(name: str, version: str) -> bool:
 def _check_model(field: str, name: str, version: str) -> None:
     if not _is_ours(name, version):
         got = f"{name!r} version {version!r}"
-        raise InvalidRequest(field, got, f"{MODEL_NAME!r}, version {MODEL_VERSION!r} or none")
+        raise UnknownModel(field, got, f"{MODEL_NAME!r}, version {MODEL_VERSION!r} or none")

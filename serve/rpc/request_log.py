@@ -1,8 +1,8 @@
 """Records of single requests: log lines with --log-requests, and OpenTelemetry spans.
 
 Spans are sent, as OTLP over HTTP, when the standard variable OTEL_EXPORTER_OTLP_ENDPOINT, or the
-one for traces alone, is set; others set headers, sampling and service name. Neither a line nor a
-span holds anything of an image.
+one for traces alone, is set; others turn that off again, or set headers, sampling and resource.
+Neither a line nor a span holds anything of an image.
 """
 
 import asyncio
@@ -51,11 +51,10 @@ class RequestLog:
     def __init__(self, *, log: bool) -> None:
         """Raises EngineError where traces are asked for and their packages are missing.
 
-        Raises UsageError where traces should be sent by anything but HTTP.
+        Raises UsageError where traces should be sent in any way but OTLP over HTTP.
         """
         self._log = log
-        wants_traces = any(os.environ.get(name) for name in _ENDPOINTS)
-        self._tracing = Tracing() if wants_traces else None
+        self._tracing = Tracing() if _wants_traces() else None
 
     def record(self, call: Call, outcome: str, timing: classifier_pb2.Timing | None) -> None:
         """Record a call that has ended, with `timing` if its response has one."""
@@ -88,6 +87,16 @@ class RequestLog:
                 logger.warning("traces_lost timeout_s=%g", CLOSE_TIMEOUT_S)
 
 
+def _wants_traces() -> bool:
+    is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if is_disabled or not any(os.environ.get(name) for name in _ENDPOINTS):
+        return False
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
+    if exporter not in ("otlp", "none"):
+        raise UsageError("OTEL_TRACES_EXPORTER", exporter, "otlp or none")
+    return exporter == "otlp"
+
+
 def _escaped(value: object) -> str:
     """Quote a client's text that could look like another `name=value` or another line."""
     text = str(value)
@@ -104,7 +113,7 @@ class Tracing:
                 raise UsageError(name, protocol, f"{_OVER_HTTP}, port 4318 of a collector")
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
@@ -114,24 +123,28 @@ class Tracing:
                 way_out='pip install "irv2[otel]"',
             ) from error
 
-        name = os.environ.get("OTEL_SERVICE_NAME", "irv2")
-        resource = Resource.create({"service.name": name})
+        # The environment's attributes, which may name the service, over ours.
+        given = Resource({"service.name": "irv2"}).merge(OTELResourceDetector().detect())
+        resource = Resource.create(given.attributes)
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("irv2")
 
     def send(self, call: Call, facts: dict[str, Any], total_s: float) -> None:
         """Send a span over the last `total_s`, as part of the caller's trace if it has one."""
-        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace import SpanKind, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         headers = dict(call.context.invocation_metadata() or ())
         parent = TraceContextTextMapPropagator().extract(headers)
         attributes = {f"irv2.{name}": value for name, value in facts.items()}
         began_ns = time.time_ns() - round(total_s * 1e9)
-        self._tracer.start_span(
+        span = self._tracer.start_span(
             call.method, parent, SpanKind.SERVER, attributes, start_time=began_ns
-        ).end()
+        )
+        if facts["outcome"] not in ("ok", "cancelled"):
+            span.set_status(StatusCode.ERROR, facts["outcome"])
+        span.end()
 
     def close(self) -> None:
         """Send the remaining spans; those that the collector does not take in time are lost."""

@@ -42,7 +42,9 @@ def sources(folder: str) -> list[Path]:
     """The modules of the core or of a stage; `irv2`/STAGE is a link, which is not followed."""
     found = sorted((ROOT / folder).rglob("*.py"))
     assert found, f"{folder}/ has no modules"
-    return [path for path in found if not {"v1", "inference"} & set(path.parts)]  # generated
+    return [
+        path for path in found if not {"v1", "inference", "reflection"} & set(path.parts)
+    ]  # generated
 
 
 def module_name(path: Path) -> str:

@@ -117,6 +117,7 @@ class Ended:
         InvalidRequest("images", "0 of them", "1 to 64"),
         errors.Overloaded("server", "is full", 1.5),
         errors.MessageTooLarge("message", "65 MiB", "64 MiB"),
+        errors.UnknownModel("name", "'resnet' version ''", "'irv2', version '1' or none"),
         errors.Expired("deadline", "passed in the queue"),
         errors.NotServing("server", "is starting"),
     ],

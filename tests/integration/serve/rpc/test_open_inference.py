@@ -76,6 +76,29 @@ def test_live_ready_and_metadata(bundle):
     scenario_with(bundle, scenario)
 
 
+@pytest.mark.parametrize("names", [("resnet", ""), ("irv2", "2"), ("", "")])
+def test_a_model_that_is_not_served_is_not_found_whatever_the_method(bundle, names):
+    name, version = names
+
+    async def scenario(site):
+        stub = GRPCInferenceServiceStub(site.channel)
+        asked = {
+            stub.ModelInfer: infer_request(model_name=name, model_version=version),
+            stub.ModelMetadata: oip.ModelMetadataRequest(name=name, version=version),
+            stub.ModelConfig: oip.ModelConfigRequest(name=name, version=version),
+        }
+        if name:  # without one, statistics are of all models
+            asked[stub.ModelStatistics] = oip.ModelStatisticsRequest(name=name, version=version)
+        for method, request in asked.items():
+            code, status = await site.refusal(request, method=method)
+            assert code is grpc.StatusCode.NOT_FOUND
+            assert f"{name!r} version {version!r}; expected 'irv2'" in status.message
+        ready = await stub.ModelReady(oip.ModelReadyRequest(name=name, version=version))
+        assert not ready.ready
+
+    scenario_with(bundle, scenario)
+
+
 @pytest.mark.parametrize("typed", [False, True])
 def test_raw_is_answered_raw_and_typed_typed(bundle, logits, typed):
     async def scenario(site):
@@ -94,8 +117,6 @@ def test_raw_is_answered_raw_and_typed_typed(bundle, logits, typed):
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        (infer_request(model_name="resnet"), "model_name"),
-        (infer_request(model_version="2"), "model_name"),
         (infer_request(name="input"), "inputs"),
         (oip.ModelInferRequest(model_name="irv2"), "inputs"),
         (infer_request(datatype="FP32"), "inputs[0]"),

@@ -20,6 +20,7 @@ import grpc
 import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from project import ROOT
 from serving_site import request, scenario_with
 from tiny_bundle import SIDE, write_tiny_bundle
@@ -134,7 +135,7 @@ def test_a_failure_is_one_json_line_with_its_traceback(lines):
 
 @pytest.fixture
 def collector(monkeypatch):
-    """A collector as OpenTelemetry's protocol asks for; the spans it was sent."""
+    """A collector of OpenTelemetry's: the spans that it was sent, each with its resource."""
     spans = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -143,9 +144,9 @@ def collector(monkeypatch):
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                names = {each.key: each.value.string_value for each in resource.resource.attributes}
+                facts = {each.key: each.value.string_value for each in resource.resource.attributes}
                 for scope in resource.scope_spans:
-                    spans.extend((names["service.name"], span) for span in scope.spans)
+                    spans.extend((facts, span) for span in scope.spans)
             self.send_response(200)
             self.end_headers()
 
@@ -156,7 +157,8 @@ def collector(monkeypatch):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    for name in ("SERVICE_NAME", "RESOURCE_ATTRIBUTES", "TRACES_EXPORTER", "SDK_DISABLED"):
+        monkeypatch.delenv(f"OTEL_{name}", raising=False)
     yield spans
     server.shutdown()
     server.server_close()
@@ -200,13 +202,51 @@ def test_a_request_is_a_span_of_its_callers_trace(bundle, collector):
         await site.stub.Classify(request(0, id="traced"), metadata=(("traceparent", parent),))
 
     scenario_with(bundle, scenario)
-    ((service, span),) = collector
-    assert (service, span.name, span.trace_id.hex()) == ("irv2", "Classify", TRACE_ID)
+    ((resource, span),) = collector
+    assert resource["service.name"] == "irv2"
+    assert (span.name, span.trace_id.hex()) == ("Classify", TRACE_ID)
     facts = {each.key: each.value for each in span.attributes}
     assert facts["irv2.id"].string_value == "traced"
     assert facts["irv2.outcome"].string_value == "ok"
     assert facts["irv2.inference_us"].int_value > 0
     assert span.end_time_unix_nano > span.start_time_unix_nano
+
+
+@pytest.mark.parametrize(
+    ("environment", "service"),
+    [
+        ({"OTEL_RESOURCE_ATTRIBUTES": "place=here,service.name=pictures"}, "pictures"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "place=here"}, "irv2"),
+        (
+            {
+                "OTEL_RESOURCE_ATTRIBUTES": "place=here,service.name=pictures",
+                "OTEL_SERVICE_NAME": "cats",
+            },
+            "cats",
+        ),
+    ],
+)
+def test_the_environment_describes_the_server(bundle, collector, monkeypatch, environment, service):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    async def scenario(site):
+        await site.stub.Classify(request(0))
+
+    scenario_with(bundle, scenario)
+    ((resource, _),) = collector
+    assert (resource["service.name"], resource["place"]) == (service, "here")
+
+
+@pytest.mark.parametrize("setting", ["OTEL_TRACES_EXPORTER=none", "OTEL_SDK_DISABLED=true"])
+def test_traces_that_are_turned_off_are_not_sent(bundle, collector, monkeypatch, setting):
+    monkeypatch.setenv(*setting.split("="))
+
+    async def scenario(site):
+        await site.stub.Classify(request(0))
+
+    scenario_with(bundle, scenario)
+    assert not collector
 
 
 class Unary:
@@ -236,7 +276,7 @@ class Streamed(Unary):
 
 
 class OpenInference(Unary):
-    """`ModelInfer`; `ModelConfig` of a model that is not there is invalid."""
+    """`ModelInfer`; without a tensor it is invalid."""
 
     async def ask(self, site, name: str, timeout_s: float = 10.0) -> None:
         images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
@@ -248,7 +288,7 @@ class OpenInference(Unary):
 
     async def ask_wrongly(self, site) -> None:
         stub = GRPCInferenceServiceStub(site.channel)
-        await stub.ModelConfig(oip.ModelConfigRequest(name="resnet"))
+        await stub.ModelInfer(oip.ModelInferRequest(model_name="irv2"))
 
 
 def outcomes_in(metrics: bytes) -> Counter[str]:
@@ -298,5 +338,9 @@ def test_metric_log_line_and_span_tell_the_same_outcome(bundle, lines, collector
         for facts in spans
     ]
     assert in_spans == [(line["method"], line["id"], line["outcome"]) for line in logged]
+    for _, span in collector:
+        (outcome,) = (each.value.string_value for each in span.attributes if "outcome" in each.key)
+        failed = outcome not in ("ok", "cancelled")
+        assert span.status.code == (Status.STATUS_CODE_ERROR if failed else 0)
     by_id = {line["id"]: line["outcome"] for line in logged if line["id"]}
     assert by_id.items() <= {"busy": "ok", **expected}.items()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from irv2.errors import ImageError, ImageReason
 from irv2.images.decode import ImageLimits, decode, looks_like_image
@@ -131,6 +131,26 @@ def test_exif_orientation_is_ignored_as_the_original_did():
     rotated = encode(photo(), "JPEG", exif=exif_orientation(6))
     assert Image.open(io.BytesIO(rotated)).getexif()[0x0112] == 6
     np.testing.assert_array_equal(decode(rotated), decode(plain))
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_exif_orientation_is_ignored_in_other_formats_too(kind, options):
+    rotated = encode(photo(), kind, exif=exif_orientation(6), **options)
+    assert Image.open(io.BytesIO(rotated)).getexif()[0x0112] == 6
+    np.testing.assert_array_equal(decode(rotated), decode(encode(photo(), kind, **options)))
+
+
+def test_a_tiff_alone_is_turned_as_its_orientation_says():
+    turned = decode(encode(photo(), "TIFF", tiffinfo={0x0112: 6}))
+    np.testing.assert_array_equal(turned, np.rot90(decode(encode(photo(), "TIFF")), -1))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colour_profiles_are_ignored(kind):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    profiled = encode(photo(), kind, icc_profile=profile)
+    assert Image.open(io.BytesIO(profiled)).info["icc_profile"] == profile
+    np.testing.assert_array_equal(decode(profiled), decode(encode(photo(), kind)))
 
 
 def test_transparency_lies_on_white():

@@ -15,7 +15,6 @@ from contextlib import suppress
 
 import pytest
 from certificates import issue
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from irv2.serve.operations.http import (
     MAX_BODY_BYTES,
@@ -33,6 +32,11 @@ class Site:
     """A running server whose readiness and metrics the test sets."""
 
     ready, metrics = False, b"irv2_up 1\n"
+    accept = ""
+
+    def exposition(self, accept: str) -> tuple[str, bytes]:
+        self.accept = accept
+        return "text/metrics", self.metrics
 
     async def get(self, path: str, method: str = "GET") -> tuple[int, str, str]:
         """Status, content type and text."""
@@ -65,7 +69,7 @@ class Site:
 def with_site(scenario, tls: ssl.SSLContext | None = None, timeout_s: float = TIMEOUT_S):
     async def run():
         site = Site()
-        server = HttpServer(lambda: site.metrics, lambda: site.ready, tls, timeout_s)
+        server = HttpServer(site.exposition, lambda: site.ready, tls, timeout_s)
         site.port = await server.start("127.0.0.1", 0)
         try:
             await scenario(site)
@@ -77,9 +81,18 @@ def with_site(scenario, tls: ssl.SSLContext | None = None, timeout_s: float = TI
 
 def test_metrics_and_health_are_served():
     async def scenario(site):
-        assert await site.get("/metrics") == (200, CONTENT_TYPE_LATEST, site.metrics.decode())
-        assert await site.get("/metrics", "HEAD") == (200, CONTENT_TYPE_LATEST, "")
+        assert await site.get("/metrics") == (200, "text/metrics", site.metrics.decode())
+        assert await site.get("/metrics", "HEAD") == (200, "text/metrics", "")
         assert await site.get("/healthz?verbose") == (200, TEXT, "alive\n")
+
+    with_site(scenario)
+
+
+def test_what_a_scraper_accepts_decides_the_format():
+    async def scenario(site):
+        head = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        await site.reply(head + b"Accept: application/openmetrics-text\r\n\r\n")
+        assert site.accept == "application/openmetrics-text"
 
     with_site(scenario)
 

@@ -35,3 +35,11 @@ def test_traces_go_over_http_or_the_server_does_not_start(monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
     with pytest.raises(UsageError, match=r"TRACES_PROTOCOL: grpc; expected http/protobuf"):
         RequestLog(log=False)
+
+
+def test_an_exporter_that_is_not_there_is_wrong_usage(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
+    asyncio.run(RequestLog(log=False).close())  # no traces are asked for
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(UsageError, match="OTEL_TRACES_EXPORTER: zipkin; expected otlp or none"):
+        RequestLog(log=False)
