@@ -9,7 +9,7 @@ from irv2.bundle import Bundle
 from irv2.convert.gate.judge import judge_all, open_artifacts
 from irv2.convert.gate.reference import REFERENCE, Reference
 from irv2.convert.gate.report import Report, Show, report_on, unseen
-from irv2.convert.gate.verdict import Tolerance, tolerance_for
+from irv2.convert.gate.tolerance import Tolerance, tolerance_for
 from irv2.convert.onnx.blocks import block_outputs
 from irv2.convert.publish.evidence import ledger_files, write_evidence
 from irv2.convert.publish.replace import with_own_name

@@ -9,24 +9,28 @@ from pathlib import Path
 
 import numpy as np
 
-from irv2.convert.gate.reference import Reference
-from irv2.convert.gate.verdict import (
-    TOLERANCE_POINTS,
+from irv2.convert.gate.limits import (
     is_above_chance,
+    lower_loss_points,
     smallest_passing_n,
     upper_loss_points,
 )
+from irv2.convert.gate.reference import Reference
+from irv2.convert.gate.tolerance import TOLERANCE_POINTS
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.hashes import known_hashes, same_size
 from irv2.data.shards import is_sharded
 from irv2.errors import InputError
 from irv2.images.decode import EXTENSIONS
+from irv2.manifest import Parity
 
 logger = logging.getLogger(__name__)
 
 # Of ImageNet's 1.3 million training files about this many share a size with one of 2000
 # evaluation images; reading them takes a few minutes, once.
 MAX_HASHED = 100_000
+# No conversion makes a network better; a gain beyond this means that it is another network.
+IMPLAUSIBLE_GAIN_POINTS = 5.0
 
 
 def remarks_on(
@@ -43,7 +47,7 @@ def remarks_on(
             f"in {100 * min(1, 5 / len(classes)):.0f} % of cases."
         )
     weaknesses = (
-        chance_remark(reference, len(classes)),
+        chance_remark(reference, len(classes), confidence),
         coverage_remark(reference, classes),
         leakage_remark(reference, data),
     )
@@ -66,14 +70,27 @@ def limits_remark(n: int, confidence: float) -> str:
     )
 
 
-def chance_remark(reference: Reference, num_classes: int) -> str:
+def chance_remark(reference: Reference, num_classes: int, confidence: float) -> str:
     """A remark if the checkpoint may be guessing; empty otherwise."""
     n, num_right = len(reference), int(reference.top1_right.sum())
-    if is_above_chance(num_right, n, num_classes):
+    if is_above_chance(num_right, n, num_classes, confidence):
         return ""
     return (
         f"The checkpoint is right on {num_right} of {n} images, which is not shown to be better "
         f"than chance ({100 / num_classes:.3g} %): agreeing with it says little."
+    )
+
+
+def gain_remark(file: str, parity: Parity) -> str:
+    """A remark if an artefact is better than its checkpoint can be; empty otherwise."""
+    lost, gained = parity.top1.lost, parity.top1.gained
+    least = lower_loss_points(gained, lost, parity.n, parity.confidence)
+    if least <= IMPLAUSIBLE_GAIN_POINTS:
+        return ""
+    return (
+        f"{file} gains {gained} images and loses {lost}: more than {least:.2f} points better than "
+        "its checkpoint, which no conversion explains. Is it of another checkpoint, or are the "
+        "labels in another order?"
     )
 
 

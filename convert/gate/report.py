@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from irv2.convert.gate.invariance import describe
 from irv2.convert.gate.reference import Reference
-from irv2.convert.gate.remarks import remarks_on
+from irv2.convert.gate.remarks import gain_remark, remarks_on
 from irv2.convert.gate.verdict import Judgement
 from irv2.manifest import Artifact, ErrorChange, Manifest
 
@@ -117,6 +117,7 @@ def report_on(
     ]
     confidence = next(iter(judged.values())).parity.confidence
     remarks = remarks_on(reference, manifest.classes, data, confidence)
+    remarks += filter(None, (gain_remark(file, found.parity) for file, found in judged.items()))
     return Report(
         bundle=place,
         manifest=msgspec.structs.replace(manifest, artifacts=artifacts),

@@ -32,7 +32,8 @@ from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.convert.gate import invariance
 from irv2.convert.gate.reference import Reference
-from irv2.convert.gate.verdict import judge, tolerance_for
+from irv2.convert.gate.tolerance import tolerance_for
+from irv2.convert.gate.verdict import judge
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
 from irv2.convert.onnx.float32 import fold, write_onnx
 from irv2.convert.onnx.half import to_half

@@ -295,7 +295,7 @@ def guessing(exported, checkpoint, tmp_path_factory) -> tuple[dict, Path]:
     folder = tmp_path_factory.mktemp("guessing")
     with_classes_permuted(checkpoint, exported.data).save(folder / "best.pt")
     gate = ("--tolerance-top1", 7.5, "--tolerance-top5", 12, "--confidence", 0.9, "--max-batch", 4)
-    options = ("--data", exported.data, "--precision", "fp32", *gate, "--json")
+    options = ("--data", exported.data, "--precision", "fp32", *gate, "--accept-chance", "--json")
     result = irv2("export", folder / "best.pt", *options)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout), folder / "best.bundle"
@@ -306,6 +306,19 @@ def test_a_checkpoint_no_better_than_chance_is_flagged_in_every_report(guessing)
     flag = "of 48 images, which is not shown to be better than chance (16.7 %)"
     assert any(flag in remark for remark in summary["remarks"])
     assert flag in (bundle / "parity.md").read_text()
+    assert summary["artifacts"][0]["parity"]["at_chance"]
+    assert "which was accepted" in summary["artifacts"][0]["line"]
+
+
+def test_a_checkpoint_no_better_than_chance_is_published_only_if_asked(
+    guessing, exported, tmp_path
+):
+    checkpoint_path = guessing[1].with_name("best.pt")
+    options = ("--data", exported.data, "--precision", "fp32", "--out", tmp_path / "b")
+    line = one_line_error(irv2("export", checkpoint_path, *options), 3)
+    assert "not shown to be better than chance (16.7 %)" in line
+    assert "--accept-chance; not published" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"b.rejected"}
 
 
 def test_the_gates_options_are_what_it_judges_by(guessing):

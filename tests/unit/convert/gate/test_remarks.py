@@ -3,12 +3,14 @@
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_bundle import passed_parity
 
 from irv2.convert.gate.reference import Reference
-from irv2.convert.gate.remarks import coverage_remark, leakage_remark, remarks_on
+from irv2.convert.gate.remarks import coverage_remark, gain_remark, leakage_remark, remarks_on
 from irv2.data.dataset import open_split
 from irv2.data.hashes import hash_files
 from irv2.data.shard_writer import write_shards
@@ -82,3 +84,15 @@ def test_what_weakens_the_evidence_is_logged_too(data, caplog):
     *_limits, weakness = remarks_on(reference_on(data), ["a", "b", "c"], data, confidence=0.95)
     assert "1 of 3 classes have no evaluation image" in weakness
     assert caplog.messages == [f"notice: {weakness}"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "is_named"), [(1, 34, True), (193, 897, True), (5, 20, False)]
+)
+def test_a_gain_that_no_conversion_explains_is_named(lost, gained, is_named):
+    parity = passed_parity()
+    n = 360 if lost == 1 else 10_000
+    change = msgspec.structs.replace(parity.top1, lost=lost, gained=gained)
+    remark = gain_remark("model.onnx", msgspec.structs.replace(parity, n=n, top1=change))
+    assert remark.startswith(f"model.onnx gains {gained} images and loses {lost}: ") == is_named
+    assert bool(remark) == is_named
