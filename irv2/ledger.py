@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irv2.errors import BundleError
-from irv2.results import top_k_indices
+from irv2.results import margins_of, top_k_indices, typical_margin
 from irv2.system.arrays import bytes_from_arrays, load_arrays
 from irv2.types import FloatArray, IntArray
 
@@ -74,7 +74,7 @@ class Ledger:
     top5: IntArray  # (n, 5), best first; fewer columns if there are fewer classes
     top5_logits: FloatArray  # the same shape
     margins: FloatArray  # (n,): best logit minus second best
-    max_abs_logit: float
+    max_abs_logit: float  # not a unit of differences: a masked class makes it as large as it likes
     logits: FloatArray | None = None  # (n, num_classes)
 
     @classmethod
@@ -82,14 +82,12 @@ class Ledger:
         """Make the ledger of a model that has just been run."""
         top5 = predictions.top5
         top5_logits = np.take_along_axis(predictions.logits, top5, axis=1)
-        # A single class has no second best.
-        second = top5_logits[:, min(1, top5.shape[1] - 1)]
         return cls(
             sha256=predictions.sha256,
             labels=predictions.labels,
             top5=top5,
             top5_logits=top5_logits,
-            margins=top5_logits[:, 0] - second,
+            margins=margins_of(top5_logits),
             max_abs_logit=float(np.abs(predictions.logits).max()),
             logits=predictions.logits,
         )
@@ -108,6 +106,11 @@ class Ledger:
         """Whether the label is among the five best: (n,)."""
         right: NDArray[np.bool_] = (self.top5 == self.labels[:, None]).any(axis=1)
         return right
+
+    @property
+    def typical_margin(self) -> float:
+        """The unit in which differences between logits are measured."""
+        return typical_margin(self.margins)
 
     @property
     def keys(self) -> list[tuple[str, int]]:

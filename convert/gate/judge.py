@@ -77,9 +77,11 @@ def judge_all(
         parity = msgspec.structs.replace(judgement.parity, machine=describe_machine())
         judgement = dataclasses.replace(judgement, parity=parity)
         profiles = EngineOptions.from_record(artifact.built_with).profiles
-        found = invariance.check(runner, probes, artifact.max_batch, profiles)
+        ledger = Ledger.from_predictions(predicted)
+        unit = ledger.typical_margin
+        found = invariance.check(runner, probes, artifact.max_batch, profiles, unit)
         judgement = invariance.with_invariance(judgement, artifact, found)
-        judgement = dataclasses.replace(judgement, ledger=Ledger.from_predictions(predicted))
+        judgement = dataclasses.replace(judgement, ledger=ledger)
         by_chance = judgement.parity.at_chance and not tolerance.accept_chance
         if judgement.parity.verdict == "failed" and not by_chance:
             explanation = explain(bundle, artifact, probes, reference_blocks)

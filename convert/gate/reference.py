@@ -13,6 +13,7 @@ from irv2.data.dataset import ImageFolder
 from irv2.data.hashes import hash_files
 from irv2.errors import DataError
 from irv2.ledger import Ledger
+from irv2.results import clipped_gaps
 from irv2.types import FloatArray
 
 REFERENCE = "reference.npz"
@@ -32,6 +33,22 @@ class Reference(Ledger):
         else:
             difference = np.abs(np.take_along_axis(logits, self.top5, axis=1) - self.top5_logits)
         return float(difference.max(where=np.isfinite(difference), initial=0.0))
+
+    def leading_difference(self, logits: FloatArray) -> float:
+        """Return how much the gaps between an image's leading logits differ, at most.
+
+        A constant added to all logits of an image, and whatever becomes of classes far behind its
+        best one, change no answer and do not count. Finite `logits` (n, num_classes) are compared
+        in all classes if our logits are at hand, else in our five best.
+        """
+        unit, best = self.typical_margin, self.top5[:, 0]
+        if self.logits is not None:
+            ours, theirs = self.logits, logits
+        else:
+            ours, theirs = self.top5_logits, np.take_along_axis(logits, self.top5, axis=1)
+            best = np.zeros(len(self), np.int64)
+        difference = clipped_gaps(theirs, best, unit) - clipped_gaps(ours, best, unit)
+        return float(np.abs(difference).max())
 
     def find_images(self, folder: ImageFolder) -> tuple[ImageFolder, Self]:
         """Return the files of `folder` that these answers are about, and the answers in that order.

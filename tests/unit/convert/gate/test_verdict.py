@@ -1,5 +1,7 @@
 """The gate's verdict against docs/gate.md: what passes, what fails, and the line that says so."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,11 @@ def answers(predicted: np.ndarray, num_classes: int = 10) -> np.ndarray:
     return (14 * np.eye(num_classes)[predicted]).astype(np.float32)
 
 
+def nudged(logits: np.ndarray, by: float) -> np.ndarray:
+    """Another logit for the first class, which is not the best of most images."""
+    return logits + np.float32(by) * np.eye(logits.shape[1], dtype=np.float32)[0]
+
+
 def judge_lost(num_lost: int, n: int, precision: Precision, **row: float) -> Judgement:
     labels = np.arange(n) % 10
     predicted = labels.copy()
@@ -33,7 +40,7 @@ def test_line_of_identical_answers_gives_the_logit_difference_and_its_limit():
     labels = np.arange(360) % 10
     logits = answers(labels)
     judgement = judge(
-        reference_of(labels, logits), logits + np.float32(1.1e-5), "fp32", tolerance_for("fp32"), ""
+        reference_of(labels, logits), nudged(logits, 1.1e-5), "fp32", tolerance_for("fp32"), ""
     )
     assert judgement.line == (
         "fp32 passed: identical on all 360 images (largest logit difference 1.1e-05, limit 1.4e-03)"
@@ -232,3 +239,53 @@ def test_a_checkpoint_that_may_be_guessing_fails_even_an_identical_artefact(prec
     accepted = judge(reference, logits, precision, tolerance, "")
     assert (accepted.parity.verdict, accepted.parity.at_chance) == ("passed", True)
     assert accepted.line.endswith("not shown to be better than chance (10 %), which was accepted")
+
+
+def knowing(n: int, num_classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and logits as of a trained network: noise, and the label's class well ahead."""
+    labels = np.arange(n) % num_classes
+    noise = np.random.default_rng(0).normal(size=(n, num_classes))
+    return labels, (noise + 8 * np.eye(num_classes)[labels]).astype(np.float32)
+
+
+@pytest.mark.parametrize("mask", [0, -30, -100, -1e4, -1e9])
+@pytest.mark.parametrize("is_saved", [False, True], ids=["fresh", "on file"])
+def test_a_masked_class_of_any_size_does_not_make_other_logits_identical(mask, is_saved):
+    labels, logits = knowing(10, num_classes=11)
+    logits[:, 10] += np.float32(mask)
+    reference = reference_of(labels, logits)
+    if is_saved:
+        reference = replace(reference, logits=None)
+    masked = np.spacing(np.abs(logits)) * (np.arange(11) == 10)  # rounds differently
+    for by, basis in ((1e-5, "identical"), (0.01, "interval")):
+        found = nudged(logits, by) + masked
+        parity = judge(reference, found, "fp32", tolerance_for("fp32"), "").parity
+        assert (parity.basis, parity.agreement) == (basis, 100)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1, 1e3, 1e6])
+def test_scaled_logits_are_held_to_a_scaled_limit(scale):
+    labels, logits = knowing(100)
+    reference = reference_of(labels, logits * np.float32(scale))
+    for by, basis in ((1e-5, "identical"), (0.01, "interval")):
+        found = nudged(logits, by) * np.float32(scale)
+        assert judge(reference, found, "fp32", tolerance_for("fp32"), "").parity.basis == basis
+
+
+def test_a_constant_added_to_all_logits_of_an_image_changes_nothing():
+    labels, logits = knowing(100)
+    constants = np.linspace(-50, 50, 100, dtype=np.float32)[:, None]
+    parity = judge(
+        reference_of(labels, logits), logits + constants, "fp32", tolerance_for("fp32"), ""
+    ).parity
+    assert parity.basis == "identical"
+    assert parity.max_abs_logit_diff > 49
+
+
+def test_where_every_image_is_a_tie_only_equal_logits_are_identical():
+    labels = np.zeros(20, np.int64)
+    logits = np.tile(np.float32([1, 1, 0]), (20, 1))
+    reference = reference_of(labels, logits)
+    assert judge(reference, logits, "fp32", tolerance_for("fp32"), "").parity.basis == "identical"
+    other = judge(reference, nudged(logits, 1e-6), "fp32", tolerance_for("fp32"), "")
+    assert other.parity.basis == "interval"
