@@ -39,7 +39,7 @@ def verify(
     reference = Reference.load(path / REFERENCE)
     data = resolve_data(data)
     split = open_split(data, "val", bundle.classes, bad_images)
-    images, reference = reference.find_images(split)
+    images, reference, num_copies = reference.find_images(split)
     tolerances = _tolerances(bundle.manifest, data)
     with open_artifacts(bundle) as opened:
         if not opened.runners:
@@ -56,10 +56,11 @@ def verify(
             reference,
             images,
             tolerances=tolerances,
+            num_copies=num_copies,
             # Without torch the float32 ONNX model stands for the checkpoint.
             reference_blocks=partial(block_outputs, path / ONNX_FILE),
         )
-    report = report_on(place, bundle.manifest, judged, opened.reasons, reference, data)
+    report = report_on(place, bundle.manifest, judged, opened.reasons, reference, images)
     show(report)
     require_same(path, bundle.manifest)
     return write_evidence(path, report, ledger_files(judged))

@@ -79,7 +79,7 @@ def verify_server(
     _require_model(bundle, client, {model.id})
     artifact = served_artifact(bundle, model)
     split = open_split(resolve_data(data), "val", bundle.classes, bad_images)
-    images, reference = Reference.load(path / REFERENCE).find_images(split)
+    images, reference, _ = Reference.load(path / REFERENCE).find_images(split)
     ledger = _load_ledger(path, artifact, reference)
     title = f"ask {client.name}"
     alone = list(progress(_ask_alone(client, images), title, len(images), "images"))

@@ -5,6 +5,7 @@ writes the same for any model. `irv2 diff` compares two of them.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from irv2.types import FloatArray, IntArray
 
 _ARRAYS = ("sha256", "labels", "top5", "top5_logits", "margins", "max_abs_logit")
 LEGACY_BATCH_SIZE = 64
+Key = tuple[str, int]  # the hash of an image's file and its label
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,20 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def keys(self) -> list[Key]:
+        """What identifies each image: the hash of its file and its label."""
+        return list(zip(self.sha256, self.labels.tolist(), strict=True))
+
+    def take(self, rows: list[int]) -> "Predictions":
+        """Keep only these rows, in this order."""
+        return Predictions(
+            tuple(self.files[row] for row in rows),
+            tuple(self.sha256[row] for row in rows),
+            self.labels[rows],
+            self.logits[rows],
+        )
 
     @property
     def top5(self) -> IntArray:
@@ -63,6 +79,14 @@ class Predictions:
             "legacy_top1_error": 100 - 100 * float(np.mean([b[:, 0].mean() for b in batches])),
             "legacy_top5_error": 100 - 100 * float(np.mean([b.any(1).mean() for b in batches])),
         }
+
+
+def first_rows(keys: Iterable[Key]) -> list[int]:
+    """Return the rows in which a key occurs for the first time; the others are copies."""
+    first: dict[Key, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    return list(first.values())
 
 
 @dataclass(frozen=True)
@@ -113,7 +137,7 @@ class Ledger:
         return typical_margin(self.margins)
 
     @property
-    def keys(self) -> list[tuple[str, int]]:
+    def keys(self) -> list[Key]:
         """What identifies each image: the hash of its file and its label."""
         return list(zip(self.sha256, self.labels.tolist(), strict=True))
 

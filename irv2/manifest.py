@@ -65,6 +65,8 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     top5: ErrorChange
     machine: str = ""
     disagreement: Disagreement | None = None
+    distinct: int | None = None  # pictures of different bytes or label, each counted once: `n`
+    copies: int = 0  # images left out, each one of those again
     at_chance: bool = False  # the reference is not shown to be better than guessing
 
 

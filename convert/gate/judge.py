@@ -59,12 +59,14 @@ def judge_all(
     images: ImageFolder,
     *,
     tolerances: Mapping[Precision, Tolerance],
+    num_copies: int,
     reference_blocks: Callable[[UInt8Array], BlockOutputs],
 ) -> dict[str, Judgement]:
     """Judge every opened artefact: decisions, batch invariance and ledger, by file name.
 
-    `predictions` are those of `opened.runners`, in that order. `reference_blocks` is called only
-    for artefacts that fail by more than their checkpoint's fault.
+    `predictions` are those of `opened.runners`, in that order; `num_copies` images were left out,
+    each one of the others again. `reference_blocks` is called only for artefacts that fail by more
+    than their checkpoint's fault.
     """
     artifacts = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
     probes = invariance.load_probes(images, predictions[0], bundle.preprocess)
@@ -74,7 +76,9 @@ def judge_all(
         precision = artifact.precision
         tolerance = tolerances[precision]
         judgement = judge(reference, predicted.logits, precision, tolerance, runner.backend)
-        parity = msgspec.structs.replace(judgement.parity, machine=describe_machine())
+        parity = msgspec.structs.replace(
+            judgement.parity, machine=describe_machine(), copies=num_copies
+        )
         judgement = dataclasses.replace(judgement, parity=parity)
         profiles = EngineOptions.from_record(artifact.built_with).profiles
         ledger = Ledger.from_predictions(predicted)

@@ -12,6 +12,7 @@ from irv2.convert.gate.invariance import describe
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.remarks import gain_remark, remarks_on
 from irv2.convert.gate.verdict import Judgement
+from irv2.data.dataset import ImageFolder
 from irv2.manifest import Artifact, ErrorChange, Manifest
 
 _HEADERS = (
@@ -102,12 +103,12 @@ def report_on(
     judged: dict[str, Judgement],
     reasons: dict[str, str],
     reference: Reference,
-    data: Path,
+    images: ImageFolder,
 ) -> Report:
-    """Put the new evidence into `manifest`, and say what it and the images in `data`/val show.
+    """Put the new evidence into `manifest`, and say what it and the images show.
 
-    An artefact without a judgement keeps its evidence; `reasons` say why it was not run. What
-    weakens the images as evidence is logged too.
+    `images` are in the order of `reference`. An artefact without a judgement keeps its evidence;
+    `reasons` say why it was not run. What weakens the images as evidence is logged too.
     """
     artifacts = [
         msgspec.structs.replace(artifact, parity=found.parity, invariance=found.invariance)
@@ -115,8 +116,15 @@ def report_on(
         else artifact
         for artifact in manifest.artifacts
     ]
-    confidence = next(iter(judged.values())).parity.confidence
-    remarks = remarks_on(reference, manifest.classes, data, confidence)
+    parity = next(iter(judged.values())).parity
+    remarks = remarks_on(
+        reference,
+        manifest.classes,
+        images.root.parent,
+        parity.confidence,
+        files=images.files,
+        num_copies=parity.copies,
+    )
     remarks += filter(None, (gain_remark(file, found.parity) for file, found in judged.items()))
     return Report(
         bundle=place,

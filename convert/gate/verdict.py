@@ -84,6 +84,7 @@ def judge(
         verdict=max((check.verdict for check in checks), key=_severity),
         basis="interval",
         n=n,
+        distinct=n,
         data_sha256=reference.data_sha256,
         confidence=tolerance.confidence,
         agreement=100 * (n - disagreement.changed) / n,

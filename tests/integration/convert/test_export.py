@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from irv2.convert.candidate import Candidate, ExportOptions, make_candidate
 from irv2.convert.export import export, judge_and_publish
 from irv2.convert.inspect.diff import diff, load_model_ledger
 from irv2.convert.onnx.float32 import fold, write_onnx
+from irv2.convert.verify import verify
 from irv2.data.dataset import open_split
 from irv2.images.preprocess import Preprocess
 from irv2.model.paper import Normalized
@@ -287,6 +289,22 @@ def test_report_says_what_the_images_can_certify(exported):
     assert "With 6 classes top-5 is nearly empty as evidence" in text
     assert "better than chance" not in text
     assert exported.report.to_table().count("identical on all") == 1
+
+
+def test_images_are_counted_once_however_often_they_lie_there(exported, tmp_path):
+    for name in CLASSES:
+        folder = tmp_path / "data" / "val" / name
+        folder.mkdir(parents=True)
+        for i in range(10):
+            shutil.copy(exported.data / "val" / name / "0.png", folder / f"{i}.png")
+    options = ExportOptions(precisions=("fp32",), max_batch=4)
+    report = export(exported.checkpoint_path, tmp_path / "data", tmp_path / "b", options)
+    [artifact] = report.manifest.artifacts
+    assert (artifact.parity.n, artifact.parity.distinct, artifact.parity.copies) == (6, 6, 54)
+    assert "54 of 60 images are copies of others" in report.to_markdown()
+    again = verify(tmp_path / "b", tmp_path / "data")
+    assert (again.manifest.artifacts[0].parity.n, again.failed) == (6, [])
+    assert "54 of 60 images are copies of others" in again.to_markdown()
 
 
 @pytest.fixture(scope="module")
