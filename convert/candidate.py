@@ -21,7 +21,7 @@ from irv2.data.samples import is_sample
 from irv2.errors import EngineError, UsageError
 from irv2.evaluate import load_batches
 from irv2.images.preprocess import Preprocess
-from irv2.manifest import ONNX_FILE, Artifact, Manifest, Precision, Source, new_manifest
+from irv2.manifest import ONNX_FILE, Artifact, Manifest, PerClass, Precision, Source, new_manifest
 from irv2.runners.choose import INT8_CPU
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class ExportOptions:
     tolerance_top5: float | None = None
     max_disagreement: float | None = None  # percent of the images; None: by precision
     accept_chance: bool = False
+    per_class: PerClass = "fail"
     confidence: float = CONFIDENCE
 
     def __post_init__(self) -> None:
@@ -79,6 +80,7 @@ class ExportOptions:
             top5_points=self.tolerance_top5,
             disagreement_points=self.max_disagreement,
             accept_chance=self.accept_chance,
+            per_class=self.per_class,
             confidence=self.confidence,
         )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from irv2.client import Client
     from irv2.convert.gate.report import Report
     from irv2.data.dataset import BadImages
+    from irv2.manifest import PerClass
 
 
 @click.command(cls=Program)
@@ -66,6 +67,10 @@ if TYPE_CHECKING:
     help="Judge a checkpoint that is not shown to be better than guessing; every report says so.",
 )  # fmt: skip
 @click.option(
+    "--per-class", type=click.Choice(["fail", "report"]), default="fail",
+    help="On a class that is significantly worse: fail the artefact, or only report it.",
+)  # fmt: skip
+@click.option(
     "--confidence", type=FloatRange(0.5, 1, max_open=True), default=0.95,
     help="One-sided confidence of the gate's limits.",
 )  # fmt: skip
@@ -90,6 +95,7 @@ def export(
     tolerance_top5: float | None,
     max_disagreement: float | None,
     accept_chance: bool,
+    per_class: "PerClass",
     confidence: float,
     max_batch: int,
     bad_images: "BadImages",
@@ -121,6 +127,7 @@ def export(
         tolerance_top5=tolerance_top5,
         max_disagreement=max_disagreement,
         accept_chance=accept_chance,
+        per_class=per_class,
         confidence=confidence,
     )
     report = run_export(checkpoint, data, out, options, partial(_print, as_json=as_json))

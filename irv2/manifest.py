@@ -45,6 +45,17 @@ class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
     limit_points: float
 
 
+class ClassChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A class's top-1 change; its one-sided limits hold for all classes at once."""
+
+    label: str
+    images: int
+    lost: int
+    gained: int
+    lower_loss_points: float
+    upper_loss_points: float
+
+
 class Parity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The gate's evidence for one artefact (docs/gate.md).
 
@@ -67,6 +78,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     disagreement: Disagreement | None = None
     distinct: int | None = None  # pictures of different bytes or label, each counted once: `n`
     copies: int = 0  # images left out, each one of those again
+    worst_classes: list[ClassChange] = []
     at_chance: bool = False  # the reference is not shown to be better than guessing
 
 

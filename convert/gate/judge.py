@@ -75,7 +75,10 @@ def judge_all(
         artifact = artifacts[file]
         precision = artifact.precision
         tolerance = tolerances[precision]
-        judgement = judge(reference, predicted.logits, precision, tolerance, runner.backend)
+        classes = bundle.manifest.classes
+        judgement = judge(
+            reference, predicted.logits, precision, tolerance, runner.backend, classes
+        )
         parity = msgspec.structs.replace(
             judgement.parity, machine=describe_machine(), copies=num_copies
         )

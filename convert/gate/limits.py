@@ -98,6 +98,18 @@ def smallest_passing_n(tolerance_points: float, confidence: float = CONFIDENCE) 
     return math.ceil(math.log(1 - confidence) / math.log1p(-tolerance_points / 100))
 
 
+def smallest_failing_n(tolerance_points: float, confidence: float = CONFIDENCE) -> int:
+    """The fewest images that can show a loss above the tolerance, with all of them lost.
+
+    The lower limit is then 1 - sqrt(2) (1 - (1 - confidence)^(1/n)). At 100 points nothing can
+    fail, and one image is enough to know it.
+    """
+    if tolerance_points >= 100:
+        return 1
+    rate = 1 - (1 - tolerance_points / 100) / math.sqrt(2)
+    return math.floor(math.log(1 - confidence) / math.log(rate)) + 1
+
+
 def is_above_chance(
     num_right: int, n: int, num_classes: int, confidence: float = CONFIDENCE
 ) -> bool:

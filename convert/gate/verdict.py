@@ -5,12 +5,14 @@ against their limits. Only statistics: neither torch nor an engine is needed her
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from irv2.convert.gate.classes import ClassChanges, class_changes
 from irv2.convert.gate.limits import (
     disagreement_verdict,
     images_to_agree,
@@ -44,6 +46,7 @@ class Judgement:
     line: str
     invariance: Invariance | None = None
     ledger: Ledger | None = None
+    classes: ClassChanges | None = None
     explanation: str = ""  # of a failure: where the artefact departs, and what to try
 
 
@@ -63,22 +66,32 @@ def judge(
     precision: Precision,
     tolerance: Tolerance,
     ran_on: str,
+    classes: Sequence[str] = (),
 ) -> Judgement:
     """Compare float logits (n, num_classes), in the order of `reference`, with the reference.
 
-    An image with a logit that is not finite counts as answered wrongly, and fails the artefact
-    whatever the limits say: probabilities made of it would be nonsense. So does a reference that
-    may be guessing, unless the tolerance accepts it: agreeing with it proves nothing.
+    `classes` are the names of the classes. An image with a logit that is not finite counts as
+    answered wrongly, and fails the artefact whatever the limits say: probabilities made of it would
+    be nonsense. So does a reference that may be guessing, unless the tolerance accepts it: agreeing
+    with it proves nothing.
     """
     is_finite: BoolArray = np.asarray(np.isfinite(logits).all(axis=1))
     top5: IntArray = np.where(is_finite[:, None], top_k_indices(logits, 5), -1)
     top1_change, top5_change = _changes(reference, top5, tolerance)
     disagreement = _disagreement(reference, top5, tolerance)
+    by_class = class_changes(
+        reference,
+        top5[:, 0] == reference.labels,
+        tolerance_points=tolerance.top1_points,
+        confidence=tolerance.confidence,
+        classes=classes,
+    )
     n, num_right = len(reference), int(reference.top1_right.sum())
     checks = [
         _loss_check("", top1_change, n, tolerance),
         _loss_check("top-5", top5_change, n, tolerance),
         _agreement_check(disagreement, n, tolerance.confidence),
+        *(_class_checks(by_class, tolerance) if tolerance.per_class == "fail" else ()),
     ]
     parity = Parity(
         verdict=max((check.verdict for check in checks), key=_severity),
@@ -93,11 +106,12 @@ def judge(
         top1=top1_change,
         top5=top5_change,
         disagreement=disagreement,
+        worst_classes=by_class.worst,
         at_chance=not is_above_chance(num_right, n, logits.shape[1], tolerance.confidence),
     )
     if num_bad := int((~is_finite).sum()):
         line = f"{precision} failed: {num_bad} of {parity.n} images gave logits that are not finite"
-        return Judgement(replace(parity, verdict="failed"), line)
+        return Judgement(replace(parity, verdict="failed"), line, classes=by_class)
     difference = reference.leading_difference(logits)
     limit = IDENTICAL_LOGITS * reference.typical_margin
     if precision == "fp32" and not _num_changes(parity) and difference <= limit:
@@ -109,17 +123,18 @@ def judge(
     else:
         line = _line(checks, parity, precision, tolerance)
     if not parity.at_chance:
-        return Judgement(parity, line)
+        return Judgement(parity, line, classes=by_class)
     chance = (
         f"the checkpoint is right on {num_right} of {n} images, not shown to be better than chance "
         f"({100 / logits.shape[1]:.3g} %)"
     )
     if tolerance.accept_chance:
-        return Judgement(parity, f"{line}; {chance}, which was accepted")
+        return Judgement(parity, f"{line}; {chance}, which was accepted", classes=by_class)
     way_out = "export one that has learned, judge on more images, or pass --accept-chance"
     first = line if parity.verdict == "failed" else f"{precision} failed"
     separator = "; " if parity.verdict == "failed" else ": "
-    return Judgement(replace(parity, verdict="failed"), f"{first}{separator}{chance}; {way_out}")
+    line = f"{first}{separator}{chance}; {way_out}"
+    return Judgement(replace(parity, verdict="failed"), line, classes=by_class)
 
 
 def _changes(
@@ -191,6 +206,21 @@ def _agreement_check(found: Disagreement, n: int, confidence: float) -> _Check:
     )
     needed = images_to_agree(*limits) if outcome == "too_few_images" else None
     return _Check("agreement", outcome, text, needed)
+
+
+def _class_checks(found: ClassChanges, tolerance: Tolerance) -> list[_Check]:
+    """The classes that are worse: each fails the artefact."""
+    percent = f"{100 * tolerance.confidence:g} %, corrected for {len(found.each)} classes"
+    return [
+        _Check(
+            change.label if change is found.together else f"class {change.label}",
+            "failed",
+            f"{change.lost} lost, {change.gained} gained of {change.images}; loss above "
+            f"{change.lower_loss_points:.2f} points ({percent}), "
+            f"tolerance {found.tolerance_points}",
+        )
+        for change in found.worse
+    ]
 
 
 def _severity(of: Verdict) -> int:
