@@ -9,7 +9,8 @@ import onnx
 from irv2.checkpoint import Checkpoint
 from irv2.convert.engine.build import choose_flavour, engine_artifact
 from irv2.convert.engine.options import EngineOptions
-from irv2.convert.gate.verdict import CONFIDENCE, Tolerance, tolerance_for
+from irv2.convert.gate.limits import CONFIDENCE
+from irv2.convert.gate.tolerance import Tolerance, tolerance_for
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
 from irv2.convert.onnx.half import Half, require_fp16_range, write_half
 from irv2.convert.onnx.int8 import write_int8
@@ -20,7 +21,7 @@ from irv2.data.samples import is_sample
 from irv2.errors import EngineError, UsageError
 from irv2.evaluate import load_batches
 from irv2.images.preprocess import Preprocess
-from irv2.manifest import ONNX_FILE, Artifact, Manifest, Precision, Source, new_manifest
+from irv2.manifest import ONNX_FILE, Artifact, Manifest, PerClass, Precision, Source, new_manifest
 from irv2.runners.choose import INT8_CPU
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ class ExportOptions:
     bad_images: BadImages = "error"
     tolerance_top1: float | None = None  # points; None: by precision
     tolerance_top5: float | None = None
+    max_disagreement: float | None = None  # percent of the images; None: by precision
+    accept_chance: bool = False
+    per_class: PerClass = "fail"
     confidence: float = CONFIDENCE
 
     def __post_init__(self) -> None:
@@ -74,6 +78,9 @@ class ExportOptions:
             is_sample=is_sample(images.root.parent),
             top1_points=self.tolerance_top1,
             top5_points=self.tolerance_top5,
+            disagreement_points=self.max_disagreement,
+            accept_chance=self.accept_chance,
+            per_class=self.per_class,
             confidence=self.confidence,
         )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from irv2.client import Client
     from irv2.convert.gate.report import Report
     from irv2.data.dataset import BadImages
+    from irv2.manifest import PerClass
 
 
 @click.command(cls=Program)
@@ -57,6 +58,19 @@ if TYPE_CHECKING:
     help="Top-5 loss the gate accepts, in percentage points.  [default: by precision]",
 )  # fmt: skip
 @click.option(
+    "--max-disagreement", type=FloatRange(0, 100, min_open=True), metavar="POINTS",
+    help="Images that may get another best class than from the checkpoint, in percent.  "
+    "[default: by precision]",
+)  # fmt: skip
+@click.option(
+    "--accept-chance", is_flag=True,
+    help="Judge a checkpoint that is not shown to be better than guessing; every report says so.",
+)  # fmt: skip
+@click.option(
+    "--per-class", type=click.Choice(["fail", "report"]), default="fail",
+    help="On a class that is significantly worse: fail the artefact, or only report it.",
+)  # fmt: skip
+@click.option(
     "--confidence", type=FloatRange(0.5, 1, max_open=True), default=0.95,
     help="One-sided confidence of the gate's limits.",
 )  # fmt: skip
@@ -79,6 +93,9 @@ def export(
     limit: int | None,
     tolerance_top1: float | None,
     tolerance_top5: float | None,
+    max_disagreement: float | None,
+    accept_chance: bool,
+    per_class: "PerClass",
     confidence: float,
     max_batch: int,
     bad_images: "BadImages",
@@ -108,6 +125,9 @@ def export(
         bad_images=bad_images,
         tolerance_top1=tolerance_top1,
         tolerance_top5=tolerance_top5,
+        max_disagreement=max_disagreement,
+        accept_chance=accept_chance,
+        per_class=per_class,
         confidence=confidence,
     )
     report = run_export(checkpoint, data, out, options, partial(_print, as_json=as_json))

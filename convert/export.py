@@ -29,6 +29,7 @@ from irv2.convert.publish.replace import folder_beside, replace_folder, require_
 from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import EngineError, UsageError
+from irv2.ledger import first_rows
 from irv2.manifest import ONNX_FILE
 from irv2.self_test import SELF_TEST
 
@@ -108,6 +109,11 @@ def _judge(
             images,
             options.bad_images,
         )
+        distinct = first_rows(predictions[0].keys)
+        num_copies = len(predictions[0]) - len(distinct)
+        if num_copies:
+            predictions = [each.take(distinct) for each in predictions]
+        images = images.select(predictions[0].files)
         reference = Reference.from_predictions(predictions[0])
         judged = judge_all(
             bundle,
@@ -116,6 +122,7 @@ def _judge(
             reference,
             images,
             tolerances=tolerances,
+            num_copies=num_copies,
             reference_blocks=partial(torch_block_outputs, checkpoint),
         )
     left_out = undecided(candidate.artifacts, judged) if options.precisions is None else {}
@@ -127,7 +134,7 @@ def _judge(
         bundle.manifest.with_artifacts(artifacts),
         accepted_loss={a.precision: tolerances[a.precision].accepted_loss for a in artifacts},
     )
-    report = report_on(out, manifest, judged, opened.reasons, reference, images.root.parent)
+    report = report_on(out, manifest, judged, opened.reasons, reference, images)
     evidence = {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
     self_test = choose_self_test(predictions, images, checkpoint.preprocess)
     if self_test and not report.failed:

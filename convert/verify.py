@@ -9,7 +9,7 @@ from irv2.bundle import Bundle
 from irv2.convert.gate.judge import judge_all, open_artifacts
 from irv2.convert.gate.reference import REFERENCE, Reference
 from irv2.convert.gate.report import Report, Show, report_on, unseen
-from irv2.convert.gate.verdict import Tolerance, tolerance_for
+from irv2.convert.gate.tolerance import Tolerance, tolerance_for
 from irv2.convert.onnx.blocks import block_outputs
 from irv2.convert.publish.evidence import ledger_files, write_evidence
 from irv2.convert.publish.replace import with_own_name
@@ -39,7 +39,7 @@ def verify(
     reference = Reference.load(path / REFERENCE)
     data = resolve_data(data)
     split = open_split(data, "val", bundle.classes, bad_images)
-    images, reference = reference.find_images(split)
+    images, reference, num_copies = reference.find_images(split)
     tolerances = _tolerances(bundle.manifest, data)
     with open_artifacts(bundle) as opened:
         if not opened.runners:
@@ -56,10 +56,11 @@ def verify(
             reference,
             images,
             tolerances=tolerances,
+            num_copies=num_copies,
             # Without torch the float32 ONNX model stands for the checkpoint.
             reference_blocks=partial(block_outputs, path / ONNX_FILE),
         )
-    report = report_on(place, bundle.manifest, judged, opened.reasons, reference, data)
+    report = report_on(place, bundle.manifest, judged, opened.reasons, reference, images)
     show(report)
     require_same(path, bundle.manifest)
     return write_evidence(path, report, ledger_files(judged))

@@ -5,6 +5,7 @@ writes the same for any model. `irv2 diff` compares two of them.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irv2.errors import BundleError
-from irv2.results import top_k_indices
+from irv2.results import margins_of, top_k_indices, typical_margin
 from irv2.system.arrays import bytes_from_arrays, load_arrays
 from irv2.types import FloatArray, IntArray
 
 _ARRAYS = ("sha256", "labels", "top5", "top5_logits", "margins", "max_abs_logit")
 LEGACY_BATCH_SIZE = 64
+Key = tuple[str, int]  # the hash of an image's file and its label
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,20 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def keys(self) -> list[Key]:
+        """What identifies each image: the hash of its file and its label."""
+        return list(zip(self.sha256, self.labels.tolist(), strict=True))
+
+    def take(self, rows: list[int]) -> "Predictions":
+        """Keep only these rows, in this order."""
+        return Predictions(
+            tuple(self.files[row] for row in rows),
+            tuple(self.sha256[row] for row in rows),
+            self.labels[rows],
+            self.logits[rows],
+        )
 
     @property
     def top5(self) -> IntArray:
@@ -65,6 +81,14 @@ class Predictions:
         }
 
 
+def first_rows(keys: Iterable[Key]) -> list[int]:
+    """Return the rows in which a key occurs for the first time; the others are copies."""
+    first: dict[Key, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    return list(first.values())
+
+
 @dataclass(frozen=True)
 class Ledger:
     """A model's answers in compact form, a row per image; `logits` only after a fresh run."""
@@ -74,7 +98,7 @@ class Ledger:
     top5: IntArray  # (n, 5), best first; fewer columns if there are fewer classes
     top5_logits: FloatArray  # the same shape
     margins: FloatArray  # (n,): best logit minus second best
-    max_abs_logit: float
+    max_abs_logit: float  # not a unit of differences: a masked class makes it as large as it likes
     logits: FloatArray | None = None  # (n, num_classes)
 
     @classmethod
@@ -82,14 +106,12 @@ class Ledger:
         """Make the ledger of a model that has just been run."""
         top5 = predictions.top5
         top5_logits = np.take_along_axis(predictions.logits, top5, axis=1)
-        # A single class has no second best.
-        second = top5_logits[:, min(1, top5.shape[1] - 1)]
         return cls(
             sha256=predictions.sha256,
             labels=predictions.labels,
             top5=top5,
             top5_logits=top5_logits,
-            margins=top5_logits[:, 0] - second,
+            margins=margins_of(top5_logits),
             max_abs_logit=float(np.abs(predictions.logits).max()),
             logits=predictions.logits,
         )
@@ -110,7 +132,12 @@ class Ledger:
         return right
 
     @property
-    def keys(self) -> list[tuple[str, int]]:
+    def typical_margin(self) -> float:
+        """The unit in which differences between logits are measured."""
+        return typical_margin(self.margins)
+
+    @property
+    def keys(self) -> list[Key]:
         """What identifies each image: the hash of its file and its label."""
         return list(zip(self.sha256, self.labels.tolist(), strict=True))
 

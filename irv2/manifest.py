@@ -22,6 +22,7 @@ NO_SHA256 = "0" * 64
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Format = Literal["onnx", "tensorrt", "tensorrt_rtx"]
 Verdict = Literal["passed", "failed", "too_few_images"]
+PerClass = Literal["fail", "report"]  # what a class that is significantly worse leads to
 ONNX_FILE = "model.onnx"  # in float32; all others are made from it
 
 
@@ -36,11 +37,31 @@ class ErrorChange(msgspec.Struct, frozen=True, kw_only=True):
     tolerance_points: float
 
 
-class Parity(msgspec.Struct, frozen=True, kw_only=True):
+class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
+    """Images with another best class than the reference's, right or wrong; limits in percent."""
+
+    changed: int
+    upper_points: float
+    limit_points: float
+
+
+class ClassChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A class's top-1 change; its one-sided limits hold for all classes at once."""
+
+    label: str
+    images: int
+    lost: int
+    gained: int
+    lower_loss_points: float
+    upper_loss_points: float
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The gate's evidence for one artefact (docs/gate.md).
 
     `agreement` is the percentage of images with the same best class, right or wrong; `ran_on` is
-    the library and device, `machine` describes the machine.
+    the library and device, `machine` describes the machine. What older bundles lack has a default,
+    which is not written: so their bytes stay as they are.
     """
 
     verdict: Verdict
@@ -54,14 +75,22 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     top1: ErrorChange
     top5: ErrorChange
     machine: str = ""
+    disagreement: Disagreement | None = None
+    distinct: int | None = None  # pictures of different bytes or label, each counted once: `n`
+    copies: int = 0  # images left out, each one of those again
+    worst_classes: list[ClassChange] = []
+    at_chance: bool = False  # the reference is not shown to be better than guessing
 
 
-class AcceptedLoss(msgspec.Struct, frozen=True, kw_only=True):
-    """The increase in error that the gate accepts, and the confidence it requires."""
+class AcceptedLoss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the gate accepts, and the confidence it requires; defaults are not written."""
 
     top1_points: float
     top5_points: float
     confidence: float
+    disagreement_points: float | None = None  # None: by precision
+    accept_chance: bool = False
+    per_class: PerClass = "fail"
 
 
 class Invariance(msgspec.Struct, frozen=True, kw_only=True):

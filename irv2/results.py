@@ -1,5 +1,6 @@
 """From logits to answers: softmax and the best classes, the same with and without a server."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -11,6 +12,8 @@ from irv2.types import FloatArray, IntArray
 
 DEFAULT_TOP_K = 5
 MAX_TOP_K = 2**32 - 1  # what a request can carry
+# How far behind the best class a logit is still looked at, in typical margins.
+REACH = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +72,32 @@ def softmax(logits: FloatArray) -> FloatArray:
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     probabilities: FloatArray = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
     return probabilities
+
+
+def margins_of(logits: FloatArray) -> FloatArray:
+    """Return the best of logits (N, num_classes) minus the second best: (N,); 0 for one class."""
+    top2 = np.sort(logits, axis=1)[:, -2:]
+    return top2[:, -1] - top2[:, 0]
+
+
+def typical_margin(margins: FloatArray) -> float:
+    """Return the median of the finite margins (n,), or 0: the unit of differences between logits.
+
+    The largest logit is no unit: one class that is masked by -1e9 would make every difference
+    small. A margin is the same wherever such a class or a constant shifts the logits, and grows
+    with their scale.
+    """
+    finite = margins[np.isfinite(margins)]
+    return float(np.median(finite)) if len(finite) else 0.0
+
+
+def clipped_gaps(logits: FloatArray, best: IntArray, unit: float) -> FloatArray:
+    """Return how far each logit (n, k) is behind that of `best` (n,): (n, k).
+
+    What is beyond `REACH` units decides nothing, however far it is, and counts as that far.
+    Where the unit is 0, as with ties throughout, nothing is beyond it.
+    """
+    leading = np.take_along_axis(logits, best[:, None], axis=1)
+    reach = REACH * unit or math.inf
+    gaps: FloatArray = np.clip(leading - logits, -reach, reach)
+    return gaps

@@ -25,7 +25,8 @@ from irv2.types import FloatArray, UInt8Array
 # A batch of 64 holds each of them eight times. All sizes up to 64 together run 252 images
 # and these alone: about 20 s for the full network on two cores, whatever the size of the data.
 NUM_IMAGES = 8
-# Two classes that were this close alone are a tie: rounding may turn it.
+# Two classes whose logits were this close alone are a tie, which rounding may turn. The unit is the
+# typical margin: probabilities come as close as one likes in a network that is sure of nothing.
 TIE = 1e-3
 
 
@@ -46,9 +47,16 @@ def load_probes(images: ImageFolder, predictions: Predictions, config: Preproces
 
 
 def check(
-    runner: Runner, probes: UInt8Array, max_batch: int, profiles: Iterable[Profile] = ()
+    runner: Runner,
+    probes: UInt8Array,
+    max_batch: int,
+    profiles: Iterable[Profile] = (),
+    unit: float = 1.0,
 ) -> Invariance:
-    """Run uint8 `probes` (P, S, S, 3) in batches of all the sizes in `batch_sizes`."""
+    """Run uint8 `probes` (P, S, S, 3) in batches of all the sizes in `batch_sizes`.
+
+    `unit` is the typical margin of the runner's logits.
+    """
     sizes = batch_sizes(max_batch, profiles)
     alone = np.concatenate([runner.run(probe[None]) for probe in probes])
     changed: dict[int, int] = {}
@@ -61,7 +69,7 @@ def check(
         for i, size in enumerate(sizes):
             for rows in _batches(len(probes), size, i):
                 logits = runner.run(probes[rows])
-                changed[size] = changed.get(size, 0) + _num_changed(alone[rows], logits)
+                changed[size] = changed.get(size, 0) + _num_changed(alone[rows], logits, TIE * unit)
                 largest = max(largest, _max_probability_diff(alone[rows], logits))
                 num_answers += size
                 bar.advance(size)
@@ -104,12 +112,11 @@ def _batches(num_images: int, size: int, turn: int) -> list[list[int]]:
     return [[turn % num_images] * size, [(turn + i) % num_images for i in range(size)]]
 
 
-def _num_changed(alone: FloatArray, batched: FloatArray) -> int:
+def _num_changed(alone: FloatArray, batched: FloatArray, tie: float) -> int:
     """Rows of (N, num_classes) logits with another best class, ties apart; NaN is a change."""
     rows = np.arange(len(alone))
     best, now = alone.argmax(1), batched.argmax(1)
-    before = softmax(alone)
-    is_tie = before[rows, best] - before[rows, now] <= TIE
+    is_tie = alone[rows, best] - alone[rows, now] <= tie
     is_finite = np.isfinite(batched).all(1)
     return int((~(is_tie & is_finite)).sum())
 

@@ -13,7 +13,8 @@ from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate import invariance
 from irv2.convert.gate.localize import explain
 from irv2.convert.gate.reference import Reference
-from irv2.convert.gate.verdict import Judgement, Tolerance, judge
+from irv2.convert.gate.tolerance import Tolerance
+from irv2.convert.gate.verdict import Judgement, judge
 from irv2.convert.onnx.blocks import BlockOutputs
 from irv2.data.dataset import ImageFolder
 from irv2.errors import EngineError
@@ -58,12 +59,14 @@ def judge_all(
     images: ImageFolder,
     *,
     tolerances: Mapping[Precision, Tolerance],
+    num_copies: int,
     reference_blocks: Callable[[UInt8Array], BlockOutputs],
 ) -> dict[str, Judgement]:
     """Judge every opened artefact: decisions, batch invariance and ledger, by file name.
 
-    `predictions` are those of `opened.runners`, in that order. `reference_blocks` is called only
-    for artefacts that fail.
+    `predictions` are those of `opened.runners`, in that order; `num_copies` images were left out,
+    each one of the others again. `reference_blocks` is called only for artefacts that fail by more
+    than their checkpoint's fault.
     """
     artifacts = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
     probes = invariance.load_probes(images, predictions[0], bundle.preprocess)
@@ -71,16 +74,23 @@ def judge_all(
     for (file, runner), predicted in zip(opened.runners.items(), predictions, strict=True):
         artifact = artifacts[file]
         precision = artifact.precision
+        tolerance = tolerances[precision]
+        classes = bundle.manifest.classes
         judgement = judge(
-            reference, predicted.logits, precision, tolerances[precision], runner.backend
+            reference, predicted.logits, precision, tolerance, runner.backend, classes
         )
-        parity = msgspec.structs.replace(judgement.parity, machine=describe_machine())
+        parity = msgspec.structs.replace(
+            judgement.parity, machine=describe_machine(), copies=num_copies
+        )
         judgement = dataclasses.replace(judgement, parity=parity)
         profiles = EngineOptions.from_record(artifact.built_with).profiles
-        found = invariance.check(runner, probes, artifact.max_batch, profiles)
+        ledger = Ledger.from_predictions(predicted)
+        unit = ledger.typical_margin
+        found = invariance.check(runner, probes, artifact.max_batch, profiles, unit)
         judgement = invariance.with_invariance(judgement, artifact, found)
-        judgement = dataclasses.replace(judgement, ledger=Ledger.from_predictions(predicted))
-        if judgement.parity.verdict == "failed":
+        judgement = dataclasses.replace(judgement, ledger=ledger)
+        by_chance = judgement.parity.at_chance and not tolerance.accept_chance
+        if judgement.parity.verdict == "failed" and not by_chance:
             explanation = explain(bundle, artifact, probes, reference_blocks)
             judgement = dataclasses.replace(judgement, explanation=explanation)
         judged[file] = judgement

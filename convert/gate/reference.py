@@ -4,7 +4,6 @@
 another machine, without the checkpoint and without torch.
 """
 
-from collections import defaultdict
 from typing import Self
 
 import numpy as np
@@ -12,7 +11,8 @@ import numpy as np
 from irv2.data.dataset import ImageFolder
 from irv2.data.hashes import hash_files
 from irv2.errors import DataError
-from irv2.ledger import Ledger
+from irv2.ledger import Key, Ledger, first_rows
+from irv2.results import clipped_gaps
 from irv2.types import FloatArray
 
 REFERENCE = "reference.npz"
@@ -33,27 +33,44 @@ class Reference(Ledger):
             difference = np.abs(np.take_along_axis(logits, self.top5, axis=1) - self.top5_logits)
         return float(difference.max(where=np.isfinite(difference), initial=0.0))
 
-    def find_images(self, folder: ImageFolder) -> tuple[ImageFolder, Self]:
+    def leading_difference(self, logits: FloatArray) -> float:
+        """Return how much the gaps between an image's leading logits differ, at most.
+
+        A constant added to all logits of an image, and whatever becomes of classes far behind its
+        best one, change no answer and do not count. Finite `logits` (n, num_classes) are compared
+        in all classes if our logits are at hand, else in our five best.
+        """
+        unit, best = self.typical_margin, self.top5[:, 0]
+        if self.logits is not None:
+            ours, theirs = self.logits, logits
+        else:
+            ours, theirs = self.top5_logits, np.take_along_axis(logits, self.top5, axis=1)
+            best = np.zeros(len(self), np.int64)
+        difference = clipped_gaps(theirs, best, unit) - clipped_gaps(ours, best, unit)
+        return float(np.abs(difference).max())
+
+    def find_images(self, folder: ImageFolder) -> tuple[ImageFolder, Self, int]:
         """Return the files of `folder` that these answers are about, and the answers in that order.
 
-        Files are matched by content and class, so they may have moved, and other files do no
-        harm. Raises DataError if one is missing.
+        The number says how many copies of them were passed over. Files are matched by content and
+        class, so they may have moved, and other files do no harm. Raises DataError if one is
+        missing.
         """
-        waiting = defaultdict(list)
-        for row, key in enumerate(self.keys):
-            waiting[key].append(row)
-        files, rows = [], []
-        for i, sha256 in enumerate(hash_files(folder)):
-            candidates = waiting[sha256, int(folder.labels[i])]
-            if candidates:
-                files.append(i)
-                rows.append(candidates.pop())
-        if len(rows) < len(self):
+        keys = self.keys
+        row_of = {keys[row]: row for row in first_rows(keys)}
+        found: dict[Key, int] = {}
+        num_copies = 0
+        for i, key in enumerate(zip(hash_files(folder), folder.labels.tolist(), strict=True)):
+            num_copies += key in found
+            if key in row_of:
+                found.setdefault(key, i)
+        if missing := len(row_of) - len(found):
             raise DataError(
                 folder.root,
-                f"{len(self) - len(rows)} of the {len(self)} images that the bundle was judged on "
-                "are not in it",
+                f"{missing} of the {len(row_of)} images that the bundle was judged on are not in "
+                "it",
                 "the images of the export, unchanged",
                 "pass their folder with --data, or export again on these",
             )
-        return folder.subset(files), self.take(rows)
+        rows = [row_of[key] for key in found]
+        return folder.subset(list(found.values())), self.take(rows), num_copies

@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 from tabulate import tabulate
 
+from irv2.convert.gate.classes import ClassChanges
 from irv2.convert.gate.invariance import describe
 from irv2.convert.gate.reference import Reference
-from irv2.convert.gate.remarks import remarks_on
+from irv2.convert.gate.remarks import gain_remark, remarks_on
 from irv2.convert.gate.verdict import Judgement
+from irv2.data.dataset import ImageFolder
 from irv2.manifest import Artifact, ErrorChange, Manifest
 
 _HEADERS = (
@@ -35,6 +37,7 @@ class Report:
     lines: dict[str, str]  # artefact file -> what the gate says of it
     remarks: list[str]  # what the images can show, and why artefacts failed
     failed: list[str]  # artefact files that did not pass
+    classes: dict[str, ClassChanges]  # by the file of an artefact that was judged
 
     @property
     def failure(self) -> str:
@@ -58,6 +61,7 @@ class Report:
             "",
             *(f"- {text}" for text in self._texts()),
             "",
+            *_class_table(self.classes),
             *_provenance(self.manifest.artifacts),
         ]
         return "\n".join(lines)
@@ -69,11 +73,19 @@ class Report:
             "id": self.manifest.id,
             "passed": not self.failed,
             "artifacts": [
-                {**msgspec.to_builtins(artifact), "line": self.lines[artifact.file]}
+                {
+                    **msgspec.to_builtins(artifact),
+                    "line": self.lines[artifact.file],
+                    "classes": self._classes(artifact.file),
+                }
                 for artifact in self.manifest.artifacts
             ],
             "remarks": self.remarks,
         }
+
+    def _classes(self, file: str) -> list[dict[str, Any]]:
+        found = self.classes.get(file)
+        return [msgspec.to_builtins(change) for change in found.each] if found else []
 
     def _table(self, style: str) -> str:
         rows = [_row(artifact) for artifact in self.manifest.artifacts]
@@ -86,7 +98,10 @@ class Report:
             for artifact in self.manifest.artifacts
             if artifact.invariance is not None
         ]
-        return [*lines, *batches, *self.remarks]
+        classes = [
+            f"{file}: {text}" for file, found in self.classes.items() for text in found.describe()
+        ]
+        return [*lines, *batches, *classes, *self.remarks]
 
 
 Show = Callable[[Report], None]  # how a caller shows a report before it is written
@@ -102,12 +117,12 @@ def report_on(
     judged: dict[str, Judgement],
     reasons: dict[str, str],
     reference: Reference,
-    data: Path,
+    images: ImageFolder,
 ) -> Report:
-    """Put the new evidence into `manifest`, and say what it and the images in `data`/val show.
+    """Put the new evidence into `manifest`, and say what it and the images show.
 
-    An artefact without a judgement keeps its evidence; `reasons` say why it was not run. What
-    weakens the images as evidence is logged too.
+    `images` are in the order of `reference`. An artefact without a judgement keeps its evidence;
+    `reasons` say why it was not run. What weakens the images as evidence is logged too.
     """
     artifacts = [
         msgspec.structs.replace(artifact, parity=found.parity, invariance=found.invariance)
@@ -115,8 +130,16 @@ def report_on(
         else artifact
         for artifact in manifest.artifacts
     ]
-    confidence = next(iter(judged.values())).parity.confidence
-    remarks = remarks_on(reference, manifest.classes, data, confidence)
+    parity = next(iter(judged.values())).parity
+    remarks = remarks_on(
+        reference,
+        manifest.classes,
+        images.root.parent,
+        parity.confidence,
+        files=images.files,
+        num_copies=parity.copies,
+    )
+    remarks += filter(None, (gain_remark(file, found.parity) for file, found in judged.items()))
     return Report(
         bundle=place,
         manifest=msgspec.structs.replace(manifest, artifacts=artifacts),
@@ -127,6 +150,7 @@ def report_on(
             for artifact in artifacts
         },
         remarks=[*remarks, *(found.explanation for found in judged.values() if found.explanation)],
+        classes={file: found.classes for file, found in judged.items() if found.classes},
         failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
     )
 
@@ -155,6 +179,26 @@ def _row(artifact: Artifact) -> tuple[str, ...]:
 def _change(change: ErrorChange) -> tuple[str, str]:
     errors = f"{change.reference_error:.2f} -> {change.error:.2f} %"
     return errors, f"{change.lost}, {change.gained}"
+
+
+def _class_table(classes: dict[str, ClassChanges]) -> list[str]:
+    """Per artefact the classes that changed, or have too few images for a verdict of their own."""
+    rows = [
+        (
+            file,
+            change.label,
+            str(change.images),
+            f"{change.lost}, {change.gained}",
+            f"{change.lower_loss_points:.2f} to {change.upper_loss_points:.2f}",
+        )
+        for file, found in classes.items()
+        for change in found.each
+        if change.lost or change.gained or change.images < found.fewest
+    ]
+    if not rows:
+        return []
+    headers = ("artefact", "class", "images", "lost, gained", "loss, points")
+    return [tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]
 
 
 def _provenance(artifacts: list[Artifact]) -> list[str]:

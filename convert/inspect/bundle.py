@@ -102,8 +102,9 @@ def _artifact_row(artifact: Artifact) -> tuple[str, ...]:
     evidence = ("not verified", "", "", "", "")
     if parity is not None:
         basis = " (identical)" if parity.basis == "identical" else ""
+        chance = ",\ncheckpoint at chance" if parity.at_chance else ""
         evidence = (
-            parity.verdict.replace("_", " ") + basis,
+            parity.verdict.replace("_", " ") + basis + chance,
             str(parity.n),
             f"{parity.top1.lost}, {parity.top1.gained}",
             f"{parity.top5.lost}, {parity.top5.gained}",

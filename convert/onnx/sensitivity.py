@@ -21,6 +21,7 @@ from irv2.convert.onnx.int8 import Target, quantize
 from irv2.data.dataset import BadImages
 from irv2.evaluate import load_batches
 from irv2.images.preprocess import Preprocess
+from irv2.results import clipped_gaps, margins_of, typical_margin
 from irv2.runners.base import Runner
 from irv2.runners.onnx import OnnxRunner
 from irv2.system.progress import progress
@@ -131,14 +132,18 @@ def _rank(
     images: UInt8Array,
     target: Target,
 ) -> dict[str, float]:
-    """Block -> relative error of the logits with only that block in 8 bits."""
+    """Block -> relative error of the gaps between logits with only that block in 8 bits."""
     few = slice(None, None, -(-len(images) // RANKING_IMAGES))  # of all classes: they are sorted
     images, expected = images[few], calibration.logits[few]
+    best = expected.argmax(axis=1)
+    unit = typical_margin(margins_of(expected))
+    gaps = clipped_gaps(expected, best, unit)
     harm = {}
     for block in progress(blocks, "rank blocks", len(blocks), "blocks"):
         others = [name for other, names in blocks.items() if other != block for name in names]
         logits = _logits(_open(quantize(model, calibration.ranges, target, others)), images)
-        harm[block] = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+        moved = clipped_gaps(logits, best, unit) - gaps
+        harm[block] = float(np.linalg.norm(moved) / np.linalg.norm(gaps))
     return harm
 
 

@@ -81,6 +81,7 @@ def test_full_network_trains_exports_passes_the_gate_serves_and_classifies(
         "fp32",
         "--max-batch",
         "4",
+        "--accept-chance",  # after one step
         "--json",
     )
     [artifact] = report["artifacts"]

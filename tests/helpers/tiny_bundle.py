@@ -44,16 +44,17 @@ def write_tiny_bundle(
     passes_self_test: bool = True,
     batch_sizes: list[int] | None = None,
     preprocess: Preprocess = PREPROCESS,
+    mask: float = 0.0,
 ) -> Path:
     """Write a bundle with one fp32 ONNX artefact to `folder` and return it.
 
     `verdict` None leaves the artefact unverified; `seed` gives another model; a bundle that does
     not pass its self-test says that its engine answers wrongly; `batch_sizes` are certified;
-    `preprocess` crops to SIDE.
+    `preprocess` crops to SIDE; `mask` is added to the last class's logit.
     """
     folder.mkdir(parents=True)
     model_path = folder / "model.onnx"
-    onnx.save(tiny_model(seed), model_path)
+    onnx.save(tiny_model(seed, mask), model_path)
     artifact = Artifact(
         file=model_path.name,
         sha256=file_sha256(model_path),
@@ -138,7 +139,7 @@ def _invariant(batch_sizes: list[int]) -> Invariance:
     )
 
 
-def tiny_model(seed: int = 0) -> onnx.ModelProto:
+def tiny_model(seed: int = 0, mask: float = 0.0) -> onnx.ModelProto:
     """uint8 `images` (N, 75, 75, 3) -> float32 `logits` (N, 10)."""
     weight = np.random.default_rng(seed).normal(size=(27, len(CLASSES))).astype(np.float32)
     constants = {
@@ -147,7 +148,7 @@ def tiny_model(seed: int = 0) -> onnx.ModelProto:
         "flat": np.array([0, 27]),
         "scale": np.float32(20 / 255),
         "weight": weight,
-        "bias": np.zeros(len(CLASSES), np.float32),
+        "bias": np.float32([0] * (len(CLASSES) - 1) + [mask]),
     }
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),

@@ -32,7 +32,8 @@ from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.convert.gate import invariance
 from irv2.convert.gate.reference import Reference
-from irv2.convert.gate.verdict import judge, tolerance_for
+from irv2.convert.gate.tolerance import tolerance_for
+from irv2.convert.gate.verdict import judge
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
 from irv2.convert.onnx.float32 import fold, write_onnx
 from irv2.convert.onnx.half import to_half
@@ -199,8 +200,9 @@ def print_cases(cases: list[tuple[str, Runner]], images: Images, reference: Refe
         change = judge(reference, logits, "fp32", tolerance_for("fp32"), "").parity
         verdicts = [short(reference, logits, num, images.sample) for num in nums]
         batches = f"caught from {found.first_changed_batch}" if found.changed else "same answers"
-        rows.append((name, f"{change.top1.lost}, {change.top1.gained}", *verdicts, batches))
-    headers = ["fault", "lost, gained", *(f"n = {num}" for num in nums), "batches"]
+        counts = f"{change.top1.lost}, {change.top1.gained}, {change.disagreement.changed}"
+        rows.append((name, counts, *verdicts, batches))
+    headers = ["fault", "lost, gained, changed", *(f"n = {num}" for num in nums), "batches"]
     print(tabulate(rows, headers, tablefmt="github", disable_numparse=True), "\n")
 
 
@@ -231,7 +233,7 @@ def print_false_alarms(checkpoint: Checkpoint, images: Images, num: int, folder:
             tolerance = tolerance_for(name, is_sample=images.sample)
             parities.append(judge(reference, logits, name, tolerance, "").parity)
             dependent[name] += found.changed > 0
-            relative = parities[-1].max_abs_logit_diff / reference.max_abs_logit
+            relative = reference.leading_difference(logits) / reference.typical_margin
             largest[name] = max(largest[name], relative)
     rows = [
         (

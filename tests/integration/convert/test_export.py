@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from irv2.convert.candidate import Candidate, ExportOptions, make_candidate
 from irv2.convert.export import export, judge_and_publish
 from irv2.convert.inspect.diff import diff, load_model_ledger
 from irv2.convert.onnx.float32 import fold, write_onnx
+from irv2.convert.verify import verify
 from irv2.data.dataset import open_split
 from irv2.images.preprocess import Preprocess
 from irv2.model.paper import Normalized
@@ -289,13 +291,29 @@ def test_report_says_what_the_images_can_certify(exported):
     assert exported.report.to_table().count("identical on all") == 1
 
 
+def test_images_are_counted_once_however_often_they_lie_there(exported, tmp_path):
+    for name in CLASSES:
+        folder = tmp_path / "data" / "val" / name
+        folder.mkdir(parents=True)
+        for i in range(10):
+            shutil.copy(exported.data / "val" / name / "0.png", folder / f"{i}.png")
+    options = ExportOptions(precisions=("fp32",), max_batch=4)
+    report = export(exported.checkpoint_path, tmp_path / "data", tmp_path / "b", options)
+    [artifact] = report.manifest.artifacts
+    assert (artifact.parity.n, artifact.parity.distinct, artifact.parity.copies) == (6, 6, 54)
+    assert "54 of 60 images are copies of others" in report.to_markdown()
+    again = verify(tmp_path / "b", tmp_path / "data")
+    assert (again.manifest.artifacts[0].parity.n, again.failed) == (6, [])
+    assert "54 of 60 images are copies of others" in again.to_markdown()
+
+
 @pytest.fixture(scope="module")
 def guessing(exported, checkpoint, tmp_path_factory) -> tuple[dict, Path]:
     """What the program says of a checkpoint that knows nothing, with a gate of the user's own."""
     folder = tmp_path_factory.mktemp("guessing")
     with_classes_permuted(checkpoint, exported.data).save(folder / "best.pt")
     gate = ("--tolerance-top1", 7.5, "--tolerance-top5", 12, "--confidence", 0.9, "--max-batch", 4)
-    options = ("--data", exported.data, "--precision", "fp32", *gate, "--json")
+    options = ("--data", exported.data, "--precision", "fp32", *gate, "--accept-chance", "--json")
     result = irv2("export", folder / "best.pt", *options)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout), folder / "best.bundle"
@@ -306,6 +324,19 @@ def test_a_checkpoint_no_better_than_chance_is_flagged_in_every_report(guessing)
     flag = "of 48 images, which is not shown to be better than chance (16.7 %)"
     assert any(flag in remark for remark in summary["remarks"])
     assert flag in (bundle / "parity.md").read_text()
+    assert summary["artifacts"][0]["parity"]["at_chance"]
+    assert "which was accepted" in summary["artifacts"][0]["line"]
+
+
+def test_a_checkpoint_no_better_than_chance_is_published_only_if_asked(
+    guessing, exported, tmp_path
+):
+    checkpoint_path = guessing[1].with_name("best.pt")
+    options = ("--data", exported.data, "--precision", "fp32", "--out", tmp_path / "b")
+    line = one_line_error(irv2("export", checkpoint_path, *options), 3)
+    assert "not shown to be better than chance (16.7 %)" in line
+    assert "--accept-chance; not published" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"b.rejected"}
 
 
 def test_the_gates_options_are_what_it_judges_by(guessing):

@@ -15,7 +15,8 @@ from irv2.checkpoint import Checkpoint
 from irv2.convert.gate import invariance
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.reference_cache import classify_with_reference
-from irv2.convert.gate.verdict import Judgement, judge, tolerance_for
+from irv2.convert.gate.tolerance import tolerance_for
+from irv2.convert.gate.verdict import Judgement, judge
 from irv2.convert.onnx.calibrate import calibrate
 from irv2.convert.onnx.int8 import quantize
 from irv2.data.dataset import find_images, open_split

@@ -150,18 +150,26 @@ def test_what_the_export_could_not_run_is_judged_by_its_own_precisions_tolerance
 def test_what_the_export_was_asked_to_accept_is_kept_also_for_what_it_could_not_run(
     with_bf16, exported, tmp_path
 ):
-    asked = {"tolerance_top1": 7.0, "confidence": 0.9}
+    asked = {
+        "tolerance_top1": 7.0,
+        "confidence": 0.9,
+        "max_disagreement": 5.0,
+        "accept_chance": True,
+        "per_class": "report",
+    }
     options = ExportOptions(precisions=("bf16",), **asked)
     exporting = export(exported.checkpoint_path, exported.data, tmp_path / "asked.bundle", options)
     recorded = exporting.manifest.accepted_loss
     assert {precision: msgspec.structs.astuple(loss) for precision, loss in recorded.items()} == {
-        "fp32": (7.0, 0.1, 0.9),
-        "bf16": (7.0, 0.5, 0.9),
+        "fp32": (7.0, 0.1, 0.9, 5.0, True, "report"),
+        "bf16": (7.0, 0.5, 0.9, 5.0, True, "report"),
     }
     change_manifest(with_bf16, accepted_loss=recorded)
     report = verify(with_bf16, exported.data)
     assert tolerances(report) == [(7.0, 0.1, 0.9), (7.0, 0.5, 0.9)]
     assert "(90 %)" in "".join(report.remarks)
+    limits = {a.parity.disagreement.limit_points for a in report.manifest.artifacts}
+    assert limits == {5.0}
 
 
 def test_every_edge_of_every_profile_of_an_engine_is_a_batch_size_that_is_tried(bundle, exported):

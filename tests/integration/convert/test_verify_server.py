@@ -32,15 +32,15 @@ LEDGER = f"model.onnx{LEDGER_SUFFIX}"
 
 
 class Doctored(Runner):
-    """An engine whose logits are tampered with."""
+    """An engine whose logits are tampered with, or which sees its images moved to the right."""
 
-    def __init__(self, inner: Runner, tamper) -> None:
-        self.inner, self.tamper = inner, tamper
+    def __init__(self, inner: Runner, tamper, shift: int = 0) -> None:
+        self.inner, self.tamper, self.shift = inner, tamper, shift
         self.backend, self.image_size = inner.backend, inner.image_size
         self.num_classes, self.max_batch = inner.num_classes, inner.max_batch
 
     def run(self, images):
-        return self.tamper(self.inner.run(images))
+        return self.tamper(self.inner.run(np.roll(images, self.shift, axis=2)))
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,12 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, data) -> Bundle:
+    return judged_bundle(tmp_path_factory.mktemp("verify") / "tiny.bundle", data)
+
+
+def judged_bundle(path: Path, data: Path, mask: float = 0.0) -> Bundle:
     """A bundle with the evidence of a gate."""
-    bundle = Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("verify") / "tiny.bundle"))
+    bundle = Bundle.open(write_tiny_bundle(path, mask=mask))
     with open_best(bundle.path, bundle.artifacts, num_threads=1)[1] as runner:
         [ledger] = classify_folder(
             [runner], open_split(data, "val", bundle.classes), bundle.preprocess
@@ -74,7 +78,7 @@ def ledger(bundle) -> Ledger:
     return Ledger.load(bundle.path / LEDGER)
 
 
-def verify(served: Bundle, data: Path, tamper=None, evidence: Path | None = None):
+def verify(served: Bundle, data: Path, tamper=None, evidence: Path | None = None, shift: int = 0):
     """`irv2 verify --server` in a process that has no engine; its exit code, JSON and stderr."""
     program = (
         "import sys; sys.modules['onnxruntime'] = sys.modules['torch'] = None; "
@@ -84,8 +88,8 @@ def verify(served: Bundle, data: Path, tamper=None, evidence: Path | None = None
     async def scenario():
         site = Site(served, seconds=0.0)
         await site.server.start()
-        if tamper:  # after the self-test, which would notice
-            site.runner.inner = Doctored(site.runner.inner, tamper)
+        if tamper or shift:  # after the self-test, which would notice
+            site.runner.inner = Doctored(site.runner.inner, tamper or np.copy, shift)
         address = site.server.ready_line.split()[1]
         command = [sys.executable, "-c", program, str(evidence or served.path), "--server", address]
         try:
@@ -158,9 +162,18 @@ def test_probabilities_that_tell_nothing_are_no_ties(bundle, data, tamper):
     assert report["num_ties"] == 0
 
 
+@pytest.mark.parametrize("mask", [0.0, -1e4, -1e9])
+def test_a_masked_class_does_not_hide_that_the_images_are_shifted(data, tmp_path, mask):
+    masked = judged_bundle(tmp_path / "masked", data, mask)
+    assert verify(masked, data)[0] == 0
+    exit_code, report, _ = verify(masked, data, shift=12)
+    assert exit_code == 3
+    assert len(report["differing"]) > len(CLASSES) * NUM_PER_CLASS / 4
+
+
 def test_near_ties_of_the_record_may_fall_the_other_way(bundle, data, ledger, tmp_path):
     """Evidence that another machine wrote: for the first image two classes nearly tie."""
-    limit = TIES["fp32"] * ledger.max_abs_logit
+    limit = TIES["fp32"] * ledger.typical_margin
     top5, logits = ledger.top5.copy(), ledger.top5_logits.copy()
     top5[:2, :2] = top5[:2, 1::-1]  # the second best comes first
     logits[0, 1] = logits[0, 0] - 0.9 * limit

@@ -17,6 +17,7 @@ import irv2.convert.inspect.cli
 from irv2.bundle import Bundle
 from irv2.convert.gate.reference import REFERENCE, Reference
 from irv2.convert.gate.report import Report
+from irv2.convert.gate.tolerance import tolerance_for
 from irv2.convert.publish.evidence import write_rejection
 from irv2.convert.rebuild import rebuild
 from irv2.convert.verify import verify
@@ -46,13 +47,16 @@ def write_bundle(path: Path, data: Path, seed: int = 0) -> Path:
 
 
 def refer_to(model_path: Path, bundle: Path, data: Path) -> None:
-    """Make the answers of this model the bundle's reference."""
+    """Make the answers of this model the bundle's reference, which guesses with our leave."""
     with OnnxRunner(model_path, num_threads=1) as runner:
         [ledger] = classify_folder([runner], open_split(data, "val", CLASSES), PREPROCESS)
     (bundle / REFERENCE).write_bytes(Reference.from_predictions(ledger).to_bytes())
     manifest = read_manifest(bundle / MANIFEST)
     files = manifest.files | {REFERENCE: file_sha256(bundle / REFERENCE)}
-    Bundle(bundle, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))
+    accepted = tolerance_for("fp32", accept_chance=True).accepted_loss
+    Bundle(bundle, manifest).with_manifest(
+        msgspec.structs.replace(manifest, files=files, accepted_loss={"fp32": accepted})
+    )
 
 
 @pytest.fixture
@@ -182,3 +186,14 @@ def test_the_working_folders_bundle_may_be_rebuilt(with_engine, data, tmp_path, 
     assert rebuild(Path(), data, build=build).bundle == with_engine
     assert (with_engine / "model.plan").read_bytes() == b"new"
     assert {path.name for path in tmp_path.iterdir()} == {"b", "data"}
+
+
+def test_a_bundle_that_was_not_told_to_accept_chance_fails_by_a_guessing_reference(bundle, data):
+    accepted = verify(bundle, data)
+    [artifact] = accepted.manifest.artifacts
+    assert (accepted.failed, artifact.parity.at_chance) == ([], True)
+    manifest = read_manifest(bundle / MANIFEST)
+    Bundle(bundle, manifest).with_manifest(msgspec.structs.replace(manifest, accepted_loss={}))
+    refused = verify(bundle, data)
+    assert refused.failed == ["model.onnx"]
+    assert "not shown to be better than chance (10 %)" in refused.failure

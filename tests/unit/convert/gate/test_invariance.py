@@ -102,6 +102,16 @@ def test_two_classes_as_close_as_rounding_may_turn_are_no_change():
     assert found.max_probability_diff > 0
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1, 1e6])
+def test_what_counts_as_a_tie_follows_the_scale_of_the_logits(scale):
+    """Of tiny logits all probabilities are nearly equal; that makes no tie of any two."""
+
+    def scaled(logits):
+        return reverse_above(1)(logits) * np.float32(scale)
+
+    assert check(MeanRunner(scaled), PROBES, 4, unit=10 * scale).changed > 0
+
+
 def test_a_change_fails_an_artefact_whose_decisions_passed(tmp_path):
     [artifact] = Bundle.open(write_tiny_bundle(tmp_path / "b")).manifest.artifacts
     passed = Judgement(passed_parity(), "fp32 passed: ...")

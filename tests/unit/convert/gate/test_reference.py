@@ -98,7 +98,7 @@ def test_images_are_found_by_content_under_new_names_among_others(data):
     reference = reference_on(open_split(data, "val").first(6))
     for path in sorted(data.glob("val/*/*.png"), reverse=True):
         path.rename(path.with_name(f"renamed-{9 - int(path.stem)}.png"))
-    images, matched = reference.find_images(open_split(data, "val"))
+    images, matched, _ = reference.find_images(open_split(data, "val"))
     assert len(images) == 6
     hashes = tuple(file_sha256(images.path(i)) for i in range(6))
     assert hashes == matched.sha256
@@ -107,12 +107,16 @@ def test_images_are_found_by_content_under_new_names_among_others(data):
     assert [rows[sha] for sha in hashes] == matched.top5.tolist()
 
 
-def test_the_same_image_twice_is_needed_twice(data):
+def test_copies_are_passed_over_and_counted_also_where_an_older_file_holds_them(data):
     shutil.copy(data / "val/a/0.png", data / "val/a/copy.png")
     reference = reference_on(open_split(data, "val"))
-    assert len(reference.find_images(open_split(data, "val"))[0]) == 13
+    assert len(reference) == 13
+    images, matched, num_copies = reference.find_images(open_split(data, "val"))
+    assert (len(images), len(matched), num_copies) == (12, 12, 1)
     (data / "val/a/copy.png").unlink()
-    with pytest.raises(DataError, match="1 of the 13 images"):
+    assert reference.find_images(open_split(data, "val"))[2] == 0
+    (data / "val/a/0.png").unlink()
+    with pytest.raises(DataError, match="1 of the 12 images"):
         reference.find_images(open_split(data, "val"))
 
 
