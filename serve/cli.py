@@ -15,7 +15,7 @@ from irv2.serve.access.address import Address, parse_listen
 from irv2.serve.access.connection_limits import MAX_CONNECTION_AGE_S, ConnectionLimits
 from irv2.serve.access.tls import tls_files
 from irv2.serve.operations.background import print_in_background
-from irv2.serve.operations.logs import log_there, take_over_stderr
+from irv2.serve.operations.logs import log_there, print_as_it_is, take_over_stderr
 from irv2.serve.options import ServeOptions
 from irv2.serve.server import Server, serve
 from irv2.system.gpu import count_gpus
@@ -196,10 +196,11 @@ def main(
 ) -> None:
     """Serve BUNDLE over gRPC until SIGTERM or Ctrl-C.
 
-    Print one line `ready HOST:PORT ...` on stderr once requests are answered, and with --json the
-    same as an object on stdout. SIGTERM: health says NOT_SERVING, requests are answered through
-    the grace period, open ones are finished by their deadlines, exit 0. SIGHUP: load the bundle
-    that lies at BUNDLE now, test it, and switch to it; if that fails, go on with the old one.
+    Print one line `ready HOST:PORT ...` on stderr once requests are answered, in any format, and
+    with --json the same as an object on stdout. SIGTERM: health says NOT_SERVING, requests are
+    answered through the grace period, open ones are finished by their deadlines, exit 0. SIGHUP:
+    load the bundle that lies at BUNDLE now, test it, and switch to it; if that fails, go on with
+    the old one.
     """
     log_there()
     options = ServeOptions(
@@ -219,10 +220,9 @@ def main(
     def on_ready(server: Server) -> None:
         if as_json:
             print_in_background(json_text(server.description), _tell_unprinted)
+        print_as_it_is(server.ready_line)
         if log_format == "json":
             logger.info(server.ready_line)
-        else:
-            click.echo(server.ready_line, err=True)
 
     sys.exit(serve(bundle, options, on_ready))
 

@@ -65,6 +65,7 @@ def quantize(
 
     Raises EngineError if the range of an activation is not finite.
     """
+    import_onnxruntime()
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer

@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU or a CUDA GPU."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _has_vnni() -> bool:
 
 
 def import_onnxruntime() -> Any:  # noqa: ANN401 (a module)
-    """Import onnxruntime; raises EngineError naming the extra if it is missing.
+    """Import onnxruntime, its telemetry off; raises EngineError naming the extra if it is missing.
 
     The packages onnxruntime and onnxruntime-gpu install into the same folder: with both, chance
     decides which one is imported, so that is refused.
@@ -134,6 +135,8 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 (a module)
         raise EngineError(
             "onnxruntime", "not installed", way_out='pip install "irv2[cpu]" or "irv2[gpu]"'
         )
+    # Its wheels for Linux tell Microsoft of the machine from 1.29 on (microsoft/onnxruntime#27379).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(FATAL)

@@ -10,6 +10,9 @@ import logging
 import sys
 import threading
 import time
+from typing import Any
+
+import click
 
 from irv2.serve.operations.background import BackgroundStream
 
@@ -80,6 +83,12 @@ def log_there() -> None:
         elif isinstance(sys.stderr, BackgroundStream):
             handler.setStream(sys.stderr)
     logging.captureWarnings(isinstance(sys.stderr, JsonLines))
+
+
+def print_as_it_is(line: str) -> None:
+    """Write a line to stderr that is the same in every format."""
+    stream: Any = sys.stderr.stream if isinstance(sys.stderr, JsonLines) else None
+    click.echo(line, stream, err=True)
 
 
 def num_lines_lost() -> int:

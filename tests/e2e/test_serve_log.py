@@ -110,14 +110,15 @@ def test_stdout_that_cannot_be_written_does_not_hold_up_the_server(place, bundle
         assert "Traceback" not in told
 
 
-def test_with_json_every_line_of_a_server_is_an_object(bundle):
+def test_with_json_every_line_but_the_first_ready_line_is_an_object(bundle):
     options = ("--log-format", "json", "--grace-s", "0.1")
     environment = os.environ | {"PYTHONWARNINGS": "always"}
     with started(bundle, *options, stderr=subprocess.PIPE, env=environment) as popen:
-        entries = [json.loads(popen.stderr.readline())]
-        while not entries[-1]["message"].startswith("ready 127.0.0.1:"):
-            entries.append(json.loads(popen.stderr.readline()))
-        assert entries[-1]["level"] == "info"
+        entries = []
+        while not (line := popen.stderr.readline()).startswith("ready 127.0.0.1:"):
+            entries.append(json.loads(line))
+        twin = json.loads(popen.stderr.readline())
+        assert (twin["level"], twin["message"]) == ("info", line.strip())
         popen.send_signal(signal.SIGTERM)
         _, stderr = popen.communicate(timeout=10)
     entries = [json.loads(line) for line in stderr.splitlines()]

@@ -6,6 +6,7 @@ epoch, image), so a run resumes anywhere with the same batches, for any number o
 
 import logging
 import multiprocessing
+import os
 import signal
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -157,7 +158,7 @@ def load_epoch(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # or else the loader would draw from the run's random state
     )
@@ -201,8 +202,15 @@ def _as_it_is(batch: T) -> T:
     return batch
 
 
-def _prepare_worker(_worker: int) -> None:
-    """Limit the worker to one thread, and leave signals to the process group to the trainer."""
+def prepare_worker(_worker: int) -> None:
+    """Limit the worker to one thread, and leave signals to the process group to the trainer.
+
+    End it if the trainer was killed meanwhile: torch looks from now on only whether the parent of
+    this moment still lives.
+    """
+    trainer = multiprocessing.parent_process()
+    if trainer and trainer.pid != os.getppid():
+        os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)

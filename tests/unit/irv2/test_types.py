@@ -27,7 +27,6 @@ PICTURE = np.zeros((4, 5, 3), np.uint8)
         None,
         5,
     ],
-    ids=str,
 )
 def test_a_lone_image_is_one_whatever_it_is(lone):
     assert [image is lone for image in as_images(lone)] == [True]

@@ -1,5 +1,7 @@
 import dataclasses
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +195,30 @@ def test_a_lost_worker_is_one_line_and_ends_the_others(folder):
         list(batches)
     other.join(timeout=20)
     assert not other.is_alive()
+
+
+ORPHAN = """
+import multiprocessing, os, sys, time
+from irv2.train.data.loader import prepare_worker
+
+def work():
+    while sys.argv[1] == "killed" and os.getppid() == trainer:
+        time.sleep(0.01)
+    prepare_worker(0)
+    print("works", flush=True)
+
+trainer = os.getpid()
+worker = multiprocessing.get_context("fork").Process(target=work)
+worker.start()
+if sys.argv[1] == "killed":
+    os.kill(trainer, 9)
+worker.join()
+"""
+
+
+@pytest.mark.parametrize(("trainer", "said"), [("lives", "works\n"), ("killed", "")])
+def test_a_worker_whose_trainer_was_killed_before_it_began_ends(trainer, said):
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN, trainer], stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.stdout == said
