@@ -248,6 +248,9 @@ class Unreachable:
     def details(self):
         return self.text
 
+    def trailing_metadata(self):
+        return ()
+
 
 ALL = "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.0.1:1: "
 REFUSED = f"{ALL}Failed to connect to remote host: Connection refused"
