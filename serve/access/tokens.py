@@ -150,7 +150,6 @@ def _parse(path: Path) -> tuple[dict[str, str], list[UsageError]]:
     return tokens, faults
 
 
-async def _refuse(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: ANN401 (never read)
-    await context.abort(
-        grpc.StatusCode.UNAUTHENTICATED, "expected the header `authorization: Bearer TOKEN`"
-    )
+async def _refuse(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    context.set_code(grpc.StatusCode.UNAUTHENTICATED)
+    context.set_details("expected the header `authorization: Bearer TOKEN`")
