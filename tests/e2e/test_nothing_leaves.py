@@ -48,7 +48,8 @@ def test_the_proxy_is_asked_by_whoever_wants_out():
     ask = "import urllib.request; urllib.request.urlopen('http://example.com')"
     with counting_proxy() as (settings, asked):
         subprocess.run([sys.executable, "-c", ask], env={**os.environ, **settings}, check=False)
-        assert asked == [b"GET http://example.com/ HTTP/1.1"]
+        (line,) = asked
+        assert b"example.com" in line
 
 
 @pytest.mark.slow
