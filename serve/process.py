@@ -3,16 +3,21 @@
 Memory was measured with the full network in fp32.
 """
 
+import asyncio
 import ctypes
 import gc
 import logging
 import os
+import resource
+from pathlib import Path
 
 from irv2.system.machine import num_cores
 
 logger = logging.getLogger(__name__)
 
+LOOK_EVERY_S, WORTH_RETURNING = 1.0, 32 * 2**20
 _M_ARENA_MAX = -8  # glibc's malloc.h
+_STATM = Path("/proc/self/statm")
 
 
 def keep_few_arenas() -> None:
@@ -38,8 +43,34 @@ def tidy_up() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    _return_freed_pages()
+
+
+async def return_memory() -> None:
+    """Return freed pages soon after much more became resident, until cancelled; Linux only.
+
+    What large messages leave lies between small pieces that live on, so glibc keeps it: 60 to 180
+    MB after some messages of 60 MB (2026-11-30). Looking costs 10 µs; returning holds up whoever
+    asks for memory, 10 to 40 ms for so many pages, and is therefore done for WORTH_RETURNING alone.
+    """
+    if not _STATM.exists():
+        return
+    least = _resident_bytes()
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        least = min(least, _resident_bytes())
+        if _resident_bytes() > least + WORTH_RETURNING:
+            await asyncio.to_thread(_return_freed_pages)
+            least = _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+
+
+def _return_freed_pages() -> None:
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
+    if hasattr(libc, "malloc_trim"):  # other C libraries have none
         libc.malloc_trim(0)
 
 

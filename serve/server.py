@@ -22,7 +22,7 @@ from irv2.serve.operations.logs import num_lines_lost
 from irv2.serve.operations.metrics import Metrics
 from irv2.serve.options import ServeOptions
 from irv2.serve.pipeline.model import OpenedModel, ServedModel, open_model, start_model
-from irv2.serve.process import keep_few_arenas, tidy_up, wait_for_a_turn
+from irv2.serve.process import keep_few_arenas, return_memory, tidy_up, wait_for_a_turn
 from irv2.serve.reload import Reloader
 from irv2.serve.rpc.calls import Calls
 from irv2.serve.rpc.classifier import Classifier
@@ -109,7 +109,7 @@ class Server:
         )
         self._tls = Tls(options.tls) if options.tls else None
         self._tokens = TokenFile(options.token_file) if options.token_file else None
-        self._watching: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
         self._log = RequestLog(log=options.log_requests)
@@ -125,8 +125,9 @@ class Server:
         if self._http_listen:
             await self._start_http(self._http_listen)
         await self._grpc.start()
+        self._background.append(asyncio.create_task(return_memory()))
         if self._tokens:
-            self._watching = asyncio.create_task(self._tokens.watch())
+            self._background.append(asyncio.create_task(self._tokens.watch()))
         await self._model.start()
         tidy_up()
         self._metrics.serving(self._model.description, self._model.artifact.file)
@@ -168,8 +169,8 @@ class Server:
         await self._grpc.stop(min(last_answer_s, self._options.stop_timeout_s))
         await self._model.close()
         await asyncio.gather(*self._closing)
-        if self._watching:
-            self._watching.cancel()
+        for task in self._background:
+            task.cancel()
         if self._http:
             await self._http.stop()
         await self._log.close()
