@@ -15,7 +15,7 @@ from irv2.system.machine import num_cores
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S, WORTH_RETURNING = 1.0, 32 * 2**20
+LOOK_EVERY_S, WORTH_RETURNING = 2.0, 32 * 2**20
 _M_ARENA_MAX = -8  # glibc's malloc.h
 _STATM = Path("/proc/self/statm")
 
@@ -47,21 +47,20 @@ def tidy_up() -> None:
 
 
 async def return_memory() -> None:
-    """Return freed pages soon after much more became resident, until cancelled; Linux only.
+    """Return freed pages while much more is resident than at the lowest, until cancelled; Linux.
 
     What large messages leave lies between small pieces that live on, so glibc keeps it: 60 to 180
-    MB after some messages of 60 MB (2026-11-30). Looking costs 10 µs; returning holds up whoever
-    asks for memory, 10 to 40 ms for so many pages, and is therefore done for WORTH_RETURNING alone.
+    MB after some messages of 60 MB (2026-11-30). Returning holds up whoever asks for memory, 2 ms
+    where little is free and 40 ms where 150 MB are, so it is done for WORTH_RETURNING alone.
     """
     if not _STATM.exists():
         return
-    least = _resident_bytes()
+    lowest = _resident_bytes()
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
-        least = min(least, _resident_bytes())
-        if _resident_bytes() > least + WORTH_RETURNING:
+        lowest = min(lowest, _resident_bytes())
+        if _resident_bytes() > lowest + WORTH_RETURNING:
             await asyncio.to_thread(_return_freed_pages)
-            least = _resident_bytes()
 
 
 def _resident_bytes() -> int:
