@@ -149,6 +149,7 @@ async def send_half(caller: Caller, num_bytes: int) -> set[str]:
 
 gzip = grpc.Compression.Gzip
 GIVEN_UP = {"CANCELLED", "OK"}  # it may have been answered before
+EXPIRED = {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "OK"}  # or refused, as it would be late
 KINDS: dict[str, tuple[Kind, set[str]]] = {
     "an image too many": (unary(CLASSIFY, partial(classify, num_images=65)), {"INVALID_ARGUMENT"}),
     "files that are no images": (unary(CLASSIFY, classify), {"OK"}),
@@ -163,7 +164,7 @@ KINDS: dict[str, tuple[Kind, set[str]]] = {
     ),
     "given up": (give_up, GIVEN_UP),
     "half sent": (send_half, GIVEN_UP),
-    "expired": (unary(CLASSIFY, classify, timeout=0.02), {"DEADLINE_EXCEEDED", "OK"}),
+    "expired": (unary(CLASSIFY, classify, timeout=0.02), EXPIRED),
     "a tensor of another size": (unary(INFER, tensor), {"INVALID_ARGUMENT"}),
     "empty inputs, compressed": (
         unary(INFER, empty_inputs, compression=gzip),
