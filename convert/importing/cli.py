@@ -44,7 +44,7 @@ def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> 
               help="Of 1001 classes keep the first, the background.")  # fmt: skip
 @click.option("--weights", "choice", default="raw", type=click.Choice(["raw", "ema"]),
               help="Of a training state's: the trained ones or their running average.")  # fmt: skip
-@click.option("--mean", nargs=3, type=FloatRange(), metavar="R G B",
+@click.option("--mean", nargs=3, type=FloatRange(-1, 1), metavar="R G B",
               help="Mean of pixels scaled to 0..1.  [default: what the files say]")  # fmt: skip
 @click.option("--std", nargs=3, type=FloatRange(0, min_open=True), metavar="R G B",
               help="Their standard deviation.  [default: what the files say]")  # fmt: skip

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
+import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -183,12 +184,14 @@ class _Datasets:
                 f"{dataset.name} is chunked, compressed or kept in other files; "
                 "h5repack -f NONE -l CONTI makes it plain"
             )
-        if dataset.dtype.kind != "f":
+        is_bfloat16 = dataset.dtype == np.dtype("V2")  # which HDF5 has no type for
+        if dataset.dtype.kind != "f" and not is_bfloat16:
             raise ValueError(f"{dataset.name} holds {dataset.dtype}, no floats")
         self._bytes_left -= dataset.nbytes
         if self._bytes_left < 0:
             raise ValueError(f"{dataset.name} claims more bytes than the file has")
-        return np.asarray(dataset)
+        array = np.asarray(dataset)
+        return array.view(ml_dtypes.bfloat16) if is_bfloat16 else array
 
 
 def _check_heaps(path: Path) -> None:

@@ -22,6 +22,11 @@ from irv2.model.slim import SlimConfig
 
 FIRST_TENSOR = "stem.0.0.weight"
 ONLY_SLIM = "head.0.weight"
+# A wide convolution of each network, and its channels at full width.
+WIDE: dict[type[NetworkConfig], tuple[str, int]] = {
+    ModelConfig: ("reduction_a.branches.1.0.weight", 384),
+    SlimConfig: (ONLY_SLIM, 1536),
+}
 
 
 def read_own(tensors: dict[str, Tensor], path: Path) -> PublishedWeights | None:
@@ -36,8 +41,11 @@ def read_own(tensors: dict[str, Tensor], path: Path) -> PublishedWeights | None:
     classifier = own.get("classifier.weight")
     is_slim = ONLY_SLIM in own
     kind: type[NetworkConfig] = SlimConfig if is_slim else ModelConfig
+    wide, channels = WIDE[kind]
+    width = len(own[wide]) / channels if wide in own and own[wide].ndim else 1.0
     config = kind(
         blocks=(num_a, num_b, num_c),
+        width=width,
         num_classes=1000 if classifier is None or not classifier.ndim else len(classifier),
     )
     return PublishedWeights(

@@ -14,10 +14,15 @@ from irv2.model.paper import ModelConfig, NetworkConfig, Normalized
 from irv2.model.slim import SlimConfig
 
 PATH = Path("a.pth")
-SMALL = [ModelConfig(blocks=(1, 1, 1), num_classes=3), SlimConfig(blocks=(1, 2, 1), num_classes=3)]
+SMALL = [
+    ModelConfig(blocks=(1, 1, 1), num_classes=3, width=0.125),
+    ModelConfig(blocks=(1, 2, 1), num_classes=3),
+    SlimConfig(blocks=(1, 2, 1), num_classes=3),
+    SlimConfig(blocks=(1, 1, 2), num_classes=3, width=0.25),
+]
 
 
-@pytest.mark.parametrize("config", SMALL, ids=lambda config: config.arch)
+@pytest.mark.parametrize("config", SMALL, ids=str)
 def test_the_network_is_told_by_its_tensors(config: NetworkConfig):
     with torch.device("meta"):
         state = Normalized(build(config), (0, 0, 0), (1, 1, 1)).state_dict()
