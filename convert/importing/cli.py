@@ -7,9 +7,7 @@ import click
 
 from irv2.cli.options import FloatRange, json_option, print_json
 from irv2.cli.program import Program
-
-# The names in irv2/images/resample.py, which is imported when they are used.
-RESAMPLING = ["torch7-bicubic", "opencv-cubic", "pillow-bicubic"]
+from irv2.images.resample import RESAMPLERS
 
 
 def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -52,7 +50,7 @@ def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> 
               help="Shorter side of an image.  [default: what the files say]")  # fmt: skip
 @click.option("--crop", type=click.IntRange(75), metavar="PIXELS",
               help="Side of the square in its centre.  [default: what the files say]")  # fmt: skip
-@click.option("--resampling", type=click.Choice(RESAMPLING),
+@click.option("--resampling", type=click.Choice(list(RESAMPLERS)),
               help="How images are resized.  [default: what the files say]")  # fmt: skip
 @click.option("--compare", "compare_path", metavar="FILE.npz",
               type=click.Path(exists=True, dir_okay=False, path_type=Path),

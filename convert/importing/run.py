@@ -9,7 +9,7 @@ from irv2.checkpoint import Checkpoint
 from irv2.convert.importing.compare import Agreement, compare
 from irv2.convert.importing.recognise import read_weights
 from irv2.convert.importing.statements import described_sources, settle
-from irv2.convert.importing.weights import PublishedWeights, state_dict_of
+from irv2.convert.importing.weights import CLASSIFIER, PublishedWeights, state_dict_of
 from irv2.convert.importing.wrappings import Choice
 from irv2.data.imagenet import BACKGROUND, class_names
 from irv2.errors import CheckpointError, InputError, UsageError
@@ -113,50 +113,35 @@ def import_weights(
             "--out", f"no folder {out.parent}", "an existing one", f"mkdir -p {out.parent}"
         )
     weights = read_weights(path, choice)
-    config = weights.config
-    if arch not in ("auto", config.arch):
-        raise CheckpointError(
-            path,
-            f"holds weights of {config.arch}",
-            arch,
-            "two networks bear this name and their weights do not fit each other; leave out --arch",
-        )
-    has_background = config.num_classes == WITH_BACKGROUND and not _names_all(weights)
-    if keep_background and not has_background:
-        raise UsageError(
-            "--keep-background", f"{path} has {config.num_classes} classes", str(WITH_BACKGROUND)
-        )
-    dropped = has_background and not keep_background
-    num_classes = config.num_classes - dropped
+    _check_arch(weights, arch, path)
+    dropped = drops_background(weights, keep_background, path)
     classes, classes_from = _classes(weights, classes_path, path, background_dropped=dropped)
     settled, sources = settle(weights.preprocess, weights.statements, preprocess or {}, path)
     state = state_dict_of(weights, path)
     if dropped:
-        for name in ("classifier.weight", "classifier.bias"):
-            state[name] = state[name][1:].clone()
+        state |= {name: state[name][1:].clone() for name in CLASSIFIER}
+    imported = {
+        "file": path.name,
+        "sha256": file_sha256(path),
+        "kind": weights.kind,
+        "weights": choice,
+        "classes_from": classes_from,
+        "preprocess_from": sources,
+        "notes": list(weights.notes),
+    }
     checkpoint = Checkpoint(
-        model=replace(config, num_classes=num_classes),
+        model=replace(weights.config, num_classes=len(classes)),
         state_dict=state,
         classes=classes,
         preprocess=settled,
         setting=SETTING,
         epoch=0,
         step=0,
-        recipe={
-            "imported": {
-                "file": path.name,
-                "sha256": file_sha256(path),
-                "kind": weights.kind,
-                "weights": choice,
-                "classes_from": classes_from,
-                "preprocess_from": sources,
-                "notes": list(weights.notes),
-            }
-        },
+        recipe={"imported": imported},
     )
     agreement = compare(checkpoint, compare_path) if compare_path else None
     if agreement:
-        checkpoint.recipe["imported"]["agreement"] = agreement.to_json()
+        imported["agreement"] = agreement.to_json()
     checkpoint.save(out)
     return ImportResult(
         source=path,
@@ -172,9 +157,24 @@ def import_weights(
     )
 
 
-def _names_all(weights: PublishedWeights) -> bool:
-    """Whether its classes are named, and the first is not the background."""
-    return weights.classes is not None and weights.classes[0] != BACKGROUND
+def _check_arch(weights: PublishedWeights, arch: str, path: Path) -> None:
+    if arch not in ("auto", weights.config.arch):
+        raise CheckpointError(
+            path,
+            f"holds weights of {weights.config.arch}",
+            arch,
+            "two networks bear this name and their weights do not fit each other; leave out --arch",
+        )
+
+
+def drops_background(weights: PublishedWeights, keep: bool, path: Path) -> bool:
+    """Whether the first of 1001 classes is the background, and to be dropped."""
+    num_classes, names = weights.config.num_classes, weights.classes
+    has_background = num_classes == WITH_BACKGROUND and (not names or names[0] == BACKGROUND)
+    if keep and not has_background:
+        got = f"{path} has {num_classes} classes" + (f", the first {names[0]}" if names else "")
+        raise UsageError("--keep-background", got, f"{WITH_BACKGROUND}, the first a background")
+    return has_background and not keep
 
 
 def _classes(
