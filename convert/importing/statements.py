@@ -15,6 +15,7 @@ from irv2.images.preprocess import Preprocess
 from irv2.images.resample import RESAMPLERS
 
 PARAMETERS = ("resize", "crop", "resampling", "mean", "std")
+SMALLEST_CROP = 75  # of a smaller square the network leaves nothing
 PUBLISHED = "the published network's"  # the source of what nobody says
 # timm's words, and the option that makes them void.
 OPTION_INSTEAD = {"crop_pct": "resize", "crop_mode": "resize"}
@@ -54,6 +55,10 @@ def settle(
             sources.setdefault(name, statement.source)
     _refuse_unknown(values, sources, path)
     crop = values.get("crop", default.crop)
+    if crop < SMALLEST_CROP:
+        raise CheckpointError(
+            path, f"crop is {crop} in {sources['crop']}", f"{SMALLEST_CROP} pixels or more"
+        )
     if "crop_pct" in values:
         values["resize"], sources["resize"] = (
             math.floor(crop / values.pop("crop_pct")),

@@ -110,6 +110,14 @@ def test_the_graph_in_an_h5_file_is_read(path):
     assert "layer pool (GlobalMaxPooling2D) in the head" in refused(lambda: read_hdf5(path))
 
 
+@pytest.mark.parametrize("graph", ["{", "3", '{"config": {}}', '{"config": {"layers": [3]}}'])
+def test_a_graph_that_is_none_is_one_line(path, graph):
+    models_in_models(path, keras_2=True)
+    with h5py.File(path, "a") as file:
+        file.attrs["model_config"] = graph
+    assert "unreadable Keras file (" in refused(lambda: read_hdf5(path))
+
+
 def test_two_layers_of_one_name_are_refused(path):
     models_in_models(path, keras_2=False)
     with h5py.File(path, "a") as file:

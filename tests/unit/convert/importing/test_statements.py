@@ -62,3 +62,8 @@ def test_what_this_preprocessing_can_not_do_is_refused_unless_an_option_decides(
     said = Statement("args", values)
     assert expected in refused(lambda: settled(said))
     assert settled(said, **options)
+
+
+def test_a_crop_that_is_too_small_for_the_network_is_refused():
+    line = refused(lambda: settled(Statement("args", {"crop": 64})))
+    assert line == "a.pth: crop is 64 in args; expected 75 pixels or more"
