@@ -39,6 +39,24 @@ def settle(
 
     Raises CheckpointError about `path` for what is contradictory or can't be done.
     """
+    values, sources = _merged(statements, options, path)
+    _refuse_unknown(values, sources, path)
+    crop = values.get("crop", default.crop)
+    if crop < SMALLEST_CROP:
+        raise CheckpointError(
+            path, f"crop is {crop} in {sources['crop']}", f"{SMALLEST_CROP} pixels or more"
+        )
+    if "crop_pct" in values:
+        values["resize"] = math.floor(crop / values.pop("crop_pct"))
+        sources["resize"] = sources["crop_pct"]
+    values.setdefault("resize", crop * default.resize // default.crop)
+    return replace(default, **values), {name: sources.get(name, PUBLISHED) for name in PARAMETERS}
+
+
+def _merged(
+    statements: Sequence[Statement], options: Mapping[str, Any], path: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """All values and their sources; raises CheckpointError where two statements differ."""
     values, sources = dict(options), {name: f"--{name}" for name in options}
     for statement in statements:
         for name, value in statement.values.items():
@@ -53,35 +71,21 @@ def settle(
                     f"--{option} decides",
                 )
             sources.setdefault(name, statement.source)
-    _refuse_unknown(values, sources, path)
-    crop = values.get("crop", default.crop)
-    if crop < SMALLEST_CROP:
-        raise CheckpointError(
-            path, f"crop is {crop} in {sources['crop']}", f"{SMALLEST_CROP} pixels or more"
-        )
-    if "crop_pct" in values:
-        values["resize"], sources["resize"] = (
-            math.floor(crop / values.pop("crop_pct")),
-            sources.pop("crop_pct"),
-        )
-    values.setdefault("resize", crop * default.resize // default.crop)
-    return replace(default, **values), {name: sources.get(name, PUBLISHED) for name in PARAMETERS}
+    return values, sources
 
 
 def _refuse_unknown(values: Mapping[str, Any], sources: Mapping[str, str], path: Path) -> None:
-    known = {"resampling": list(RESAMPLERS), "crop_mode": ["center"]}
+    """Raise CheckpointError for the first value that this preprocessing can't take over."""
     for name, value in values.items():
-        readable = value in known[name] if name in known else not isinstance(value, str)
-        if not readable:
-            option = OPTION_INSTEAD.get(name, name)
-            raise CheckpointError(
-                path,
-                f"{name} is {value} in {sources[name]}",
-                " or ".join(known.get(name, ["numbers"])),
-                f"--{option} takes these weights with another, at some cost in accuracy"
-                if name in known
-                else f"--{option} says it",
-            )
+        option = OPTION_INSTEAD.get(name, name)
+        if name == "crop_mode" or (name == "resampling" and value not in RESAMPLERS):
+            expected = "center" if name == "crop_mode" else " or ".join(RESAMPLERS)
+            way_out = f"--{option} takes these weights with another, at some cost in accuracy"
+        elif isinstance(value, str) and name != "resampling":
+            expected, way_out = "numbers", f"--{option} says it"
+        else:
+            continue
+        raise CheckpointError(path, f"{name} is {value} in {sources[name]}", expected, way_out)
 
 
 def described_sources(sources: Mapping[str, str]) -> str:
