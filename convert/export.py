@@ -51,6 +51,7 @@ def export(
     """
     data = resolve_data(data)
     checkpoint, sha256 = Checkpoint.load_with_sha256(checkpoint_path)
+    checkpoint.require_classifier(checkpoint_path)
     out = out or checkpoint_path.with_suffix(".bundle")
     if out.name in ("", ".."):
         raise UsageError("--out", str(out), "a folder with a name of its own")

@@ -101,8 +101,25 @@ class Checkpoint:
             raise CheckpointError(path, error.got, error.expected, error.way_out) from error
         return cls(**content)
 
+    def require_classifier(self, what: object) -> None:
+        """Raise CheckpointError about `what` if it was imported from a file without a classifier.
+
+        Such weights are for a fine-tuning alone.
+        """
+        if not self.classes:
+            raise CheckpointError(
+                what,
+                "has no classifier",
+                "one that names classes",
+                "train one: irv2-train --init-from begins with these weights",
+            )
+
     def build_model(self) -> Network:
-        """Build the network with these weights, in eval mode, on the CPU."""
+        """Build the network with these weights, in eval mode, on the CPU.
+
+        Raises CheckpointError if it has no classifier.
+        """
+        self.require_classifier("the checkpoint")
         with torch.device("meta"):  # spend no time on initial values
             model = build(self.model)
         model.load_state_dict(self.state_dict, assign=True)

@@ -1,11 +1,13 @@
 """`irv2 import`: a checkpoint from published weights."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from irv2.cli.options import json_option, print_json
+from irv2.cli.options import FloatRange, json_option, print_json
 from irv2.cli.program import Program
+from irv2.images.resample import RESAMPLERS
 
 
 def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -38,6 +40,22 @@ def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> 
 )
 @click.option("--keep-background", is_flag=True,
               help="Of 1001 classes keep the first, the background.")  # fmt: skip
+@click.option("--weights", "choice", default="raw", type=click.Choice(["raw", "ema"]),
+              help="Of a training state's: the trained ones or their running average.")  # fmt: skip
+@click.option("--mean", nargs=3, type=FloatRange(-1, 1), metavar="R G B",
+              help="Mean of pixels scaled to 0..1.  [default: what the files say]")  # fmt: skip
+@click.option("--std", nargs=3, type=FloatRange(0, min_open=True), metavar="R G B",
+              help="Their standard deviation.  [default: what the files say]")  # fmt: skip
+@click.option("--resize", type=click.IntRange(1), metavar="PIXELS",
+              help="Shorter side of an image.  [default: what the files say]")  # fmt: skip
+@click.option("--crop", type=click.IntRange(75), metavar="PIXELS",
+              help="Side of the square in its centre.  [default: what the files say]")  # fmt: skip
+@click.option("--resampling", type=click.Choice(list(RESAMPLERS)),
+              help="How images are resized.  [default: what the files say]")  # fmt: skip
+@click.option("--compare", "compare_path", metavar="FILE.npz",
+              type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Inputs and logits of the framework that the weights are from: exit 3 "
+              "unless the logits agree.")  # fmt: skip
 @click.option("--show-networks", is_flag=True, is_eager=True, expose_value=False,
               callback=_show_networks, help="Print both networks and stop.")  # fmt: skip
 @json_option
@@ -47,18 +65,29 @@ def main(
     classes_path: Path | None,
     arch: str,
     keep_background: bool,
+    choice: Literal["raw", "ema"],
+    compare_path: Path | None,
     as_json: bool,
+    **preprocess: object,
 ) -> None:
     """Turn the weights in FILE into a checkpoint to evaluate, export and serve.
 
     FILE is recognised by its content: the original's .t7, or TF-slim's network as timm, Cadene
-    (.pth, .safetensors) or Keras (.h5, .keras) ship it. The checkpoint carries the preprocessing
-    which those weights were trained with. One of the original's is also one to train on from.
+    (.pth, .safetensors) or Keras (.h5, .keras) ship it, or irv2's own state_dict. The checkpoint
+    carries the preprocessing that the weights were trained with, as the file, a config.json of
+    timm beside it, or an option says. A file without a classifier can begin a fine-tuning.
     """
     from irv2.convert.importing.run import import_weights
 
     result = import_weights(
-        file, out, classes_path=classes_path, arch=arch, keep_background=keep_background
+        file,
+        out,
+        classes_path=classes_path,
+        arch=arch,
+        keep_background=keep_background,
+        choice=choice,
+        preprocess={name: value for name, value in preprocess.items() if value is not None},
+        compare_path=compare_path,
     )
     if as_json:
         print_json(result.to_json())

@@ -10,16 +10,20 @@ import re
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
+import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from irv2.convert.importing.keras_graph import read_graph
 from irv2.convert.importing.weights import SLIM_PREPROCESS, PublishedWeights, shortened
 from irv2.errors import CheckpointError
 from irv2.model.build import build
@@ -31,6 +35,7 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
 MAX_BYTES = {CONFIG: 2**23, WEIGHTS: 2**31}
 HEAP = b"GCOL\1\0\0\0"
 EXPECTED = "the weights of Keras' InceptionResNetV2"
+PREDICTIONS = "predictions"  # the head, as the published network names it
 UNNAMED = re.compile(r"(conv2d|batch_normalization)(?:_(\d+))?")
 # A layer's variables in Keras' order, by how many there are and the dimensions of the first.
 VARIABLES = {
@@ -44,23 +49,32 @@ OUR_BATCH_NORM = {"bias": "beta", "running_mean": "moving_mean", "running_var": 
 
 Array = NDArray[Any]
 Arrays = list[Array]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """The variables of each layer that has any, and the model's graph if the file holds it."""
+
+    layers: dict[str, Arrays]
+    graph: Any  # JSON, or None
 
 
 def read_hdf5(path: Path) -> PublishedWeights:
     """A `.h5` or `.weights.h5` file; raises CheckpointError."""
-    return _weights(_guarded(path, lambda: _layers(path, None)), path)
+    return _weights(_guarded(path, lambda: _read_file(path, None)), path)
 
 
 def read_archive(path: Path) -> PublishedWeights:
     """A `.keras` archive: the HDF5 file in it, unpacked beside nothing of the user's."""
 
-    def read() -> dict[str, Arrays]:
+    def read() -> _Content:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
             for name, limit in MAX_BYTES.items():
                 if archive.getinfo(name).file_size > limit:
                     raise ValueError(f"{name} of over {limit >> 20} MiB")
             archive.extract(WEIGHTS, folder)
-            return _layers(Path(folder) / WEIGHTS, json.loads(archive.read(CONFIG)))
+            return _read_file(Path(folder) / WEIGHTS, json.loads(archive.read(CONFIG)))
 
     return _weights(_guarded(path, read), path)
 
@@ -86,16 +100,23 @@ def keras_names(config: SlimConfig) -> tuple[dict[str, str], frozenset[str]]:
             layer = f"{block}_{int(index) + 1}_conv"
             names |= {f"{name}.0.weight": f"{layer}/kernel", f"{name}.0.bias": f"{layer}/bias"}
         elif isinstance(module, nn.Linear):
-            names |= {f"{name}.weight": "predictions/kernel", f"{name}.bias": "predictions/bias"}
+            head = PREDICTIONS
+            names |= {f"{name}.weight": f"{head}/kernel", f"{name}.bias": f"{head}/bias"}
     return names, frozenset(ones)
 
 
-def _weights(layers: dict[str, Arrays], path: Path) -> PublishedWeights:
+def _weights(content: _Content, path: Path) -> PublishedWeights:
+    layers = content.layers
     tensors = dict(_tensors(layers, path))
     if "conv_7b/kernel" not in tensors:
         some = ", ".join(list(layers)[:3]) or "none with weights"
         raise CheckpointError(path, f"layers of another network ({some}, ...)", EXPECTED)
-    classes = tensors.get("predictions/bias")
+    statements, notes = [], []
+    if content.graph is None:
+        notes.append("no graph in the file: an average pool and a softmax are assumed")
+    else:
+        statements.append(_guarded(path, lambda: read_graph(content.graph, path)))
+    classes = tensors.get(f"{PREDICTIONS}/bias")
     config = SlimConfig(num_classes=1000 if classes is None else classes.numel())
     names, ones = keras_names(config)
     return PublishedWeights(
@@ -105,12 +126,14 @@ def _weights(layers: dict[str, Arrays], path: Path) -> PublishedWeights:
         tensors=tensors,
         names=names,
         ones=ones,
+        statements=tuple(statements),
+        notes=tuple(notes),
     )
 
 
 def _tensors(layers: dict[str, Arrays], path: Path) -> Iterator[tuple[str, Tensor]]:
     """Every variable as `layer/variable`, in torch's layout."""
-    canonical = _canonical_names(list(layers))
+    canonical = _canonical_names(layers)
     for layer, arrays in layers.items():
         variables = VARIABLES.get((len(arrays), arrays[0].ndim))
         if variables is None:
@@ -123,17 +146,19 @@ def _tensors(layers: dict[str, Arrays], path: Path) -> Iterator[tuple[str, Tenso
             yield f"{canonical[layer]}/{variable}", tensor
 
 
-def _canonical_names(layers: list[str]) -> dict[str, str]:
-    """Unnamed layers counted from 1, whatever their file started with."""
+def _canonical_names(layers: dict[str, Arrays]) -> dict[str, str]:
+    """Unnamed layers counted from 1, whatever their file started with; the only Dense layer."""
+    dense = [layer for layer, arrays in layers.items() if arrays[0].ndim == 2]
     numbers: dict[str, dict[str, int]] = {"conv2d": {}, "batch_normalization": {}}
     for layer in layers:
         if match := UNNAMED.fullmatch(layer):
             numbers[match[1]][layer] = int(match[2] or 0)
-    return {layer: layer for layer in layers} | {
+    canonical = {layer: layer for layer in layers} | {
         layer: f"{kind}_{number - min(of_kind.values()) + 1}"
         for kind, of_kind in numbers.items()
         for layer, number in of_kind.items()
     }
+    return canonical | ({dense[0]: PREDICTIONS} if len(dense) == 1 else {})
 
 
 class _Datasets:
@@ -159,12 +184,14 @@ class _Datasets:
                 f"{dataset.name} is chunked, compressed or kept in other files; "
                 "h5repack -f NONE -l CONTI makes it plain"
             )
-        if dataset.dtype.kind != "f":
+        is_bfloat16 = dataset.dtype == np.dtype("V2")  # which HDF5 has no type for
+        if dataset.dtype.kind != "f" and not is_bfloat16:
             raise ValueError(f"{dataset.name} holds {dataset.dtype}, no floats")
         self._bytes_left -= dataset.nbytes
         if self._bytes_left < 0:
             raise ValueError(f"{dataset.name} claims more bytes than the file has")
-        return np.asarray(dataset)
+        array = np.asarray(dataset)
+        return array.view(ml_dtypes.bfloat16) if is_bfloat16 else array
 
 
 def _check_heaps(path: Path) -> None:
@@ -186,40 +213,63 @@ def _check_heaps(path: Path) -> None:
             start = content.find(HEAP, start + 1)
 
 
-def _layers(path: Path, config: Any) -> dict[str, Arrays]:  # noqa: ANN401 (JSON)
-    """The variables of each layer that has any, under the layer's name."""
+def _read_file(path: Path, graph: Any) -> _Content:  # noqa: ANN401 (JSON)
+    """Read an HDF5 file, whose own graph stands in for `graph` where it has one."""
     _check_heaps(path)
     with h5py.File(path, "r") as file:
+        if graph is None and "model_config" in file.attrs:
+            graph = json.loads(_text(file.attrs["model_config"]))
         datasets = _Datasets(file, path.stat().st_size)
         root = file.get("model_weights", file)
-        if "layer_names" in root.attrs:
-            return dict(_legacy_layers(root, datasets))
-        return dict(_numbered_layers(root, datasets, config))
+        read = _legacy_layers if "layer_names" in root.attrs else _numbered_layers
+        layers: dict[str, Arrays] = {}
+        for name, arrays in read(root, datasets, graph):
+            if name in layers:
+                raise ValueError(f"two layers are named {name}")
+            layers[name] = arrays
+        return _Content(layers, graph)
 
 
-def _legacy_layers(root: h5py.Group, datasets: _Datasets) -> Iterator[tuple[str, Arrays]]:
-    """Keras 1 and 2: a group per layer, which lists its variables."""
+def _legacy_layers(
+    root: h5py.Group,
+    datasets: _Datasets,
+    _: Any,  # noqa: ANN401
+) -> Iterator[tuple[str, Arrays]]:
+    """Keras 1 and 2: a group per layer, which lists its variables.
+
+    A model in the model is one layer that lists those of its own, under their layers' names.
+    """
     for layer in map(_text, root.attrs["layer_names"]):
         names = [_text(name) for name in root[layer].attrs["weight_names"]]
-        if names:
-            yield layer, [datasets.array(root[layer][name]) for name in names]
+        owners = [name.split("/")[-2] if "/" in name else layer for name in names]
+        is_model = len(set(owners)) > 1
+        arrays: dict[str, Arrays] = {}
+        for owner, name in zip(owners, names, strict=True):
+            arrays.setdefault(owner if is_model else layer, []).append(
+                datasets.array(root[layer][name])
+            )
+        yield from arrays.items()
 
 
 def _numbered_layers(
     root: h5py.Group,
     datasets: _Datasets,
-    config: Any,  # noqa: ANN401
+    model: Any,  # noqa: ANN401
 ) -> Iterator[tuple[str, Arrays]]:
-    """Keras 3: variables 0, 1, ... in groups numbered per class, in the order of `config`.
+    """Keras 3: variables 0, 1, ... in groups numbered per class, in the order of `model`.
 
-    Late versions note each layer's own name; for earlier ones `config` has to tell.
+    Late versions note each layer's own name; for earlier ones the model's graph has to tell. A
+    model in the model has layers of its own.
     """
-    groups = root["layers"] if "layers" in root else root["_layer_checkpoint_dependencies"]
-    own_names = _names_in_config(config) if config else {}
+    groups = _groups(root)
+    own = _layers_by_group(model) if model else {}
     for group_name, group in groups.items():
+        if _groups(group):
+            yield from _numbered_layers(group, datasets, own.get(group_name))
         variables = group.get("vars", {})
         if len(variables):
-            name = variables.attrs.get("name", own_names.get(group_name))
+            in_graph = own.get(group_name, {"config": {}})["config"].get("name")
+            name = variables.attrs.get("name", in_graph)
             if name is None:
                 raise ValueError("its layers are numbered only; save the model as .keras instead")
             yield (
@@ -228,24 +278,33 @@ def _numbered_layers(
             )
 
 
-def _names_in_config(config: Any) -> dict[str, str]:  # noqa: ANN401
-    """Group names to layer names: the classes in snake case, counted in the model's order."""
-    counts: dict[str, int] = {}
-    names = {}
-    for layer in config["config"]["layers"]:
+def _groups(model: h5py.Group) -> Mapping[str, h5py.Group]:
+    for name in ("layers", "_layer_checkpoint_dependencies"):
+        if name in model:
+            return model[name]  # type: ignore[no-any-return]
+    return {}
+
+
+def _layers_by_group(model: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A model's layers by group: their classes in snake case, counted in the model's order."""
+    counts: Counter[str] = Counter()
+    layers = {}
+    for layer in model["config"]["layers"]:
         snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", layer["class_name"]).lower()
-        number = counts.get(snake, 0)
-        counts[snake] = number + 1
-        names[f"{snake}_{number}" if number else snake] = layer["config"]["name"]
-    return names
+        number = counts[snake]
+        counts[snake] += 1
+        layers[f"{snake}_{number}" if number else snake] = layer
+    return layers
 
 
 def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def _guarded(path: Path, read: Callable[[], dict[str, Arrays]]) -> dict[str, Arrays]:
+def _guarded(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
+    except CheckpointError:
+        raise
     except Exception as error:  # h5py raises any of them on damaged files, RuntimeError too
         raise CheckpointError(path, f"unreadable Keras file ({error})", EXPECTED) from error

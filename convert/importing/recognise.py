@@ -6,6 +6,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from torch import Tensor
 from irv2.checkpoint import SCHEMA
 from irv2.convert.importing.keras import CONFIG, WEIGHTS, read_archive, read_hdf5
 from irv2.convert.importing.original import read_original
+from irv2.convert.importing.own import read_own
 from irv2.convert.importing.slim import read_slim
-from irv2.convert.importing.weights import PublishedWeights
+from irv2.convert.importing.timm_files import described
+from irv2.convert.importing.weights import PublishedWeights, without_classifier
+from irv2.convert.importing.wrappings import STATE_DICT, Choice, choose, named_tensors
 from irv2.errors import CheckpointError
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -27,25 +31,29 @@ TORCH7_TEXT = (b"3\n", b"4\n")
 SAFETENSORS = b"\0\0\0\0{"  # after four bytes: its header's length, whose low bytes may be any
 TORCHSCRIPT = "/constants.pkl"  # ends a name in its archives
 EXPECTED = "weights as .t7, .pth, .safetensors, .h5 or .keras"
-STATE_DICT = "a state_dict: tensors by name"
 
 
-def read_weights(path: Path) -> PublishedWeights:
-    """Recognise and read a file; raises CheckpointError."""
+def read_weights(path: Path, choice: Choice = "raw") -> PublishedWeights:
+    """Recognise and read a file; raises CheckpointError.
+
+    Of a training state that holds both, `choice` takes the weights or their running average.
+    """
     if not path.is_file():
         raise CheckpointError(path, "is a folder" if path.is_dir() else "no such file", EXPECTED)
     with path.open("rb") as file:
         start = file.read(16)
-    if start[4:9] == SAFETENSORS:  # first: the length may begin like any other format
-        return read_slim(_safetensors(path), path)
+    is_safetensors = start[4:9] == SAFETENSORS  # first: its length may begin like any format
+    if start.startswith(b"PK") and not is_safetensors:
+        return _read_zip(path, choice)
+    if start.startswith(PICKLE) and not is_safetensors:
+        return _read_torch(path, choice, mmap=False)
+    _refuse_choice(path, choice)
+    if is_safetensors:
+        return _read_tensors(_safetensors(path), None, path)
     if start.startswith(HDF5):
-        return read_hdf5(path)
-    if start.startswith(b"PK"):
-        return _read_zip(path)
-    if start.startswith(PICKLE):
-        return read_slim(_torch_tensors(path, mmap=False), path)
+        return without_classifier(read_hdf5(path))
     if start.startswith(TORCH7):
-        return read_original(path)
+        return without_classifier(read_original(path))
     if start.startswith(TORCH7_TEXT):
         raise CheckpointError(
             path,
@@ -57,7 +65,12 @@ def read_weights(path: Path) -> PublishedWeights:
     raise CheckpointError(path, f"an unknown format ({size} bytes)", EXPECTED)
 
 
-def _read_zip(path: Path) -> PublishedWeights:
+def _refuse_choice(path: Path, choice: Choice) -> None:
+    """Refuse to look for an average where there is none: only training states of torch hold one."""
+    choose({}, choice, path)
+
+
+def _read_zip(path: Path, choice: Choice) -> PublishedWeights:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
@@ -66,7 +79,8 @@ def _read_zip(path: Path) -> PublishedWeights:
             path, f"half a file, or a damaged one ({error})", EXPECTED, "copy it again"
         ) from error
     if {CONFIG, WEIGHTS} <= set(members):
-        return read_archive(path)
+        _refuse_choice(path, choice)
+        return without_classifier(read_archive(path))
     if any(name.endswith(TORCHSCRIPT) for name in members):
         raise CheckpointError(
             path,
@@ -75,11 +89,11 @@ def _read_zip(path: Path) -> PublishedWeights:
             "save its weights where it is trusted: "
             "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)",
         )
-    return read_slim(_torch_tensors(path, mmap=True), path)
+    return _read_torch(path, choice, mmap=True)
 
 
-def _torch_tensors(path: Path, *, mmap: bool) -> dict[str, Tensor]:
-    """The tensors of a torch file, also from under `state_dict`; nothing in it is executed."""
+def _read_torch(path: Path, choice: Choice, *, mmap: bool) -> PublishedWeights:
+    """The weights in a torch file, also inside a training state; nothing in it is executed."""
     try:
         content = _load(path, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -93,7 +107,20 @@ def _torch_tensors(path: Path, *, mmap: bool) -> dict[str, Tensor]:
         raise CheckpointError(path, f"damaged ({error})", STATE_DICT, "copy it again") from error
     if isinstance(content, Mapping) and content.get("schema") == SCHEMA:
         raise CheckpointError(path, "is a checkpoint of irv2 already", way_out="use it as it is")
-    return named_tensors(content, path)
+    state, notes = choose(content, choice, path)
+    args = content.get("args") if isinstance(content, Mapping) else None
+    return _read_tensors(named_tensors(state, path), args, path, notes)
+
+
+def _read_tensors(
+    tensors: dict[str, Tensor],
+    args: object,
+    path: Path,
+    notes: tuple[str, ...] = (),
+) -> PublishedWeights:
+    weights = without_classifier(read_own(tensors, path) or read_slim(tensors, path))
+    weights = replace(weights, notes=(*weights.notes, *notes))
+    return described(weights, args, path)
 
 
 def _load(path: Path, *, mmap: bool) -> Any:  # noqa: ANN401 (any file's)
@@ -106,28 +133,6 @@ def _load(path: Path, *, mmap: bool) -> Any:  # noqa: ANN401 (any file's)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def named_tensors(content: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401 (any file's)
-    """A state_dict, or the one in a training state; raises CheckpointError."""
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]  # as training scripts of timm write it
-    if not isinstance(content, Mapping):
-        raise CheckpointError(path, f"holds a {type(content).__name__}", STATE_DICT)
-    foreign = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if foreign:
-        raise CheckpointError(path, f"{foreign[0]} is no tensor", STATE_DICT)
-    unlike = [name for name, tensor in content.items() if not _is_dense(tensor)]
-    if unlike:
-        raise CheckpointError(
-            path, f"{unlike[0]} is sparse, nested or without values", "dense tensors"
-        )
-    return {str(name): tensor for name, tensor in content.items()}
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    on_cpu = tensor.device.type == "cpu"  # not on `meta`, whatever the file was mapped to
-    return tensor.layout == torch.strided and on_cpu and not tensor.is_nested
 
 
 def _global(error: pickle.UnpicklingError) -> str:

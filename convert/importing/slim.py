@@ -1,6 +1,7 @@
 """TF-slim's weights under the names that timm and Cadene gave them (`.pth`, `.safetensors`).
 
-Both name the layers alike; timm's last one is `classif`, Cadene's `last_linear`.
+Both name the layers alike; timm's last one is `classif`, Cadene's `last_linear`, and people who
+train their own name it as they like.
 """
 
 import re
@@ -14,9 +15,11 @@ from irv2.convert.importing.weights import (
     expected_state,
     is_counter,
 )
+from irv2.convert.importing.wrappings import head_of, unwrapped
 from irv2.errors import CheckpointError
 from irv2.model.slim import SlimConfig
 
+NUM_FEATURES = 1536  # that the classifier takes
 FIRST_TENSOR = "conv2d_1a.conv.weight"
 # Our names to the published ones, applied in this order.
 RULES = [
@@ -42,19 +45,17 @@ RULES = [
 
 def read_slim(tensors: dict[str, Tensor], path: Path) -> PublishedWeights:
     """timm's or Cadene's tensors; raises CheckpointError where they are another network's."""
-    prefix = "module." if f"module.{FIRST_TENSOR}" in tensors else ""  # DataParallel's
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if FIRST_TENSOR not in tensors:
+    found = unwrapped(tensors, FIRST_TENSOR, path)
+    if found is None:
         some = ", ".join(list(tensors)[:3]) or "none"
         raise CheckpointError(
             path,
             f"tensors of another network ({some}, ...)",
             f"Inception-ResNet-v2 as timm or Cadene name it ({FIRST_TENSOR}, ...)",
         )
-    kind, last = "Cadene weights", "last_linear"
-    if f"{last}.weight" not in tensors:
-        kind, last = "timm weights", "classif"
-    classifier = tensors.get(f"{last}.weight")
+    kind = "Cadene weights" if "last_linear.weight" in found else "timm weights"
+    last = head_of(found, NUM_FEATURES) or "classif"
+    classifier = found.get(f"{last}.weight")
     config = SlimConfig(
         num_classes=1000 if classifier is None or not classifier.ndim else len(classifier)
     )
@@ -64,7 +65,7 @@ def read_slim(tensors: dict[str, Tensor], path: Path) -> PublishedWeights:
         if not is_counter(name)
     }
     return PublishedWeights(
-        kind=kind, config=config, preprocess=SLIM_PREPROCESS, tensors=tensors, names=names
+        kind=kind, config=config, preprocess=SLIM_PREPROCESS, tensors=found, names=names
     )
 
 

@@ -6,12 +6,13 @@ formats.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from irv2.convert.importing.statements import Statement
 from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
@@ -24,6 +25,7 @@ SLIM_PREPROCESS = Preprocess(
     resize=333, crop=299, resampling="pillow-bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 )
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+CLASSIFIER = ("classifier.bias", "classifier.weight")
 NUM_LISTED = 6  # tensors that an error line names of each kind; --debug lists all
 
 
@@ -33,6 +35,8 @@ class PublishedWeights:
 
     `tensors` are under their published names, in torch's layout; `names` leads from each name in
     our network's state_dict to one of them. What is in `ones` no file of this kind holds.
+    `preprocess` holds where no statement says otherwise; `classes` are named by `classes_from`.
+    `notes` are for the user: what was assumed, or passed over.
     """
 
     kind: str
@@ -41,6 +45,10 @@ class PublishedWeights:
     tensors: dict[str, Tensor]
     names: dict[str, str]
     ones: frozenset[str] = frozenset()
+    statements: tuple[Statement, ...] = ()
+    classes: tuple[str, ...] | None = None
+    classes_from: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def state_dict_of(weights: PublishedWeights, path: Path) -> dict[str, Tensor]:
@@ -70,15 +78,38 @@ def state_dict_of(weights: PublishedWeights, path: Path) -> dict[str, Tensor]:
     return state
 
 
+def without_classifier(weights: PublishedWeights) -> PublishedWeights:
+    """The weights as those of a network of no classes, if the classifier is all that is missing."""
+    problems = _problems(weights, expected_state(weights.config))
+    missing = {"missing": _classifier(weights), "left over": [], "of another shape": []}
+    if problems != missing:
+        return weights
+    return replace(
+        weights,
+        config=replace(weights.config, num_classes=0),
+        names={ours: name for ours, name in weights.names.items() if ours not in CLASSIFIER},
+    )
+
+
+def _classifier(weights: PublishedWeights) -> list[str]:
+    return [_published(weights, name) for name in CLASSIFIER]
+
+
 def expected_state(config: NetworkConfig) -> dict[str, Tensor]:
-    """Names, shapes and types of a network's tensors, without memory."""
+    """Names, shapes and types of a network's tensors, without memory.
+
+    A network of no classes has no classifier.
+    """
     with torch.device("meta"):
-        return dict(build(config).state_dict())
+        state = dict(build(replace(config, num_classes=config.num_classes or 1)).state_dict())
+    if config.num_classes:
+        return state
+    return {name: tensor for name, tensor in state.items() if name not in CLASSIFIER}
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor only counts batches: older files of the same weights lack it."""
-    return name.endswith("num_batches_tracked")
+    """Whether a tensor only counts batches, or the terms of an average: some files lack it."""
+    return name.endswith(("num_batches_tracked", "n_averaged"))
 
 
 def _problems(weights: PublishedWeights, expected: dict[str, Tensor]) -> dict[str, list[str]]:
@@ -114,9 +145,8 @@ def _mismatch(
         for kind, entries in problems.items()
         if entries
     ]
-    classifier = [_published(weights, f"classifier.{field}") for field in ("bias", "weight")]
     way_out = "--debug lists all"
-    if problems["missing"] == classifier and len(parts) == 1:
+    if problems["missing"] == _classifier(weights) and len(parts) == 1:
         way_out = "use the file with the classifier (of Keras: include_top=True)"
     return CheckpointError(
         path,

@@ -177,6 +177,7 @@ def _ask_checkpoint(path: Path, data: Path) -> ModelLedger:
     )
 
     checkpoint, sha256 = Checkpoint.load_with_sha256(path)
+    checkpoint.require_classifier(path)
     images = open_split(data, "val", checkpoint.classes, bad_images="skip")
     [predictions] = classify_with_reference(checkpoint, sha256, [], images, "skip")
     return ModelLedger(

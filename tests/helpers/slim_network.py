@@ -188,24 +188,25 @@ def write_keras_2(path: Path, layers: Layers) -> Path:
     return path
 
 
-def write_keras_3(file: Path | io.BytesIO, layers: Layers, *, named: bool) -> list[dict]:
-    """`model.save_weights("x.weights.h5")` of Keras 3; returns the layers as in config.json.
+def write_keras_3(
+    file: Path | io.BytesIO, layers: Layers, *, named: bool, order: list[str] | None = None
+) -> None:
+    """`model.save_weights("x.weights.h5")` of Keras 3, of a model with its layers in this `order`.
 
-    Groups are counted per class in the model's order, which is not that of the names; late
-    versions note the layer's name.
+    Groups are counted per class in that order, which is not that of the names; late versions note
+    the layer's name.
     """
-    order = list(layers)
-    np.random.default_rng(0).shuffle(order)
+    if order is None:
+        order = list(layers)
+        np.random.default_rng(0).shuffle(order)
     counts: dict[str, int] = {}
-    config = []
     with h5py.File(file, "w") as hdf5:
         for name in order:
-            num = len(layers[name])
-            class_name = {3: "BatchNormalization", 2: "Conv2D", 1: "Conv2D"}[num]
-            class_name = "Dense" if name == "predictions" else class_name
-            snake = {"BatchNormalization": "batch_normalization"}.get(
-                class_name, class_name.lower()
-            )
+            snake = {
+                "BatchNormalization": "batch_normalization",
+                "Conv2D": "conv2d",
+                "Dense": "dense",
+            }[keras_class(name, layers)]
             number = counts[snake] = counts.get(snake, -1) + 1
             group = hdf5.create_group(f"layers/{snake}_{number}" if number else f"layers/{snake}")
             variables = group.create_group("vars")
@@ -213,19 +214,28 @@ def write_keras_3(file: Path | io.BytesIO, layers: Layers, *, named: bool) -> li
                 variables.attrs["name"] = name
             for i, array in enumerate(layers[name].values()):
                 variables[str(i)] = array
-            config.append({"class_name": class_name, "config": {"name": name}})
-    return config
 
 
-def write_keras_archive(path: Path, layers: Layers) -> Path:
-    """`model.save("x.keras")` of early Keras 3."""
+def keras_class(name: str, layers: Layers) -> str:
+    arrays = list(layers[name].values())
+    if len(arrays) == 3:
+        return "BatchNormalization"
+    return "Dense" if len(arrays) == 2 and arrays[0].ndim == 2 else "Conv2D"
+
+
+def write_keras_archive(path: Path, layers: Layers, model: dict | None = None) -> Path:
+    """`model.save("x.keras")` of early Keras 3; without a `model`, of the layers alone."""
+    if model is None:
+        entries = [
+            {"class_name": keras_class(name, layers), "config": {"name": name}} for name in layers
+        ]
+        model = {"class_name": "Functional", "config": {"layers": entries}}
+    names = [entry["config"]["name"] for entry in model["config"]["layers"]]
     stream = io.BytesIO()
-    config = {
-        "class_name": "Functional",
-        "config": {"layers": write_keras_3(stream, layers, named=False)},
-    }
+    order = [name for name in names if name in layers]
+    write_keras_3(stream, layers, named=False, order=order)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.json", json.dumps({"keras_version": "3.0.0"}))
-        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("config.json", json.dumps(model))
         archive.writestr("model.weights.h5", stream.getvalue())
     return path

@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))  # the tests' own modules
 
+from keras_models import published
 from measured_import import run_import
 from original_network import Tree
 from slim_network import (
@@ -45,7 +46,7 @@ def write_files(folder: Path) -> list[Path]:
     save_file(tensors, folder / "model.safetensors")
     write_keras_2(folder / "keras-2.h5", layers)
     write_keras_3(folder / "keras-3.weights.h5", layers, named=True)
-    write_keras_archive(folder / "model.keras", layers)
+    write_keras_archive(folder / "model.keras", layers, published())
     return sorted(folder.iterdir())
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from imported import State, imported, refused
+from keras_models import published
 from original_network import Tree, interpret, modules_of
 from safetensors.torch import save_file
 from slim_network import (
@@ -24,10 +25,15 @@ from slim_network import (
 )
 from torch7_writer import Object, Storage, Tensor, save, sequence
 
-from irv2.convert.importing.recognise import named_tensors, read_weights
+from irv2.convert.importing.recognise import read_weights
 from irv2.convert.importing.run import classes_of, import_weights
 from irv2.convert.importing.slim import read_slim
-from irv2.convert.importing.weights import SLIM_PREPROCESS, PublishedWeights, state_dict_of
+from irv2.convert.importing.weights import (
+    SLIM_PREPROCESS,
+    PublishedWeights,
+    state_dict_of,
+    without_classifier,
+)
 from irv2.data.imagenet import class_names
 from irv2.errors import InputError, UsageError
 from irv2.images.preprocess import Preprocess
@@ -94,7 +100,7 @@ def keras(images, folder) -> Published:
     layers = keras_layers(network)
     write_keras_2(folder / "keras.h5", layers)
     write_keras_3(folder / "keras.weights.h5", layers, named=True)
-    write_keras_archive(folder / "model.keras", layers)
+    write_keras_archive(folder / "model.keras", layers, published())
     return Published(folder / "keras.h5", logits)
 
 
@@ -250,10 +256,26 @@ def test_a_long_list_is_shortened(slim):
     assert "--debug lists all" in line
 
 
-def test_weights_inside_a_training_state_or_data_parallel_are_found(slim):
-    wrapped = {f"module.{name}": tensor for name, tensor in slim[0].tensors.items()}
-    tensors = named_tensors({"epoch": 3, "state_dict": wrapped}, Path("a"))
-    assert read_slim(tensors, Path("a")).tensors.keys() == slim[0].tensors.keys()
+@pytest.mark.parametrize("prefix", ["module.", "model._orig_mod.", "timm_model."])
+def test_weights_are_found_under_any_prefix_and_the_classifier_under_any_name(slim, prefix):
+    wrapped = {
+        f"head.{name.partition('.')[2]}" if name.startswith("last_linear") else f"{prefix}{name}": t
+        for name, t in slim[0].tensors.items()
+    }
+    weights = read_slim(wrapped, Path("a"))
+    assert (weights.config.num_classes, weights.names["classifier.weight"]) == (1001, "head.weight")
+    found = state_dict_of(weights, Path("a"))
+    assert_same(found, state_dict_of(read_slim(dict(slim[0].tensors), Path("a")), Path("a")))
+
+
+def test_a_classifier_may_be_all_that_is_missing(slim):
+    headless = {n: t for n, t in slim[0].tensors.items() if not n.startswith("last_linear")}
+    weights = without_classifier(read_slim(headless, Path("a")))
+    assert weights.config.num_classes == 0
+    assert not [name for name in state_dict_of(weights, Path("a")) if "classifier" in name]
+    less = {name: t for name, t in headless.items() if name != "conv2d_7b.bn.bias"}
+    weights = without_classifier(read_slim(less, Path("a")))
+    assert "3 missing: " in refused(lambda: state_dict_of(weights, Path("a")))
 
 
 def test_a_torch7_network_with_a_block_less_says_how_much_is_missing(tree, tmp_path):

@@ -6,13 +6,15 @@ import zipfile
 from pathlib import Path
 
 import h5py
+import keras_models
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from imported import imported, refused
 from slim_network import write_keras_2, write_keras_3, write_keras_archive
 
-from irv2.convert.importing.keras import CONFIG, MAX_BYTES, WEIGHTS, keras_names
+from irv2.convert.importing.keras import CONFIG, MAX_BYTES, WEIGHTS, keras_names, read_hdf5
 from irv2.convert.importing.weights import (
     SLIM_PREPROCESS,
     PublishedWeights,
@@ -48,6 +50,79 @@ def test_variables_that_are_no_floats_are_refused(path, kernel):
     assert f"/layers/conv2d/vars/0 holds {kernel.dtype}, no floats" in refused(
         lambda: imported(path)
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read(path, dtype):
+    kernel = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2).astype(dtype)
+    write_keras_3(path, {"conv_7b": {"kernel": kernel}}, named=True)
+    found = read_hdf5(path).tensors["conv_7b/kernel"]
+    assert torch.equal(found, torch.arange(24.0).reshape(2, 3, 2, 2).permute(3, 2, 0, 1))
+
+
+def models_in_models(path, *, keras_2: bool) -> None:
+    """A model whose first layer is the network: each format nests its layers in its own way."""
+    beta, kernel = np.ones(3, np.float32), np.ones((1, 1, 2, 3), np.float32)
+    with h5py.File(path, "w") as file:
+        if keras_2:
+            file.attrs["layer_names"] = ["network", "mine"]
+            network, mine = file.create_group("network"), file.create_group("mine")
+            # The variables that are trained come first, in Keras 2.
+            network.attrs["weight_names"] = names = [
+                *("conv_7b/kernel:0", "conv_7b_bn/beta:0"),
+                *("conv_7b_bn/moving_mean:0", "conv_7b_bn/moving_variance:0"),
+            ]
+            mine.attrs["weight_names"] = ["model/mine/kernel:0", "model/mine/bias:0"]
+            for name in names:
+                network[name] = kernel if "kernel" in name else beta
+            mine["model/mine/kernel:0"], mine["model/mine/bias:0"] = np.ones((3, 5)), np.ones(5)
+            return
+        for group, name, arrays in [
+            ("layers/functional/layers/conv2d", "conv_7b", [kernel]),
+            ("layers/functional/layers/batch_normalization", "conv_7b_bn", [beta] * 3),
+            ("layers/dense", "mine", [np.ones((3, 5)), np.ones(5)]),
+        ]:
+            variables = file.create_group(f"{group}/vars")
+            variables.attrs["name"] = name
+            for i, array in enumerate(arrays):
+                variables[str(i)] = array
+
+
+@pytest.mark.parametrize("keras_2", [True, False])
+def test_a_model_in_a_model_is_read_with_a_head_of_any_name(path, keras_2):
+    models_in_models(path, keras_2=keras_2)
+    weights = read_hdf5(path)
+    assert weights.config.num_classes == 5
+    assert set(weights.tensors) == {
+        "conv_7b/kernel",
+        *(f"conv_7b_bn/{variable}" for variable in ("beta", "moving_mean", "moving_variance")),
+        *("predictions/kernel", "predictions/bias"),
+    }
+    assert weights.notes == ("no graph in the file: an average pool and a softmax are assumed",)
+
+
+def test_the_graph_in_an_h5_file_is_read(path):
+    models_in_models(path, keras_2=True)
+    head = [keras_models.layer("GlobalMaxPooling2D", "pool"), keras_models.dense("mine")]
+    graph = keras_models.model(keras_models.base(), *head, kind="Sequential")
+    with h5py.File(path, "a") as file:
+        file.attrs["model_config"] = json.dumps(graph)
+    assert "layer pool (GlobalMaxPooling2D) in the head" in refused(lambda: read_hdf5(path))
+
+
+@pytest.mark.parametrize("graph", ["{", "3", '{"config": {}}', '{"config": {"layers": [3]}}'])
+def test_a_graph_that_is_none_is_one_line(path, graph):
+    models_in_models(path, keras_2=True)
+    with h5py.File(path, "a") as file:
+        file.attrs["model_config"] = graph
+    assert "unreadable Keras file (" in refused(lambda: read_hdf5(path))
+
+
+def test_two_layers_of_one_name_are_refused(path):
+    models_in_models(path, keras_2=False)
+    with h5py.File(path, "a") as file:
+        file["layers/dense/vars"].attrs["name"] = "conv_7b"
+    assert "two layers are named conv_7b" in refused(lambda: read_hdf5(path))
 
 
 def test_a_layer_of_other_variables_is_named_and_the_list_is_short(path):

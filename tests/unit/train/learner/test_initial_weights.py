@@ -57,6 +57,18 @@ def test_other_classes_get_a_new_last_layer_and_are_told_so(tmp_path, caplog):
     assert "trained on 3 classes, but here are 2; the last layer starts from scratch" in caplog.text
 
 
+def test_a_checkpoint_without_a_classifier_gives_the_rest(tmp_path):
+    """As `irv2 import` leaves it where the file had none."""
+    whole = Checkpoint.load(write(tmp_path / "whole.pt", RECIPE.model_config(3)))
+    headless = {n: t for n, t in whole.state_dict.items() if not n.startswith("classifier.")}
+    config = RECIPE.model_config(0)
+    dataclasses.replace(whole, model=config, state_dict=headless, classes=[]).save(
+        tmp_path / "headless.pt"
+    )
+    state = initial_model(RECIPE, CLASSES, tmp_path / "headless.pt").state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in headless.items())
+
+
 def test_other_names_of_as_many_classes_keep_the_last_layer_with_a_notice(tmp_path, caplog):
     path = write(tmp_path / "best.pt", RECIPE.model_config(3))
     assert "classifier.weight" in same_weights(path, ("katze", "hund", "emu"))
