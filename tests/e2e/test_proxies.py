@@ -47,13 +47,17 @@ def place(tmp_path):
 
 @pytest.fixture
 def behind(place, issued, tmp_path):
-    """Calls a function with the address of a proxy before a server in the test's process."""
+    """Calls a function with the address of a proxy before a server in the test's process.
+
+    Returns the sizes of the batches that its engine ran.
+    """
 
     def run(kind, ask, edits=None, seconds=0.0, proxy_issued=issued, **options):
         program(kind)
+        sizes = []
 
         async def scenario(site):
-            site.runner.seconds = seconds
+            site.runner.seconds, site.runner.sizes = seconds, sizes
             found = re.search(r"^ready (\S+) .*http=(\S+)", site.server.ready_line)
 
             def ask_in_a_thread():
@@ -73,6 +77,7 @@ def behind(place, issued, tmp_path):
                 **options,
             },
         )
+        return sizes
 
     return run
 
@@ -226,8 +231,6 @@ def test_under_overload_each_call_is_answered_or_refused_with_the_time_to_come_b
 
 @pytest.mark.parametrize("kind", FILES)
 def test_calls_that_are_given_up_never_reach_the_engine(kind, behind):
-    sizes = []
-
     def ask(address, issued):
         a_slow_answer(address, issued)
         with channel_to(address, issued) as channel:
@@ -236,9 +239,9 @@ def test_calls_that_are_given_up_never_reach_the_engine(kind, behind):
             for call in calls:
                 call.cancel()
         a_slow_answer(address, issued)
-        sizes.append(1)
 
-    behind(kind, ask, seconds=SLOW_S, max_batch=1)
+    batches = behind(kind, ask, seconds=SLOW_S, max_batch=1)
+    assert len(batches) == 3  # one of the four was running
 
 
 @pytest.mark.parametrize("kind", FILES)
