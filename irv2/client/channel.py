@@ -14,7 +14,6 @@ import grpc
 from irv2.errors import NotServing, UsageError
 from irv2.protocol import SERVICE
 from irv2.system.address import UNIX, grpc_name_of_socket, host_and_port, socket_path, way_out
-from irv2.system.certificate import check_key
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +59,10 @@ class Tls:
             raise UsageError(self.ca, f"no certificates ({error.reason})", "PEM") from error
         try:
             if self.certificate:  # gRPC takes no password
-                context.load_cert_chain(self.certificate, self.key, password="")
+                from irv2.system.certificate import check_key  # what it costs, only this pays
+
                 check_key(self.certificate)
+                context.load_cert_chain(self.certificate, self.key, password="")
         except ssl.SSLError as error:
             got = f"no certificate with its key ({error.reason or error})"
             raise UsageError(self.certificate, got, "PEM files that belong together") from error

@@ -11,7 +11,6 @@ import grpc
 
 from irv2.errors import UsageError
 from irv2.serve.access.watched_files import Watched
-from irv2.system.certificate import SERVED, check_key, not_valid_at
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +83,8 @@ class Tls:
         return context
 
     def _load(self) -> _Loaded:
+        from irv2.system.certificate import check_key, not_valid_at  # what it costs, only TLS pays
+
         certificate, key = self._files.certificate, self._files.key
 
         def no_passphrase() -> str:
@@ -92,15 +93,13 @@ class Tls:
         client_ca = _client_ca(self._files.client_ca) if self._files.client_ca else None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            # gRPC would notice files that do not fit each other, or it, only at a handshake.
-            context.load_cert_chain(certificate, key, no_passphrase)
+            # gRPC would notice files that do not fit it, or each other, only at a handshake.
             check_key(certificate)
+            context.load_cert_chain(certificate, key, no_passphrase)
             configuration = grpc.ssl_server_certificate_configuration(
                 [(key.read_bytes(), certificate.read_bytes())], root_certificates=client_ca
             )
         except OSError as error:  # ssl.SSLError is one
-            if getattr(error, "reason", "") == "EE_KEY_TOO_SMALL":
-                raise UsageError(certificate, "an RSA key that is too short", SERVED) from error
             raise UsageError(
                 certificate,
                 f"no certificate with its key ({error.strerror or error})",

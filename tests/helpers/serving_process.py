@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
-from irv2.client import Client
+from irv2.client import Client, Tls
 
 LOOPBACK = "127.0.0.1:0"
 
@@ -49,10 +50,12 @@ def serving(bundle: Path, *options: str):
         process.popen.communicate()
 
 
-def get(address: str, path: str) -> tuple[int, str]:
-    """Status and text of the operators' port."""
+def get(address: str, path: str, ca: Path | None = None) -> tuple[int, str]:
+    """Status and text of the operators' port; with an authority, over TLS."""
+    scheme, context = ("https", ssl.create_default_context(cafile=ca)) if ca else ("http", None)
+    url = f"{scheme}://{address}{path}"
     try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=10, context=context) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -71,12 +74,12 @@ def replace_bundle(place: Path, **tiny) -> str:
 
 
 @contextmanager
-def load_on(address: str | list[str], num_threads: int = 3):
+def load_on(address: str | list[str], num_threads: int = 3, tls: Tls | None = None):
     """Clients that never stop asking, one image at a time; yields their failures."""
     leave, failures = threading.Event(), []
 
     def keep_asking(number: int) -> None:
-        with Client(address) as client:
+        with Client(address, tls=tls) as client:
             while not leave.is_set():
                 try:
                     (result,) = client.classify([jpeg(number)], timeout_s=10)

@@ -106,3 +106,19 @@ def test_the_pods_start_the_server_and_leave_it_time_to_stop(tmp_path):
         assert asked["scheme"] == "HTTPS", "with a certificate, both ports are encrypted"
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize(
+    ("heading", "file"),
+    [("nginx", "nginx.conf"), ("HAProxy", "haproxy.cfg"), ("Envoy", "envoy.yaml")],
+)
+def test_the_page_about_proxies_explains_settings_that_the_files_have(heading, file):
+    """tests/e2e/test_proxies.py runs the files, where there are proxies."""
+    text = (DEPLOY / "proxies" / file).read_text()
+    page = (ROOT / "docs" / "proxies.md").read_text()
+    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    first_columns = re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
+    settings = [name for column in first_columns for name in re.findall(r"`([^`]+)`", column)]
+    assert len(settings) > 5
+    for setting in settings:
+        assert all(part in text for part in setting.split(" ... ")), setting
