@@ -214,8 +214,9 @@ def evaluate_model(
         [predictions] = classify_folder(
             [runner], folder, config, bad_images=bad_images, options=options
         )
+    ledger = Ledger.from_predictions(predictions)
     if ledger_path is not None:
-        write_atomically(ledger_path, Ledger.from_predictions(predictions).to_bytes())
+        write_atomically(ledger_path, ledger.to_bytes())
     legacy = predictions.legacy_errors(max(1, LEGACY_BATCH_SIZE // options.crops))
     return {
         **predictions.errors(),
@@ -223,6 +224,7 @@ def evaluate_model(
         "crops": options.crops,
         "backend": runner.backend,
         "data": str(data),
+        "data_sha256": ledger.data_sha256,
     }
 
 
