@@ -15,7 +15,7 @@ from irv2.bundle import Bundle
 from irv2.errors import BundleError, UsageError
 from irv2.images.decode import ImageLimits
 from irv2.manifest import Artifact
-from irv2.runners.base import Runner
+from irv2.runners.base import CPU_MAX_BATCH, Runner
 from irv2.runners.choose import open_best
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics
@@ -30,8 +30,6 @@ from irv2.v1 import classifier_pb2
 logger = logging.getLogger(__name__)
 
 WARM_UP_SIZES = (1, 2, 4, 8)  # of an artefact whose certified sizes are not known
-# Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
-CPU_MAX_BATCH = 8
 # After this many failed batches in a row, the engine is tried on the self-test's images.
 SUSPECT_AFTER = 3
 RETRY_S = 1.0  # between two tries of a broken engine
