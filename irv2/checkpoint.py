@@ -99,6 +99,14 @@ class Checkpoint:
             content["preprocess"] = Preprocess.from_json(content["preprocess"], path)
         except InputError as error:
             raise CheckpointError(path, error.got, error.expected, error.way_out) from error
+        num_names, num_classes = len(content["classes"]), content["model"].num_classes
+        if num_names != num_classes:
+            raise CheckpointError(
+                path,
+                f"names {num_names} classes",
+                f"{num_classes}, as its network has",
+                "save it again with a name for each",
+            )
         return cls(**content)
 
     def build_model(self) -> Network:

@@ -235,7 +235,9 @@ def _open(model: Path, device: str) -> Iterator[tuple[Runner, Preprocess, list[s
 
         bundle = Bundle.open(model)
         backend = None if device == "auto" else f"onnxruntime-{device}"
-        with open_best(bundle.path, bundle.artifacts, backend=backend)[1] as runner:
+        artifact, runner = open_best(bundle.path, bundle.artifacts, backend=backend)
+        with runner:
+            bundle.require_fit(artifact, runner)
             yield runner, bundle.preprocess, bundle.classes
     else:
         from irv2.checkpoint import Checkpoint

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from irv2.bundle import Bundle
-from irv2.errors import BundleError, UsageError
+from irv2.errors import UsageError
 from irv2.images.decode import ImageLimits
 from irv2.manifest import Artifact
 from irv2.runners.base import CPU_MAX_BATCH, Runner
@@ -57,7 +57,7 @@ def open_model(path: Path, options: ServeOptions) -> OpenedModel:
         options.num_gpus,
     )
     try:
-        _check_fits(bundle, artifact, runner)
+        bundle.require_fit(artifact, runner)
     except BaseException:
         runner.close()
         raise
@@ -193,22 +193,6 @@ def _self_test(bundle: Bundle) -> SelfTest | None:
     if SELF_TEST not in bundle.manifest.files:
         return None
     return SelfTest.load(bundle.path / SELF_TEST)
-
-
-def _check_fits(bundle: Bundle, artifact: Artifact, runner: Runner) -> None:
-    found = (runner.image_size, runner.num_classes)
-    expected = (bundle.preprocess.crop, len(bundle.classes))
-    sha256 = bundle.preprocess.sha256
-    found_sha256 = runner.metadata.get("preprocess_sha256", sha256)
-    if found != expected:
-        got = f"takes {found[0]} pixels and gives {found[1]} classes"
-        wanted = f"{expected[0]} and {expected[1]}"
-    elif found_sha256 != sha256:
-        got, wanted = f"was exported for preprocessing {found_sha256[:12]}", sha256[:12]
-    else:
-        return
-    path = bundle.path / artifact.file
-    raise BundleError(path, got, f"{wanted}, as bundle.json says", "export it again")
 
 
 def _max_batch(runner: Runner, asked_for: int | None) -> int:
