@@ -40,8 +40,8 @@ class OpenArtifacts:
 def open_artifacts(bundle: Bundle) -> Iterator[OpenArtifacts]:
     """Open every artefact on the fastest device that takes it.
 
-    Raises BundleError if a model file does not have its hash, or lost it meanwhile, and if a model
-    does not fit the bundle: what is judged is what the verdict will be about.
+    Raises BundleError if a model file does not have its hash, or lost it meanwhile: what is judged
+    is what the verdict will be about.
     """
     bundle.require_models_unchanged()
     opened = OpenArtifacts({}, {})
@@ -49,7 +49,6 @@ def open_artifacts(bundle: Bundle) -> Iterator[OpenArtifacts]:
         for artifact in bundle.manifest.artifacts:
             try:
                 runner = stack.enter_context(_open_fastest(bundle, artifact))
-                bundle.require_fit(artifact, runner)
                 opened.runners[artifact.file] = runner
             except EngineError as error:
                 # Published, unlike the folder, in which the bundle lies only until then.

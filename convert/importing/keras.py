@@ -25,6 +25,7 @@ from irv2.errors import CheckpointError
 from irv2.model.build import build
 from irv2.model.paper import ConvBN
 from irv2.model.slim import SlimConfig
+from irv2.system.stop import raise_if_stopped
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
 # Members of an archive, unpacked; the published network's are a tenth of this.
@@ -248,4 +249,5 @@ def _guarded(path: Path, read: Callable[[], dict[str, Arrays]]) -> dict[str, Arr
     try:
         return read()
     except Exception as error:  # h5py raises any of them on damaged files, RuntimeError too
+        raise_if_stopped()
         raise CheckpointError(path, f"unreadable Keras file ({error})", EXPECTED) from error

@@ -26,6 +26,7 @@ from irv2.system.arrays import bytes_from_arrays, load_arrays
 from irv2.system.cache import cached
 from irv2.system.files import file_sha256
 from irv2.system.progress import Progress
+from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
@@ -234,6 +235,7 @@ def _session(model: onnx.ModelProto) -> Any:  # noqa: ANN401 (onnxruntime has no
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise_if_stopped()
         raise EngineError("calibration", f"ONNX Runtime can't load the model ({error})") from error
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from irv2.system.stop import raise_if_stopped
+
 
 def bytes_from_arrays(**arrays: ArrayLike) -> bytes:
     """Return the contents of a compressed .npz file."""
@@ -26,4 +28,5 @@ def load_arrays(source: Path | bytes, *names: str) -> list[NDArray[Any]]:
         with opened as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
     except Exception as error:  # for flipped bytes zipfile, zlib and numpy raise anything
+        raise_if_stopped()
         raise ValueError(str(error) or type(error).__name__) from error
