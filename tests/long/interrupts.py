@@ -35,9 +35,9 @@ BEFORE = ROOT / "tests" / "data" / "before_rooms"
 PROGRAMS = {
     "help": "--help",
     "sample": "data sample --out {0}/sample",
-    "shard": "data shard {data} --out {0}/shards",
+    "shard": "data shard {data} {0}/shards",
     "eval": "eval {run}/best.pt --data {data} --json",
-    "features": "features {run}/best.pt --data {data} --out {0}/features.npz",
+    "features": "features {data}/val --model {run}/best.pt --out {0}/features.npz",
     "export": "export {run}/best.pt --data {data} --precision fp32,int8 --tolerance-top1 30 "
     "--tolerance-top5 30 --max-batch 4 --out {0}/b.bundle",
     "verify": "verify {0}/old.bundle --data {data}",
