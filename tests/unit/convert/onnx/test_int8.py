@@ -24,15 +24,15 @@ def test_activations_that_are_not_finite_are_named_not_quantised(target):
 SIDE = 8
 
 
-def two_layers(zero_filters: list[int]) -> onnx.ModelProto:
-    """Pixels, normalised -> 4 filters -> 3 logits; some filters and logits have only a bias."""
+def two_layers(zero: float) -> onnx.ModelProto:
+    """Pixels, normalised -> 4 filters -> 3 logits; the first of each has only a bias."""
     rng = np.random.default_rng(0)
     weights = {
         "first": rng.normal(0, 0.3, (4, 3, 3, 3)),
         "second": rng.normal(0, 0.5, (3, 4)),
     }
     for weight in weights.values():
-        weight[zero_filters] = 0
+        weight[0] = zero
     constants = {
         **{name: weight.astype(np.float32) for name, weight in weights.items()},
         "first_bias": np.float32([0.31, -0.2, 0.47, 0.1]),
@@ -61,16 +61,19 @@ def two_layers(zero_filters: list[int]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def test_a_filter_of_zeros_keeps_its_bias():
+@pytest.mark.parametrize("zero", [0, 1e-40])
+@pytest.mark.parametrize("in_float32", [[], ["conv"]])
+def test_a_filter_of_zeros_keeps_its_bias(zero, in_float32):
     """Its scale was 1, so that 0.31 and 0.37 were rounded to a whole level of the input: to 0."""
-    model = two_layers(zero_filters=[0])
+    model = two_layers(zero)
     images = np.random.default_rng(1).integers(0, 256, (16, SIDE, SIDE, 3), np.uint8)
     evaluator = ReferenceEvaluator(model)
     values = evaluator.run(None, {"images": images}, intermediate=True)
     names = observed(model.graph)
     ranges = {name: (float(values[name].min()), float(values[name].max())) for name in names}
     session = onnxruntime.InferenceSession(
-        quantize(model, ranges, "cpu").SerializeToString(), providers=["CPUExecutionProvider"]
+        quantize(model, ranges, "cpu", in_float32).SerializeToString(),
+        providers=["CPUExecutionProvider"],
     )
     [logits] = session.run(["logits"], {"images": images})
     level = (values["logits"].max() - values["logits"].min()) / 255
