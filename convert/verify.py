@@ -44,6 +44,9 @@ def verify(
     with open_artifacts(bundle) as opened:
         if not opened.runners:
             raise EngineError(place, f"nothing in it runs here ({_joined(opened.reasons)})")
+        for artifact in bundle.artifacts:
+            if artifact.file in opened.runners:
+                bundle.require_fit(artifact, opened.runners[artifact.file])
         predictions = classify_folder(
             list(opened.runners.values()), images, bundle.preprocess, title="verify"
         )

@@ -2,15 +2,18 @@
 
 Nothing in the user's working folder is ever imported: `python -m`, torchrun and `PYTHONPATH=.` put
 it ahead of the libraries, so the user's own train.py or click.py would shadow one of them.
+Little is imported before signals have their meaning.
 """
 
 import sys
-from pathlib import Path
 from typing import NoReturn
+
+from irv2.system.stop import end_at_once
 
 
 def run(*program: str) -> NoReturn:
     """Run `program`, or the program named on the command line."""
+    end_at_once()
     leave_out_working_folder()
     from irv2.cli.main import main
 
@@ -39,6 +42,8 @@ def classify() -> NoReturn:
 
 def leave_out_working_folder() -> None:
     """Take the working folder off the import path, unless this package itself lies in it."""
+    from pathlib import Path
+
     try:
         here = Path.cwd()
     except FileNotFoundError:  # it was removed, so nothing can be imported from it

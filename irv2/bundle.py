@@ -75,19 +75,42 @@ class Bundle:
         """Yield each file of the bundle with what is wrong with it, or an empty string."""
         models = [(artifact.file, artifact.sha256) for artifact in self.artifacts]
         for name, sha256 in [*models, *self.manifest.files.items()]:
-            path = self.path / name
-            if path.parent != self.path:
-                yield path, "lies outside the bundle"
-            elif not path.is_file():
-                yield path, "is missing"
-            else:
-                found = file_sha256(path)
-                yield path, _mismatch(found, sha256)
+            yield self.path / name, self._file_problem(self.path / name, sha256)
         yield self.path / MANIFEST, self._manifest_problem()
+
+    def require_models_unchanged(self) -> None:
+        """Raise BundleError for a model file that does not have its hash (any more)."""
+        for artifact in self.artifacts:
+            path = self.path / artifact.file
+            if problem := self._file_problem(path, artifact.sha256):
+                raise BundleError(path, problem, "the file that was made", "export again")
+
+    def require_fit(self, artifact: Artifact, runner: Runner) -> None:
+        """Raise BundleError unless the artefact takes and gives what bundle.json says."""
+        found = (runner.image_size, runner.num_classes)
+        expected = (self.preprocess.crop, len(self.classes))
+        sha256 = self.preprocess.sha256
+        found_sha256 = runner.metadata.get("preprocess_sha256", sha256)
+        if found != expected:
+            got = f"takes {found[0]} pixels and gives {found[1]} classes"
+            wanted = f"{expected[0]} and {expected[1]}"
+        elif found_sha256 != sha256:
+            got, wanted = f"was exported for preprocessing {found_sha256[:12]}", sha256[:12]
+        else:
+            return
+        path = self.path / artifact.file
+        raise BundleError(path, got, f"{wanted}, as bundle.json says", "export it again")
 
     def way_out(self, wrong: Path) -> str:
         """Say how to repair a file of the bundle that does not match its hash."""
         return f"run `irv2 verify {self.path}`" if is_judged(wrong) else "export it again"
+
+    def _file_problem(self, path: Path, sha256: str) -> str:
+        if path.parent != self.path:
+            return "lies outside the bundle"
+        if not path.is_file():
+            return "is missing"
+        return _mismatch(file_sha256(path), sha256)
 
     def _manifest_problem(self) -> str:
         """Say what is wrong with bundle.json; checked last, as a file's own problem says more."""
@@ -137,7 +160,9 @@ class Bundle:
 
     @cached_property
     def _runner(self) -> Runner:
-        return open_best(self.path, self.artifacts)[1]
+        artifact, runner = open_best(self.path, self.artifacts)
+        self.require_fit(artifact, runner)
+        return runner
 
 
 def _mismatch(found: str, stated: str) -> str:

@@ -21,6 +21,7 @@ from irv2.images.preprocess import Preprocess
 from irv2.model.build import NETWORKS, Network, build, config_from_json
 from irv2.model.paper import NetworkConfig
 from irv2.system.files import explain_full_disk, write_atomically
+from irv2.system.stop import raise_if_stopped
 
 SCHEMA = "irv2.checkpoint/1"
 _EXPECTED = "a checkpoint that irv2-train wrote"
@@ -99,6 +100,14 @@ class Checkpoint:
             content["preprocess"] = Preprocess.from_json(content["preprocess"], path)
         except InputError as error:
             raise CheckpointError(path, error.got, error.expected, error.way_out) from error
+        num_names, num_classes = len(content["classes"]), content["model"].num_classes
+        if num_names != num_classes:
+            raise CheckpointError(
+                path,
+                f"names {num_names} classes",
+                f"{num_classes}, as its network has",
+                "save it again with a name for each",
+            )
         return cls(**content)
 
     def require_classifier(self, what: object) -> None:
@@ -157,6 +166,7 @@ def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
             path, "holds more than tensors and plain values", _EXPECTED
         ) from error
     except Exception as error:  # for flipped bytes torch raises anything, even AssertionError
+        raise_if_stopped()
         raise CheckpointError(path, f"damaged ({error})", _EXPECTED) from error
     if not isinstance(content, dict):
         raise CheckpointError(path, f"holds a {type(content).__name__}", _EXPECTED)

@@ -214,8 +214,9 @@ def evaluate_model(
         [predictions] = classify_folder(
             [runner], folder, config, bad_images=bad_images, options=options
         )
+    ledger = Ledger.from_predictions(predictions)
     if ledger_path is not None:
-        write_atomically(ledger_path, Ledger.from_predictions(predictions).to_bytes())
+        write_atomically(ledger_path, ledger.to_bytes())
     legacy = predictions.legacy_errors(max(1, LEGACY_BATCH_SIZE // options.crops))
     return {
         **predictions.errors(),
@@ -223,6 +224,7 @@ def evaluate_model(
         "crops": options.crops,
         "backend": runner.backend,
         "data": str(data),
+        "data_sha256": ledger.data_sha256,
     }
 
 
@@ -233,7 +235,9 @@ def _open(model: Path, device: str) -> Iterator[tuple[Runner, Preprocess, list[s
 
         bundle = Bundle.open(model)
         backend = None if device == "auto" else f"onnxruntime-{device}"
-        with open_best(bundle.path, bundle.artifacts, backend=backend)[1] as runner:
+        artifact, runner = open_best(bundle.path, bundle.artifacts, backend=backend)
+        with runner:
+            bundle.require_fit(artifact, runner)
             yield runner, bundle.preprocess, bundle.classes
     else:
         from irv2.checkpoint import Checkpoint

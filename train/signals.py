@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
-from irv2.cli.program import Terminated
+from irv2.system.stop import raise_for
 
 
 class Interrupt:
@@ -50,10 +50,8 @@ class Interrupt:
 
     def stop(self, number: int) -> None:
         """Raise KeyboardInterrupt for SIGINT, Terminated for SIGTERM; nothing for 0."""
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if number == signal.SIGTERM:
-            raise Terminated
+        if number:
+            raise_for(number)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         is_second = bool(self._received) and not self._is_repeated

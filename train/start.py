@@ -13,13 +13,13 @@ import torch
 
 from irv2 import __version__
 from irv2.checkpoint import Checkpoint
-from irv2.cli.program import Terminated
 from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import DataError, EngineError, ImageError, UsageError
 from irv2.model.summary import summarize, summary_table
 from irv2.runners.torch import resolve_device
 from irv2.system.machine import num_cores
+from irv2.system.stop import Terminated
 from irv2.train.data.loader import num_batches
 from irv2.train.learner.initial_weights import fingerprint, initial_model
 from irv2.train.learner.step import Computation

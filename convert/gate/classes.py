@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from irv2.convert.gate.limits import lower_loss_points, smallest_failing_n, upper_loss_points
 from irv2.convert.gate.reference import Reference
 from irv2.manifest import ClassChange
+from irv2.system.text import one_line
 
 NUM_WORST = 5
 _NUM_NAMED = 5
@@ -57,7 +58,9 @@ class ClassChanges:
             texts.append(f"significantly worse: {named}{more}")
         if self.together:
             few = self.too_few
-            named = ", ".join(f"{change.label} ({change.images})" for change in few[:_NUM_NAMED])
+            named = ", ".join(
+                f"{one_line(change.label)} ({change.images})" for change in few[:_NUM_NAMED]
+            )
             more = ", ..." if len(few) > _NUM_NAMED else ""
             texts.append(
                 f"{len(few)} of {len(self.each)} classes have fewer than the {self.fewest} images "
@@ -104,7 +107,8 @@ def class_changes(
 def describe(change: ClassChange) -> str:
     """One class in words."""
     return (
-        f"{change.label}: {change.lost} lost, {change.gained} gained of {change.images}, a loss of "
+        f"{one_line(change.label)}: {change.lost} lost, {change.gained} gained of "
+        f"{change.images}, a loss of "
         f"{change.lower_loss_points:.2f} to {change.upper_loss_points:.2f} points"
     )
 

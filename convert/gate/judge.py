@@ -38,7 +38,12 @@ class OpenArtifacts:
 
 @contextmanager
 def open_artifacts(bundle: Bundle) -> Iterator[OpenArtifacts]:
-    """Open every artefact on the fastest device that takes it."""
+    """Open every artefact on the fastest device that takes it.
+
+    Raises BundleError if a model file does not have its hash, or lost it meanwhile: what is judged
+    is what the verdict will be about.
+    """
+    bundle.require_models_unchanged()
     opened = OpenArtifacts({}, {})
     with ExitStack() as stack:
         for artifact in bundle.manifest.artifacts:
@@ -46,9 +51,12 @@ def open_artifacts(bundle: Bundle) -> Iterator[OpenArtifacts]:
                 runner = stack.enter_context(_open_fastest(bundle, artifact))
                 opened.runners[artifact.file] = runner
             except EngineError as error:
-                opened.reasons[artifact.file] = f"{error.what}: {error.got}"
-                logger.warning("%s is not run here: %s", artifact.file, error)
+                # Published, unlike the folder, in which the bundle lies only until then.
+                reason = f"{error.what}: {error.got}".replace(f"{bundle.path}/", "")
+                opened.reasons[artifact.file] = reason
+                logger.warning("%s is not run here: %s", artifact.file, reason)
         yield opened
+    bundle.require_models_unchanged()
 
 
 def judge_all(

@@ -41,7 +41,8 @@ def explain(
         found = block_outputs(bundle.path / artifact.file, images)
         reference = reference_blocks(images)
     except EngineError as error:
-        return f"{artifact.file}: its blocks can't be compared here ({error.got})."
+        got = error.got.replace(f"{bundle.path}/", "")
+        return f"{artifact.file}: its blocks can't be compared here ({got})."
     differences = compare_blocks(reference, found)
     if not differences:
         return f"{artifact.file}: its blocks can't be compared here (none fits the reference's)."

@@ -1,14 +1,13 @@
 """The checkpoint's answers, computed once per checkpoint and images and kept in the user's cache.
 
-The key is a hash over everything that they follow from, so an entry is never out of date; a
-damaged one is computed again. The oldest entries make room for new ones.
+The key is everything that they follow from, so an entry is never out of date; one that is damaged,
+or of another key, is computed again. The oldest entries make room for new ones.
 """
 
-import hashlib
-import json
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,6 @@ def classify_with_reference(
     `checkpoint_sha256` is the checkpoint's identity in the cache.
     """
     device = resolve_device("auto")
-    path = cache_folder("reference") / f"{_key(checkpoint, checkpoint_sha256, images, device)}.npz"
     ask = partial(
         classify_folder,
         folder=images,
@@ -57,9 +55,10 @@ def classify_with_reference(
             together.extend(ask([torch_runner, *runners]))
         return together[0]
 
-    known = cached(path, "reference", load=_load, make=ask_together, dump=_dump)
+    key = _key(checkpoint, checkpoint_sha256, images, device)
+    known = cached("reference", key, load=_load, make=ask_together, dump=_dump)
     if together:
-        _make_room(path.parent)
+        _make_room(cache_folder("reference"))
         return together
     predictions = ask(runners)
     if any(each.sha256 != known.sha256 for each in predictions):
@@ -67,15 +66,19 @@ def classify_with_reference(
     return [known, *predictions]
 
 
-def _key(checkpoint: Checkpoint, sha256: str, images: ImageFolder, device: str) -> str:
-    rows = list(zip(images.files, hash_files(images), images.labels.tolist(), strict=True))
-    versions = {**library_versions(), "torch": str(torch.__version__)}
-    parts = [sha256, checkpoint.preprocess.sha256, versions, device, rows]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def _key(checkpoint: Checkpoint, sha256: str, images: ImageFolder, device: str) -> dict[str, Any]:
+    rows = zip(images.files, hash_files(images), images.labels.tolist(), strict=True)
+    return {
+        "checkpoint": sha256,
+        "preprocess": checkpoint.preprocess.sha256,
+        "versions": {**library_versions(), "torch": str(torch.__version__)},
+        "device": device,
+        "images": list(rows),
+    }
 
 
-def _load(path: Path) -> Predictions:
-    files, sha256, *arrays = load_arrays(path, "files", "sha256", "labels", "logits")
+def _load(content: bytes) -> Predictions:
+    files, sha256, *arrays = load_arrays(content, "files", "sha256", "labels", "logits")
     predictions = Predictions(tuple(files.tolist()), tuple(sha256.tolist()), *arrays)
     logger.info("reference: %d answers of this checkpoint, kept from before", len(predictions))
     return predictions
@@ -92,7 +95,7 @@ def _dump(predictions: Predictions) -> bytes:
 
 def _make_room(folder: Path) -> None:
     """Remove the oldest entries beyond the limit; the newest stays, whatever its size."""
-    entries = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime, reverse=True)
+    entries = sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
     size_bytes = 0
     for i, path in enumerate(entries):
         size_bytes += path.stat().st_size

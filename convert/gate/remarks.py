@@ -25,6 +25,7 @@ from irv2.data.shards import is_sharded
 from irv2.errors import InputError
 from irv2.images.decode import EXTENSIONS
 from irv2.manifest import Parity
+from irv2.system.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def near_copies_remark(reference: Reference, names: Sequence[str]) -> str:
 
 def _named(groups: list[list[int]], names: Sequence[str]) -> str:
     """The first groups, by the names of their images."""
-    shown = [" = ".join(names[row] for row in rows[:3]) for rows in groups[:3]]
+    shown = [" = ".join(one_line(names[row]) for row in rows[:3]) for rows in groups[:3]]
     return "; ".join(shown) + ("; ..." if len(groups) > 3 else "")
 
 
@@ -165,7 +166,9 @@ def coverage_remark(reference: Reference, classes: list[str]) -> str:
     missing = sorted(set(range(len(classes))) - set(reference.labels.tolist()))
     if not missing:
         return ""
-    named = ", ".join(classes[i] for i in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    named = ", ".join(one_line(classes[i]) for i in missing[:5]) + (
+        ", ..." if len(missing) > 5 else ""
+    )
     return (
         f"{len(missing)} of {len(classes)} classes have no evaluation image ({named}): "
         "nothing is known of them."

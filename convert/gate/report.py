@@ -15,6 +15,7 @@ from irv2.convert.gate.remarks import gain_remark, remarks_on
 from irv2.convert.gate.verdict import Judgement
 from irv2.data.dataset import ImageFolder
 from irv2.manifest import Artifact, ErrorChange, Manifest
+from irv2.system.text import markdown_cell, one_line
 
 _HEADERS = (
     "artefact",
@@ -51,8 +52,9 @@ class Report:
     def to_markdown(self) -> str:
         """The contents of parity.md."""
         source = self.manifest.source
+        verdict = "not passed" if self.failed else "passed"
         lines = [
-            f"# Parity of {self.bundle.name}: {'not passed' if self.failed else 'passed'}",
+            f"# Parity of {one_line(self.bundle.name)}: {verdict}",
             "",
             f"Reference: the checkpoint sha256 {source.checkpoint_sha256} ({source.arch}, "
             f"setting {source.setting}, epoch {source.epoch}) in torch, float32.",
@@ -186,7 +188,7 @@ def _class_table(classes: dict[str, ClassChanges]) -> list[str]:
     rows = [
         (
             file,
-            change.label,
+            markdown_cell(change.label),
             str(change.images),
             f"{change.lost}, {change.gained}",
             f"{change.lower_loss_points:.2f} to {change.upper_loss_points:.2f}",

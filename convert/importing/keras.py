@@ -29,6 +29,7 @@ from irv2.errors import CheckpointError
 from irv2.model.build import build
 from irv2.model.paper import ConvBN
 from irv2.model.slim import SlimConfig
+from irv2.system.stop import raise_if_stopped
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
 # Members of an archive, unpacked; the published network's are a tenth of this.
@@ -307,4 +308,5 @@ def _guarded(path: Path, read: Callable[[], T]) -> T:
     except CheckpointError:
         raise
     except Exception as error:  # h5py raises any of them on damaged files, RuntimeError too
+        raise_if_stopped()
         raise CheckpointError(path, f"unreadable Keras file ({error})", EXPECTED) from error

@@ -23,6 +23,7 @@ from irv2.convert.importing.timm_files import described
 from irv2.convert.importing.weights import PublishedWeights, without_classifier
 from irv2.convert.importing.wrappings import STATE_DICT, Choice, choose, named_tensors
 from irv2.errors import CheckpointError
+from irv2.system.stop import raise_if_stopped
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 PICKLE = b"\x80"
@@ -75,6 +76,7 @@ def _read_zip(path: Path, choice: Choice) -> PublishedWeights:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
     except Exception as error:  # on damaged archives zipfile raises anything
+        raise_if_stopped()
         raise CheckpointError(
             path, f"half a file, or a damaged one ({error})", EXPECTED, "copy it again"
         ) from error
@@ -104,6 +106,7 @@ def _read_torch(path: Path, choice: Choice, *, mmap: bool) -> PublishedWeights:
             "save it again where it is trusted: torch.save(model.state_dict(), FILE)",
         ) from error
     except Exception as error:  # on damaged files torch raises anything, even AssertionError
+        raise_if_stopped()
         raise CheckpointError(path, f"damaged ({error})", STATE_DICT, "copy it again") from error
     if isinstance(content, Mapping) and content.get("schema") == SCHEMA:
         raise CheckpointError(path, "is a checkpoint of irv2 already", way_out="use it as it is")

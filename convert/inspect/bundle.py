@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from irv2.bundle import Bundle
 from irv2.manifest import MANIFEST, Artifact, read_manifest
+from irv2.system.text import one_line
 
 _ARTIFACT_HEADERS = (
     "artefact",
@@ -52,10 +53,10 @@ class Inspection:
         """For a terminal."""
         manifest, preprocess = self.bundle.manifest, self.bundle.preprocess
         source, classes = manifest.source, manifest.classes
-        shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        shown = ", ".join(map(one_line, classes[:5])) + (", ..." if len(classes) > 5 else "")
         machines = {artifact.built_with.get("machine", "") for artifact in manifest.artifacts}
         facts = [
-            ("bundle", self.bundle.path),
+            ("bundle", one_line(self.bundle.path)),
             ("id", manifest.id),
             ("checkpoint", f"sha256 {source.checkpoint_sha256}"),
             ("network", f"{source.arch}, setting {source.setting}, epoch {source.epoch}"),

@@ -19,6 +19,7 @@ from irv2.data.samples import resolve_data
 from irv2.errors import BundleError, DataError
 from irv2.ledger import Ledger
 from irv2.manifest import LEDGER_SUFFIX, ONNX_FILE
+from irv2.system.text import one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +91,10 @@ class Difference:
         if self.rows:
             table = [
                 (
-                    r.file or r.sha256[:12],
-                    r.label,
-                    r.a,
-                    r.b,
+                    one_line(r.file or r.sha256[:12]),
+                    one_line(r.label),
+                    one_line(r.a),
+                    one_line(r.b),
                     r.change,
                     f"{r.margin_a:.3f}",
                     f"{r.margin_b:.3f}",

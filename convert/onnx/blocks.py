@@ -13,6 +13,7 @@ import numpy as np
 from irv2.block_names import block_of
 from irv2.errors import EngineError
 from irv2.runners.onnx import import_onnxruntime
+from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray, UInt8Array
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def block_outputs(onnx_path: Path, images: UInt8Array) -> BlockOutputs:
     try:
         import onnx
     except ImportError as error:  # `irv2 verify` needs it for nothing else
+        raise_if_stopped()
         raise EngineError("onnx", "onnx is not installed") from error
     model = onnx.load(onnx_path)
     tensors = _boundaries(model.graph)
@@ -42,6 +44,7 @@ def block_outputs(onnx_path: Path, images: UInt8Array) -> BlockOutputs:
         )
         values = session.run(list(tensors.values()), {"images": images})
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise_if_stopped()
         raise EngineError(onnx_path, f"ONNX Runtime can't run it ({error})") from error
     return {block: value.astype(np.float32) for block, value in zip(tensors, values, strict=True)}
 

@@ -2,11 +2,10 @@
 
 The float32 model runs over the images once. The graph itself reduces each activation to one
 smallest and one largest value per image, so memory does not grow with images or network. The result
-is kept in the user's cache, under the hashes of model, preprocessing and images.
+is kept in the user's cache.
 """
 
 import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +23,10 @@ from irv2.evaluate import load_batches
 from irv2.images.preprocess import Preprocess, library_versions
 from irv2.runners.onnx import import_onnxruntime
 from irv2.system.arrays import bytes_from_arrays, load_arrays
-from irv2.system.cache import cache_folder, cached
+from irv2.system.cache import cached
 from irv2.system.files import file_sha256
 from irv2.system.progress import Progress
+from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
@@ -71,9 +71,9 @@ class Calibration:
         )
 
     @classmethod
-    def load(cls, path: Path, images: ImageFolder, origin: dict[str, str]) -> Self:
-        """Read `to_bytes` back; raises ValueError on a damaged file."""
-        names, limits, labels, logits = load_arrays(path, "names", "ranges", "labels", "logits")
+    def load(cls, content: bytes, images: ImageFolder, origin: dict[str, str]) -> Self:
+        """Read `to_bytes` back; raises ValueError if it is damaged."""
+        names, limits, labels, logits = load_arrays(content, "names", "ranges", "labels", "logits")
         pairs = zip(names.tolist(), limits.tolist(), strict=True)
         ranges = {name: (low, high) for name, (low, high) in pairs}
         return cls(ranges=ranges, labels=labels, logits=logits, images=images, origin=origin)
@@ -140,25 +140,23 @@ def calibrate(
         "calibration_seed": str(seed),
         "calibration_images_sha256": images_sha256,
     }
-    made_from = [
-        file_sha256(model_path),
-        config.sha256,
-        images_sha256,
-        METHOD,
-        names,
-        library_versions(),
-        import_onnxruntime().__version__,
-    ]
-    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+    key = {
+        "model": file_sha256(model_path),
+        "preprocess": config.sha256,
+        "images": images_sha256,
+        "method": METHOD,
+        "activations": names,
+        "versions": {**library_versions(), "onnxruntime": import_onnxruntime().__version__},
+    }
 
-    def load(path: Path) -> Calibration:
-        calibration = Calibration.load(path, images, origin)
-        logger.info("calibrate: ranges over %d images from %s", len(calibration.labels), path)
+    def load(content: bytes) -> Calibration:
+        calibration = Calibration.load(content, images, origin)
+        logger.info("calibrate: ranges over %d images, kept from before", len(calibration.labels))
         return calibration
 
     return cached(
-        cache_folder("calibration") / f"{key}.npz",
         "calibration",
+        key,
         load=load,
         make=partial(_observe, model, names, images, config, origin, bad_images),
         dump=Calibration.to_bytes,
@@ -237,6 +235,7 @@ def _session(model: onnx.ModelProto) -> Any:  # noqa: ANN401 (onnxruntime has no
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise_if_stopped()
         raise EngineError("calibration", f"ONNX Runtime can't load the model ({error})") from error
 
 

@@ -22,6 +22,7 @@ from irv2.runners.choose import INT8_CPU, INT8_TRT
 from irv2.runners.onnx import import_onnxruntime
 
 Target = Literal["cpu", "trt"]
+_TINY = 1e-20  # far below any weight, far above what float32 can't hold
 _FILES: dict[Target, str] = {"cpu": INT8_CPU, "trt": INT8_TRT}
 
 
@@ -84,6 +85,8 @@ def quantize(
         for name, (low, high) in _with_relu_inputs(model.graph, ranges).items()
     }
     operators, options = _PLACEMENT[target]
+    if target == "cpu":
+        options = {**options, "TensorQuantOverrides": _zero_filter_ranges(result.graph)}
     quantizer = QDQQuantizer(
         result,
         per_channel=True,
@@ -123,6 +126,31 @@ def _with_relu_inputs(
     relus = [node for node in graph.node if node.op_type == "Relu"]
     merged = {relu.input[0]: ranges[relu.output[0]] for relu in relus}
     return {**merged, **ranges}
+
+
+def _zero_filter_ranges(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
+    """Weights with filters of zeros -> per filter the range to assume, as the quantizer takes it.
+
+    A bias has the scale of input times weights. Of a filter without a range the quantizer takes
+    that to be 1, which may round all of the bias away; from a tiny range it raises the scale until
+    the bias just fits into its 32 bits.
+    """
+    arrays = {weight.name: weight for weight in graph.initializer}
+    ranges: dict[str, list[dict[str, Any]]] = {}
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm") or node.input[1] not in arrays:
+            continue
+        weight = numpy_helper.to_array(arrays[node.input[1]])
+        is_transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
+        axis = 0 if node.op_type == "Conv" or is_transposed else 1
+        filters = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        is_zero = np.abs(filters).max(axis=1) < _TINY  # weight decay ends below what floats hold
+        if not is_zero.any():
+            continue
+        low, high = np.where(is_zero, [[-_TINY], [_TINY]], [filters.min(1), filters.max(1)])
+        limits = [{"rmin": a, "rmax": b} for a, b in zip(low, high, strict=True)]
+        ranges[node.input[1]] = [{"axis": axis, **limits[0]}, *limits[1:]]
+    return ranges
 
 
 def _fold_pixels(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from irv2.errors import BundleError
+from irv2.errors import BundleError, Irv2Error
 from irv2.manifest import MANIFEST
 
 logger = logging.getLogger(__name__)
@@ -56,13 +56,19 @@ def with_own_name(place: Path) -> Path:
 def folder_beside(place: Path) -> Iterator[Path]:
     """A new folder on the same file system, gone afterwards unless it was renamed.
 
-    First, what killed processes left beside `place` is removed, or put back.
+    First, what killed processes left beside `place` is removed, or put back. Errors that come out
+    name `place`, not this folder, which is gone by then.
     """
     with _holder(place, _NEW) as holder:
         _sweep(place)
         folder = holder / place.name
         folder.mkdir()
-        yield folder
+        try:
+            yield folder
+        except (Irv2Error, OSError) as error:
+            for name, value in _texts_of(error):
+                setattr(error, name, value.replace(str(folder), str(place)))
+            raise
 
 
 def replace_folder(new: Path, place: Path) -> None:
@@ -91,6 +97,12 @@ def replace_folder(new: Path, place: Path) -> None:
                 "one export at a time",
                 "export again",
             ) from error
+
+
+def _texts_of(error: Irv2Error | OSError) -> list[tuple[str, str]]:
+    """The attributes of which its line is made."""
+    names = ("what", "got", "expected", "way_out", "filename")
+    return [(name, str(value)) for name in names if (value := getattr(error, name, None))]
 
 
 @contextmanager

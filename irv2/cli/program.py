@@ -12,22 +12,18 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import click
 
 from irv2 import __version__
 from irv2.errors import EngineError, Irv2Error
+from irv2.system.stop import LINES, Terminated, unwinding
 
 # Set before gRPC is imported: its C core would add its own lines to our one-line errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Terminated(BaseException):
-    """Raised on SIGTERM: unwinds like KeyboardInterrupt, so that `finally` blocks run."""
 
 
 class _OneLineErrors(click.Command):
@@ -43,7 +39,6 @@ class _OneLineErrors(click.Command):
         )  # fmt: skip
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 (click's signature)
-        signal.signal(signal.SIGTERM, _raise_terminated)
         if isinstance(sys.stdout, io.TextIOWrapper):  # print file names that are not UTF-8, as `ls`
             sys.stdout.reconfigure(errors="surrogateescape")
         kwargs["standalone_mode"] = False
@@ -62,9 +57,9 @@ class _OneLineErrors(click.Command):
         except click.Abort as error:
             if isinstance(error.__cause__, EOFError):  # to click, any means a closed terminal
                 raise error.__cause__ from None
-            _fail("stopped by Ctrl-C", 130)
+            _fail(LINES[signal.SIGINT], 130)
         except Terminated:
-            _fail("stopped by SIGTERM", 143)
+            _fail(LINES[signal.SIGTERM], 143)
         except OSError as error:  # a full disk, no permission; click itself handles `| head`
             _log_traceback()
             _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
@@ -82,6 +77,10 @@ class Program(_OneLineErrors):
             callback=_configure_logging, help="Log more; give tracebacks of errors.",
         )  # fmt: skip
         self.params.insert(-1, debug)  # before --version
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
+        with unwinding():
+            return super().invoke(ctx)
 
 
 class ProgramGroup(_OneLineErrors, click.Group):
@@ -151,10 +150,6 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     if wanted:
         click.echo(f"irv2, version {__version__}")
         context.exit()
-
-
-def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def _log_traceback() -> None:

@@ -15,6 +15,7 @@ from irv2.errors import InputError, UsageError
 from irv2.results import DEFAULT_TOP_K, Result
 from irv2.system.files import files_below
 from irv2.system.progress import progress
+from irv2.system.text import one_line
 
 if TYPE_CHECKING:
     from irv2.client import Client
@@ -121,10 +122,13 @@ def table(files: list[Path], results: list[Result]) -> str:
     for file, result in zip(files, results, strict=True):
         if result.error:
             text = str(result.error).removeprefix(f"{file}: ")
-            rows.append((str(file), f"{result.error.reason}: {text}"))
+            rows.append((one_line(file), f"{result.error.reason}: {text}"))
         else:
-            scores = [f"{score.label} {100 * score.probability:.2f} %" for score in result.scores]
-            rows.append((str(file), ", ".join(scores)))
+            scores = [
+                f"{one_line(score.label)} {100 * score.probability:.2f} %"
+                for score in result.scores
+            ]
+            rows.append((one_line(file), ", ".join(scores)))
     return tabulate(rows, ("file", "classes"), disable_numparse=True)
 
 

@@ -1,7 +1,8 @@
 """Image folders: `DIR/train/CLASS/*` and `DIR/val/CLASS/*`, or shards of them, indexed once.
 
-Classes are the sorted folder names. The index (files per class, and files whose first bytes are no
-image's) is kept in the user's cache and rebuilt when a class folder or shard changes.
+Classes are the sorted folder names. Names, sizes and times of files are listed every time. What
+takes reading is kept in the user's cache until they change: which files are no images by their
+first bytes, and where images lie in shards.
 """
 
 import hashlib
@@ -10,8 +11,9 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,7 +23,7 @@ from irv2.data.samples import is_sample
 from irv2.data.shards import Span, is_sharded, read_contents, read_span, scan_shards, shard_state
 from irv2.errors import DataError
 from irv2.images.decode import EXTENSIONS, looks_like_image
-from irv2.system.cache import cache_folder, cached
+from irv2.system.cache import cached
 from irv2.system.files import files_below, read_encoded
 from irv2.system.progress import progress
 from irv2.types import IntArray
@@ -78,12 +80,18 @@ class ImageFolder:
 
 
 class _Index(msgspec.Struct, frozen=True):
-    """The result of scanning a split; `state` changes when files come, go or are renamed."""
+    """The result of scanning a split."""
 
-    state: str
     files: dict[str, list[str]]  # class -> files relative to the split
     bad: list[str]  # those of `files` that are no images
     spans: dict[str, list[Span]] | None  # class -> positions of its images in their shards
+
+
+class _Listed(NamedTuple):
+    """The image files of a class folder, and a hash that changes with a name, size or time."""
+
+    files: list[str]  # relative to the split, sorted
+    state: str
 
 
 def open_split(
@@ -118,7 +126,7 @@ def open_split(
             f"only the {len(names)} classes of training",
             way_out,
         )
-    # Check bad files again: repairing an image in place leaves its folder's time unchanged.
+    # Check bad files again: one may be mended in place, with its size and time kept.
     bad = {path for path in index.bad if not _is_image(root / path)}
     _report_bad(root, bad, bad_images)
     files, labels, spans = [], [], []
@@ -173,32 +181,66 @@ def _check_names(root: Path) -> None:
 
 
 def _index(root: Path) -> _Index:
-    state = shard_state(root) if is_sharded(root) else _folder_state(root)
+    place = str(root.resolve())
+    if is_sharded(root):
+        index: _Index = cached(
+            "index",
+            {"root": place, "shards": shard_state(root)},
+            load=partial(msgspec.json.decode, type=_Index),
+            make=partial(_index_shards, root),
+            dump=msgspec.json.encode,
+            name=place,
+        )
+        return index
+    listed = _list(root)
+    files = {name: found.files for name, found in listed.items()}
+    bad: list[str] = cached(
+        "index",
+        {
+            "root": place,
+            "extensions": sorted(EXTENSIONS),
+            "classes": {name: [len(found.files), found.state] for name, found in listed.items()},
+        },
+        load=partial(msgspec.json.decode, type=list[str]),
+        make=lambda: _find_bad(root, [file for members in files.values() for file in members]),
+        dump=msgspec.json.encode,
+        name=place,
+    )
+    return _Index(files, bad, None)
 
-    def load(path: Path) -> _Index | None:
-        index = msgspec.json.decode(path.read_bytes(), type=_Index)
-        return index if index.state == state else None
 
-    def make() -> _Index:
-        return _index_shards(root, state) if is_sharded(root) else _scan(root, state)
-
-    path, dump = _cache_path(root), msgspec.json.encode
-    index: _Index = cached(path, "index", load=load, make=make, dump=dump)
-    return index
+def _list(root: Path) -> dict[str, _Listed]:
+    """The image files of every class, with sizes and times: a folder's own time may be kept."""
+    folders = _class_folders(root)
+    with ThreadPoolExecutor(16) as pool:  # asking a network disk takes long, and no processor
+        found = list(pool.map(_list_class, folders))
+    return {folder.name: listed for folder, listed in zip(folders, found, strict=True)}
 
 
-def _folder_state(root: Path) -> str:
-    state = hashlib.sha256(" ".join(sorted(EXTENSIONS)).encode())
-    for folder in _class_folders(root):
-        state.update(f"{folder.name}/{folder.stat().st_mtime_ns};".encode())
-    return state.hexdigest()
+def _list_class(folder: Path) -> _Listed:
+    with os.scandir(folder) as entries:
+        rows = sorted(
+            (entry.name, *_size_and_time(entry))
+            for entry in entries
+            if os.path.splitext(entry.name)[1].lower() in EXTENSIONS  # noqa: PTH122 (of a million)
+        )
+    state = hashlib.sha256(repr(rows).encode()).hexdigest()
+    return _Listed([f"{folder.name}/{name}" for name, _, _ in rows], state)
+
+
+def _size_and_time(entry: "os.DirEntry[str]") -> tuple[int, int]:
+    try:
+        status = entry.stat()
+    except OSError:  # a broken link, which is found to be no image
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def _class_folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def _index_shards(root: Path, state: str) -> _Index:
+def _index_shards(root: Path) -> _Index:
     """Index shards without looking for bad images, which are found when they are decoded."""
     classes = read_contents(root).classes
     files: dict[str, list[str]] = {name: [] for name in classes}
@@ -207,19 +249,11 @@ def _index_shards(root: Path, state: str) -> _Index:
         files[classes[member.label]].append(member.name)
         spans[classes[member.label]].append(member.span)
     present = {name: members for name, members in files.items() if members}
-    return _Index(state, present, [], spans)
+    return _Index(present, [], spans)
 
 
-def _scan(root: Path, state: str) -> _Index:
-    files = {
-        folder.name: sorted(
-            f"{folder.name}/{path.name}"
-            for path in folder.iterdir()
-            if path.suffix.lower() in EXTENSIONS
-        )
-        for folder in _class_folders(root)
-    }
-    paths = [file for members in files.values() for file in members]
+def _find_bad(root: Path, paths: list[str]) -> list[str]:
+    """Those of `paths` in `root` that are no images by their first bytes."""
     _warn_of_others(root, paths)
     for path in paths:
         if any("\ud800" <= letter <= "\udfff" for letter in path):
@@ -227,8 +261,7 @@ def _scan(root: Path, state: str) -> _Index:
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(lambda path: _is_image(root / path), paths)
         is_image = list(progress(found, f"index {root}", len(paths), "files"))
-    bad = [path for path, good in zip(paths, is_image, strict=True) if not good]
-    return _Index(state, files, bad, None)
+    return [path for path, good in zip(paths, is_image, strict=True) if not good]
 
 
 def _warn_of_others(root: Path, files: Sequence[str]) -> None:
@@ -256,8 +289,3 @@ def _is_image(path: Path) -> bool:
     except OSError as error:  # a broken link or a folder counts as a bad image
         logger.warning("%s: %s", path, error.strerror)
         return False
-
-
-def _cache_path(root: Path) -> Path:
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    return cache_folder("index") / f"{key}.json"

@@ -1,14 +1,15 @@
 """Images identified by content: their hashes, and which may be copies of others."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
+
+import msgspec
 
 from irv2.data.dataset import ImageFolder
 from irv2.data.shards import shard_state
-from irv2.system.cache import cache_folder, cached
+from irv2.system.cache import cached
 from irv2.system.progress import progress
 
 
@@ -26,21 +27,13 @@ def hash_files(folder: ImageFolder) -> list[str]:
 def known_hashes(images: ImageFolder) -> set[str]:
     """Return the hex sha256 of each, from the user's cache unless an image has changed."""
     root = str(images.root.resolve())
-    states = [root, *_states(images)]
-    key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
-    name = hashlib.sha256(root.encode()).hexdigest()  # one cache file per folder
-    path = cache_folder("train-hashes") / f"{name}.txt"
-
-    def load(path: Path) -> set[str] | None:
-        found, *hashes = path.read_text(errors="replace").split() or [""]
-        return set(hashes) if found == key else None
-
     return cached(
-        path,
-        "hashes",
-        load=load,
+        "train-hashes",
+        {"root": root, "files": list(_states(images))},
+        load=partial(msgspec.json.decode, type=set[str]),
         make=lambda: set(hash_files(images)),
-        dump=lambda hashes: "\n".join([key, *sorted(hashes)]).encode(),
+        dump=partial(msgspec.json.encode, order="sorted"),
+        name=root,
     )
 
 

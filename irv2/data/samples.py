@@ -21,6 +21,7 @@ from irv2.errors import DataError, EngineError, InputError
 from irv2.system.cache import cache_folder
 from irv2.system.files import new_folder
 from irv2.system.progress import progress
+from irv2.system.stop import raise_if_stopped
 from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def _digits() -> Iterator[_Picture]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
+        raise_if_stopped()
         raise EngineError(
             "the built-in sample",
             "scikit-learn is not installed",

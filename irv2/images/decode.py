@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from irv2.errors import ImageError, ImageReason
 from irv2.images.decode_cost import JpegFile, PiecewiseFile, num_scans, refuse_slow
+from irv2.system.stop import raise_if_stopped
 from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ def _decode_with_pillow(encoded: bytes, limits: ImageLimits) -> UInt8Array:
         raise
     # For damaged files, Pillow's plugins raise OSError, SyntaxError, TypeError, struct.error, ...
     except Exception as error:
+        raise_if_stopped()
         reason, expected = ImageReason.TRUNCATED, "a whole image file"
         raise ImageError(reason, str(error) or "ends early", expected) from error
 

@@ -7,6 +7,10 @@ import numpy as np
 
 from irv2.types import FloatArray, UInt8Array
 
+# The largest batch that a server makes on a CPU, unless told otherwise: beyond this a CPU gains
+# nothing from larger batches, and requests only wait longer.
+CPU_MAX_BATCH = 8
+
 
 class Runner(ABC):
     """Maps a batch of preprocessed images to logits.
@@ -50,5 +54,5 @@ class Runner(ABC):
 
 
 def usual_sizes(max_batch: int) -> list[int]:
-    """List 1, 2, 4, ... and `max_batch`, the batch sizes that the gate tries of every artefact."""
+    """List 1, 2, 4, ... and `max_batch`."""
     return sorted({*(2**i for i in range(max_batch.bit_length())), max_batch})

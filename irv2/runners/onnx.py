@@ -7,6 +7,7 @@ from typing import Any
 from irv2.errors import EngineError
 from irv2.runners.base import Runner
 from irv2.runners.cuda import PinnedBatches
+from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray, UInt8Array
 
 MAX_BATCH = 64
@@ -47,6 +48,7 @@ class OnnxRunner(Runner):
                 str(model_path), options, providers=[(provider, settings)]
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            raise_if_stopped()
             raise EngineError(model_path, f"ONNX Runtime can't load it ({error})") from error
         found = self._session.get_providers()[0]
         if found != provider:
@@ -70,6 +72,7 @@ class OnnxRunner(Runner):
         try:
             logits: FloatArray = self._session.run(["logits"], {"images": images})[0]
         except Exception as error:
+            raise_if_stopped()
             raise EngineError("ONNX Runtime", str(error)) from error
         return logits
 

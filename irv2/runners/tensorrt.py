@@ -23,6 +23,7 @@ from irv2.manifest import Artifact, Format
 from irv2.runners.base import Runner, usual_sizes
 from irv2.runners.cuda import DeviceMemory, Graph, PinnedArray, PinnedBatches, Stream
 from irv2.system.gpu import Gpu, find_gpu, use_gpu
+from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray, UInt8Array
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,7 @@ def import_tensorrt(flavour: Format) -> Any:  # noqa: ANN401 (a module)
     try:
         return importlib.import_module(flavour)
     except (ImportError, OSError) as error:  # OSError: one of its libraries is missing
+        raise_if_stopped()
         way_out = f'pip install "irv2[{EXTRAS[flavour]}]"'
         raise EngineError(flavour, f"can't be imported ({error})", way_out=way_out) from error
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from irv2.system.stop import raise_if_stopped
+
 
 def bytes_from_arrays(**arrays: ArrayLike) -> bytes:
     """Return the contents of a compressed .npz file."""
@@ -15,11 +17,16 @@ def bytes_from_arrays(**arrays: ArrayLike) -> bytes:
     return buffer.getvalue()
 
 
-def load_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
-    """Load the arrays of these names. Raises ValueError if the file is damaged or lacks one."""
+def load_arrays(source: Path | bytes, *names: str) -> list[NDArray[Any]]:
+    """Load the arrays of these names from a file or its contents.
+
+    Raises ValueError if it is damaged or lacks one.
+    """
     try:
         # Opened here, since numpy does not close a file that is no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        opened = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+        with opened as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
     except Exception as error:  # for flipped bytes zipfile, zlib and numpy raise anything
+        raise_if_stopped()
         raise ValueError(str(error) or type(error).__name__) from error

@@ -1,5 +1,7 @@
-"""The user's cache folder: an entry that is missing, outdated or damaged is made again."""
+"""The user's cache folder: an entry that is missing, damaged or of something else is made again."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,36 +17,58 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class _Entry(msgspec.Struct, frozen=True):
+    """The contents of an entry's file; its name alone could be that of any other."""
+
+    key: str
+    sha256: str  # of the content
+    content: bytes
+
+
 def cache_folder(*names: str) -> Path:
     """Return the path of the cache, or of a folder in it, which may not exist yet."""
     return Path(platformdirs.user_cache_dir("irv2"), *names)
 
 
 def cached(
-    path: Path,
-    what: str,
+    kind: str,
+    key: object,
     *,
-    load: Callable[[Path], T | None],
+    load: Callable[[bytes], T],
     make: Callable[[], T],
     dump: Callable[[T], bytes],
+    name: object = None,
 ) -> T:
-    """Return what `path` holds, or else what `make` returns, which is then stored there.
+    """Return what the cache holds of this kind under `key`, or else make it and keep it there.
 
-    `load` reads an entry: it returns None if the entry is out of date, and raises ValueError or
-    MsgspecError if it is damaged. If the cache can't be written, a log line about `what` says so.
+    `key` is everything that the content follows from, as plain values; the entry holds it whole.
+    `name` (None: the key) names the file, so entries of one name replace each other. `load` raises
+    ValueError or MsgspecError for a damaged entry. If the cache can't be written, a log line says
+    so.
     """
+    text = json.dumps(key)
+    file = hashlib.sha256((text if name is None else json.dumps(name)).encode()).hexdigest()
+    path = cache_folder(kind) / f"{file}.msgpack"
     if path.is_file():
         try:
-            found = load(path)
+            entry = msgspec.msgpack.decode(path.read_bytes(), type=_Entry)
+            if _sha256(entry.content) != entry.sha256:
+                raise ValueError("its content was changed")
+            if entry.key == text:
+                return load(entry.content)
+            logger.info("%s: the %s of something else, made again", path, kind)
         except (ValueError, msgspec.MsgspecError) as error:
-            logger.warning("%s: unreadable %s, made again (%s)", path, what, error)
-        else:
-            if found is not None:
-                return found
+            logger.warning("%s: unreadable %s, made again (%s)", path, kind, error)
     made = make()
+    content = dump(made)
+    entry = _Entry(text, _sha256(content), content)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, dump(made))
+        write_atomically(path, msgspec.msgpack.encode(entry))
     except OSError as error:
-        logger.warning("%s: the %s can't be kept (%s)", path, what, error.strerror)
+        logger.warning("%s: the %s can't be kept (%s)", path, kind, error.strerror)
     return made
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

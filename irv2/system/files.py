@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from irv2.errors import ImageError, ImageReason, InputError, Irv2Error
+from irv2.system.stop import raise_if_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
+        raise_if_stopped()
         cause = error if isinstance(error, OSError) else error.__context__  # torch wraps it
         if not isinstance(cause, OSError) or cause.errno not in NO_ROOM:
             raise

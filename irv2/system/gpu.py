@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from irv2.errors import EngineError
+from irv2.system.stop import raise_if_stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def import_cuda() -> Any:  # noqa: ANN401 (a module)
     try:
         from cuda.bindings import runtime
     except ImportError as error:
+        raise_if_stopped()
         raise EngineError(
             "CUDA",
             f"cuda-python can't be imported ({error})",

@@ -35,6 +35,7 @@ from irv2.manifest import (
 )
 from irv2.runners.choose import open_best
 from irv2.system.files import file_sha256
+from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray
 
 NUM_PICTURES = 64
@@ -61,6 +62,7 @@ def write_tiny_bundle(folder: Path, resampling: str) -> Path:
     try:
         import onnx
     except ImportError as error:
+        raise_if_stopped()
         raise EngineError(
             "irv2 bench",
             "package onnx, which makes the tiny network, is not installed",

@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 
 from irv2.bundle import Bundle
-from irv2.errors import BundleError, UsageError
+from irv2.errors import UsageError
 from irv2.images.decode import ImageLimits
 from irv2.manifest import Artifact
-from irv2.runners.base import Runner
+from irv2.runners.base import CPU_MAX_BATCH, Runner
 from irv2.runners.choose import open_best
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics
@@ -30,8 +30,6 @@ from irv2.v1 import classifier_pb2
 logger = logging.getLogger(__name__)
 
 WARM_UP_SIZES = (1, 2, 4, 8)  # of an artefact whose certified sizes are not known
-# Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
-CPU_MAX_BATCH = 8
 # After this many failed batches in a row, the engine is tried on the self-test's images.
 SUSPECT_AFTER = 3
 RETRY_S = 1.0  # between two tries of a broken engine
@@ -59,7 +57,7 @@ def open_model(path: Path, options: ServeOptions) -> OpenedModel:
         options.num_gpus,
     )
     try:
-        _check_fits(bundle, artifact, runner)
+        bundle.require_fit(artifact, runner)
     except BaseException:
         runner.close()
         raise
@@ -195,22 +193,6 @@ def _self_test(bundle: Bundle) -> SelfTest | None:
     if SELF_TEST not in bundle.manifest.files:
         return None
     return SelfTest.load(bundle.path / SELF_TEST)
-
-
-def _check_fits(bundle: Bundle, artifact: Artifact, runner: Runner) -> None:
-    found = (runner.image_size, runner.num_classes)
-    expected = (bundle.preprocess.crop, len(bundle.classes))
-    sha256 = bundle.preprocess.sha256
-    found_sha256 = runner.metadata.get("preprocess_sha256", sha256)
-    if found != expected:
-        got = f"takes {found[0]} pixels and gives {found[1]} classes"
-        wanted = f"{expected[0]} and {expected[1]}"
-    elif found_sha256 != sha256:
-        got, wanted = f"was exported for preprocessing {found_sha256[:12]}", sha256[:12]
-    else:
-        return
-    path = bundle.path / artifact.file
-    raise BundleError(path, got, f"{wanted}, as bundle.json says", "export it again")
 
 
 def _max_batch(runner: Runner, asked_for: int | None) -> int:

@@ -19,6 +19,7 @@ import grpc
 
 from irv2.errors import EngineError, UsageError
 from irv2.serve.access.tokens import CALLER
+from irv2.system.stop import raise_if_stopped
 from irv2.v1 import classifier_pb2
 
 logger = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class Tracing:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
+            raise_if_stopped()
             raise EngineError(
                 "OTEL_EXPORTER_OTLP_ENDPOINT",
                 "asks for traces, OpenTelemetry is missing",

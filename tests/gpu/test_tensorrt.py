@@ -60,7 +60,7 @@ def test_an_engine_of_every_precision_passes_at_every_edge_of_its_profiles(bundl
     assert (plan.format, plan.gpu) == ("tensorrt", str(find_gpu()))
     assert (plan.parity.verdict, plan.parity.ran_on) == ("passed", "tensorrt")
     assert str(find_gpu()) in plan.parity.machine
-    assert plan.invariance.batch_sizes == [1, 2, 4, 6, 8, 12, 16]
+    assert plan.invariance.batch_sizes == [*range(1, 10), 12, 13, 15, 16]
     assert plan.invariance.changed == 0
 
 

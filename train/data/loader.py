@@ -22,6 +22,7 @@ from irv2.errors import DataError, EngineError, ImageError
 from irv2.evaluate import BAD_IMAGE_WAY_OUT, FILE_LIMITS
 from irv2.images.decode import decode
 from irv2.images.preprocess import resize_and_crop
+from irv2.system.stop import raise_if_stopped
 from irv2.train.data.augment import color_matrix, draw_color, random_shift, random_sized_crop
 from irv2.train.settings import Recipe, split_groups
 from irv2.types import FloatArray, UInt8Array
@@ -185,6 +186,7 @@ def _sent(loader: Iterable[T]) -> Iterator[T]:
     try:
         yield from batches
     except RuntimeError as error:
+        raise_if_stopped()
         text = str(error)
         if not any(sign in text for sign in LOST_WORKER):
             raise

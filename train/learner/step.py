@@ -21,6 +21,7 @@ from irv2.checkpoint import Checkpoint
 from irv2.errors import EngineError, UsageError
 from irv2.model.paper import InceptionResNetV2
 from irv2.runners.torch import use_full_float32
+from irv2.system.stop import raise_if_stopped
 from irv2.train.data.augment import apply_color
 from irv2.train.data.loader import Batch
 from irv2.train.learner.batch_norm import frozen_statistics, group_batch_norm
@@ -230,6 +231,7 @@ def _translated_failures() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        raise_if_stopped()
         lines = [line for line in str(error).splitlines() if line and not line.endswith("raised:")]
         reason = lines[0] if lines else type(error).__name__
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

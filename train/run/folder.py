@@ -16,6 +16,7 @@ from typing import Any
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError, DataError, UsageError
 from irv2.system.files import explain_full_disk, try_lock, write_atomically
+from irv2.system.stop import raise_if_stopped
 from irv2.train.curves.curves import METRICS, draw_curves, read_metrics
 from irv2.train.run.tensorboard import FOLDER, write_scalars
 from irv2.train.settings import RECIPE_DEFAULTS
@@ -178,6 +179,7 @@ class Run:
             try:
                 show()
             except Exception as error:  # in drawing libraries, which must not stop a training run
+                raise_if_stopped()
                 logger.warning("%s: can't be written (%s); going on", self.path / name, error)
                 logger.debug("because of:", exc_info=error)
 

@@ -106,7 +106,7 @@ def test_an_engine_that_is_wrong_in_larger_batches_fails(exported, checkpoint, s
         found = judged(exported, checkpoint, faults.WrongAbove(honest, size))
     assert found.parity.verdict == "failed"
     assert found.invariance is not None
-    assert found.invariance.first_changed_batch == 2 * size
+    assert found.invariance.first_changed_batch == size + 1
 
 
 def test_stale_weights_fail(exported, checkpoint, tmp_path):

@@ -40,7 +40,7 @@ def test_second_time_the_answers_are_the_first_ones_without_torch_running(
     second = ask(dataclasses.replace(checkpoint, state_dict=weights), exported.data)
     np.testing.assert_array_equal(first.logits, second.logits)
     assert (second.sha256, second.files) == (first.sha256, first.files)
-    assert len(list(cache.glob("*.npz"))) == 1
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_artefacts_are_run_in_either_case_over_the_same_images(checkpoint, exported, cache):
@@ -60,23 +60,38 @@ def test_another_checkpoint_or_another_image_is_asked_again(checkpoint, exported
     data = shutil.copytree(exported.data, tmp_path / "data")
     ask(checkpoint, data)
     ask(checkpoint, data, sha256="b")
-    assert len(list(cache.glob("*.npz"))) == 2
+    assert len(list(cache.iterdir())) == 2
     Image.new("RGB", (90, 90)).save(data / "val" / "red" / "0.png")
     assert ask(checkpoint, data).sha256 != ask(checkpoint, exported.data).sha256
-    assert len(list(cache.glob("*.npz"))) == 3  # contents count, not where they lie
+    assert len(list(cache.iterdir())) == 3  # contents count, not where they lie
 
 
 def test_another_version_of_a_decoder_is_asked_again(checkpoint, exported, cache, monkeypatch):
     ask(checkpoint, exported.data)
     monkeypatch.setattr("PIL.__version__", "0")
     ask(checkpoint, exported.data)
-    assert len(list(cache.glob("*.npz"))) == 2
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_answers_of_another_checkpoint_under_this_ones_name_are_computed_again(
+    checkpoint, exported, cache, caplog
+):
+    expected = ask(checkpoint, exported.data, "mine")
+    [mine] = cache.iterdir()
+    weights = {name: 0 * value for name, value in checkpoint.state_dict.items()}
+    ask(dataclasses.replace(checkpoint, state_dict=weights), exported.data, "theirs")
+    [theirs] = set(cache.iterdir()) - {mine}
+    shutil.copyfile(theirs, mine)
+    with caplog.at_level("INFO"):
+        again = ask(checkpoint, exported.data, "mine")
+    np.testing.assert_array_equal(again.logits, expected.logits)
+    assert "the reference of something else, made again" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", None], ids=["empty", "garbage", "half"])
 def test_a_damaged_entry_is_said_and_computed_again(checkpoint, exported, cache, caplog, damage):
     first = ask(checkpoint, exported.data)
-    [path] = cache.glob("*.npz")
+    [path] = cache.iterdir()
     path.write_bytes(path.read_bytes()[:300] if damage is None else damage)
     again = ask(checkpoint, exported.data)
     np.testing.assert_array_equal(first.logits, again.logits)

@@ -197,3 +197,12 @@ def test_a_bundle_that_was_not_told_to_accept_chance_fails_by_a_guessing_referen
     refused = verify(bundle, data)
     assert refused.failed == ["model.onnx"]
     assert "not shown to be better than chance (10 %)" in refused.failure
+
+
+def test_a_bundle_with_fewer_names_than_its_model_has_outputs_is_refused(bundle, data):
+    shutil.rmtree(data / "val" / CLASSES[9])
+    refer_to(bundle / "model.onnx", bundle, data)
+    manifest = msgspec.structs.replace(read_manifest(bundle / MANIFEST), classes=CLASSES[:9])
+    Bundle(bundle, manifest).with_manifest(manifest.with_artifacts(manifest.artifacts))
+    with pytest.raises(BundleError, match=r"gives 10 classes; expected 75 and 9, as bundle\.json"):
+        verify(bundle, data)

@@ -235,3 +235,12 @@ def test_replacing_the_manifest_keeps_the_bundle_whole(bundle):
     assert Bundle.open(bundle).id == opened.id
     files = ["bundle.json", "model.onnx", "selftest.npz"]
     assert sorted(path.name for path in bundle.iterdir()) == files
+
+
+def test_a_bundle_with_fewer_names_than_its_model_has_outputs_answers_nothing(tmp_path):
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "b"))
+    manifest = msgspec.structs.replace(bundle.manifest, classes=bundle.classes[:9])
+    bundle.with_manifest(manifest.with_artifacts(bundle.artifacts))
+    image = np.zeros((75, 75, 3), np.uint8)
+    with pytest.raises(BundleError, match="gives 10 classes; expected 75 and 9"):
+        Bundle.open(bundle.path).classify(image)

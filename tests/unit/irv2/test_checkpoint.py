@@ -259,3 +259,10 @@ def test_a_killed_save_leaves_a_whole_file(path):
         loaded = Checkpoint.load(path)
         assert loaded.step >= last > steps[-1]
         steps.append(loaded.step)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "d"]])
+def test_other_than_one_name_for_each_class_is_refused_in_one_line(checkpoint, tmp_path, names):
+    replace(checkpoint, classes=names).save(tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=rf"odd\.pt: names {len(names)} classes; expected 3"):
+        Checkpoint.load(tmp_path / "odd.pt")

@@ -17,6 +17,7 @@ from irv2.ledger import Predictions
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 
+UP_TO_8 = [1, 2, 3, 4, 5, 6, 7, 8]
 PROBES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
 
 
@@ -35,6 +36,24 @@ class MeanRunner(Runner):
 
 def reverse_above(size):
     return lambda logits: logits[:, ::-1] if len(logits) > size else logits
+
+
+def reverse_at(size):
+    return lambda logits: logits[:, ::-1] if len(logits) == size else logits
+
+
+def moved_by_four_margins(logits):
+    """The best logits of a batch of 5 rise."""
+    return logits + 4 * (logits == logits.max(1, keepdims=True)) * (len(logits) == 5)
+
+
+class Rereading(MeanRunner):
+    """Answers for the batch before, where that was larger."""
+
+    def run(self, images):
+        before = self.sizes[-1] if self.sizes else 0
+        logits = super().run(images)
+        return np.roll(logits, 1, axis=1) if before > 32 > len(images) else logits
 
 
 def first_row_everywhere(logits):
@@ -56,20 +75,30 @@ def overflow_when_full(logits):
     [
         (1, [], [1]),
         (2, [], [1, 2]),
-        (12, [], [1, 2, 4, 8, 12]),
-        (64, [(1, 8, 64)], [1, 2, 4, 8, 16, 32, 64]),
-        (48, [(1, 4, 12), (13, 24, 48)], [1, 2, 4, 8, 12, 13, 16, 24, 32, 48]),
+        (6, [], [1, 2, 3, 4, 5, 6]),
+        (12, [], [*UP_TO_8, 9, 11, 12]),
+        (64, [(1, 8, 64)], [*UP_TO_8, 9, 13, 15, 16, 17, 25, 31, 32, 33, 49, 63, 64]),
+        (48, [(1, 4, 12), (13, 24, 48)],
+         [*UP_TO_8, 9, 12, 13, 15, 16, 17, 24, 25, 31, 32, 33, 47, 48]),
     ],
-)
-def test_every_power_of_two_and_every_edge_of_a_profile_are_tried(max_batch, profiles, sizes):
+)  # fmt: skip
+def test_sizes_are_all_of_a_cpu_and_a_cover_of_those_above(max_batch, profiles, sizes):
     assert batch_sizes(max_batch, profiles) == sizes
+
+
+def test_sizes_ascend_then_each_image_is_alone_then_they_descend():
+    runner = MeanRunner()
+    check(runner, PROBES, 64)
+    up = batch_sizes(64)
+    assert runner.sizes == [1] * 8 + up + [1] * 8 + up[::-1]
+    assert sum(runner.sizes) == 822, "what docs/gate.md says it costs"
 
 
 def test_an_honest_artefact_is_certified_up_to_its_largest_batch_and_no_further():
     runner = MeanRunner()
     found = check(runner, PROBES, 12)
     assert (found.changed, found.first_changed_batch) == (0, None)
-    assert found.batch_sizes == [1, 2, 4, 8, 12]
+    assert found.batch_sizes == batch_sizes(12)
     assert max(runner.sizes) == 12
     assert found.max_probability_diff == 0
     assert "the same answers" in describe(found)
@@ -79,7 +108,9 @@ def test_an_honest_artefact_is_certified_up_to_its_largest_batch_and_no_further(
     ("spoil", "first"),
     [
         (reverse_above(1), 2),  # wrong only for batches above one
-        (reverse_above(32), 64),  # only in the last profile
+        (reverse_above(32), 33),  # only in the last profile
+        *((reverse_at(size), size) for size in (3, 5, 6, 7, 9, 15, 17, 31, 63)),
+        (moved_by_four_margins, 5),  # the answers stay
         (first_row_everywhere, 2),  # a broadcast; repeating one image can't show it
         (last_row_is_lost, 2),
         (overflow_when_full, 64),
@@ -90,6 +121,14 @@ def test_an_answer_that_depends_on_its_batch_is_seen_with_the_batch_where_it_sta
     assert found.changed > 0
     assert found.first_changed_batch == first
     assert 0 < found.max_probability_diff <= 1
+
+
+def test_an_image_alone_after_a_large_batch_is_seen_too(tmp_path):
+    [artifact] = Bundle.open(write_tiny_bundle(tmp_path / "b")).manifest.artifacts
+    found = check(Rereading(), PROBES, 64)
+    assert found.first_changed_batch == 1
+    failed = with_invariance(Judgement(passed_parity(), "fp32 passed: ..."), artifact, found)
+    assert "even alone, after other batches" in failed.line
 
 
 def test_two_classes_as_close_as_rounding_may_turn_are_no_change():

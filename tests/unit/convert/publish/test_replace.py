@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -143,3 +144,21 @@ def test_two_exports_to_one_place_each_publish_or_fail_with_one_line(tmp_path):
         assert min(pool.map(try_often, ("one", "other"))) > 0
     assert (place / "bundle.json").read_text() in ("one", "other")
     assert left_overs(place) == []
+
+
+def complain(folder: Path) -> NoReturn:
+    model = folder / "model.onnx"
+    raise BundleError(model, f"can't be read ({model})", way_out=f"irv2 verify {folder}")
+
+
+def read(folder: Path) -> None:
+    (folder / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("work", [complain, read])
+def test_an_error_names_the_place_and_not_the_hidden_folder(tmp_path, work):
+    place = tmp_path / "a.bundle"
+    with pytest.raises((BundleError, OSError)) as caught, folder_beside(place) as folder:
+        work(folder)
+    assert str(place / "model.onnx") in str(caught.value)
+    assert ".tmp" not in str(caught.value)

@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from scripted_server import Scripted, served
 from unreadable import file_in_a_closed_folder
 
-from irv2.commands.classify import image_files
+from irv2.commands.classify import image_files, table
 from irv2.errors import InputError
+from irv2.results import Result, Score
 
 
 class FailsOn(Scripted):
@@ -73,3 +75,9 @@ def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
 def test_files_that_may_be_listed_but_not_looked_at_are_reported_one_by_one():
     with file_in_a_closed_folder() as file:
         assert list(image_files(file.parent)) == [file]
+
+
+def test_a_name_with_a_line_break_stays_in_its_row():
+    lines = table([Path("a\nb.jpg")], [Result((Score(0, "two\nlines", 1.0),))]).splitlines()
+    assert len(lines) == 3
+    assert lines[2].split() == [r"a\nb.jpg", r"two\nlines", "100.00", "%"]

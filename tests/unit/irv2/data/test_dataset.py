@@ -178,14 +178,39 @@ def test_the_index_follows_files_and_classes_that_come_and_go(data):
     assert open_split(data, "train").classes == ("Moth", "ant", "zebra")
 
 
+def test_files_added_while_their_folder_keeps_its_time_are_found(data):
+    """As object stores, image layers and restored backups leave them."""
+    folder = data / "train/ant"
+    before = folder.stat()
+    assert len(open_split(data, "train")) == 6
+    for i in range(36):
+        write_image(folder / f"more{i}.png")
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(open_split(data, "train")) == 42
+
+
+@pytest.mark.parametrize("kept", ["size", "time"])
+def test_an_image_spoilt_in_place_is_found_by_its_size_or_time(data, kept):
+    path = data / "train/ant/1.png"
+    open_split(data, "train")
+    before = path.stat()
+    next_tick()
+    path.write_bytes(b"x" * (before.st_size if kept == "size" else 9))
+    if kept == "time":
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(DataError, match=r"1 files are no images: ant/1\.png"):
+        open_split(data, "train")
+
+
 def test_an_image_mended_in_place_is_no_longer_bad(data):
-    # Writing into a file leaves its folder's time, and so the index, as they were.
     bad = data / "train/ant/1.png"
     whole = bad.read_bytes()
     bad.write_text("half a download")
     with pytest.raises(DataError, match=r"ant/1\.png"):
         open_split(data, "train")
+    times = bad.stat()
     bad.write_bytes(whole)
+    os.utime(bad, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "ant/1.png" in open_split(data, "train").files
 
 

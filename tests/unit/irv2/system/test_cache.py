@@ -1,5 +1,7 @@
 """Entries of the user's cache are used, made again, or done without."""
 
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,54 +15,87 @@ def made() -> list[str]:
     return []
 
 
-def entry(path: Path, made: list[str]) -> str:
-    """A text of one word; `old` is out of date, and a number is no entry."""
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of words in an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "irv2" / "word"
 
-    def load(path: Path) -> str | None:
-        text = path.read_text()
-        if text.isdecimal():
+
+def entry(made: list[str], key: str = "key", name: str | None = None) -> str:
+    """A word; a number is no word."""
+
+    def load(content: bytes) -> str:
+        if content.isdigit():
             raise ValueError("a number")
-        return None if text == "old" else text
+        return content.decode()
 
     def make() -> str:
-        made.append("new")
-        return "new"
+        made.append(key)
+        return f"made of {key}" if key != "7" else key
 
-    return cached(path, "the word", load=load, make=make, dump=str.encode)
-
-
-def test_an_entry_is_made_once(tmp_path, made):
-    path = tmp_path / "folder" / "word.txt"
-    assert [entry(path, made), entry(path, made)] == ["new", "new"]
-    assert (made, path.read_text()) == (["new"], "new")
+    return cached("word", key, load=load, make=make, dump=str.encode, name=name)
 
 
-def test_an_entry_of_before_is_taken(tmp_path, made):
-    (tmp_path / "word.txt").write_text("kept")
-    assert entry(tmp_path / "word.txt", made) == "kept"
-    assert not made
+def test_an_entry_is_made_once(made, cache):
+    assert [entry(made), entry(made)] == ["made of key"] * 2
+    assert made == ["key"]
+    assert len(list(cache.iterdir())) == 1
 
 
-@pytest.mark.parametrize(("content", "lines"), [("old", 0), ("7", 1)])
-def test_an_entry_out_of_date_is_made_again_and_a_damaged_one_named(
-    tmp_path, made, caplog, content, lines
-):
-    path = tmp_path / "word.txt"
-    path.write_text(content)
-    assert entry(path, made) == path.read_text() == "new"
-    assert len(caplog.messages) == lines
-    assert all("unreadable the word" in line for line in caplog.messages)
+def test_an_entry_copied_to_the_name_of_another_is_refused(made, cache, caplog):
+    entry(made, "theirs")
+    [theirs] = cache.iterdir()
+    entry(made, "mine")
+    [mine] = set(cache.iterdir()) - {theirs}
+    shutil.copyfile(theirs, mine)
+    with caplog.at_level(logging.INFO):
+        assert [entry(made, "mine"), entry(made, "mine")] == ["made of mine"] * 2
+    assert made == ["theirs", "mine", "mine"]
+    [line] = caplog.messages
+    assert line == f"{mine}: the word of something else, made again"
 
 
-def test_without_a_cache_it_is_made_every_time(tmp_path, made, caplog):
-    (tmp_path / "folder").write_text("a file where the folder would be")
-    path = tmp_path / "folder" / "word.txt"
-    assert [entry(path, made), entry(path, made)] == ["new", "new"]
-    assert made == ["new", "new"]
+def test_entries_of_one_name_replace_each_other(made, cache):
+    for key in ("old", "new", "new"):
+        assert entry(made, key, "place") == f"made of {key}"
+    assert made == ["old", "new"]
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "empty"])
+def test_a_damaged_entry_is_named_and_made_again(made, cache, caplog, damage):
+    entry(made)
+    [path] = cache.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut": whole[:-3],
+            "flipped": whole.replace(b"made of key", b"made of kez"),
+            "foreign": b'{"state": 1}',
+            "empty": b"",
+        }[damage]
+    )
+    assert entry(made) == "made of key"
+    [line] = caplog.messages
+    assert f"{path}: unreadable word, made again" in line
+    assert path.read_bytes() == whole
+
+
+def test_an_entry_that_is_no_word_is_made_again(made, caplog):
+    assert [entry(made, "7"), entry(made, "7")] == ["7", "7"]
+    assert made == ["7", "7"]
+    assert "a number" in caplog.text
+
+
+def test_without_a_cache_it_is_made_every_time(made, cache, caplog):
+    cache.parent.mkdir()
+    cache.write_text("a file where the folder would be")
+    assert [entry(made), entry(made)] == ["made of key"] * 2
+    assert made == ["key", "key"]
     assert all("the word can't be kept" in line for line in caplog.messages)
     assert len(caplog.messages) == 2
 
 
-def test_the_cache_lies_where_the_user_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_the_cache_lies_where_the_user_says(tmp_path):
     assert cache_folder("index") == tmp_path / "irv2" / "index"

@@ -1,0 +1,21 @@
+"""Names that come from elsewhere, on one line of what we print or write."""
+
+import unicodedata
+
+
+def one_line(name: object) -> str:
+    """Return `name` with its control characters and line breaks spelled out, as `\\n`.
+
+    A file or class may be called anything, and a line break would end a table's row.
+    """
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in ("Cc", "Zl", "Zp")
+        else char
+        for char in str(name)
+    )
+
+
+def markdown_cell(name: object) -> str:
+    """Return `name` as it can stand in a cell of a table in Markdown."""
+    return one_line(name).replace("|", "\\|")

@@ -1,0 +1,26 @@
+"""Names stay on their line."""
+
+import pytest
+
+from irv2.system.text import markdown_cell, one_line
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("tench", "tench"),
+        ("a b", "a b"),
+        ("two\nlines", r"two\nlines"),
+        ("back\r\x1b[2Jto the start\t", r"back\r\x1b[2Jto the start\t"),
+        ("a\x85b\u2028c", r"a\x85b\u2028c"),
+        ("Äpfel 猫", "Äpfel 猫"),
+        ("caf\udce9", "caf\udce9"),  # not UTF-8: printed as it is, like `ls`
+    ],
+)
+def test_what_would_end_or_move_the_line_is_spelled_out(name, shown):
+    assert one_line(name) == shown
+    assert len(one_line(name).splitlines()) == 1
+
+
+def test_a_bar_does_not_end_a_cell():
+    assert markdown_cell("a|b\nc") == r"a\|b\nc"
