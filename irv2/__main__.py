@@ -2,19 +2,20 @@
 
 Nothing in the user's working folder is ever imported: `python -m`, torchrun and `PYTHONPATH=.` put
 it ahead of the libraries, so the user's own train.py or click.py would shadow one of them.
-Little is imported before signals have their meaning.
+So little is imported before that, and before signals have their meaning.
 """
 
+import os
 import sys
 from typing import NoReturn
-
-from irv2.system.stop import end_at_once
 
 
 def run(*program: str) -> NoReturn:
     """Run `program`, or the program named on the command line."""
-    end_at_once()
     leave_out_working_folder()
+    from irv2.system.stop import end_at_once
+
+    end_at_once()
     from irv2.cli.main import main
 
     main.main([*program, *sys.argv[1:]], prog_name="irv2")
@@ -42,14 +43,12 @@ def classify() -> NoReturn:
 
 def leave_out_working_folder() -> None:
     """Take the working folder off the import path, unless this package itself lies in it."""
-    from pathlib import Path
-
     try:
-        here = Path.cwd()
+        here = os.path.realpath(os.curdir)
     except FileNotFoundError:  # it was removed, so nothing can be imported from it
         return
-    if here != Path(__file__).resolve().parents[1]:
-        sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
+    if here != os.path.realpath(f"{__file__}/../.."):
+        sys.path[:] = [path for path in sys.path if os.path.realpath(path) != here]
 
 
 if __name__ == "__main__":

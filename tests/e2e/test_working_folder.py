@@ -12,6 +12,7 @@ from irv2.cli.main import PROGRAMS
 BIN = Path(sys.executable).parent
 # Stages, folders of the project, and libraries that programs import at once or later.
 NAMES = (
+    "signal",
     "train",
     "convert",
     "serve",
