@@ -122,6 +122,8 @@ def run(program: str, stop_after_s: float | None) -> tuple[float, End]:
 @click.option("--seed", default=0, show_default=True)
 def main(programs: tuple[str, ...], moments: int, seed: int) -> None:
     """Stop PROGRAMS (default: all) at random moments and print a table of what came of it."""
+    # A job in the background ignores Ctrl-C, and so would the programs that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     names = programs or tuple(PROGRAMS)
     rng = random.Random(seed)
     lengths = {name: run(name, None)[0] for name in names}
