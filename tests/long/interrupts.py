@@ -108,8 +108,10 @@ def run(program: str, stop_after_s: float | None) -> tuple[float, End]:
         try:
             _, stderr = process.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
             return PATIENCE_S, End(-9, "", ["a program that hangs"])
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         took_s = time.monotonic() - begun
         is_done = process.returncode == 0
         left = [p.name for p in folder.iterdir() if p.name[0] == "." or p.name not in MAY_STAY]
