@@ -64,18 +64,14 @@ async def serve_until_signal(
     loop.add_signal_handler(
         signal.SIGHUP, reloader.want
     )  # first, since SIGHUP would end the process
-    # Events too before there is a server: an exception in the middle of its making would leave
-    # threads, for which the process would wait for ever.
+    # Nothing else may refer to the opened model, so that it is freed when another takes over.
+    server = (build or Server)(open_model(bundle_path, options), options)
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, signals.put_nowait, each)
-    # Nothing else may refer to the opened model, so that it is freed when another takes over.
-    server = (build or Server)(open_model(bundle_path, options), options)
     background = []
     try:
-        await asyncio.sleep(0.001)  # the loop reports a signal that came meanwhile
-        if signals.empty():
-            await server.start()
+        await server.start()
         was_announced = signals.empty()  # else no load balancer knows of it and needs a grace
         if was_announced:
             on_ready(server)

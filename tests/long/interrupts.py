@@ -108,8 +108,10 @@ def run(program: str, stop_after_s: float | None) -> tuple[float, End]:
         try:
             _, stderr = process.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
             return PATIENCE_S, End(-9, "", ["a program that hangs"])
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         took_s = time.monotonic() - begun
         is_done = process.returncode == 0
         left = [p.name for p in folder.iterdir() if p.name[0] == "." or p.name not in MAY_STAY]
@@ -122,6 +124,8 @@ def run(program: str, stop_after_s: float | None) -> tuple[float, End]:
 @click.option("--seed", default=0, show_default=True)
 def main(programs: tuple[str, ...], moments: int, seed: int) -> None:
     """Stop PROGRAMS (default: all) at random moments and print a table of what came of it."""
+    # A job in the background ignores Ctrl-C, and so would the programs that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     names = programs or tuple(PROGRAMS)
     rng = random.Random(seed)
     lengths = {name: run(name, None)[0] for name in names}

@@ -26,36 +26,18 @@ def test_limits_below_the_photographs_of_the_warm_up_are_only_for_clients(tmp_pa
     scenario_with(bundle, scenario, max_image_bytes=1, max_image_pixels=1)
 
 
-class StoppedBefore(Server):
-    """Gets a signal when its model is loaded and its threads run, before anything else."""
-
-    number: signal.Signals
-
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
-        os.kill(os.getpid(), self.number)
-
-    async def start(self) -> None:
-        raise AssertionError("it does not warm up")
-
-
-class StoppedInStart(Server):
-    number: signal.Signals
-
-    async def start(self) -> None:
-        os.kill(os.getpid(), self.number)
-        await super().start()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("kind", [StoppedBefore, StoppedInStart])
-def test_a_signal_before_it_is_warm_ends_it_unannounced(tmp_path, kind, number):
-    kind = type("Stopped", (kind,), {"number": number})
+def test_a_signal_while_it_warms_up_ends_it_unannounced(tmp_path, number):
+    class StoppedServer(Server):
+        async def start(self) -> None:
+            os.kill(os.getpid(), number)
+            await super().start()
+
     bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
     options = dataclasses.replace(OPTIONS, grace_s=60)
     announced: list[Server] = []
     began = time.monotonic()
-    work = serve_until_signal(bundle, options, announced.append, kind)
+    work = serve_until_signal(bundle, options, announced.append, StoppedServer)
     assert asyncio.run(work) == number
     assert time.monotonic() - began < 30
     assert not announced
