@@ -12,6 +12,7 @@ from irv2.checkpoint import Checkpoint
 from irv2.errors import InputError, ParityError
 from irv2.model.paper import Normalized
 from irv2.results import margins_of, typical_margin
+from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray
 
 LIMIT = 0.01  # of the typical margin: float32 in another order moves logits by a thousandth of it
@@ -80,6 +81,7 @@ def _arrays(path: Path) -> tuple[Tensor, FloatArray]:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             inputs, logits = torch.from_numpy(file["inputs"]), file["logits"].astype(np.float32)
     except Exception as error:  # on damaged archives numpy and zipfile raise anything
+        raise_if_stopped()
         raise InputError(path, f"unreadable ({error})", EXPECTED) from error
     if inputs.ndim != 4 or logits.ndim != 2 or not 0 < len(inputs) == len(logits):
         shapes = f"inputs {tuple(inputs.shape)} and logits {logits.shape}"
