@@ -48,6 +48,7 @@ def test_a_sandbox_that_forbids_it_is_named_in_the_log(call, monkeypatch, caplog
 
 RETURNING = """
 import asyncio, os
+from pathlib import Path
 from irv2.serve.process import return_memory
 
 def resident_mb():
