@@ -8,7 +8,8 @@ one; /healthz is asked all the time by another process. Exit status 1 where a go
 answer, any call another code than it must, the memory grew by more than 50 MB from the first tenth
 to the end, or /healthz took more than 200 ms.
 
---kinds prints a table instead: each kind alone, six calls as large as the server allows.
+--kinds prints a table instead: each kind alone, six calls as large as the server allows, and the
+memory once the server has returned what it can.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from serving_process import LOOPBACK, serving
 from serving_site import request
 from tiny_bundle import write_tiny_bundle
 
+from irv2.serve.process import LOOK_EVERY_S
 from irv2.v1.classifier_pb2 import ClassifyResponse
 
 MAX_GROWTH_MB, MAX_HEALTHZ_MS, ONE_IN, NUM_OF_KIND = 50.0, 200.0, 20, 6
@@ -137,7 +139,7 @@ def table_of_kinds(bundle: Path) -> int:
         with serving(bundle, "--http", LOOPBACK) as process:
             with watched(process) as (worst_ms, peak_mb):
                 before, codes = memory_mb(process.popen.pid), asyncio.run(several(process, ask))
-                time.sleep(0.3)
+                time.sleep(LOOK_EVERY_S + 0.5)
                 after = memory_mb(process.popen.pid)
             print(
                 f"| {name} | {' '.join(sorted(codes))} | {before:.0f} | {after:.0f} "
