@@ -49,7 +49,7 @@ def tidy_up() -> None:
 async def return_memory() -> None:
     """Return freed pages while much more is resident than at the lowest, until cancelled; Linux.
 
-    What large messages leave lies between small pieces that live on, so glibc keeps it: 60 to 180
+    What large messages leave lies between small pieces that live on, so glibc keeps it: 60 to 130
     MB after some messages of 60 MB (2026-11-30). Returning holds up whoever asks for memory, 2 ms
     where little is free and 40 ms where 150 MB are, so it is done for WORTH_RETURNING alone.
     """
@@ -58,8 +58,9 @@ async def return_memory() -> None:
     lowest = _resident_bytes()
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
-        lowest = min(lowest, _resident_bytes())
-        if _resident_bytes() > lowest + WORTH_RETURNING:
+        resident = _resident_bytes()
+        lowest = min(lowest, resident)
+        if resident > lowest + WORTH_RETURNING:
             await asyncio.to_thread(_return_freed_pages)
 
 

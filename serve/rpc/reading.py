@@ -1,8 +1,8 @@
 """Reading messages without an exception, and none that would become millions of objects.
 
 Each part of a message becomes an object, of 50 bytes or more and in 50 ns or more during which
-nothing else runs. A message of 60 MB, of 60 kB on the wire if it is compressed, may hold 30 million
-parts. So the parts are counted first, on the wire format (protobuf.dev, Encoding).
+nothing else runs. A message of 60 MB, far smaller on the wire if it is compressed, may hold 30
+million parts. So the parts are counted first, on the wire format (protobuf.dev, Encoding).
 """
 
 from collections.abc import Callable

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import multiprocessing
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--memory-mb", type=int, default=1024)
     parser.add_argument("--kinds", action="store_true")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end what it has started
     with tempfile.TemporaryDirectory() as folder:
         bundle = write_tiny_bundle(Path(folder) / "tiny.bundle")
         if arguments.kinds:
