@@ -4,7 +4,7 @@ Each takes the ONNX model of an honest export and spoils it in place. Faults of 
 depend on the batch, are runners around an honest one.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -110,14 +110,14 @@ def scaled(
     return {name: (factor * low, factor * high) for name, (low, high) in ranges.items()}
 
 
-class WrongAbove(Runner):
-    """An engine that mixes up the rows of batches above a size."""
+class RowsMixedUp(Runner):
+    """An engine that mixes up the rows of batches of some sizes."""
 
-    def __init__(self, honest: Runner, size: int) -> None:
-        self._honest, self._size = honest, size
+    def __init__(self, honest: Runner, sizes: Container[int]) -> None:
+        self._honest, self._sizes = honest, sizes
         self.backend, self.max_batch = honest.backend, honest.max_batch
         self.image_size, self.num_classes = honest.image_size, honest.num_classes
 
     def run(self, images: UInt8Array) -> FloatArray:
         logits = self._honest.run(images)
-        return np.roll(logits, 1, axis=0) if len(images) > self._size else logits
+        return np.roll(logits, 1, axis=0) if len(images) in self._sizes else logits
