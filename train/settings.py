@@ -9,12 +9,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from irv2.block_names import Stage
 from irv2.errors import UsageError
 from irv2.images.preprocess import Preprocess
 from irv2.model.paper import ModelConfig
 
 Augmentation = Literal["area-crop", "shift"]
 Precision = Literal["fp32", "bf16", "fp16"]
+BatchNorm = Literal["group", "held"]
+Decay = Literal["all", "weights"]
 
 REFERENCE_BATCH = 64  # images per step in the settings' schedules
 REFERENCE_STEPS_PER_EPOCH = 20_019  # for ImageNet's 1,281,167 images; the last step has 15
@@ -28,6 +31,13 @@ class Recipe:
     and of the cosine to 0 that replaces the decays if it is set. `bn_group` is the number of images
     that share batch-norm statistics. `max_shift` is a fraction of the image's side. `init_sha256`
     is the hash of the checkpoint that the run began from.
+
+    `trained` names the first trained stage; what lies before it is frozen. `batch_norm` is group
+    (statistics of each group) or held (those of the beginning). Weight decay acts on `all`
+    parameters or on `weights` alone: neither batch norm nor biases. The stem's rate is
+    `backbone_lr_factor` of the classifier's, those of the stages between in equal ratios. A head
+    alone is trained on the features of `feature_crops` augmentations of each image, computed once.
+    The run ends after `patience` epochs without a better one; 0: never.
     """
 
     setting: str
@@ -57,6 +67,12 @@ class Recipe:
     cosine_steps: int = 0
     ema_decay: float = 0.0
     init_sha256: str = ""
+    trained: Stage = "all"
+    batch_norm: BatchNorm = "group"
+    decay: Decay = "all"
+    backbone_lr_factor: float = 1.0
+    feature_crops: int = 0
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if self.image_size < 75:
@@ -80,6 +96,12 @@ class Recipe:
                 "--max-shift",
                 f"{self.max_shift:g} with --augmentation {self.augmentation}",
                 "above 0 with shift, 0 with area-crop",
+            )
+        if (self.trained == "head") != (self.feature_crops > 0):
+            raise UsageError(
+                "--feature-crops",
+                f"{self.feature_crops} with --train {self.trained}",
+                "above 0 with head, 0 with the others",
             )
 
     @property
@@ -128,6 +150,18 @@ class Recipe:
         """Return the decay of the weights' average at `step`, smaller in the first steps."""
         return min(self.ema_decay, (1 + step) / (10 + step))
 
+    def is_over(self, rows: list[dict[str, float]]) -> bool:
+        """Whether a run with these finished epochs has ended.
+
+        The last epoch is done, the time was up, or the last `patience` epochs were no better.
+        """
+        if not rows:
+            return False
+        errors = [row["val_top1_error"] for row in rows]
+        num_since_best = len(rows) - 1 - errors.index(min(errors))
+        is_last = rows[-1]["epoch"] >= self.epochs or bool(rows[-1].get("out_of_time"))
+        return is_last or 0 < self.patience <= num_since_best
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as in config.json and checkpoints."""
         return {**dataclasses.asdict(self), "blocks": list(self.blocks)}
@@ -156,10 +190,28 @@ SETTINGS = {
     "2": Recipe(setting="2", epochs=90, decay_steps=25_600, gamma=0.96),
     "paper": Recipe(setting="paper", epochs=300, decay_steps=80_076, gamma=0.94),
 }
+# Found by measurement: docs/own-pictures.md. A cosine over the whole run takes the decays' place.
+FINETUNE = Recipe(
+    setting="finetune",
+    epochs=10,
+    decay_steps=1,
+    gamma=1.0,
+    learning_rate=0.02,
+    momentum=0.9,
+    batch_size=32,
+    label_smoothing=0.1,
+    batch_norm="held",
+    decay="weights",
+    backbone_lr_factor=0.1,
+)
+HEAD_EPOCHS = 30
+FEATURE_CROPS = 4
+SETTINGS["finetune"] = FINETUNE
 PUBLISHED = {
     "1": "setting 1 reached 24.407 / 7.407 % top-1 / top-5 error on ImageNet",
     "2": "setting 2 has no published result",
     "paper": "the paper's schedule, which the original's author estimated, has no published result",
+    "finetune": "fine-tuning has no published result",
 }
 SAMPLE_EPOCHS = 16
 SAMPLE_WIDTH = 0.25
@@ -198,17 +250,16 @@ def modern_recipe(base: Recipe, num_images: int) -> Recipe:
     Label smoothing (arXiv:1512.00567), warm-up (arXiv:1706.02677), cosine (arXiv:1608.03983) and
     the average of the weights, which the paper evaluated too. Momentum is the usual 0.9.
     """
+    recipe = dataclasses.replace(base, momentum=0.9, label_smoothing=0.1, ema_decay=0.9999)
+    return with_cosine(recipe, num_images)
+
+
+def with_cosine(base: Recipe, num_images: int) -> Recipe:
+    """Replace the decays of `base` by a warm-up and one cosine over the whole run."""
     batches = base.epochs * base.num_batches(num_images)
     # Rounded up, so that the rate is above 0 to the last step.
     steps = math.ceil(batches * base.batch_size / REFERENCE_BATCH)
-    return dataclasses.replace(
-        base,
-        momentum=0.9,
-        label_smoothing=0.1,
-        warmup_steps=max(1, steps // 20),
-        cosine_steps=steps,
-        ema_decay=0.9999,
-    )
+    return dataclasses.replace(base, warmup_steps=max(1, steps // 20), cosine_steps=steps)
 
 
 def split_groups(num_images: int, num_groups: int) -> int:

@@ -26,7 +26,16 @@ from irv2.train.learner.step import Computation
 from irv2.train.loop import Machine, Trainer
 from irv2.train.processes import Processes, joined
 from irv2.train.run.folder import Run
-from irv2.train.settings import PUBLISHED, SETTINGS, Recipe, modern_recipe, sample_recipe
+from irv2.train.settings import (
+    FEATURE_CROPS,
+    HEAD_EPOCHS,
+    PUBLISHED,
+    SETTINGS,
+    Recipe,
+    modern_recipe,
+    sample_recipe,
+    with_cosine,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +56,7 @@ class Request:
     workers: int | None = None
     save_minutes: float = 10.0
     chance_steps: int = 5000
+    time_budget_minutes: float | None = None
     micro_batch: int | None = None
     compile: bool = False
     checkpoint_activations: bool = False
@@ -87,7 +97,7 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
         run = Run(request.out, config)
         processes.from_first(lambda: run.check(must_exist=request.resume))
         rows = processes.from_first(run.metrics)
-        if rows and rows[-1]["epoch"] == recipe.epochs:
+        if recipe.is_over(rows):
             logger.info("%s: already finished, nothing to do", run.path)
         else:
             processes.from_first(lambda: lock.enter_context(run.locked()))
@@ -137,7 +147,9 @@ def resolve_recipe(
     base = SETTINGS[request.setting]
     overrides = dict(request.overrides)
     epochs = {"epochs": overrides["epochs"]} if "epochs" in overrides else {}
-    if on_sample:
+    if request.setting == "finetune":
+        base = _finetune_recipe(overrides, on_sample)
+    elif on_sample:
         base = sample_recipe(request.setting, num_images, **epochs)
     if request.modern and overrides.keys() & {"gamma", "decay_steps"}:
         raise UsageError(
@@ -155,9 +167,23 @@ def resolve_recipe(
         begun = None if request.init_from.exists() else Run(request.out, {}).initial_sha256
         overrides["init_sha256"] = begun or fingerprint(request.init_from)
     recipe = dataclasses.replace(base, **overrides)
+    if request.setting == "finetune":
+        recipe = dataclasses.replace(with_cosine(recipe, num_images), **overrides)
     if request.modern:  # computed last: its cosine depends on the final epochs and batch size
         recipe = dataclasses.replace(modern_recipe(recipe, num_images), **overrides)
     return recipe
+
+
+def _finetune_recipe(overrides: dict[str, Any], on_sample: bool) -> Recipe:
+    """Fill in what the stage to train decides, and what the built-in digits need."""
+    base = SETTINGS["finetune"]
+    if overrides.get("trained") == "head":
+        base = dataclasses.replace(
+            base, trained="head", epochs=HEAD_EPOCHS, feature_crops=FEATURE_CROPS
+        )
+    if on_sample:  # a mirrored digit is a different symbol
+        base = dataclasses.replace(base, augmentation="shift", max_shift=1 / 8, flip=False)
+    return base
 
 
 def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine:
@@ -179,6 +205,7 @@ def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine
         threads=request.workers or cores,
         save_minutes=request.save_minutes,
         chance_steps=request.chance_steps,
+        time_budget_minutes=request.time_budget_minutes,
         bad_images=request.bad_images,
     )
 

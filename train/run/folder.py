@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 CURVES = "curves.png"
+HEAD = "head"  # the run of a fine-tuning's first phase, inside that of its second
 FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES)
 START_OVER = "put it back, or start over: --out NEW --init-from {best}"
 
@@ -231,7 +232,7 @@ def _write(path: Path, text: str) -> None:
 
 def _is_ours(path: Path) -> bool:
     """Whether this file may be left from a first start that was killed."""
-    return path.name == LOCK or _is_left_over(path)
+    return path.name in (LOCK, HEAD) or _is_left_over(path)
 
 
 def _is_left_over(path: Path) -> bool:
