@@ -280,8 +280,9 @@ class Trainer:
             "batch": self._batch,
             "totals": self._totals,
             "guarded": self._guard.since,
-            "seconds": time.monotonic() - self._began_at,
         }
+        if self._machine.time_budget_minutes is not None:
+            training["seconds"] = time.monotonic() - self._began_at
         return Checkpoint(
             model=self._learner.model.config,
             state_dict=self._learner.model.state_dict(),

@@ -206,7 +206,7 @@ FINETUNE = Recipe(
 )
 HEAD_EPOCHS = 30
 FEATURE_CROPS = 4
-SETTINGS["finetune"] = FINETUNE
+RECIPES = {**SETTINGS, "finetune": FINETUNE}
 PUBLISHED = {
     "1": "setting 1 reached 24.407 / 7.407 % top-1 / top-5 error on ImageNet",
     "2": "setting 2 has no published result",

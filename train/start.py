@@ -30,7 +30,7 @@ from irv2.train.settings import (
     FEATURE_CROPS,
     HEAD_EPOCHS,
     PUBLISHED,
-    SETTINGS,
+    RECIPES,
     Recipe,
     modern_recipe,
     sample_recipe,
@@ -144,7 +144,7 @@ def resolve_recipe(
     More processes than the original's two enlarge the batch: each has at least one group. Raises
     UsageError for contradicting options and CheckpointError if --init-from does not exist.
     """
-    base = SETTINGS[request.setting]
+    base = RECIPES[request.setting]
     overrides = dict(request.overrides)
     epochs = {"epochs": overrides["epochs"]} if "epochs" in overrides else {}
     if request.setting == "finetune":
@@ -176,7 +176,7 @@ def resolve_recipe(
 
 def _finetune_recipe(overrides: dict[str, Any], on_sample: bool) -> Recipe:
     """Fill in what the stage to train decides, and what the built-in digits need."""
-    base = SETTINGS["finetune"]
+    base = RECIPES["finetune"]
     if overrides.get("trained") == "head":
         base = dataclasses.replace(
             base, trained="head", epochs=HEAD_EPOCHS, feature_crops=FEATURE_CROPS
@@ -279,7 +279,7 @@ def _log_recipe(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) ->
         PUBLISHED[recipe.setting],
     )
     logger.info("recipe: %s", recipe)
-    differences = recipe.differences(SETTINGS[recipe.setting])
+    differences = recipe.differences(RECIPES[recipe.setting])
     if differences:
         logger.info("differs from the setting: %s", ", ".join(differences))
 
