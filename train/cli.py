@@ -28,6 +28,12 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--setting", type=click.Choice(["1", "2", "paper"]), required=True,
               help="The original's settings: rate 0.045 x 0.96 every 12,800 (1) or 25,600 (2) "
               "steps of 64 images, 90 epochs; paper: x 0.94 every 80,076, 300 epochs.")  # fmt: skip
+@click.option(
+    "--arch",
+    type=click.Choice(["inception_resnet_v2", "inception_resnet_v2_slim"]),
+    help="The network: the paper's, as the original, or TF-slim's, as timm and Keras.  [default: "
+    "that of --init-from, else the paper's]",
+)
 @data_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="The run's folder.  [default: runs/setting-N]")  # fmt: skip
@@ -61,21 +67,30 @@ from irv2.images.resample import RESAMPLERS
 )
 @click.option("--bn-group", type=click.IntRange(2), metavar="IMAGES",
               help="Images that share batch-norm statistics.")  # fmt: skip
+@click.option("--bn-momentum", type=FloatRange(0, 1, min_open=True),
+              help="Weight of a step's batch-norm statistics in the running ones, with which "
+              "the network is evaluated.  [default: 0.1; TF-slim's network: 0.0003]")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(75), metavar="PIXELS",
-              help="Side of the crop.")  # fmt: skip
+              help="Side of the crop.  [default: 299, or as --init-from]")  # fmt: skip
 @click.option(
     "--resize",
     type=click.IntRange(75),
     metavar="PIXELS",
     help="Shorter side of an evaluation image before its centre is cut out.  [default: "
-    "328/299 of --image-size]",
+    "328/299 of --image-size, or as --init-from]",
 )
 @click.option(
     "--resampling",
     type=click.Choice(list(RESAMPLERS)),
     help="Method for every resized image, in training and evaluation.  [default: "
-    "torch7-bicubic, the original's]",
+    "torch7-bicubic, the original's, or as --init-from]",
 )
+@click.option("--mean", nargs=3, type=FloatRange(-1, 1), metavar="R G B",
+              help="Mean of pixels scaled to 0..1.  [default: ImageNet's, or as "
+              "--init-from]")  # fmt: skip
+@click.option("--std", nargs=3, type=FloatRange(0, min_open=True), metavar="R G B",
+              help="Their standard deviation.  [default: ImageNet's, or as "
+              "--init-from]")  # fmt: skip
 @click.option(
     "--augmentation",
     type=click.Choice(["area-crop", "shift"]),
@@ -92,7 +107,8 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--width", type=FloatRange(0, 4, min_open=True),
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
-              metavar="A B C", help="Residual blocks of each grid; published: 5 10 5.")  # fmt: skip
+              metavar="A B C", help="Residual blocks of each grid; published: 5 10 5, "
+              "TF-slim's network 10 20 10.")  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of weights, order and augmentation."
 )
@@ -117,7 +133,7 @@ from irv2.images.resample import RESAMPLERS
     "the weights in best-ema.pt; not the original's.",
 )
 @click.option("--residual-scale", type=FloatRange(0, min_open=True),
-              help="Factor of every residual.  [default: 0.1]")  # fmt: skip
+              help="Factor of every residual; of the paper's network.  [default: 0.1]")  # fmt: skip
 @click.option("--dropout", type=FloatRange(0, 1, max_open=True),
               help="Fraction of features dropped before classifying.  [default: 0.2]")  # fmt: skip
 @click.option(
@@ -161,8 +177,9 @@ from irv2.images.resample import RESAMPLERS
     "--init-from",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="CKPT",
-    help="Begin with a checkpoint's weights, or all but the last layer's if the number of "
-    "classes differs.",
+    help="Begin with a checkpoint's weights; of the last layer, with the rows of the classes "
+    "whose names are the same. It decides the network, and the preprocessing unless an option "
+    "does.",
 )
 @click.option(
     "--workers",

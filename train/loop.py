@@ -21,7 +21,7 @@ from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError, EngineError, ImageError, Irv2Error
 from irv2.evaluate import EvaluationOptions
-from irv2.model.paper import InceptionResNetV2
+from irv2.model.build import Network
 from irv2.runners.torch import TorchRunner
 from irv2.system.progress import Progress
 from irv2.train.data.features import Features
@@ -67,7 +67,7 @@ class Trainer:
         run: Run,
         recipe: Recipe,
         data: tuple[ImageFolder, ImageFolder],
-        model: InceptionResNetV2,
+        model: Network,
         machine: Machine,
         processes: Processes,
     ) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from irv2.block_names import Stage
 from irv2.errors import UsageError
-from irv2.images.preprocess import Preprocess
-from irv2.model.paper import ModelConfig
+from irv2.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from irv2.model.build import FULL_SIZE, config_from_json
+from irv2.model.paper import ModelConfig, NetworkConfig
 
 Augmentation = Literal["area-crop", "shift"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -29,7 +30,9 @@ class Recipe:
 
     Step counts are optimiser steps of 64 images: between two decays, of the linear warm-up from 0,
     and of the cosine to 0 that replaces the decays if it is set. `bn_group` is the number of images
-    that share batch-norm statistics. `max_shift` is a fraction of the image's side. `init_sha256`
+    that share batch-norm statistics, `bn_momentum` the weight of a step's in the running ones.
+    `max_shift` is a fraction of the image's side. `mean` and `std` are per RGB channel, for pixels
+    scaled to 0..1. `residual_scale` is None for a network that has one for each grid. `init_sha256`
     is the hash of the checkpoint that the run began from.
 
     `trained` names the first trained stage; what lies before it is frozen. `batch_norm` is group
@@ -44,6 +47,7 @@ class Recipe:
     epochs: int
     decay_steps: int
     gamma: float
+    arch: str = ModelConfig.arch
     learning_rate: float = 0.045
     momentum: float = 0.4737
     weight_decay: float = 1e-4
@@ -54,14 +58,17 @@ class Recipe:
     resize: int = 328
     image_size: int = 299
     resampling: str = "torch7-bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     augmentation: Augmentation = "area-crop"
     max_shift: float = 0.0
     flip: bool = True
     seed: int = 0
     precision: Precision = "fp32"
     deterministic: bool = False
-    residual_scale: float = 0.1
+    residual_scale: float | None = 0.1
     dropout: float = 0.2
+    bn_momentum: float = ModelConfig.bn_momentum
     label_smoothing: float = 0.0
     warmup_steps: int = 0
     cosine_steps: int = 0
@@ -117,17 +124,25 @@ class Recipe:
     @property
     def preprocess(self) -> Preprocess:
         """The evaluation preprocessing that belongs to this recipe."""
-        return Preprocess(resize=self.resize, crop=self.image_size, resampling=self.resampling)
-
-    def model_config(self, num_classes: int) -> ModelConfig:
-        """Return the configuration of the network to train."""
-        return ModelConfig(
-            num_classes=num_classes,
-            blocks=self.blocks,
-            width=self.width,
-            residual_scale=self.residual_scale,
-            dropout=self.dropout,
+        return Preprocess(
+            resize=self.resize,
+            crop=self.image_size,
+            resampling=self.resampling,
+            mean=self.mean,
+            std=self.std,
         )
+
+    def model_config(self, num_classes: int) -> NetworkConfig:
+        """Return the configuration of the network to train."""
+        fields = {
+            "num_classes": num_classes,
+            "blocks": self.blocks,
+            "width": self.width,
+            "dropout": self.dropout,
+        }
+        if self.arch == ModelConfig.arch:
+            fields["residual_scale"] = self.residual_scale
+        return config_from_json(self.arch, fields)
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of optimiser step `step`, counted from 1 over the whole run.
@@ -164,24 +179,40 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as in config.json and checkpoints."""
-        return {**dataclasses.asdict(self), "blocks": list(self.blocks)}
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
 
     def __str__(self) -> str:
         """List every value under the name of its option."""
-        values = {**self.to_json(), "blocks": " ".join(map(str, self.blocks))}
-        return ", ".join(f"{name} {value}" for name, value in values.items() if value != "")
+        values = self.to_json().items()
+        return ", ".join(f"{name} {shown(value)}" for name, value in values if value or value == 0)
 
     def differences(self, other: "Recipe") -> list[str]:
         """List `name own (other's)` for each value that differs."""
         mine, theirs = self.to_json(), other.to_json()
         return [
-            f"{name} {mine[name]} ({theirs[name]})" for name in mine if mine[name] != theirs[name]
+            f"{name} {shown(mine[name])} ({shown(theirs[name])})"
+            for name in mine
+            if mine[name] != theirs[name]
         ]
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any field's)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_json(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields of a recipe as Recipe takes them, from those of `Recipe.to_json`."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+
+
+def shown(value: Any) -> str:  # noqa: ANN401 (any value of a recipe)
+    """Write a recipe's value as an option takes it, `5 10 5` for a list."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 # Values that runs of older versions lack, because they were not options yet.
 RECIPE_DEFAULTS = {
-    field.name: field.default
+    field.name: _plain(field.default)
     for field in dataclasses.fields(Recipe)
     if field.default is not dataclasses.MISSING
 }
@@ -215,17 +246,37 @@ PUBLISHED = {
 }
 SAMPLE_EPOCHS = 16
 SAMPLE_WIDTH = 0.25
+SAMPLE_BN_MOMENTUM = 0.1
 
 
-def sample_recipe(setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS) -> Recipe:
+def setting_for(setting: str, arch: str) -> Recipe:
+    """Return a setting, with the blocks and batch norm that the network was published with.
+
+    All else is the setting's for either network: TF-slim's own training (RMSProp, and so on) is
+    none of the original's settings.
+    """
+    network = FULL_SIZE[arch]
+    return dataclasses.replace(
+        SETTINGS[setting],
+        arch=arch,
+        blocks=network.blocks,
+        residual_scale=network.residual_scale if isinstance(network, ModelConfig) else None,
+        bn_momentum=network.bn_momentum,
+    )
+
+
+def sample_recipe(
+    setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS, arch: str = ModelConfig.arch
+) -> Recipe:
     """Adapt a setting to a small network of the same blocks on the built-in sample.
 
     A narrow network needs a learning rate reduced in proportion to its width: batch norm leaves the
     scale of weights free, and their initial scale shrinks with the fan-in. Momentum is 0.9: with
     the setting's 0.4737, so short a run ends at several times the error (DECISIONS.md). The number
-    of decays is the setting's, up to the rounding of `decay_steps` to whole steps.
+    of decays is the setting's, up to the rounding of `decay_steps` to whole steps. TF-slim's
+    statistics would need ten thousand steps to settle, so `bn_momentum` is the paper's.
     """
-    full = SETTINGS[setting]
+    full = setting_for(setting, arch)
     steps = epochs * math.ceil(num_images / full.batch_size)
     compression = steps / (full.epochs * REFERENCE_STEPS_PER_EPOCH)
     return dataclasses.replace(
@@ -236,6 +287,7 @@ def sample_recipe(setting: str, num_images: int, epochs: int = SAMPLE_EPOCHS) ->
         momentum=0.9,
         blocks=(1, 2, 1),
         width=SAMPLE_WIDTH,
+        bn_momentum=SAMPLE_BN_MOMENTUM,
         resize=75,
         image_size=75,
         augmentation="shift",

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import EngineError, UsageError
-from irv2.model.paper import InceptionResNetV2
+from irv2.model.build import Network
 from irv2.runners.torch import use_full_float32
 from irv2.system.stop import raise_if_stopped
 from irv2.train.data.augment import apply_color
@@ -93,7 +93,7 @@ class Learner:
 
     def __init__(
         self,
-        model: InceptionResNetV2,
+        model: Network,
         recipe: Recipe,
         computation: Computation,
         processes: Processes,
