@@ -207,6 +207,8 @@ def from_json(fields: dict[str, Any]) -> dict[str, Any]:
 
 def shown(value: Any) -> str:  # noqa: ANN401 (any value of a recipe)
     """Write a recipe's value as an option takes it, `5 10 5` for a list."""
+    if value is None:
+        return "of its own"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
