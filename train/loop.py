@@ -114,6 +114,7 @@ class Trainer:
                 while not self._recipe.is_over(self._processes.from_first(self._run.metrics)):
                     self._train_and_evaluate()
                     self._next_epoch()
+                self._processes.from_first(self._run.draw)
         except DivergenceError as error:  # the same in all processes
             self._processes.fail(error)
 

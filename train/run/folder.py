@@ -6,6 +6,7 @@ metrics.jsonl, which is written last: a run killed in between evaluates `last.pt
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 CURVES = "curves.png"
+DRAW_EVERY_S = 10.0
 HEAD = "head"  # the run of a fine-tuning's first phase, inside that of its second
 FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES)
 # What differs where hashes do, which tell people nothing.
@@ -150,7 +152,14 @@ class Run:
                 replace(candidates[kind], metrics=row).save(path)
         rows.append(row)
         self._write_metrics(rows)
-        self._show(rows)
+        self._try(FOLDER, lambda: write_scalars(self.path, row))
+        if self._is_picture_old():
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the curves of the finished epochs; a failure only logs a warning."""
+        rows = self.metrics()
+        self._try(CURVES, lambda: draw_curves([("", rows)], self.path / CURVES))
 
     def _load_last(self) -> Checkpoint:
         way_out = START_OVER.format(best=self.best)
@@ -183,19 +192,19 @@ class Run:
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         _write(self.path / METRICS, text)
 
-    def _show(self, rows: list[dict[str, float]]) -> None:
-        """Draw the curves and write the last row's scalars; failures only log a warning."""
-        pictures: dict[str, Callable[[], None]] = {
-            CURVES: lambda: draw_curves([("", rows)], self.path / CURVES),
-            FOLDER: lambda: write_scalars(self.path, rows[-1]),
-        }
-        for name, show in pictures.items():
-            try:
-                show()
-            except Exception as error:  # in drawing libraries, which must not stop a training run
-                raise_if_stopped()
-                logger.warning("%s: can't be written (%s); going on", self.path / name, error)
-                logger.debug("because of:", exc_info=error)
+    def _is_picture_old(self) -> bool:
+        """Whether it is time to draw again: a short epoch takes less time than its picture."""
+        picture = self.path / CURVES
+        return not picture.is_file() or time.time() - picture.stat().st_mtime > DRAW_EVERY_S
+
+    def _try(self, name: str, show: Callable[[], None]) -> None:
+        """Show something; failures in drawing libraries must not stop a training run."""
+        try:
+            show()
+        except Exception as error:
+            raise_if_stopped()
+            logger.warning("%s: can't be written (%s); going on", self.path / name, error)
+            logger.debug("because of:", exc_info=error)
 
     def _check_same(self) -> None:
         found = self._found_config()
