@@ -298,9 +298,11 @@ def _finetune(
 
 def _options_of_finetune() -> list[click.Parameter]:
     """Those of irv2-train, but what CKPT decides or fine-tuning replaces."""
-    left_out = {"setting", "recipe", "init_from", "show_model", "debug", "version", "width",
-                "blocks", "residual_scale", "gamma", "decay_steps"}  # fmt: skip
+    left_out = {"setting", "recipe", "init_from", "show_model", "debug", "version", "arch", "width",
+                "blocks", "residual_scale", "gamma", "decay_steps", "out"}  # fmt: skip
     kept = [parameter for parameter in main.params if parameter.name not in left_out]
+    out = click.Option(["--out"], type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+                       help="The run's folder.  [default: runs/finetune]")  # fmt: skip
     checkpoint = click.Argument(["checkpoint"], type=click.Path(path_type=Path, dir_okay=False),
                                 metavar="CKPT")  # fmt: skip
     head_epochs = click.Option(
@@ -309,7 +311,7 @@ def _options_of_finetune() -> list[click.Parameter]:
         metavar="N",
         help="Epochs of the last layer alone, before --train; 0: none.  [default: 30]",
     )
-    return [checkpoint, *kept, head_epochs]
+    return [checkpoint, out, head_epochs, *kept]
 
 
 finetune = Program(
