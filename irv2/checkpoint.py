@@ -84,7 +84,7 @@ class Checkpoint:
             raise CheckpointError(
                 path,
                 f"schema {content.get('schema', 'missing')}",
-                f"{SCHEMA}, {_EXPECTED}",
+                f"{SCHEMA}: {_EXPECTED}",
                 _WAY_OUT.format(path=path),
             )
         stated = content.pop("sha256", None)

@@ -329,12 +329,14 @@ def _warn_of_statistics(recipe: Recipe, num_images: int) -> None:
     if recipe.trained == "head" or recipe.batch_norm == "held":
         return
     steps = recipe.epochs * recipe.num_batches(num_images)
-    if (1 - recipe.bn_momentum) ** steps > 1 / 2:
+    usual = ModelConfig.bn_momentum
+    if recipe.bn_momentum < usual and (1 - recipe.bn_momentum) ** steps > 1 / 2:
         logger.warning(
             "bn_momentum %g: after all %d steps, the running statistics with which this run is "
-            "evaluated are still mostly those it began with; for short runs pass --bn-momentum 0.1",
+            "evaluated are still mostly those it began with; for short runs pass --bn-momentum %g",
             recipe.bn_momentum,
             steps,
+            usual,
         )
 
 
