@@ -6,7 +6,10 @@ every ONNX file.
 """
 
 import re
+from typing import Literal, get_args
 
+Stage = Literal["head", "blocks_c", "blocks_b", "all"]  # what a fine-tuning trains
+STAGES: tuple[Stage, ...] = get_args(Stage)
 RESIDUAL = ("blocks_a", "blocks_b", "blocks_c")  # series of identical residual blocks
 SERIES = ("stem", *RESIDUAL)
 SINGLE = ("reduction_a", "reduction_b", "head", "classifier")  # the head is TF-slim's alone

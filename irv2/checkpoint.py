@@ -25,6 +25,7 @@ from irv2.system.stop import raise_if_stopped
 
 SCHEMA = "irv2.checkpoint/1"
 _EXPECTED = "a checkpoint that irv2-train wrote"
+_WAY_OUT = "if it holds weights from elsewhere: irv2 import {path} -o CKPT.pt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,10 @@ class Checkpoint:
         content = _load(file, path)
         if content.get("schema") != SCHEMA:
             raise CheckpointError(
-                path, f"schema {content.get('schema', 'missing')}", SCHEMA, _EXPECTED
+                path,
+                f"schema {content.get('schema', 'missing')}",
+                f"{SCHEMA}: {_EXPECTED}",
+                _WAY_OUT.format(path=path),
             )
         stated = content.pop("sha256", None)
         if stated != content_sha256(content):
@@ -157,19 +161,29 @@ def _opened(path: Path) -> BufferedReader:
 def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(file):  # its directory comes last, so a cut-off file is refused too
         size = f"{path.stat().st_size} bytes"
-        raise CheckpointError(path, f"half a checkpoint, or another format ({size})", _EXPECTED)
+        raise CheckpointError(
+            path,
+            f"half a checkpoint, or another format ({size})",
+            _EXPECTED,
+            _WAY_OUT.format(path=path),
+        )
     file.seek(0)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            path, "holds more than tensors and plain values", _EXPECTED
+            path,
+            "holds more than tensors and plain values",
+            _EXPECTED,
+            _WAY_OUT.format(path=path),
         ) from error
     except Exception as error:  # for flipped bytes torch raises anything, even AssertionError
         raise_if_stopped()
         raise CheckpointError(path, f"damaged ({error})", _EXPECTED) from error
     if not isinstance(content, dict):
-        raise CheckpointError(path, f"holds a {type(content).__name__}", _EXPECTED)
+        raise CheckpointError(
+            path, f"holds a {type(content).__name__}", _EXPECTED, _WAY_OUT.format(path=path)
+        )
     return content
 
 

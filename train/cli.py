@@ -1,5 +1,6 @@
 """`irv2-train`: train the network and leave a checkpoint."""
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import click
 
+from irv2.block_names import STAGES, Stage
 from irv2.cli.options import (
     FloatRange,
     bad_images_option,
@@ -26,6 +28,12 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--setting", type=click.Choice(["1", "2", "paper"]), required=True,
               help="The original's settings: rate 0.045 x 0.96 every 12,800 (1) or 25,600 (2) "
               "steps of 64 images, 90 epochs; paper: x 0.94 every 80,076, 300 epochs.")  # fmt: skip
+@click.option(
+    "--arch",
+    type=click.Choice(["inception_resnet_v2", "inception_resnet_v2_slim"]),
+    help="The network: the paper's, as the original, or TF-slim's, as timm and Keras.  [default: "
+    "that of --init-from, else the paper's]",
+)
 @data_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="The run's folder.  [default: runs/setting-N]")  # fmt: skip
@@ -59,21 +67,30 @@ from irv2.images.resample import RESAMPLERS
 )
 @click.option("--bn-group", type=click.IntRange(2), metavar="IMAGES",
               help="Images that share batch-norm statistics.")  # fmt: skip
+@click.option("--bn-momentum", type=FloatRange(0, 1, min_open=True),
+              help="Weight of a step's batch-norm statistics in the running ones, with which "
+              "the network is evaluated.  [default: 0.1; TF-slim's network: 0.0003]")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(75), metavar="PIXELS",
-              help="Side of the crop.")  # fmt: skip
+              help="Side of the crop.  [default: 299, or as --init-from]")  # fmt: skip
 @click.option(
     "--resize",
     type=click.IntRange(75),
     metavar="PIXELS",
     help="Shorter side of an evaluation image before its centre is cut out.  [default: "
-    "328/299 of --image-size]",
+    "328/299 of --image-size, or as --init-from]",
 )
 @click.option(
     "--resampling",
     type=click.Choice(list(RESAMPLERS)),
     help="Method for every resized image, in training and evaluation.  [default: "
-    "torch7-bicubic, the original's]",
+    "torch7-bicubic, the original's, or as --init-from]",
 )
+@click.option("--mean", nargs=3, type=FloatRange(-1, 1), metavar="R G B",
+              help="Mean of pixels scaled to 0..1.  [default: ImageNet's, or as "
+              "--init-from]")  # fmt: skip
+@click.option("--std", nargs=3, type=FloatRange(0, min_open=True), metavar="R G B",
+              help="Their standard deviation.  [default: ImageNet's, or as "
+              "--init-from]")  # fmt: skip
 @click.option(
     "--augmentation",
     type=click.Choice(["area-crop", "shift"]),
@@ -90,7 +107,8 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--width", type=FloatRange(0, 4, min_open=True),
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
-              metavar="A B C", help="Residual blocks of each grid; published: 5 10 5.")  # fmt: skip
+              metavar="A B C", help="Residual blocks of each grid; published: 5 10 5, "
+              "TF-slim's network 10 20 10.")  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of weights, order and augmentation."
 )
@@ -115,9 +133,40 @@ from irv2.images.resample import RESAMPLERS
     "the weights in best-ema.pt; not the original's.",
 )
 @click.option("--residual-scale", type=FloatRange(0, min_open=True),
-              help="Factor of every residual.  [default: 0.1]")  # fmt: skip
+              help="Factor of every residual; of the paper's network.  [default: 0.1]")  # fmt: skip
 @click.option("--dropout", type=FloatRange(0, 1, max_open=True),
               help="Fraction of features dropped before classifying.  [default: 0.2]")  # fmt: skip
+@click.option(
+    "--train",
+    "trained",
+    type=click.Choice(STAGES),
+    help="The first part that is trained; what lies before it keeps its weights and batch-norm "
+    "statistics. head: the last layer alone, on features computed once.  [default: all]",
+)
+@click.option(
+    "--batch-norm",
+    type=click.Choice(["group", "held"]),
+    help="Statistics of batch norm in trained parts: of each group, or those it began with.  "
+    "[default: group]",
+)
+@click.option("--decay", type=click.Choice(["all", "weights"]),
+              help="What weight decay acts on; weights: neither batch norm nor biases.  "
+              "[default: all]")  # fmt: skip
+@click.option(
+    "--backbone-lr-factor",
+    type=FloatRange(0, 1, min_open=True),
+    metavar="FACTOR",
+    help="Rate of the stem as a share of the last layer's; those between in equal ratios.  "
+    "[default: 1]",
+)
+@click.option("--feature-crops", type=click.IntRange(1), metavar="N",
+              help="Augmentations of each image whose features a head is trained on.  "
+              "[default: 4]")  # fmt: skip
+@click.option("--patience", type=click.IntRange(0), metavar="EPOCHS",
+              help="End after this many epochs without a lower top-1 error; 0: never.  "
+              "[default: 0]")  # fmt: skip
+@click.option("--time-budget", "time_budget_minutes", type=FloatRange(0, min_open=True),
+              metavar="MINUTES", help="End in time, with the best weights so far.")  # fmt: skip
 @click.option("--label-smoothing", type=FloatRange(0, 1, max_open=True),
               help="Fraction of a label spread evenly over all classes.  [default: 0]")  # fmt: skip
 @click.option("--warmup-steps", type=click.IntRange(0),
@@ -128,8 +177,9 @@ from irv2.images.resample import RESAMPLERS
     "--init-from",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="CKPT",
-    help="Begin with a checkpoint's weights, or all but the last layer's if the number of "
-    "classes differs.",
+    help="Begin with a checkpoint's weights; of the last layer, with the rows of the classes "
+    "whose names are the same. It decides the network, and the preprocessing unless an option "
+    "does.",
 )
 @click.option(
     "--workers",
@@ -159,6 +209,7 @@ def main(
     workers: int | None,
     save_minutes: float,
     chance_steps: int,
+    time_budget_minutes: float | None,
     device: str,
     limit: int | None,
     bad_images: BadImages,
@@ -183,6 +234,7 @@ def main(
         workers=workers,
         save_minutes=save_minutes,
         chance_steps=chance_steps,
+        time_budget_minutes=time_budget_minutes,
         micro_batch=micro_batch,
         compile=compile,
         checkpoint_activations=checkpoint_activations,
@@ -196,8 +248,12 @@ def main(
         model = start.show_model(request)
         print_json(model) if as_json else click.echo(model["table"])
         return
-    result = start.train(request)
-    if result is None:  # the first process of the run prints it
+    _print(start.train(request), as_json)
+
+
+def _print(result: dict[str, Any] | None, as_json: bool) -> None:
+    """Print a run's result; only the first of its processes has one."""
+    if result is None:
         return
     if as_json:
         print_json(result)
@@ -211,10 +267,68 @@ def main(
                 )
 
 
+def _finetune(
+    checkpoint: Path,
+    head_epochs: int | None,
+    trained: Stage | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401 (fields of Request and Recipe)
+) -> None:
+    """Fine-tune CKPT, of either network, on the pictures of --data.
+
+    CKPT comes from irv2 import or irv2-train. Its last layer is trained first, on features that
+    the rest gives once; then the whole network, or the stages from --train on. Leaves what
+    irv2-train leaves, and the first phase's run in DIR/head. The same command again resumes.
+    """
+    from irv2.train.finetune import finetune
+    from irv2.train.start import Request
+
+    own = {field.name for field in dataclasses.fields(Request)}
+    request = Request(
+        setting="finetune",
+        out=out or Path("runs/finetune"),
+        init_from=checkpoint,
+        command=_command(),
+        overrides={n: v for n, v in options.items() if n not in own and v is not None},
+        **{name: value for name, value in options.items() if name in own},
+    )
+    _print(finetune(request, trained or "all", head_epochs), as_json)
+
+
+def _options_of_finetune() -> list[click.Parameter]:
+    """Those of irv2-train, but what CKPT decides or fine-tuning replaces."""
+    left_out = {"setting", "recipe", "init_from", "show_model", "debug", "version", "arch", "width",
+                "blocks", "residual_scale", "gamma", "decay_steps", "out"}  # fmt: skip
+    kept = [parameter for parameter in main.params if parameter.name not in left_out]
+    out = click.Option(["--out"], type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+                       help="The run's folder.  [default: runs/finetune]")  # fmt: skip
+    checkpoint = click.Argument(["checkpoint"], type=click.Path(path_type=Path, dir_okay=False),
+                                metavar="CKPT")  # fmt: skip
+    head_epochs = click.Option(
+        ["--head-epochs"],
+        type=click.IntRange(0),
+        metavar="N",
+        help="Epochs of the last layer alone, before --train; 0: none.  [default: 30]",
+    )
+    return [checkpoint, out, head_epochs, *kept]
+
+
+finetune = Program(
+    "finetune",
+    params=_options_of_finetune(),
+    callback=_finetune,
+    help=_finetune.__doc__,
+    short_help="Train on from weights that know other pictures.",
+)
+
+
 def _command() -> str:
     """Return the command line to start this run again: torchrun's, or this program's."""
     launcher = Path(f"/proc/{os.getppid()}/cmdline")
     if "TORCHELASTIC_RUN_ID" in os.environ and launcher.is_file():
         return shlex.join(os.fsdecode(launcher.read_bytes()).rstrip("\0").split("\0"))
+    if sys.argv[1:2] == ["finetune"]:
+        return shlex.join(["irv2", *sys.argv[1:]])
     name_parts = 2 if sys.argv[1:2] == ["train"] else 1  # `irv2 train` or `irv2-train`
     return shlex.join(["irv2-train", *sys.argv[name_parts:]])

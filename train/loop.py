@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -21,9 +21,10 @@ from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError, EngineError, ImageError, Irv2Error
 from irv2.evaluate import EvaluationOptions
-from irv2.model.paper import InceptionResNetV2
+from irv2.model.build import Network
 from irv2.runners.torch import TorchRunner
 from irv2.system.progress import Progress
+from irv2.train.data.features import Features
 from irv2.train.data.loader import Batch, load_epoch, num_batches
 from irv2.train.divergence import DivergenceError, Guard
 from irv2.train.learner.memory import peak_memory_mib
@@ -45,7 +46,8 @@ class Machine:
     """Everything about a run that does not decide its weights.
 
     `workers` processes decode for training (0: the trainer itself), `threads` for evaluation. The
-    run stops after `chance_steps` steps no better than chance; 0: never.
+    run stops after `chance_steps` steps no better than chance; 0: never. It ends, evaluated and
+    saved, within `time_budget_minutes` of training, over all its starts.
     """
 
     computation: Computation
@@ -53,6 +55,7 @@ class Machine:
     threads: int = 1
     save_minutes: float = 10.0
     chance_steps: int = 5000
+    time_budget_minutes: float | None = None
     bad_images: BadImages = "error"
 
 
@@ -64,7 +67,7 @@ class Trainer:
         run: Run,
         recipe: Recipe,
         data: tuple[ImageFolder, ImageFolder],
-        model: InceptionResNetV2,
+        model: Network,
         machine: Machine,
         processes: Processes,
     ) -> None:
@@ -74,13 +77,16 @@ class Trainer:
         self._learner = Learner(model, recipe, machine.computation, processes)
         self._interrupt = Interrupt(is_repeated=processes.size > 1)
         self._saver = Saver()
+        self._features: Features | None = None
         self._guard = Guard(run, recipe, len(data[0].classes), machine.chance_steps)
         self._epoch = 1  # the epoch being trained
         self._batch = 0  # its next batch
         self._step = 0  # optimiser steps so far, over the whole run
         self._totals = self._zeros()  # of the epoch: loss, wrong in top 1 and top 5, images
         self._waited_s = 0.0  # waiting for images, in this epoch
-        self._saved_at = time.monotonic()
+        self._saved_at = self._began_at = time.monotonic()
+        self._evaluation_s = 0.0  # how long the last evaluation took
+        self._is_out_of_time = False
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue exactly where `checkpoint` was written."""
@@ -88,6 +94,7 @@ class Trainer:
         self._learner.load(checkpoint)
         self._epoch, self._batch, self._step = state["epoch"], state["batch"], checkpoint.step
         self._totals = state["totals"].to(self._device)
+        self._began_at -= state.get("seconds", 0.0)
         self._guard.since = state["guarded"].to(self._device)
         finished = self._processes.from_first(self._run.metrics)
         if any(row["epoch"] == self._epoch for row in finished):
@@ -102,11 +109,25 @@ class Trainer:
         """
         try:
             with self._interrupt, self._saver:
-                while self._epoch <= self._recipe.epochs:
+                if self._recipe.trained == "head":
+                    self._features = self._compute_features()
+                while not self._recipe.is_over(self._processes.from_first(self._run.metrics)):
                     self._train_and_evaluate()
                     self._next_epoch()
+                self._processes.from_first(self._run.draw)
         except DivergenceError as error:  # the same in all processes
             self._processes.fail(error)
+
+    def _compute_features(self) -> Features:
+        """Compute what the frozen network gives for every image, or find it on file."""
+        machine, data = self._machine, (self._train_set, self._val_set)
+        network = self._learner.model
+        features = Features(self._run.path, self._recipe, data, network, self._device)
+        with self._interrupt.at_once():
+            features.compute(
+                workers=machine.workers, threads=machine.threads, bad_images=machine.bad_images
+            )
+        return features
 
     def _train_and_evaluate(self) -> None:
         started, images_before = time.monotonic(), self._totals[3].item()
@@ -124,20 +145,10 @@ class Trainer:
         self._epoch, self._batch, self._totals = self._epoch + 1, 0, self._zeros()
 
     def _train_epoch(self) -> None:
-        recipe, machine, processes = self._recipe, self._machine, self._processes
+        recipe = self._recipe
         last = num_batches(len(self._train_set), recipe)
-        self._learner.model.train()
-        loading = load_epoch(
-            self._train_set,
-            recipe,
-            self._epoch,
-            start=self._batch,
-            workers=machine.workers,
-            bad_images=machine.bad_images,
-            device=self._device,
-            rank=processes.rank,
-            world_size=processes.size,
-        )
+        self._learner.train()
+        loading = self._load_epoch()
         title = f"epoch {self._epoch}/{recipe.epochs}"
         done = min(self._batch * recipe.batch_size, len(self._train_set))
         progress = Progress(title, len(self._train_set), "images", done)
@@ -154,10 +165,31 @@ class Trainer:
                 bar.advance(num_images, **(self._shown() if is_shown else {}))
                 self._guard.check_step(self._step, totals)
                 self._after_step()
+                if self._is_out_of_time:
+                    logger.warning(
+                        "%s: the time is up after %d of %d steps", title, number + 1, last
+                    )
+                    break
         if not self._totals[3]:
             root = self._train_set.root
             self._processes.fail(DataError(root, "no image could be read", "at least one"))
         self._batch = last
+
+    def _load_epoch(self) -> Generator[tuple[int, Batch], None, None]:
+        """Load this process's batches of the epoch, of images or of their features."""
+        share: Any = {"rank": self._processes.rank, "world_size": self._processes.size}
+        if self._features is not None:
+            return self._features.load_epoch(self._epoch, start=self._batch, **share)
+        return load_epoch(
+            self._train_set,
+            self._recipe,
+            self._epoch,
+            start=self._batch,
+            workers=self._machine.workers,
+            bad_images=self._machine.bad_images,
+            device=self._device,
+            **share,
+        )
 
     def _next(self, batches: Iterator[tuple[int, Batch]]) -> tuple[int, Batch, int] | None:
         """Return the next batch: number, our share, images over all processes; None at the end.
@@ -200,13 +232,20 @@ class Trainer:
         }
 
     def _after_step(self) -> None:
-        """Save if it is due or any process got a signal, and then stop for the signal."""
+        """Save if it is due or any process got a signal, and then stop for the signal.
+
+        Also find out whether the time is up, which ends the epoch.
+        """
         if self._step == 1:
             logger.info("peak memory after step 1: %.0f MiB", peak_memory_mib(self._device))
         is_due = time.monotonic() - self._saved_at > 60 * self._machine.save_minutes
-        save, has_failed, signal_number = self._processes.largest(
-            int(is_due), int(self._saver.has_failed), self._interrupt.received
+        save, has_failed, is_up, signal_number = self._processes.largest(
+            int(is_due),
+            int(self._saver.has_failed),
+            int(self._is_time_up()),
+            self._interrupt.received,
         )
+        self._is_out_of_time = bool(is_up)
         if has_failed:
             self._wait_for_save()
         if save or signal_number:
@@ -214,6 +253,13 @@ class Trainer:
         if signal_number:
             self._wait_for_save()
             self._interrupt.stop(signal_number)
+
+    def _is_time_up(self, ahead_s: float = 0.0) -> bool:
+        """Whether the time budget, if any, leaves less than an evaluation after `ahead_s`."""
+        if self._machine.time_budget_minutes is None:
+            return False
+        elapsed = time.monotonic() - self._began_at
+        return elapsed + ahead_s + self._evaluation_s >= 60 * self._machine.time_budget_minutes
 
     def _save(self) -> None:
         # Check more than the loss: it does not show a bad last step, and a step that fp16 skips may
@@ -236,6 +282,8 @@ class Trainer:
             "totals": self._totals,
             "guarded": self._guard.since,
         }
+        if self._machine.time_budget_minutes is not None:
+            training["seconds"] = time.monotonic() - self._began_at
         return Checkpoint(
             model=self._learner.model.config,
             state_dict=self._learner.model.state_dict(),
@@ -250,6 +298,7 @@ class Trainer:
 
     def _finish_epoch(self, seconds: float, num_images: float) -> None:
         """Evaluate the file just written and record its errors."""
+        began_at = time.monotonic()
         candidates = self._processes.from_first(self._candidates)
         row = {
             "epoch": self._epoch,
@@ -261,6 +310,9 @@ class Trainer:
             # An upper bound on a GPU, which goes on with queued work meanwhile.
             "data_wait_percent": 100 * self._waited_s / seconds,
         }
+        self._evaluation_s = time.monotonic() - began_at
+        if self._is_out_of_time or self._is_time_up(ahead_s=seconds / 10):
+            row["out_of_time"] = 1
         self._processes.from_first(lambda: self._run.finish_epoch(row, candidates))
         self._log_epoch(row, seconds)
 
@@ -274,10 +326,24 @@ class Trainer:
 
     def _evaluate(self, candidates: dict[str, Checkpoint]) -> dict[str, float]:
         """Measure each candidate's errors in percent; every image is counted by one process."""
+        counts = self._count_wrong(list(candidates.values()))
+        num = counts[0][0]
+        errors: dict[str, float] = {}
+        for name, (_, top1, top5) in zip(candidates, counts, strict=True):
+            errors[f"{name}val_top1_error"] = 100 * top1 / num
+            errors[f"{name}val_top5_error"] = 100 * top5 / num
+        return {**errors, "num_val_images": num}
+
+    def _count_wrong(self, candidates: list[Checkpoint]) -> list[list[int]]:
+        """Count per candidate: images, wrong in top 1, wrong in top 5."""
+        if self._features is not None:
+            names = ("classifier.weight", "classifier.bias")
+            weights = [[each.state_dict[name] for name in names] for each in candidates]
+            return [list(self._features.count_wrong(*pair)) for pair in weights]
         device = str(self._device)
-        runners = [TorchRunner(checkpoint, device) for checkpoint in candidates.values()]
+        runners = [TorchRunner(checkpoint, device) for checkpoint in candidates]
         with self._interrupt.at_once():
-            counts = count_wrong(
+            return count_wrong(
                 self._processes,
                 runners,
                 self._val_set,
@@ -286,12 +352,6 @@ class Trainer:
                 title=f"epoch {self._epoch}/{self._recipe.epochs} evaluation",
                 options=EvaluationOptions(workers=self._machine.threads),
             )
-        num = counts[0][0]
-        errors: dict[str, float] = {}
-        for name, (_, top1, top5) in zip(candidates, counts, strict=True):
-            errors[f"{name}val_top1_error"] = 100 * top1 / num
-            errors[f"{name}val_top5_error"] = 100 * top5 / num
-        return {**errors, "num_val_images": num}
 
     def _log_epoch(self, row: dict[str, float], seconds: float) -> None:
         left = tqdm.format_interval(seconds * (self._recipe.epochs - self._epoch))

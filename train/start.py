@@ -16,17 +16,36 @@ from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import DataError, EngineError, ImageError, UsageError
+from irv2.model.paper import ModelConfig
 from irv2.model.summary import summarize, summary_table
 from irv2.runners.torch import resolve_device
+from irv2.system.files import file_sha256
 from irv2.system.machine import num_cores
 from irv2.system.stop import Terminated
 from irv2.train.data.loader import num_batches
-from irv2.train.learner.initial_weights import fingerprint, initial_model
+from irv2.train.learner.initial_weights import (
+    INHERITED,
+    inherited,
+    initial_model,
+    require_same_network,
+)
 from irv2.train.learner.step import Computation
 from irv2.train.loop import Machine, Trainer
 from irv2.train.processes import Processes, joined
 from irv2.train.run.folder import Run
-from irv2.train.settings import PUBLISHED, SETTINGS, Recipe, modern_recipe, sample_recipe
+from irv2.train.settings import (
+    FEATURE_CROPS,
+    FINETUNE,
+    HEAD_EPOCHS,
+    PUBLISHED,
+    RECIPES,
+    Recipe,
+    from_json,
+    modern_recipe,
+    sample_recipe,
+    setting_for,
+    with_cosine,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +66,7 @@ class Request:
     workers: int | None = None
     save_minutes: float = 10.0
     chance_steps: int = 5000
+    time_budget_minutes: float | None = None
     micro_batch: int | None = None
     compile: bool = False
     checkpoint_activations: bool = False
@@ -79,6 +99,8 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
         processes.from_first(lambda: machine.computation.check(recipe, processes))
         processes.from_first(lambda: num_batches(len(train_set), recipe))
         _log_recipe(recipe, train_set, val_set)
+        if processes.is_first:
+            _warn_of_statistics(recipe, len(train_set))
         _log_machine(recipe, machine, processes)
         config = run_config(recipe, train_set, val_set)
         expected = processes.from_first(lambda: config["data"])
@@ -87,7 +109,7 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
         run = Run(request.out, config)
         processes.from_first(lambda: run.check(must_exist=request.resume))
         rows = processes.from_first(run.metrics)
-        if rows and rows[-1]["epoch"] == recipe.epochs:
+        if recipe.is_over(rows):
             logger.info("%s: already finished, nothing to do", run.path)
         else:
             processes.from_first(lambda: lock.enter_context(run.locked()))
@@ -131,14 +153,29 @@ def resolve_recipe(
 ) -> Recipe:
     """Derive the recipe from the setting, adapted to the sample if that is the data, and overrides.
 
-    More processes than the original's two enlarge the batch: each has at least one group. Raises
-    UsageError for contradicting options and CheckpointError if --init-from does not exist.
+    The checkpoint of --init-from decides the network, and the preprocessing unless it is
+    overridden. More processes than the original's two enlarge the batch: each has at least one
+    group. Raises UsageError for contradicting options and CheckpointError if --init-from can't be
+    read or has another network than the options ask for.
     """
-    base = SETTINGS[request.setting]
     overrides = dict(request.overrides)
+    decided = _decided_by_checkpoint(request)
+    arch = decided.get("arch") or overrides.get("arch", ModelConfig.arch)
     epochs = {"epochs": overrides["epochs"]} if "epochs" in overrides else {}
-    if on_sample:
-        base = sample_recipe(request.setting, num_images, **epochs)
+    if request.setting == "finetune":
+        base = _finetune_recipe(overrides, on_sample)
+    elif on_sample:
+        base = sample_recipe(request.setting, num_images, arch=arch, **epochs)
+    else:
+        base = setting_for(request.setting, arch)
+    base = dataclasses.replace(base, **decided)
+    if base.residual_scale is None and "residual_scale" in overrides:
+        raise UsageError(
+            "--residual-scale",
+            f"given for {base.arch}",
+            f"{ModelConfig.arch}, the paper's network",
+            "leave it out: TF-slim's has one for each grid",
+        )
     if request.modern and overrides.keys() & {"gamma", "decay_steps"}:
         raise UsageError(
             "--recipe modern",
@@ -150,14 +187,41 @@ def resolve_recipe(
         overrides["resize"] = round(base.resize * overrides["image_size"] / base.image_size)
     group = overrides.get("bn_group", base.bn_group)
     overrides.setdefault("batch_size", max(base.batch_size, group * num_processes))
-    if request.init_from is not None:
-        # A run that has begun no longer needs the file.
-        begun = None if request.init_from.exists() else Run(request.out, {}).initial_sha256
-        overrides["init_sha256"] = begun or fingerprint(request.init_from)
     recipe = dataclasses.replace(base, **overrides)
+    if request.init_from is not None:
+        require_same_network(recipe.model_config(0), base.model_config(0), request.init_from)
+    if request.setting == "finetune":
+        recipe = dataclasses.replace(with_cosine(recipe, num_images), **overrides)
     if request.modern:  # computed last: its cosine depends on the final epochs and batch size
         recipe = dataclasses.replace(modern_recipe(recipe, num_images), **overrides)
     return recipe
+
+
+def _finetune_recipe(overrides: dict[str, Any], on_sample: bool) -> Recipe:
+    """Fill in what the stage to train decides, and what the built-in digits need."""
+    base = FINETUNE
+    if overrides.get("trained") == "head":
+        base = dataclasses.replace(
+            base, trained="head", epochs=HEAD_EPOCHS, feature_crops=FEATURE_CROPS
+        )
+    if on_sample:  # a mirrored digit is a different symbol
+        base = dataclasses.replace(base, augmentation="shift", max_shift=1 / 8, flip=False)
+    return base
+
+
+def _decided_by_checkpoint(request: Request) -> dict[str, Any]:
+    """Return the fields of Recipe that --init-from decides.
+
+    A run that has begun keeps those that it began with, and no longer needs the file.
+    """
+    path = request.init_from
+    if path is None:
+        return {}
+    begun = Run(request.out, {}).begun_recipe
+    sha256 = begun and begun["init_sha256"]
+    if begun and sha256 and (not path.exists() or file_sha256(path) == sha256):
+        return from_json({name: begun[name] for name in INHERITED})
+    return inherited(path)
 
 
 def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine:
@@ -179,6 +243,7 @@ def _machine(request: Request, on_sample: bool, processes: Processes) -> Machine
         threads=request.workers or cores,
         save_minutes=request.save_minutes,
         chance_steps=request.chance_steps,
+        time_budget_minutes=request.time_budget_minutes,
         bad_images=request.bad_images,
     )
 
@@ -249,12 +314,30 @@ def _log_recipe(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) ->
         len(train_set),
         len(val_set),
         len(train_set.classes),
-        PUBLISHED[recipe.setting],
+        PUBLISHED[recipe.setting]
+        if recipe.arch == ModelConfig.arch or recipe.setting == "finetune"
+        else "with TF-slim's network no setting has a published result",
     )
     logger.info("recipe: %s", recipe)
-    differences = recipe.differences(SETTINGS[recipe.setting])
+    differences = recipe.differences(RECIPES[recipe.setting])
     if differences:
         logger.info("differs from the setting: %s", ", ".join(differences))
+
+
+def _warn_of_statistics(recipe: Recipe, num_images: int) -> None:
+    """Warn if evaluation would see more of batch norm's first statistics than of the images'."""
+    if recipe.trained == "head" or recipe.batch_norm == "held":
+        return
+    steps = recipe.epochs * recipe.num_batches(num_images)
+    usual = ModelConfig.bn_momentum
+    if recipe.bn_momentum < usual and (1 - recipe.bn_momentum) ** steps > 1 / 2:
+        logger.warning(
+            "bn_momentum %g: after all %d steps, the running statistics with which this run is "
+            "evaluated are still mostly those it began with; for short runs pass --bn-momentum %g",
+            recipe.bn_momentum,
+            steps,
+            usual,
+        )
 
 
 def _log_machine(recipe: Recipe, machine: Machine, processes: Processes) -> None:

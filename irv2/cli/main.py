@@ -11,6 +11,9 @@ from irv2.cli.program import Entry, TableGroup
 PROGRAMS = {
     "data": Entry("irv2.commands.data:main", "Make data folders.", "train"),
     "train": Entry("irv2.train.cli:main", "Train a network; leaves a checkpoint.", "train"),
+    "finetune": Entry(
+        "irv2.train.cli:finetune", "Train on from weights that know other pictures.", "train"
+    ),
     "plot": Entry("irv2.train.curves.cli:main", "Draw training curves.", "train"),
     "import": Entry(
         "irv2.convert.importing.cli:main", "Checkpoint from published weights.", "convert"

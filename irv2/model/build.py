@@ -7,12 +7,16 @@ Weights of one do not fit the other.
 
 from typing import Any
 
+from irv2.model import paper, slim
 from irv2.model.paper import InceptionResNetV2, ModelConfig, NetworkConfig
 from irv2.model.slim import InceptionResNetV2Slim, SlimConfig
 
 Network = InceptionResNetV2 | InceptionResNetV2Slim
 NETWORKS: dict[str, type[NetworkConfig]] = {
     config.arch: config for config in (ModelConfig, SlimConfig)
+}
+FULL_SIZE: dict[str, NetworkConfig] = {
+    config.arch: config for config in (ModelConfig(), SlimConfig())
 }
 
 
@@ -22,6 +26,12 @@ def build(config: NetworkConfig) -> Network:
         return InceptionResNetV2Slim(config)
     assert isinstance(config, ModelConfig)
     return InceptionResNetV2(config)
+
+
+def initialize(model: Network) -> None:
+    """Set the initial values of the network's published code, from torch's global generator."""
+    own = slim if isinstance(model, InceptionResNetV2Slim) else paper
+    own.initialize(model)
 
 
 def config_from_json(arch: str, fields: dict[str, Any]) -> NetworkConfig:

@@ -25,9 +25,12 @@ class NetworkConfig:
 
     `blocks` counts the residual blocks A, B, C; `width` scales every channel count, rounded to a
     multiple of 8. `arch` is the network's name in checkpoints, ONNX files, bundles and `GetModel`.
+    A new running statistic is (1 - `bn_momentum`) x the old one + `bn_momentum` x the batch's; it
+    matters in training alone.
     """
 
     arch: ClassVar[str]
+    bn_momentum: ClassVar[float]  # of batch norm's running statistics, as published
 
     blocks: tuple[int, int, int]
     num_classes: int = 1000
@@ -48,15 +51,17 @@ class ModelConfig(NetworkConfig):
     """The configuration of the original's network."""
 
     arch: ClassVar[str] = "inception_resnet_v2"
+    bn_momentum: ClassVar[float] = 0.1
 
     blocks: tuple[int, int, int] = (5, 10, 5)
     residual_scale: float = 0.1
 
 
 class ConvBN(nn.Sequential):
-    """Convolution without bias, batch norm (momentum 0.1) and, unless linear, ReLU.
+    """Convolution without bias, batch norm and, unless linear, ReLU.
 
-    `kernel` is a side or (height, width). No padding unless `same`. `eps` is for batch norm.
+    `kernel` is a side or (height, width). No padding unless `same`. `eps` and `momentum` are for
+    batch norm.
     """
 
     def __init__(
@@ -69,12 +74,13 @@ class ConvBN(nn.Sequential):
         same: bool = False,
         linear: bool = False,
         eps: float = 1e-5,
+        momentum: float = ModelConfig.bn_momentum,
     ) -> None:
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = (height // 2, width // 2) if same else 0
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, bias=False),
-            nn.BatchNorm2d(out_channels, eps),
+            nn.BatchNorm2d(out_channels, eps, momentum),
         ]
         super().__init__(*layers, *([] if linear else [nn.ReLU(inplace=True)]))
 
@@ -235,6 +241,7 @@ class ReductionB(Concat):
 class InceptionResNet(nn.Module, ABC):
     """The base of both networks: logits from features, and blocks by name."""
 
+    config: NetworkConfig
     dropout: nn.Dropout
     classifier: nn.Linear
 

@@ -5,6 +5,11 @@ The network whose weights TF-slim published and timm, Cadene and Keras ship. Unl
 2080 channels and twice the blocks, the residual bodies end in a convolution with bias instead of
 batch norm, each grid has its own residual scale, and the last block has neither scale nor ReLU.
 Names in comments are the published ones.
+
+Source: TF-slim's nets/inception_resnet_v2.py, whose inception_resnet_v2_arg_scope gives batch norm
+(decay 0.9997, epsilon 0.001) and dropout (it keeps 0.8). Three things of its training are not here:
+the auxiliary classifier, its weight decay (4e-5, without that of batch norm), and batch norm
+without a gain. Ours has one, as timm's has, which begins at 1.
 """
 
 from dataclasses import dataclass
@@ -15,7 +20,6 @@ from torch import Tensor, nn
 
 from irv2.model.paper import Concat, ConvBN, InceptionResNet, NetworkConfig, Residual
 
-conv_bn = partial(ConvBN, eps=1e-3)
 SCALE_A, SCALE_B, SCALE_C = 0.17, 0.10, 0.20
 
 
@@ -24,8 +28,12 @@ class SlimConfig(NetworkConfig):
     """The configuration of TF-slim's network."""
 
     arch: ClassVar[str] = "inception_resnet_v2_slim"
+    bn_momentum: ClassVar[float] = 0.0003  # TF-slim's decay of 0.9997
 
     blocks: tuple[int, int, int] = (10, 20, 10)
+
+
+conv_bn = partial(ConvBN, eps=1e-3, momentum=SlimConfig.bn_momentum)
 
 
 class SlimStem(nn.Sequential):
@@ -179,6 +187,21 @@ class InceptionResNetV2Slim(InceptionResNet):
         x = self.head(self.blocks_c(self.reduction_b(x)))
         features: Tensor = x.mean((2, 3))
         return features
+
+
+def initialize(model: nn.Module) -> None:
+    """Set TF-slim's initial values, from torch's global generator.
+
+    Its arg scope names none, so they are the defaults of its conv2d and fully_connected: weights
+    uniform +-sqrt(6 / (fan_in + fan_out)) (Xavier), biases 0. Batch norm begins at 1 and 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
 
 
 def _project(branch_channels: int, channels: int) -> nn.Sequential:

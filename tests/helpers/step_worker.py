@@ -1,4 +1,4 @@
-"""A few steps on fixed images, alone or under torchrun: `step_worker.py OUT MICRO_BATCH`.
+"""A few steps on fixed images, alone or under torchrun: `step_worker.py OUT MICRO_BATCH ARCH`.
 
 Leaves the first process's weights and running statistics after one step in float32 and after five
 in float64, of which the last has a short batch: 47 images, as 24 and 23. Dropout is off. Fails
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from irv2.model import inception_resnet_v2
+from irv2.model.build import FULL_SIZE, build, initialize
 from irv2.train.data.loader import Batch, batch_for_rank
 from irv2.train.learner.step import Computation, Learner
 from irv2.train.processes import Processes, joined
@@ -36,11 +36,17 @@ def batch_of(indices: list[int], dtype: torch.dtype) -> Batch:
 
 
 def train(
-    dtype: torch.dtype, num_steps: int, micro_batch: int | None, processes: Processes
+    arch: str,
+    dtype: torch.dtype,
+    num_steps: int,
+    micro_batch: int | None,
+    processes: Processes,
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = inception_resnet_v2(3, (1, 1, 1), 0.1, dropout=0.0).to(dtype)
-    learner = Learner(model, RECIPE, Computation(micro_batch=micro_batch), processes)
+    small = {"num_classes": 3, "blocks": (1, 1, 1), "width": 0.1, "dropout": 0.0}
+    model = build(dataclasses.replace(FULL_SIZE[arch], **small))
+    initialize(model)
+    learner = Learner(model.to(dtype), RECIPE, Computation(micro_batch=micro_batch), processes)
     for step in range(1, num_steps + 1):
         indices = list(range(100 * step, 100 * step + (47 if step == num_steps > 1 else 64)))
         mine = batch_for_rank(indices, RECIPE, processes.rank, processes.size)
@@ -49,11 +55,11 @@ def train(
 
 
 if __name__ == "__main__":
-    out, micro_batch = Path(sys.argv[1]), int(sys.argv[2]) or None
+    out, micro_batch, arch = Path(sys.argv[1]), int(sys.argv[2]) or None, sys.argv[3]
     with joined("cpu") as processes:
         states = {
-            "float32": train(torch.float32, 1, micro_batch, processes),
-            "float64": train(torch.float64, 5, micro_batch, processes),
+            "float32": train(arch, torch.float32, 1, micro_batch, processes),
+            "float64": train(arch, torch.float64, 5, micro_batch, processes),
         }
         if processes.is_first:
             torch.save(states, out)

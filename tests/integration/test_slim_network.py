@@ -1,6 +1,8 @@
 """TF-slim's network through every program after the import, narrow and on 48 images."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,25 @@ def test_every_precision_passes_the_gate_now_and_again(site):
         "model.int8-trt.onnx",
     }
     assert set(judged.values()) == {"passed"}
+
+
+def test_a_network_trained_here_keeps_its_preprocessing_and_passes_the_gate(site):
+    """Begun with the checkpoint's weights, for half its classes, which it goes on to know."""
+    data, out = site / "half", site / "run"
+    for split in ("train", "val"):
+        for name in CLASSES[::2]:
+            shutil.copytree(site / "data" / split / name, data / split / name)
+    begin = ("--init-from", site / "slim.pt", "--learning-rate", 1e-5)
+    sizes = ("--epochs", 1, "--batch-size", 8, "--bn-group", 4, "--device", "cpu", "--workers", 0)
+    trained = irv2("train", "--setting", 2, "--data", data, "--out", out, *begin, *sizes)
+    checkpoint = Checkpoint.load(Path(trained["best"]))
+    assert checkpoint.model == replace(CONFIG, num_classes=3)
+    assert checkpoint.preprocess == PREPROCESS
+    irv2("export", trained["best"], "--data", data, "--tolerance-top1", 50, "--max-batch", 2)
+    bundle = json.loads((out / "best.bundle" / "bundle.json").read_text())
+    assert bundle["source"]["arch"] == CONFIG.arch
+    assert bundle["artifacts"][0]["parity"]["verdict"] == "passed"
+    assert bundle["preprocess"]["sha256"] == PREPROCESS.sha256
 
 
 def test_every_file_names_the_network(site):

@@ -4,8 +4,10 @@
 
 With two worker processes, then with two ranks under torchrun: the run is killed with SIGKILL, and
 started again by the same command, 20 times: 3 times inside a save, 3 times in an evaluation, else
-at random. Then it may end. Exit status 1 where weights or metrics differ from those of a run
-never killed, or where the kills did not fall as said. About 15 minutes on 2 cores.
+at random. Then it may end. A fine-tuning is killed 20 times at random: while it computes features,
+trains the last layer on them, and trains the whole network. Exit status 1 where weights or metrics
+differ from those of a run never killed, or where the kills did not fall as said. About 20 minutes
+on 2 cores.
 """
 
 import json
@@ -32,8 +34,10 @@ from irv2.checkpoint import Checkpoint
 
 NUM_TRAIN, NUM_VAL, BATCH = 64, 400, 8
 AIMS = ["save"] * 3 + ["evaluation"] * 3 + ["anywhere"] * 14
+NUM_KILLS = 20
 AT_LEAST = {"save": 2, "evaluation": 2, "after the first step": 15}
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+FINETUNING = ("features", "last layer", "network")  # each of which gets some of the kills
 RANDOM_S = (3.0, 9.0)  # after the start, which itself takes about four
 PATIENCE_S = 120.0
 LOOK_EVERY_S = 0.003
@@ -215,6 +219,38 @@ def check(way: Way, data: Path, folder: Path) -> Counter[str]:
     return places
 
 
+def check_finetuning(data: Path, folder: Path) -> Counter[str]:
+    """Do the same to a fine-tuning; returns in what the kills fell."""
+    begun, whole, killed = (folder / f"fine-tuning {name}" for name in ("begun", "whole", "killed"))
+    first = WAYS[0].command(data, begun, num_epochs=1)
+    subprocess.run(first, env=ENVIRONMENT, check=True, capture_output=True)
+    rng = np.random.default_rng(0)
+    places: Counter[str] = Counter()
+    for _ in range(NUM_KILLS):
+        Victim(finetuning(begun, data, killed), killed).kill_in("anywhere", rng)
+        done = [(killed / "head" / "metrics.jsonl").exists(), (killed / "last.pt").exists()]
+        place = FINETUNING[sum(done)]
+        places[place] += 1
+        print(f"fine-tuning: killed in {place}", flush=True)
+    for out in (killed, whole):
+        subprocess.run(
+            finetuning(begun, data, out), env=ENVIRONMENT, check=True, capture_output=True
+        )
+    assert_same_run(killed / "head", whole / "head")
+    assert_same_run(killed, whole)
+    return places
+
+
+def finetuning(begun: Path, data: Path, out: Path) -> list[str]:
+    """Fine-tune the network of the run `begun`, long enough for 20 kills."""
+    options = (
+        "--feature-crops 60 --head-epochs 300 --epochs 40 --batch-size 8 --bn-group 4 "
+        "--save-minutes 0 --workers 1 --device cpu"
+    )
+    program = [sys.executable, "-m", "irv2", "finetune", str(begun / "best.pt")]
+    return [*program, *options.split(), "--data", str(data), "--out", str(out)]
+
+
 def main() -> None:
     with TemporaryDirectory() as name:
         data = write_images(Path(name) / "data")
@@ -223,6 +259,10 @@ def main() -> None:
             print(f"{way.name}: the same run after 20 kills; {json.dumps(places)}")
             if any(places[place] < num for place, num in AT_LEAST.items()):
                 raise SystemExit(f"the kills did not fall as they should: {AT_LEAST}")
+        places = check_finetuning(data, Path(name))
+        print(f"a fine-tuning: the same run after {NUM_KILLS} kills; {json.dumps(places)}")
+        if any(not places[place] for place in FINETUNING):
+            raise SystemExit(f"the kills did not fall as they should: some in each of {FINETUNING}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ FLOORS = {
     "irv2": "errors types block_names system manifest results ledger images protocol model "
     "checkpoint runners bundle data evaluate self_test client cli bench commands __main__",
     "train": "settings processes data learner curves run divergence validation signals loop start "
-    "cli bench",
+    "finetune cli bench",
     "convert": "provenance engine importing onnx gate publish inspect candidate export verify "
     "rebuild verify_server cli bench",
     "serve": "process access options operations pipeline rpc reload server cli bench",

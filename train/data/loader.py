@@ -43,25 +43,24 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 (N,)
 
 
-class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
+class _Epoch(Dataset[tuple[Batch, dict[int, ImageError]]]):
     """The augmented images of one epoch, a batch at a time, with the errors of unreadable ones."""
 
     def __init__(self, folder: ImageFolder, recipe: Recipe, epoch: int) -> None:
         self._folder, self._recipe, self._epoch = folder, recipe, epoch
 
-    def __getitems__(self, indices: list[int]) -> tuple[Batch, list[ImageError]]:
+    def __getitems__(self, indices: list[int]) -> tuple[Batch, dict[int, ImageError]]:
         batch = _empty_batch(len(indices), self._recipe.image_size)
         images, matrices, flips, labels = (part.numpy() for part in batch)
-        done, errors = 0, []
+        done, errors = 0, {}
         for i in indices:
             try:
                 matrices[done], flips[done] = self._augment(i, images[done])
             except ImageError as error:
-                errors.append(error)
+                errors[i] = error
             else:
                 labels[done] = self._folder.labels[i]
                 done += 1
-        done = done if done > 1 else 0  # batch norm can't normalise a single image
         return Batch(*(part[:done] for part in batch)), errors
 
     def _augment(self, i: int, out: UInt8Array) -> tuple[FloatArray, bool]:
@@ -153,9 +152,34 @@ def load_epoch(
     """
     batches = batch_indices(len(folder), recipe, epoch)[start:]
     shares = [batch_for_rank(batch, recipe, rank, world_size) for batch in batches]
+    loading = augmented(
+        folder, recipe, epoch, shares, workers=workers, bad_images=bad_images, device=device
+    )
+    for number, (batch, kept) in enumerate(loading, start):
+        if len(kept) == 1:  # batch norm can't normalise a single image
+            logger.warning("left out: the one image that remains of batch %d", number)
+            batch = Batch(*(part[:0] for part in batch))
+        if len(batch.labels) or world_size > 1:
+            yield number, batch
+
+
+def augmented(
+    folder: ImageFolder,
+    recipe: Recipe,
+    epoch: int,
+    batches: list[list[int]],
+    *,
+    workers: int,
+    bad_images: BadImages,
+    device: torch.device,
+) -> Generator[tuple[Batch, list[int]], None, None]:
+    """Yield `batches` of image indices, augmented as in `epoch`, each with the indices it holds.
+
+    Those of unreadable images are missing if `bad_images` is skip. Raises as `load_epoch`.
+    """
     loader: Any = DataLoader(
         _Epoch(folder, recipe, epoch),
-        batch_sampler=shares,
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
@@ -163,15 +187,12 @@ def load_epoch(
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # or else the loader would draw from the run's random state
     )
-    for number, (batch, errors) in enumerate(_sent(loader), start):
-        for error in errors:
+    for indices, (batch, errors) in zip(batches, _sent(loader), strict=True):
+        for error in errors.values():
             if bad_images == "error":
                 raise error
             logger.warning("left out: %s", error)
-        if len(shares[number - start]) - len(errors) == 1:
-            logger.warning("left out: the one image that remains of batch %d", number)
-        if len(batch.labels) or world_size > 1:
-            yield number, batch
+        yield batch, [i for i in indices if i not in errors]
 
 
 def _sent(loader: Iterable[T]) -> Iterator[T]:

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from irv2.model.paper import InceptionResNetV2
+from irv2.model.paper import InceptionResNet
 from irv2.train.learner.batch_norm import frozen_statistics
 
 STATUS = Path("/proc/self/status")
 
 
-def checkpoint_activations(model: InceptionResNetV2) -> None:
+def checkpoint_activations(model: InceptionResNet) -> None:
     """Store only the outputs of the stem's parts and of each block, and recompute the rest.
 
     Results are the same bit for bit: nothing in a block is random, and the second pass leaves the

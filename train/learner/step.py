@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import EngineError, UsageError
-from irv2.model.paper import InceptionResNetV2
+from irv2.model.build import Network
 from irv2.runners.torch import use_full_float32
 from irv2.system.stop import raise_if_stopped
 from irv2.train.data.augment import apply_color
@@ -27,6 +27,7 @@ from irv2.train.data.loader import Batch
 from irv2.train.learner.batch_norm import frozen_statistics, group_batch_norm
 from irv2.train.learner.ema import Ema
 from irv2.train.learner.memory import checkpoint_activations
+from irv2.train.learner.stages import Stages
 from irv2.train.processes import Processes
 from irv2.train.settings import Recipe, split_groups
 
@@ -92,7 +93,7 @@ class Learner:
 
     def __init__(
         self,
-        model: InceptionResNetV2,
+        model: Network,
         recipe: Recipe,
         computation: Computation,
         processes: Processes,
@@ -106,29 +107,37 @@ class Learner:
         model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if computation.checkpoint_activations:
             checkpoint_activations(model)
+        self._stages = Stages(model, recipe)
+        # A head alone sees features, computed before by the frozen rest.
+        self._on_features = recipe.trained == "head"
+        network = nn.Sequential(model.dropout, model.classifier) if self._on_features else model
         self.ema = Ema(model) if recipe.ema_decay else None
         self._scaler = torch.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
         # Fused SGD leaves momentum uninitialised if the scaler skips the first step.
         self._optimizer = torch.optim.SGD(
-            model.parameters(),
+            self._stages.parameter_groups(),
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             dampening=0,
-            weight_decay=recipe.weight_decay,
             nesterov=True,
             fused=not self._scaler.is_enabled(),
         )
-        self._parallel = self._in_parallel() if processes.size > 1 else None
-        self._forward: Any = self._parallel or model
+        self._rates = [group["rate"] for group in self._optimizer.param_groups]
+        self._parallel = self._in_parallel(network) if processes.size > 1 else None
+        self._forward: Any = self._parallel or network
         if computation.compile:
             self._forward = torch.compile(self._forward)
 
-    def _in_parallel(self) -> DistributedDataParallel:
+    def train(self) -> None:
+        """Put the network into training mode, except for what is frozen."""
+        self._stages.train()
+
+    def _in_parallel(self, network: nn.Module) -> DistributedDataParallel:
         # Batch-norm buffers are not exchanged: only the first process's are saved, and the others
         # have no influence.
         ids = [self._device.index] if self._device.type == "cuda" else None
         return DistributedDataParallel(
-            self.model, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
+            network, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
     def step(self, number: int, batch: Batch, num_images: int) -> Tensor:
@@ -137,8 +146,8 @@ class Learner:
         Returns float64 (4,), over all processes: summed loss, images wrong in top 1 and in top 5,
         images. Raises EngineError if memory or, with `compile`, a compiler is missing.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.learning_rate_at(number)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._recipe.learning_rate_at(number)
         with _translated_failures():
             return self._step(number, batch, num_images)
 
@@ -186,6 +195,8 @@ class Learner:
         return _count(logits.detach(), labels, loss.detach())
 
     def _inputs(self, part: Batch) -> tuple[Tensor, Tensor]:
+        if self._on_features:
+            return part.images, part.labels
         if not len(part.labels):  # the last processes have no group of a short batch
             side = self._recipe.image_size
             return part.matrices.new_empty(0, 3, side, side), part.labels.long()

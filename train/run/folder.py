@@ -6,6 +6,7 @@ metrics.jsonl, which is written last: a run killed in between evaluates `last.pt
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,13 +20,22 @@ from irv2.system.files import explain_full_disk, try_lock, write_atomically
 from irv2.system.stop import raise_if_stopped
 from irv2.train.curves.curves import METRICS, draw_curves, read_metrics
 from irv2.train.run.tensorboard import FOLDER, write_scalars
-from irv2.train.settings import RECIPE_DEFAULTS
+from irv2.train.settings import RECIPE_DEFAULTS, shown
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 CURVES = "curves.png"
+DRAW_EVERY_S = 10.0
+HEAD = "head"  # the run of a fine-tuning's first phase, inside that of its second
 FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES)
+# What differs where hashes do, which tell people nothing.
+HASHED = {
+    "files_sha256": "the names of files",
+    "labels_sha256": "classes, labels or places in shards",
+    "init_sha256": "the checkpoint of --init-from",
+}
+SCHEDULE = {"epochs", "decay_steps", "warmup_steps", "cosine_steps"}
 START_OVER = "put it back, or start over: --out NEW --init-from {best}"
 
 
@@ -56,15 +66,15 @@ class Run:
         return self.path / "best-ema.pt"
 
     @property
-    def initial_sha256(self) -> str | None:
-        """Hash of the checkpoint that the run here began with; None if there is no run or hash.
+    def begun_recipe(self) -> dict[str, Any] | None:
+        """The recipe, as plain values, that the run here began with; None if there is no run.
 
         Raises DataError if config.json is not a run's.
         """
         if not (self._has_begun and self._config_path.is_file()):
             return None
-        sha256: str | None = self._found_config()["recipe"].get("init_sha256")
-        return sha256
+        recipe: dict[str, Any] = self._found_config()["recipe"]
+        return recipe
 
     @property
     def _has_begun(self) -> bool:
@@ -73,8 +83,9 @@ class Run:
     def check(self, must_exist: bool) -> None:
         """Check, without writing, that a run with this config may begin or resume here.
 
-        Raises UsageError if the folder belongs to another recipe or data set, or, with
-        `must_exist`, if there is nothing to resume.
+        A run may go on to a later epoch than it was begun for, if all else is the same. Raises
+        UsageError if the folder belongs to another recipe or data set, or, with `must_exist`, if
+        there is nothing to resume.
         """
         if must_exist and not self.last.is_file():
             raise UsageError("--resume", f"no {self.last}", "a run to resume", "leave out --resume")
@@ -114,6 +125,10 @@ class Run:
             _write(self._config_path, json.dumps(self.config, indent=2) + "\n")
             return None
         self._check_same()
+        found = self._found_config()
+        if found["recipe"]["epochs"] < self.config["recipe"]["epochs"]:
+            found["recipe"] = self.config["recipe"]
+            _write(self._config_path, json.dumps(found, indent=2) + "\n")
         if not self.last.is_file():
             got = f"{len(self.metrics())} finished epochs, but no {self.last.name}"
             raise UsageError(self.path, got, "both", START_OVER.format(best=self.best))
@@ -137,7 +152,14 @@ class Run:
                 replace(candidates[kind], metrics=row).save(path)
         rows.append(row)
         self._write_metrics(rows)
-        self._show(rows)
+        self._try(FOLDER, lambda: write_scalars(self.path, row))
+        if self._is_picture_old():
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the curves of the finished epochs; a failure only logs a warning."""
+        rows = self.metrics()
+        self._try(CURVES, lambda: draw_curves([("", rows)], self.path / CURVES))
 
     def _load_last(self) -> Checkpoint:
         way_out = START_OVER.format(best=self.best)
@@ -146,7 +168,8 @@ class Run:
         except CheckpointError as error:
             raise CheckpointError(error.what, error.got, error.expected, way_out) from error
         recipe = {**RECIPE_DEFAULTS, **checkpoint.recipe}
-        if not checkpoint.training or _differing(self.config["recipe"], recipe):
+        differing = _differing(self.config["recipe"], recipe)
+        if not checkpoint.training or differing.keys() - {"epochs"}:
             raise CheckpointError(
                 self.last, "a checkpoint of something else", "the one that this run wrote", way_out
             )
@@ -169,34 +192,42 @@ class Run:
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         _write(self.path / METRICS, text)
 
-    def _show(self, rows: list[dict[str, float]]) -> None:
-        """Draw the curves and write the last row's scalars; failures only log a warning."""
-        pictures: dict[str, Callable[[], None]] = {
-            CURVES: lambda: draw_curves([("", rows)], self.path / CURVES),
-            FOLDER: lambda: write_scalars(self.path, rows[-1]),
-        }
-        for name, show in pictures.items():
-            try:
-                show()
-            except Exception as error:  # in drawing libraries, which must not stop a training run
-                raise_if_stopped()
-                logger.warning("%s: can't be written (%s); going on", self.path / name, error)
-                logger.debug("because of:", exc_info=error)
+    def _is_picture_old(self) -> bool:
+        """Whether it is time to draw again: a short epoch takes less time than its picture."""
+        picture = self.path / CURVES
+        return not picture.is_file() or time.time() - picture.stat().st_mtime > DRAW_EVERY_S
+
+    def _try(self, name: str, show: Callable[[], None]) -> None:
+        """Show something; failures in drawing libraries must not stop a training run."""
+        try:
+            show()
+        except Exception as error:
+            raise_if_stopped()
+            logger.warning("%s: can't be written (%s); going on", self.path / name, error)
+            logger.debug("because of:", exc_info=error)
 
     def _check_same(self) -> None:
         found = self._found_config()
-        for part, what in (("recipe", "another recipe"), ("data", "other images")):
-            differing = _differing(self.config[part], found[part])
-            if differing:
-                way_out = "pass another --out or the same options"
-                if part == "data" and self._leaves_out(found):
-                    way_out = "replace the files that are left out, or pass another --out"
-                raise UsageError(
-                    self.path,
-                    f"holds a run with {what}: {', '.join(differing)}",
-                    "the same to resume it",
-                    way_out,
+        recipe = _differing(self.config["recipe"], found["recipe"])
+        is_longer = self.config["recipe"]["epochs"] > found["recipe"]["epochs"]
+        if recipe and not (is_longer and recipe.keys() == {"epochs"}):
+            way_out = "pass another --out or the same options"
+            if is_longer and recipe.keys() <= SCHEDULE:
+                way_out = (
+                    "its learning rate depends on the number of epochs, so it can't go on: begin "
+                    f"another with its weights, --init-from {self.best} --out NEW"
                 )
+            raise self._other("another recipe", recipe, way_out)
+        data = _differing(self.config["data"], found["data"])
+        if data:
+            way_out = "pass another --out or the same images"
+            if self._leaves_out(found):
+                way_out = "replace the files that are left out, or pass another --out"
+            raise self._other("other images", data, way_out)
+
+    def _other(self, what: str, differing: dict[str, str], way_out: str) -> UsageError:
+        got = f"holds a run with {what}: {', '.join(differing.values())}"
+        return UsageError(self.path, got, "the same to resume it", way_out)
 
     def _leaves_out(self, found: dict[str, Any]) -> bool:
         """Whether --bad-images skip may explain why the run began with more images."""
@@ -216,12 +247,15 @@ class Run:
             raise DataError(path, repr(error), "the configuration of a run") from error
 
 
-def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    return [
-        f"{key} {theirs[key]} there and {value} here"
+def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, str]:
+    """Describe what both have and differs, by its name."""
+    return {
+        key: f"{key} ({HASHED[key]})"
+        if key in HASHED
+        else f"{key} {shown(theirs[key])} there and {shown(value)} here"
         for key, value in mine.items()
         if key in theirs and theirs[key] != value
-    ]
+    }
 
 
 def _write(path: Path, text: str) -> None:
@@ -231,7 +265,7 @@ def _write(path: Path, text: str) -> None:
 
 def _is_ours(path: Path) -> bool:
     """Whether this file may be left from a first start that was killed."""
-    return path.name == LOCK or _is_left_over(path)
+    return path.name in (LOCK, HEAD) or _is_left_over(path)
 
 
 def _is_left_over(path: Path) -> bool:

@@ -118,6 +118,18 @@ def test_a_finished_run_says_so_and_is_left_alone(data, finished):
     assert (finished / "last.pt").read_bytes() == before
 
 
+def test_a_finished_run_goes_on_to_a_later_epoch_as_if_it_had_been_begun_for_it(
+    data, finished, tmp_path
+):
+    out = shutil.copytree(finished, tmp_path / "longer")
+    assert train(data, out, "--epochs", "3").returncode == 0
+    assert train(data, tmp_path / "whole", "--epochs", "3").returncode == 0
+    assert_same_run(out, tmp_path / "whole")
+    configs = [json.loads((run / "config.json").read_text()) for run in (out, tmp_path / "whole")]
+    assert configs[0]["recipe"] == configs[1]["recipe"]
+    assert "epochs 3 there and 2 here" in refusal(data, out)
+
+
 def test_another_recipe_in_the_same_folder_is_refused(data, finished):
     line = refusal(data, finished, "--momentum", "0.9")
     assert "momentum 0.4737 there and 0.9 here" in line
@@ -392,7 +404,9 @@ def test_images_that_changed_since_the_run_started_are_noticed(data, finished, t
     (tmp_path / "data").mkdir()
     subprocess.run(["cp", "-r", f"{data}/train", f"{data}/val", tmp_path / "data"], check=True)
     next((tmp_path / "data" / "train" / "dark").iterdir()).unlink()
-    assert "other images" in refusal(tmp_path / "data", finished)
+    line = refusal(tmp_path / "data", finished)
+    assert "other images: num_train 36 there and 35 here, files_sha256 (the names of files)" in line
+    assert not re.search("[0-9a-f]{16}", line)
 
 
 def test_a_class_in_val_that_is_not_in_train_is_refused(data, tmp_path):
@@ -408,6 +422,8 @@ def test_show_model_prints_the_published_networks_numbers():
     assert summary["num_convolutions"] == 132
     assert summary["num_parameters"] == 31_574_440
     assert summary["flop"] == pytest.approx(18.4e9, rel=0.002)
+    slim = CliRunner().invoke(program, [*arguments, "--arch", "inception_resnet_v2_slim"]).stdout
+    assert "55,843,464" in slim
 
 
 def test_a_second_trainer_in_the_same_folder_is_refused(data, tmp_path):
@@ -441,7 +457,8 @@ FLOAT_OPTIONS = [
 @pytest.mark.parametrize("value", ["nan", "inf"])
 @pytest.mark.parametrize("option", FLOAT_OPTIONS)
 def test_numbers_that_are_not_finite_are_refused_by_their_option(data, tmp_path, option, value):
-    line = refusal(data, tmp_path / "run", option, value)
+    [nargs] = [parameter.nargs for parameter in program.params if option in parameter.opts]
+    line = refusal(data, tmp_path / "run", option, *[value] * nargs)
     assert option in line
     assert value in line
     assert not (tmp_path / "run").exists()

@@ -25,6 +25,7 @@ from small_run import SMALL as SMALL_RUN
 from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import open_split
 from irv2.evaluate import EvaluationOptions, evaluate_model
+from irv2.model.build import NETWORKS
 from irv2.train.data.loader import batch_for_rank, batch_indices
 from irv2.train.settings import SETTINGS
 
@@ -51,11 +52,11 @@ def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def states_after(out: Path, how: str) -> dict[str, dict[str, torch.Tensor]]:
+def states_after(out: Path, how: str, arch: str) -> dict[str, dict[str, torch.Tensor]]:
     """By dtype, the network after some steps of 2 x 32 images (tests/helpers/step_worker.py)."""
     launcher = TORCHRUN if how == "processes" else [sys.executable]
     micro_batch = 32 if how == "micro-batches" else 0
-    done = run(*launcher, ROOT / "tests/helpers/step_worker.py", out, micro_batch)
+    done = run(*launcher, ROOT / "tests/helpers/step_worker.py", out, micro_batch, arch)
     assert done.returncode == 0, done.stderr
     states: dict[str, dict[str, torch.Tensor]] = torch.load(out, weights_only=True)
     return states
@@ -66,9 +67,10 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-def test_groups_micro_batches_and_processes_give_the_same_network(tmp_path):
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_groups_micro_batches_and_processes_give_the_same_network(tmp_path, arch):
     groups, micro_batches, processes = (
-        states_after(tmp_path / f"{how}.pt", how)
+        states_after(tmp_path / f"{how}.pt", how, arch)
         for how in ("groups", "micro-batches", "processes")
     )
     # Groups add up in another order: of 16 digits over 9 remain after five steps, of 7 about 5
@@ -102,13 +104,16 @@ def train(data: Path, out: Path, *more: object) -> list[str]:
     return [str(part) for part in (program, *SMALL, "--data", data, "--out", out, *more)]
 
 
-@pytest.fixture(scope="module")
-def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train_alone(data: Path, out: Path, *more: object) -> Path:
     """One process, micro-batches of a group: what two processes must equal."""
-    out = tmp_path_factory.mktemp("runs") / "alone"
-    done = run(sys.executable, *train(data, out, "--micro-batch", 4, "--epochs", 2))
+    done = run(sys.executable, *train(data, out, "--micro-batch", 4, "--epochs", 2, *more))
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_alone(data, tmp_path_factory.mktemp("runs") / "alone")
 
 
 def test_what_an_epoch_reports_are_the_errors_of_the_file_just_written(data, alone):
@@ -119,11 +124,17 @@ def test_what_an_epoch_reports_are_the_errors_of_the_file_just_written(data, alo
     assert 0 < row["val_top1_error"] < 100
 
 
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--arch", "inception_resnet_v2_slim", "--recipe", "modern", "--checkpoint-activations")],
+    ids=["the paper's", "TF-slim's, with all that a run may have"],
+)
 def test_a_stopped_run_of_two_processes_resumes_and_equals_micro_batches_of_one(
-    data, alone, tmp_path
+    data, request, tmp_path, more
 ):
+    one = train_alone(data, tmp_path / "one", *more) if more else request.getfixturevalue("alone")
     out = tmp_path / "two"
-    command = [*TORCHRUN, *train(data, out, "--epochs", 2)]
+    command = [*TORCHRUN, *train(data, out, "--epochs", 2, *more)]
     process = subprocess.Popen(
         [*command, "--save-minutes", "0"],
         stderr=subprocess.PIPE,
@@ -143,7 +154,7 @@ def test_a_stopped_run_of_two_processes_resumes_and_equals_micro_batches_of_one(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["best"] == str(out / "best.pt")
     assert done.stderr.count("epoch 2/2  lr") == 1
-    assert_same_run(out, alone)
+    assert_same_run(out, one)
 
 
 def test_losing_one_process_ends_the_other_with_one_line_and_torchrun_starts_both_again(

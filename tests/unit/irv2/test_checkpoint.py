@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from irv2.checkpoint import SCHEMA, Checkpoint, content_sha256, load_model
 from irv2.errors import CheckpointError
@@ -189,6 +190,21 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path, content, expected)
     path = tmp_path / "other.pt"
     torch.save(content, path)
     assert expected in refused(path)
+
+
+def test_weights_of_elsewhere_are_told_which_program_takes_them(tmp_path):
+    weights = {"conv.weight": torch.zeros(3)}
+    files = [tmp_path / name for name in ("a.pth", "old.pth", "a.safetensors", "a.t7", "m.pth")]
+    torch.save(weights, files[0])
+    torch.save(weights, files[1], _use_new_zipfile_serialization=False)
+    save_file(weights, files[2])
+    files[3].write_bytes(b"\x04\x00\x00\x00" + bytes(100))
+    torch.save({"model": torch.nn.Linear(1, 1)}, files[4])
+    for path in files:
+        assert refused(path).endswith(
+            "a checkpoint that irv2-train wrote; if it holds weights from elsewhere: "
+            f"irv2 import {path} -o CKPT.pt"
+        )
 
 
 def test_files_that_are_no_archive_are_refused(tmp_path):

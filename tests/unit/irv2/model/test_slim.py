@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from project import ROOT
+from torch import nn
 
 from irv2.checkpoint import Checkpoint
 from irv2.images.preprocess import Preprocess
-from irv2.model.build import NETWORKS, build
+from irv2.model.build import NETWORKS, build, initialize
 from irv2.model.paper import ModelConfig
 from irv2.model.slim import SlimConfig
 from irv2.model.summary import side_by_side, summarize
@@ -66,6 +67,26 @@ def test_only_the_last_block_is_linear_and_each_grid_has_its_scale():
     ]
     expected = [10 * [(0.17, False)], 20 * [(0.1, False)], 9 * [(0.2, False)] + [(1.0, True)]]
     assert scales == expected
+
+
+def test_initial_values_are_tf_slims():
+    """Xavier's uniform distribution, biases 0; batch norm of decay 0.9997 and epsilon 0.001."""
+    torch.manual_seed(0)
+    network = build(SlimConfig(num_classes=10, blocks=(1, 1, 1), width=0.25))
+    initialize(network)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            area = layer.weight[0, 0].numel()
+            limit = (6 / (area * (layer.weight.shape[0] + layer.weight.shape[1]))) ** 0.5
+            assert 0.95 * limit < layer.weight.abs().max() <= limit
+            # The variance of as few as 600 numbers; uniform ones have a third of the square.
+            assert layer.weight.var().item() == pytest.approx(limit**2 / 3, rel=0.15)
+            assert layer.bias is None or not layer.bias.any()
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert (layer.eps, layer.momentum) == (1e-3, 0.0003)
+            assert (layer.weight == 1).all()
+            assert not layer.bias.any()
+    assert network.dropout.p == 0.2
 
 
 @pytest.mark.parametrize("config", [ModelConfig(**NARROW), SlimConfig(**NARROW)])

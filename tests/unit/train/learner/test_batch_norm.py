@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from irv2.model import inception_resnet_v2
+from irv2.model.build import build
+from irv2.model.slim import SlimConfig
 from irv2.train.learner.batch_norm import GroupBatchNorm2d, group_batch_norm
 from irv2.train.settings import split_groups
 
@@ -70,6 +72,19 @@ def test_a_whole_network_keeps_its_state_dict_and_its_parameters():
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert {id(parameter) for parameter in model.parameters()} == parameters
     assert not any(type(module) is nn.BatchNorm2d for module in model.modules())
+
+
+def test_tf_slims_epsilon_and_decay_hold_in_groups_too():
+    model = build(SlimConfig(num_classes=3, blocks=(1, 1, 1), width=0.1))
+    group_batch_norm(model, 2)
+    norms = [module for module in model.modules() if isinstance(module, GroupBatchNorm2d)]
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.0003)}
+    x = torch.randn(8, norms[0].num_features, 3, 3) / 100  # of a variance below epsilon
+    groups = torch.cat([(g - g.mean((0, 2, 3), True)) for g in x.split(4)])
+    variances = [g.var((0, 2, 3), correction=0, keepdim=True) for g in x.split(4)]
+    scales = torch.cat([(v + 1e-3).rsqrt().expand(4, -1, 3, 3) for v in variances])
+    torch.testing.assert_close(norms[0].train()(x), groups * scales)
+    torch.testing.assert_close(norms[0].running_mean, 0.0003 * x[:4].mean((0, 2, 3)))
 
 
 def test_groups_in_one_process_give_the_gradients_of_separate_micro_batches():

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from irv2.errors import EngineError, UsageError
-from irv2.model.paper import InceptionResNetV2, inception_resnet_v2
+from irv2.model.build import FULL_SIZE, NETWORKS, Network, build, initialize
+from irv2.model.paper import ModelConfig
 from irv2.train.data.augment import apply_color
 from irv2.train.data.loader import Batch
 from irv2.train.learner.ema import Ema
@@ -19,9 +20,19 @@ from irv2.train.settings import SETTINGS, Recipe
 RECIPE = dataclasses.replace(SETTINGS["2"], batch_size=8, bn_group=4, image_size=75, resize=75)
 
 
-def network(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> InceptionResNetV2:
+both_networks = pytest.mark.parametrize("arch", NETWORKS)
+
+
+def network(
+    dropout: float = 0.0, dtype: torch.dtype = torch.float64, arch: str = ModelConfig.arch
+) -> Network:
     torch.manual_seed(0)
-    return inception_resnet_v2(3, (1, 1, 1), 0.1, dropout=dropout).to(dtype)
+    config = dataclasses.replace(
+        FULL_SIZE[arch], num_classes=3, blocks=(1, 1, 1), width=0.1, dropout=dropout
+    )
+    model = build(config)
+    initialize(model)
+    return model.to(dtype)
 
 
 def batch(num: int = 8, dtype: torch.dtype = torch.float64, seed: int = 0) -> Batch:
@@ -34,16 +45,20 @@ def batch(num: int = 8, dtype: torch.dtype = torch.float64, seed: int = 0) -> Ba
 
 
 def learner(
-    recipe: Recipe = RECIPE, model: InceptionResNetV2 | None = None, **computation: object
+    recipe: Recipe = RECIPE, model: Network | None = None, **computation: object
 ) -> Learner:
     return Learner(model or network(), recipe, Computation(**computation), Processes())
 
 
 def stepped(
-    num_steps: int = 2, dropout: float = 0.0, recipe: Recipe = RECIPE, **computation: object
+    num_steps: int = 2,
+    dropout: float = 0.0,
+    recipe: Recipe = RECIPE,
+    arch: str = ModelConfig.arch,
+    **computation: object,
 ) -> dict[str, torch.Tensor]:
     """The state after some steps of 8 images and one of 7."""
-    mine = learner(recipe, network(dropout), **computation)
+    mine = learner(recipe, network(dropout, arch=arch), **computation)
     for step in range(1, num_steps + 1):
         num = 8 if step < num_steps else 7
         mine.step(step, batch(num, seed=step), num)
@@ -87,19 +102,24 @@ def test_totals_count_loss_and_errors_over_the_images():
     assert totals[2] == 0  # three classes: one of five guesses is right
 
 
-def test_micro_batches_change_results_by_rounding_and_statistics_not_at_all():
-    groups, micro_batches = stepped(1), stepped(1, micro_batch=4)
+@both_networks
+def test_micro_batches_change_results_by_rounding_and_statistics_not_at_all(arch):
+    groups, micro_batches = stepped(1, arch=arch), stepped(1, arch=arch, micro_batch=4)
     for name, value in groups.items():
         torch.testing.assert_close(micro_batches[name], value, rtol=1e-9, atol=1e-12)
     assert micro_batches["stem.0.1.num_batches_tracked"] == 1
 
 
-def test_activations_computed_again_leave_weights_and_running_statistics_as_they_are():
-    assert_equal(stepped(dropout=0.2, checkpoint_activations=True), stepped(dropout=0.2))
+@both_networks
+def test_activations_computed_again_leave_weights_and_running_statistics_as_they_are(arch):
+    again = stepped(dropout=0.2, arch=arch, checkpoint_activations=True)
+    assert_equal(again, stepped(dropout=0.2, arch=arch))
 
 
-def test_activations_computed_again_in_micro_batches_neither():
-    assert_equal(stepped(micro_batch=4, checkpoint_activations=True), stepped(micro_batch=4))
+@both_networks
+def test_activations_computed_again_in_micro_batches_neither(arch):
+    again = stepped(arch=arch, micro_batch=4, checkpoint_activations=True)
+    assert_equal(again, stepped(arch=arch, micro_batch=4))
 
 
 def test_checkpointed_blocks_keep_their_names():

@@ -117,10 +117,41 @@ def test_a_run_of_an_older_version_had_the_default_of_what_was_no_option_yet(tmp
         run_in(tmp_path / "run", dropout=0.5).check(must_exist=False)
 
 
-@pytest.mark.parametrize("key", ["files_sha256", "labels_sha256"])
-def test_other_images_are_refused(begun, key):
-    with pytest.raises(UsageError, match=f"other images: {key}"):
+@pytest.mark.parametrize(
+    ("key", "meaning"),
+    [
+        ("files_sha256", "the names of files"),
+        ("labels_sha256", "classes, labels or places in shards"),
+    ],
+)
+def test_other_images_are_refused(begun, key, meaning):
+    with pytest.raises(UsageError, match=rf"other images: {key} \({meaning}\); .*same images"):
         run_in(begun, {**DATA, key: "other"}).check(must_exist=False)
+
+
+def test_another_checkpoint_to_begin_with_is_named_without_its_hash(begun):
+    with pytest.raises(UsageError, match=r"recipe: init_sha256 \(the checkpoint of --init-from\);"):
+        run_in(begun, init_sha256="e3b0c442").check(must_exist=False)
+
+
+def test_a_longer_run_of_the_same_recipe_goes_on_and_is_recorded(begun):
+    longer = run_in(begun, epochs=91)
+    longer.check(must_exist=True)
+    assert longer.start().step == 10
+    found = json.loads((begun / "config.json").read_text())
+    assert found == longer.config
+    with pytest.raises(UsageError, match=r"epochs 91 there and 90 here; .* the same options"):
+        run_in(begun).check(must_exist=False)
+
+
+@pytest.mark.parametrize("changed", ["cosine_steps", "decay_steps"])
+def test_a_longer_run_whose_learning_rate_depends_on_its_length_is_told_how(begun, changed):
+    longer = run_in(begun, **{"epochs": 91, changed: 77})
+    expected = rf"epochs 90 there and 91 here.*begin another.*--init-from {begun}/best\.pt --out"
+    with pytest.raises(UsageError, match=expected):
+        longer.check(must_exist=False)
+    with pytest.raises(UsageError, match="the same options"):
+        run_in(begun, **{"epochs": 91, changed: 77, "momentum": 0.1}).check(must_exist=False)
 
 
 def test_of_a_run_that_began_with_files_now_left_out_the_way_out_is_to_replace_them(begun):

@@ -1,0 +1,224 @@
+"""What the frozen network makes of every image, computed once and kept in the run's folder.
+
+A head is trained on these features: of the training images under several augmentations, those of
+the loader's first epochs, and of the validation images as evaluation sees them. A file holds a
+fixed part of the images, so that a run which was killed goes on with the next file, and computes
+what it would have computed.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from irv2.checkpoint import content_sha256
+from irv2.data.dataset import BadImages, ImageFolder
+from irv2.errors import DataError
+from irv2.evaluate import BATCH_SIZE, load_batches
+from irv2.model.build import Network
+from irv2.model.paper import Normalized
+from irv2.results import top_k_indices
+from irv2.system.arrays import bytes_from_arrays, load_arrays
+from irv2.system.files import write_atomically
+from irv2.system.progress import Progress
+from irv2.train.data.augment import apply_color
+from irv2.train.data.loader import Batch, augmented, batch_for_rank, batch_indices
+from irv2.train.settings import Recipe
+from irv2.types import FloatArray, IntArray
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "features"
+ABOUT = "about.json"
+BATCHES_PER_FILE = 16
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Features:
+    """The features of a run's images, float32 (n, F) with F the classifier's inputs.
+
+    `compute` makes what is missing; then `load_epoch` and `errors` read from the files.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        recipe: Recipe,
+        data: tuple[ImageFolder, ImageFolder],
+        network: Network,
+        device: torch.device,
+    ) -> None:
+        """Use files below `place`, in a folder named by a hash of all that decides the features."""
+        self._recipe, self._network, self._device = recipe, network.eval(), device
+        self._train_set, self._val_set = data
+        self._folder = place / FOLDER / _identity(recipe, data, network)
+
+    def compute(self, *, workers: int, threads: int, bad_images: BadImages) -> None:
+        """Compute what is not on file yet; raises as `load_epoch` of the loader does."""
+        precision = self._precision()
+        for crop in range(1, self._recipe.feature_crops + 1):
+            self._compute_train(crop, precision, workers, bad_images)
+        if not self._val.is_file():
+            write_atomically(self._val, self._compute_val(threads, bad_images))
+
+    def load_epoch(
+        self, epoch: int, *, start: int, rank: int, world_size: int
+    ) -> Generator[tuple[int, Batch], None, None]:
+        """Yield this rank's batches of `epoch` from number `start` on, as the loader does.
+
+        Features stand in the place of images. The augmentations take turns by epoch.
+        """
+        crop = (epoch - 1) % self._recipe.feature_crops + 1
+        row_of, features = self._load_train(crop)
+        batches = batch_indices(len(self._train_set), self._recipe, epoch)
+        for number, batch in enumerate(batches[start:], start):
+            share = batch_for_rank(batch, self._recipe, rank, world_size)
+            kept = [i for i in share if i in row_of]
+            nothing = torch.empty(len(kept), 0)
+            labels = torch.from_numpy(self._train_set.labels[kept].astype(np.int64))
+            rows = torch.from_numpy(features[[row_of[i] for i in kept]])
+            yield number, Batch(rows, nothing, nothing, labels)
+
+    def count_wrong(self, weight: Tensor, bias: Tensor) -> tuple[int, int, int]:
+        """Count validation images, and how many a classifier gets wrong in top 1 and in top 5."""
+        labels, features = _load(self._val, "labels", "features")
+        logits = features @ weight.numpy().T + bias.numpy()
+        right = top_k_indices(logits, 5) == labels[:, None]
+        n = len(labels)
+        return n, n - int(right[:, 0].sum()), n - int(right.any(axis=1).sum())
+
+    def _precision(self) -> str:
+        """Return the precision of the training images' features: the faster one, kept with them."""
+        about = self._folder / ABOUT
+        if about.is_file():
+            return str(json.loads(about.read_text())["precision"])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        seconds = {name: self._time(dtype) for name, dtype in DTYPES.items()}
+        precision = min(seconds, key=seconds.__getitem__)
+        logger.info(
+            "features: %s in %s",
+            ", ".join(f"{BATCH_SIZE / s:.1f} images/s in {name}" for name, s in seconds.items()),
+            precision,
+        )
+        write_atomically(about, json.dumps({"precision": precision}).encode())
+        return precision
+
+    def _time(self, dtype: torch.dtype) -> float:
+        """Measure the seconds for a batch, after one to warm up."""
+        side = self._recipe.image_size
+        images = torch.zeros(BATCH_SIZE, 3, side, side, device=self._device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        for _ in range(2):
+            started = time.perf_counter()
+            self._features(images, dtype).sum().item()  # waits for a GPU
+        return time.perf_counter() - started
+
+    def _features(self, images_nchw: Tensor, dtype: torch.dtype) -> Tensor:
+        """Map normalised images on the device to float32 features on the CPU."""
+        is_lower = dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(self._device.type, dtype, enabled=is_lower):
+            return self._network.features(images_nchw).float().cpu()
+
+    def _compute_train(
+        self, crop: int, precision: str, workers: int, bad_images: BadImages
+    ) -> None:
+        missing = {file: part for file, part in self._train_files(crop) if not file.is_file()}
+        batches = [
+            list(part[start : start + BATCH_SIZE])
+            for part in missing.values()
+            for start in range(0, len(part), BATCH_SIZE)
+        ]
+        loading = augmented(
+            self._train_set,
+            self._recipe,
+            crop,
+            batches,
+            workers=workers,
+            bad_images=bad_images,
+            device=self._device,
+        )
+        title = f"features {crop}/{self._recipe.feature_crops}"
+        num_images, done = len(self._train_set), len(self._train_set) - sum(map(len, batches))
+        with closing(loading), Progress(title, num_images, "images", done) as bar:
+            for file, part in missing.items():
+                indices: list[int] = []
+                rows: list[Tensor] = []
+                for _ in range(0, len(part), BATCH_SIZE):
+                    batch, kept = next(loading)
+                    if kept:
+                        rows.append(self._features(self._colored(batch), DTYPES[precision]))
+                    indices += kept
+                    bar.advance(len(kept))
+                features = torch.cat(rows).numpy() if rows else np.empty((0, 0), np.float32)
+                write_atomically(file, bytes_from_arrays(indices=indices, features=features))
+
+    def _colored(self, batch: Batch) -> Tensor:
+        parts = (batch.images, batch.matrices, batch.flips)
+        return apply_color(*(part.to(self._device, non_blocking=True) for part in parts))
+
+    def _compute_val(self, threads: int, bad_images: BadImages) -> bytes:
+        """Compute in float32, so that errors are those of the whole network."""
+        config = self._recipe.preprocess
+        normalized = Normalized(self._network, config.mean, config.std).to(self._device)
+        labels: list[IntArray] = []
+        rows: list[Tensor] = []
+        loading = load_batches(self._val_set, config, BATCH_SIZE, bad_images, workers=threads)
+        with Progress("features of val", len(self._val_set)) as bar:
+            for batch in loading:
+                images = normalized.normalize(torch.from_numpy(batch.images).to(self._device))
+                rows.append(self._features(images, torch.float32))
+                labels.append(batch.labels)
+                bar.advance(len(batch.labels))
+        if not rows:
+            raise DataError(self._val_set.root, "no image could be read", "at least one")
+        return bytes_from_arrays(labels=np.concatenate(labels), features=torch.cat(rows).numpy())
+
+    def _load_train(self, crop: int) -> tuple[dict[int, int], FloatArray]:
+        """Return the row of each image that could be read, and the rows."""
+        parts = [_load(file, "indices", "features") for file, _ in self._train_files(crop)]
+        indices = [i for part, _ in parts for i in part.tolist()]
+        if not indices:
+            raise DataError(self._train_set.root, "no image could be read", "at least one")
+        features = np.concatenate([rows for _, rows in parts if len(rows)])
+        return {i: row for row, i in enumerate(indices)}, features
+
+    def _train_files(self, crop: int) -> list[tuple[Path, range]]:
+        """List the files of an augmentation, each with the images it holds."""
+        num, size = len(self._train_set), BATCHES_PER_FILE * BATCH_SIZE
+        return [
+            (self._folder / f"train-{crop}-{start}.npz", range(start, min(start + size, num)))
+            for start in range(0, num, size)
+        ]
+
+    @property
+    def _val(self) -> Path:
+        return self._folder / "val.npz"
+
+
+def _identity(recipe: Recipe, data: tuple[ImageFolder, ImageFolder], network: Network) -> str:
+    """Hash what the features depend on, except for the precision."""
+    weights = {n: w for n, w in network.state_dict().items() if not n.startswith("classifier.")}
+    digest = hashlib.sha256(content_sha256(weights).encode())
+    names = ("preprocess", "seed", "augmentation", "max_shift", "flip")
+    digest.update(repr([getattr(recipe, name) for name in names]).encode())
+    for split in data:
+        digest.update("\n".join(split.files).encode())
+        digest.update(split.labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _load(file: Path, *names: str) -> list[NDArray[Any]]:
+    try:
+        return load_arrays(file, *names)
+    except ValueError as error:
+        way_out = "remove it; the same command computes it again"
+        raise DataError(file, f"damaged ({error})", "features", way_out) from error

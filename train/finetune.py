@@ -1,0 +1,67 @@
+"""Fine-tuning: the trainer, begun from weights that know other pictures.
+
+The new last layer first, on features that the frozen rest gives once; then the network, or its
+last stages. Each phase is a run of its own, so that both resume exactly: the first in OUT/head.
+"""
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from irv2.block_names import Stage
+from irv2.errors import UsageError
+from irv2.system.machine import world_size
+from irv2.train.run.folder import HEAD
+from irv2.train.start import Request, train
+
+logger = logging.getLogger(__name__)
+
+# Options of the second phase that say nothing about the first.
+_SECOND_ALONE = ("trained", "epochs", "learning_rate", "backbone_lr_factor", "batch_norm")
+
+
+def finetune(request: Request, stage: Stage, head_epochs: int | None) -> dict[str, Any] | None:
+    """Train `stage` of the network of `request.init_from`; return what `train` does.
+
+    `head_epochs` is the length of the first phase if the stage is more than the head: None for the
+    recipe's, 0 for no such phase. Raises Irv2Error.
+    """
+    request = _with(request, trained=stage)
+    if world_size() > 1 and (stage == "head" or head_epochs != 0):
+        raise UsageError(
+            "--train head",
+            f"{world_size()} processes",
+            "one, for the features of a head",
+            "leave out torchrun; or pass --head-epochs 0, with the best.pt of such a run as CKPT",
+        )
+    if stage != "head" and head_epochs != 0:
+        logger.info("phase 1 of 2: the last layer alone")
+        began_at = time.monotonic()
+        best = _train_head(request, head_epochs)
+        left = request.time_budget_minutes
+        if left is not None:
+            left = max(0.0, left - (time.monotonic() - began_at) / 60)
+        request = dataclasses.replace(request, init_from=best, time_budget_minutes=left)
+        logger.info("phase 2 of 2: --train %s", stage)
+    return train(request)
+
+
+def _train_head(request: Request, epochs: int | None) -> Path:
+    """Train the last layer in OUT/head and return its best checkpoint."""
+    kept = {n: v for n, v in request.overrides.items() if n not in _SECOND_ALONE}
+    given = {} if epochs is None else {"epochs": epochs}
+    first = dataclasses.replace(
+        request,
+        out=request.out / HEAD,
+        resume=False,
+        overrides={**kept, **given, "trained": "head"},
+    )
+    result = train(first)
+    assert result is not None  # there is one process
+    return Path(result["best"])
+
+
+def _with(request: Request, **overrides: Any) -> Request:  # noqa: ANN401 (fields of Recipe)
+    return dataclasses.replace(request, overrides={**request.overrides, **overrides})
