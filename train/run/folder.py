@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from irv2.errors import CheckpointError, DataError, UsageError
 from irv2.system.files import explain_full_disk, try_lock, write_atomically
 from irv2.system.stop import raise_if_stopped
 from irv2.train.curves.curves import METRICS, draw_curves, read_metrics
+from irv2.train.run import mlflow
 from irv2.train.run.tensorboard import FOLDER, write_scalars
 from irv2.train.settings import RECIPE_DEFAULTS
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 CURVES = "curves.png"
-FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES)
+FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES, mlflow.STATE)
 START_OVER = "put it back, or start over: --out NEW --init-from {best}"
 
 
@@ -35,6 +36,7 @@ class Run:
 
     path: Path
     config: dict[str, Any]
+    _failed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     @property
     def _config_path(self) -> Path:
@@ -170,17 +172,20 @@ class Run:
         _write(self.path / METRICS, text)
 
     def _show(self, rows: list[dict[str, float]]) -> None:
-        """Draw the curves and write the last row's scalars; failures only log a warning."""
-        pictures: dict[str, Callable[[], None]] = {
-            CURVES: lambda: draw_curves([("", rows)], self.path / CURVES),
-            FOLDER: lambda: write_scalars(self.path, rows[-1]),
+        """Draw the curves and log the scalars; what fails is logged once and tried every epoch."""
+        shown: dict[str, Callable[[], None]] = {
+            str(self.path / CURVES): lambda: draw_curves([("", rows)], self.path / CURVES),
+            str(self.path / FOLDER): lambda: write_scalars(self.path, rows[-1]),
+            "MLflow": lambda: mlflow.log_epochs(self.path, self.config["recipe"], rows),
         }
-        for name, show in pictures.items():
+        for name, show in shown.items():
             try:
                 show()
-            except Exception as error:  # in drawing libraries, which must not stop a training run
+            except Exception as error:  # in libraries, which must not stop a training run
                 raise_if_stopped()
-                logger.warning("%s: can't be written (%s); going on", self.path / name, error)
+                if name not in self._failed:
+                    logger.warning("%s: can't be written (%s); going on", name, error)
+                self._failed.add(name)
                 logger.debug("because of:", exc_info=error)
 
     def _check_same(self) -> None:
