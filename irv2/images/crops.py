@@ -21,7 +21,7 @@ from scipy.special import log_softmax, logsumexp
 
 from irv2.images.preprocess import Preprocess, center_window, checked_shape, resize_and_crop
 from irv2.images.resample import RESAMPLERS, Window
-from irv2.types import FloatArray, UInt8Array
+from irv2.types import FloatArray, IntArray, UInt8Array
 
 CROPS = (1, 10, 12, 144)
 _SIZES = (256 / 256, 288 / 256, 320 / 256, 352 / 256)
@@ -58,15 +58,15 @@ def combine(logits: FloatArray, crops: int) -> FloatArray:
     return mean
 
 
-def log_probabilities(combined: FloatArray, crops: int) -> NDArray[np.float64]:
-    """Return the logarithm of each class's probability from what `combine` gives.
+def log_probabilities(combined: FloatArray, crops: int, classes: IntArray) -> NDArray[np.float64]:
+    """Return the logarithm of the probability of one class per row of what `combine` gives: (N,).
 
     The logits of 10 crops count by their mean here. Their sum has the same order, but would claim
     to be as sure as ten independent pictures.
     """
-    logits = combined.astype(np.float64)
-    found: NDArray[np.float64] = log_softmax(logits / 10 if crops == 10 else logits, axis=1)
-    return found
+    logits = combined.astype(np.float64) / (10 if crops == 10 else 1)
+    chosen: NDArray[np.float64] = np.take_along_axis(logits, classes[:, None], axis=1)[:, 0]
+    return chosen - logsumexp(logits, axis=1)  # type: ignore[no-any-return]
 
 
 def _resized(image_hwc: UInt8Array, shorter: int, config: Preprocess) -> UInt8Array:

@@ -16,6 +16,7 @@ from irv2.ledger import LEGACY_BATCH_SIZE, Ledger, Predictions
 from irv2.measures.calibration import Calibration, calibrate
 from irv2.measures.classes import Confusion
 from irv2.measures.estimates import Estimate, proportion
+from irv2.types import IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +43,24 @@ class Evaluation:
         """The answers as they are kept on file."""
         return Ledger.from_predictions(self.predictions)
 
-    @cached_property
-    def log_probabilities(self) -> NDArray[np.float64]:
-        """The natural logarithm of each class's probability: (n, num_classes)."""
-        return log_probabilities(self.predictions.logits, self.crops)
+    @property
+    def best(self) -> IntArray:
+        """The best class of each image: (n,)."""
+        return self.ledger.top5[:, 0]
+
+    def log_probabilities(self, classes: IntArray) -> NDArray[np.float64]:
+        """Return the natural logarithm of the probability of one class per image: (n,)."""
+        return log_probabilities(self.predictions.logits, self.crops, classes)
 
     @cached_property
     def confusion(self) -> Confusion:
         """Labels against best classes."""
-        best = self.ledger.top5[:, 0]
-        return Confusion.count(self.predictions.labels, best, self.classes)
+        return Confusion.count(self.predictions.labels, self.best, self.classes)
 
     @cached_property
     def calibration(self) -> Calibration:
         """Accuracy against the probability of the best class."""
-        return calibrate(np.exp(self.log_probabilities.max(axis=1)), self.ledger.top1_right)
+        return calibrate(np.exp(self.log_probabilities(self.best)), self.ledger.top1_right)
 
     @property
     def top1_error(self) -> Estimate:

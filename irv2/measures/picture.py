@@ -1,5 +1,6 @@
 """The picture of an evaluation: confusion matrix and reliability plot."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,9 @@ def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
     histogram = figure.add_subplot(grid[1, 1], sharex=reliability)
     _draw_histogram(histogram, evaluation.calibration)
     figure.suptitle(evaluation.headline(), parse_math=False)
-    write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=100))
+    with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=100))
 
 
 def _draw_matrix(axes: "Axes", confusion: Confusion) -> None:

@@ -42,10 +42,9 @@ class BadAnswer:
 
 def worst(evaluation: Evaluation, num: int) -> list[BadAnswer]:
     """Return the `num` images with the highest loss, the worst first."""
-    labels, best = evaluation.predictions.labels, evaluation.ledger.top5[:, 0]
-    rows = np.arange(len(labels))
-    losses = -evaluation.log_probabilities[rows, labels]
-    of_best = 100 * np.exp(evaluation.log_probabilities[rows, best])
+    labels, best = evaluation.predictions.labels, evaluation.best
+    losses = -evaluation.log_probabilities(labels)
+    of_best = 100 * np.exp(evaluation.log_probabilities(best))
     return [
         BadAnswer(
             index=i,

@@ -13,7 +13,7 @@ from irv2.measures.picture import draw_evaluation
 def test_the_picture_is_drawn_for_few_and_many_classes(evaluation, tmp_path, num_more):
     predictions = evaluation.predictions
     logits = np.pad(predictions.logits, ((0, 0), (0, num_more)), constant_values=-9)
-    classes = [*evaluation.classes, *(f"_$x^{i}" for i in range(num_more))]  # no formulas
+    classes = [*evaluation.classes, *(f"_$x^{i}猫" for i in range(num_more))]  # no formulas
     wide = replace(evaluation, predictions=replace(predictions, logits=logits), classes=classes)
     draw_evaluation(wide, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as picture:
