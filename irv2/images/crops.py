@@ -65,8 +65,9 @@ def log_probabilities(combined: FloatArray, crops: int, classes: IntArray) -> ND
     to be as sure as ten independent pictures.
     """
     logits = combined.astype(np.float64) / (10 if crops == 10 else 1)
-    chosen: NDArray[np.float64] = np.take_along_axis(logits, classes[:, None], axis=1)[:, 0]
-    return chosen - logsumexp(logits, axis=1)  # type: ignore[no-any-return]
+    chosen = np.take_along_axis(logits, classes[:, None], axis=1)[:, 0]
+    found: NDArray[np.float64] = chosen - np.logaddexp.reduce(logits, axis=1)
+    return found
 
 
 def _resized(image_hwc: UInt8Array, shorter: int, config: Preprocess) -> UInt8Array:

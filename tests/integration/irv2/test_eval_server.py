@@ -1,6 +1,7 @@
 """`irv2 eval --server` says what `irv2 eval` says of the bundle that the server runs."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -80,6 +81,18 @@ def test_what_the_server_decides_cannot_be_asked_for(site):
     assert result.exit_code == 2
     expected = "error: irv2 eval: --crops and --batch-size given with --server; expected "
     assert result.stderr.startswith(expected)
+
+
+def test_a_missing_matplotlib_is_told_before_the_work(site, tmp_path, monkeypatch):
+    bundle, _, data = site
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "irv2.measures.picture", raising=False)
+    asked = [bundle, "--data", data, "-o", tmp_path / "eval.png"]
+    result = evaluate(*asked)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: irv2 eval: package matplotlib is not installed; pip ")
+    assert evaluate(*asked, "--worst", "3").exit_code == 0  # a sheet of pictures needs none
+    assert (tmp_path / "eval.png").stat().st_size > 0
 
 
 def test_nobody_there_is_one_line():
