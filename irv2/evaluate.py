@@ -23,9 +23,9 @@ from irv2.errors import DataError, ImageError
 from irv2.images.crops import combine, views
 from irv2.images.decode import ImageLimits, decode
 from irv2.images.preprocess import Preprocess
-from irv2.ledger import LEGACY_BATCH_SIZE, Ledger, Predictions
+from irv2.ledger import Predictions
+from irv2.measures.evaluation import Evaluation
 from irv2.runners.base import Runner
-from irv2.system.files import write_atomically
 from irv2.system.machine import num_cores
 from irv2.system.progress import Progress
 from irv2.types import FloatArray, IntArray, UInt8Array
@@ -201,31 +201,22 @@ def evaluate_model(
     device: str,
     bad_images: BadImages,
     options: EvaluationOptions,
-    ledger_path: Path | None = None,
-) -> dict[str, float | str]:
-    """Measure errors (%) of a checkpoint (in torch) or a bundle (as a server here would run it).
-
-    The `legacy_` ones are the original's average (Predictions.legacy_errors); with ten crops its
-    batches held a tenth of the images. Every answer is written to `ledger_path`, if given.
-    """
+) -> Evaluation:
+    """Ask a checkpoint (in torch) or a bundle (as a server here would run it) about DIR/val."""
     data = resolve_data(data)
     with _open(model, device) as (runner, config, classes):
         folder = open_split(data, "val", classes, bad_images).first(limit)
         [predictions] = classify_folder(
             [runner], folder, config, bad_images=bad_images, options=options
         )
-    ledger = Ledger.from_predictions(predictions)
-    if ledger_path is not None:
-        write_atomically(ledger_path, ledger.to_bytes())
-    legacy = predictions.legacy_errors(max(1, LEGACY_BATCH_SIZE // options.crops))
-    return {
-        **predictions.errors(),
-        **legacy,
-        "crops": options.crops,
-        "backend": runner.backend,
-        "data": str(data),
-        "data_sha256": ledger.data_sha256,
-    }
+    return Evaluation(
+        predictions=predictions,
+        images=folder.select(predictions.files),
+        classes=classes,
+        data=data,
+        backend=runner.backend,
+        crops=options.crops,
+    )
 
 
 @contextmanager

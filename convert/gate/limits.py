@@ -8,9 +8,8 @@ the Clopper-Pearson limits alone. Limits are percentage points, or percent.
 import math
 from collections.abc import Callable
 
-from scipy.special import betaincinv
-
 from irv2.manifest import Verdict
+from irv2.measures.estimates import lower_limit, upper_limit
 
 CONFIDENCE = 0.95  # one-sided
 _GROWTH = 1.02  # steps of the search for an image count
@@ -32,8 +31,8 @@ def upper_loss_points(
     lost: float, gained: float, n: float, confidence: float = CONFIDENCE
 ) -> float:
     """Upper limit of the increase of the error, in percentage points."""
-    above_lost = _upper(lost, n, confidence) - lost / n
-    below_gained = gained / n - _lower(gained, n, confidence)
+    above_lost = upper_limit(lost, n, confidence) - lost / n
+    below_gained = gained / n - lower_limit(gained, n, confidence)
     return 100 * ((lost - gained) / n + math.hypot(above_lost, below_gained))
 
 
@@ -57,12 +56,12 @@ def disagreement_verdict(
 
 def upper_points(k: float, n: float, confidence: float = CONFIDENCE) -> float:
     """Upper limit of the rate behind `k` of `n`, in percent."""
-    return 100 * _upper(k, n, confidence)
+    return 100 * upper_limit(k, n, confidence)
 
 
 def lower_points(k: float, n: float, confidence: float = CONFIDENCE) -> float:
     """Lower limit of the rate behind `k` of `n`, in percent."""
-    return 100 * _lower(k, n, confidence)
+    return 100 * lower_limit(k, n, confidence)
 
 
 def images_to_decide(
@@ -114,7 +113,7 @@ def is_above_chance(
     num_right: int, n: int, num_classes: int, confidence: float = CONFIDENCE
 ) -> bool:
     """Whether `num_right` of `n` is better than guessing, by the one-sided exact binomial test."""
-    return _lower(num_right, n, confidence) > 1 / num_classes
+    return lower_limit(num_right, n, confidence) > 1 / num_classes
 
 
 def _first_number(n: int, passes: Callable[[int], bool]) -> int | None:
@@ -127,12 +126,3 @@ def _first_number(n: int, passes: Callable[[int], bool]) -> int | None:
         step += 1
         num = math.ceil(n * _GROWTH**step)
     return None
-
-
-def _upper(k: float, n: float, confidence: float) -> float:
-    """Clopper-Pearson's one-sided upper limit of the rate behind `k` of `n`."""
-    return 1.0 if k >= n else float(betaincinv(k + 1, n - k, confidence))
-
-
-def _lower(k: float, n: float, confidence: float) -> float:
-    return 0.0 if k <= 0 else float(betaincinv(k, n - k + 1, 1 - confidence))

@@ -19,7 +19,7 @@ PROGRAMS = {
         "irv2.convert.importing.cli:main", "Checkpoint from published weights.", "convert"
     ),
     "eval": Entry(
-        "irv2.commands.eval:main", "Measure the errors of a checkpoint or a bundle.", "train"
+        "irv2.commands.eval:main", "Measure a model or a server, class by class.", "train"
     ),
     "features": Entry("irv2.commands.features:main", "Write the last layer's features.", "train"),
     "export": Entry("irv2.convert.cli:export", "Convert and verify a checkpoint.", "convert"),

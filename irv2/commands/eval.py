@@ -1,8 +1,10 @@
-"""`irv2 eval`: the errors of a checkpoint or a bundle on the validation images."""
+"""`irv2 eval`: how well a checkpoint, a bundle or a server does on the validation images."""
 
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from irv2.cli.options import (
     bad_images_option,
@@ -13,17 +15,31 @@ from irv2.cli.options import (
     print_json,
 )
 from irv2.cli.program import Program
+from irv2.cli.server_options import connect, connection_options
 from irv2.data.dataset import BadImages
 from irv2.errors import UsageError
-from irv2.evaluate import BATCH_SIZE, EvaluationOptions, evaluate_model
+from irv2.evaluate import BATCH_SIZE, FILE_LIMITS, EvaluationOptions, evaluate_model
+from irv2.images.contact_sheet import MAX_PICTURES
 from irv2.images.crops import CROPS
-from irv2.system.files import check_folder_of
+from irv2.measures.evaluation import Evaluation
+from irv2.measures.worst import draw_worst, worst, worst_table
+from irv2.system.files import check_folder_of, write_atomically
 from irv2.system.machine import world_size
+
+HERE_ONLY = ("crops", "batch_size", "workers", "device")  # what a server decides itself
 
 
 @click.command(cls=Program)
-@click.argument("model", type=click.Path(exists=True, path_type=Path), metavar="CHECKPOINT|BUNDLE")
+@click.argument(
+    "model", required=False, type=click.Path(exists=True, path_type=Path),
+    metavar="CHECKPOINT|BUNDLE",
+)  # fmt: skip
 @data_option
+@click.option(
+    "--server", metavar="HOST:PORT[,...]",
+    help="Ask this server instead, or these in turn; or one at a socket, unix:PATH.",
+)  # fmt: skip
+@connection_options
 @click.option(
     "--crops",
     type=click.Choice(list(map(str, CROPS))),
@@ -45,13 +61,22 @@ from irv2.system.machine import world_size
 @device_option
 @bad_images_option
 @click.option(
+    "--worst", "num_worst", type=click.IntRange(1, MAX_PICTURES), metavar="N",
+    help="List the N images with the highest loss.",
+)  # fmt: skip
+@click.option(
+    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
+    help="Draw the confusion matrix and the reliability plot; with --worst, those N images.",
+)  # fmt: skip
+@click.option(
     "--ledger", "ledger_path", type=click.Path(dir_okay=False, path_type=Path), metavar="NPZ",
     help="Write every answer to this file, for `irv2 diff`.",
 )  # fmt: skip
 @json_option
 def main(
-    model: Path,
+    model: Path | None,
     data: Path | None,
+    server: str | None,
     crops: str,
     legacy_average: bool,
     batch_size: int,
@@ -59,29 +84,74 @@ def main(
     limit: int | None,
     device: str,
     bad_images: BadImages,
+    num_worst: int | None,
+    out: Path | None,
     ledger_path: Path | None,
     as_json: bool,
+    **connection: Any,  # noqa: ANN401 (click checked each)
 ) -> None:
-    """Measure top-1 and top-5 error over DIR/val, each image counted exactly once."""
+    """Measure a model over DIR/val, each image counted exactly once.
+
+    Gives top-1 and top-5 error, precision, recall and F1 of each class with exact 95 % intervals,
+    the confusion matrix and the calibration error.
+    """
     num_processes = world_size()
     if num_processes > 1:
         way_out = "leave out torchrun, or unset WORLD_SIZE"
         raise UsageError("irv2 eval", f"{num_processes} processes", "one", way_out)
+    if bool(model) == bool(server):
+        got = ("both a model and" if server else "neither a model nor") + " --server given"
+        way_out = "name a checkpoint or a bundle, or pass --server HOST:PORT"
+        raise UsageError("irv2 eval", got, "one of them", way_out)
+    for path in (ledger_path, out):
+        if path is not None:
+            check_folder_of(path)
+    if out is not None and num_worst is None:  # a missing matplotlib is told before the work
+        from irv2.measures.picture import draw_evaluation
+    if server:
+        evaluation = _ask_server(server, connection, data, limit, bad_images)
+    else:
+        assert model
+        options = EvaluationOptions(batch_size=batch_size, workers=workers, crops=int(crops))
+        evaluation = evaluate_model(model, data, limit, device, bad_images, options)
     if ledger_path is not None:
-        check_folder_of(ledger_path)
-    options = EvaluationOptions(batch_size=batch_size, workers=workers, crops=int(crops))
-    result = evaluate_model(model, data, limit, device, bad_images, options, ledger_path)
-    if not legacy_average:
-        result = {key: value for key, value in result.items() if not key.startswith("legacy_")}
+        write_atomically(ledger_path, evaluation.ledger.to_bytes())
+    bad_answers = worst(evaluation, num_worst or 0)
+    if out is not None and num_worst is None:
+        draw_evaluation(evaluation, out)
+    elif out is not None:
+        draw_worst(evaluation, bad_answers, FILE_LIMITS, out)
+    legacy = evaluation.legacy_errors() if legacy_average else {}
     if as_json:
-        print_json(result)
+        shown = {"worst": [answer.to_json() for answer in bad_answers]} if num_worst else {}
+        print_json(evaluation.to_json() | legacy | shown)
         return
-    click.echo(
-        f"{result['n']} images: top-1 error {result['top1_error']:.3f} %, "
-        f"top-5 error {result['top5_error']:.3f} % ({result['backend']})"
-    )
-    if legacy_average:
+    click.echo(evaluation.headline())
+    if legacy:
         click.echo(
-            f"the original's average: top-1 error {result['legacy_top1_error']:.3f} %, "
-            f"top-5 error {result['legacy_top5_error']:.3f} %"
+            f"the original's average: top-1 error {legacy['legacy_top1_error']:.3f} %, "
+            f"top-5 error {legacy['legacy_top5_error']:.3f} %"
         )
+    click.echo(evaluation.to_text())
+    if bad_answers:
+        click.echo("\n" + worst_table(bad_answers, len(evaluation.images)))
+
+
+def _ask_server(
+    server: str,
+    connection: dict[str, Any],
+    data: Path | None,
+    limit: int | None,
+    bad_images: BadImages,
+) -> Evaluation:
+    from irv2.evaluate_server import evaluate_server
+
+    context = click.get_current_context()
+    given = [n for n in HERE_ONLY if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    if given:
+        got = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(
+            "irv2 eval", f"{got} given with --server", "the server's own", "leave it out"
+        )
+    with connect(server, **connection) as client:
+        return evaluate_server(client, data, limit, bad_images)

@@ -16,11 +16,12 @@ sizes 256, 288, 320 and 352 assume a resize to 256; here they are scaled to the 
 import itertools
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
 from irv2.images.preprocess import Preprocess, center_window, checked_shape, resize_and_crop
 from irv2.images.resample import RESAMPLERS, Window
-from irv2.types import FloatArray, UInt8Array
+from irv2.types import FloatArray, IntArray, UInt8Array
 
 CROPS = (1, 10, 12, 144)
 _SIZES = (256 / 256, 288 / 256, 320 / 256, 352 / 256)
@@ -55,6 +56,18 @@ def combine(logits: FloatArray, crops: int) -> FloatArray:
     log_probabilities = log_softmax(by_image.astype(np.float64), axis=2)
     mean: FloatArray = (logsumexp(log_probabilities, axis=1) - np.log(crops)).astype(np.float32)
     return mean
+
+
+def log_probabilities(combined: FloatArray, crops: int, classes: IntArray) -> NDArray[np.float64]:
+    """Return the logarithm of the probability of one class per row of what `combine` gives: (N,).
+
+    The logits of 10 crops count by their mean here. Their sum has the same order, but would claim
+    to be as sure as ten independent pictures.
+    """
+    logits = combined.astype(np.float64) / (10 if crops == 10 else 1)
+    chosen = np.take_along_axis(logits, classes[:, None], axis=1)[:, 0]
+    found: NDArray[np.float64] = chosen - np.logaddexp.reduce(logits, axis=1)
+    return found
 
 
 def _resized(image_hwc: UInt8Array, shorter: int, config: Preprocess) -> UInt8Array:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from irv2.errors import CheckpointError, DataError, UsageError
 from irv2.system.files import explain_full_disk, try_lock, write_atomically
 from irv2.system.stop import raise_if_stopped
 from irv2.train.curves.curves import METRICS, draw_curves, read_metrics
+from irv2.train.run import mlflow
 from irv2.train.run.tensorboard import FOLDER, write_scalars
 from irv2.train.settings import RECIPE_DEFAULTS, shown
 
@@ -28,7 +29,7 @@ LOCK = ".lock"
 CURVES = "curves.png"
 DRAW_EVERY_S = 10.0
 HEAD = "head"  # the run of a fine-tuning's first phase, inside that of its second
-FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES)
+FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES, mlflow.STATE)
 # What differs where hashes do, which tell people nothing.
 HASHED = {
     "files_sha256": "the names of files",
@@ -45,6 +46,7 @@ class Run:
 
     path: Path
     config: dict[str, Any]
+    _failed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     @property
     def _config_path(self) -> Path:
@@ -152,14 +154,15 @@ class Run:
                 replace(candidates[kind], metrics=row).save(path)
         rows.append(row)
         self._write_metrics(rows)
-        self._try(FOLDER, lambda: write_scalars(self.path, row))
+        self._try(str(self.path / FOLDER), lambda: write_scalars(self.path, row))
+        self._try("MLflow", lambda: mlflow.log_epochs(self.path, self.config["recipe"], rows))
         if self._is_picture_old():
             self.draw()
 
     def draw(self) -> None:
         """Draw the curves of the finished epochs; a failure only logs a warning."""
         rows = self.metrics()
-        self._try(CURVES, lambda: draw_curves([("", rows)], self.path / CURVES))
+        self._try(str(self.path / CURVES), lambda: draw_curves([("", rows)], self.path / CURVES))
 
     def _load_last(self) -> Checkpoint:
         way_out = START_OVER.format(best=self.best)
@@ -198,12 +201,14 @@ class Run:
         return not picture.is_file() or time.time() - picture.stat().st_mtime > DRAW_EVERY_S
 
     def _try(self, name: str, show: Callable[[], None]) -> None:
-        """Show something; failures in drawing libraries must not stop a training run."""
+        """Show something; what fails in a library is logged once and tried again every epoch."""
         try:
             show()
-        except Exception as error:
+        except Exception as error:  # which must not stop a training run
             raise_if_stopped()
-            logger.warning("%s: can't be written (%s); going on", self.path / name, error)
+            if name not in self._failed:
+                logger.warning("%s: can't be written (%s); going on", name, error)
+            self._failed.add(name)
             logger.debug("because of:", exc_info=error)
 
     def _check_same(self) -> None:

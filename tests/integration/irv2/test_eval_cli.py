@@ -1,11 +1,13 @@
 """`irv2 eval` on a real checkpoint and a real folder."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from tiny_checkpoint import CLASSES, make_checkpoint, write_images
 
 from irv2.checkpoint import Checkpoint
@@ -32,8 +34,8 @@ def test_every_image_is_counted_once_with_any_number_of_crops(arguments, crops):
     found = evaluate(arguments, "--crops", crops)
     assert (found["n"], found["crops"]) == (48, int(crops))
     assert found["top1_error"] < 50  # of six classes; most colours are told apart
-    measured = {"n", "top1_error", "top5_error", "crops", "backend"}
-    assert set(found) == measured | {"data", "data_sha256"}
+    assert [entry["label"] for entry in found["classes"]] == CLASSES
+    assert sum(map(sum, found["confusion_matrix"])) == found["calibration"]["n"] == 48
 
 
 def test_144_crops_of_a_few_images_are_counted_exactly(arguments):
@@ -44,7 +46,10 @@ def test_144_crops_of_a_few_images_are_counted_exactly(arguments):
 
 @pytest.mark.parametrize("more", [("--batch-size", "5"), ("--batch-size", "48", "--workers", "1")])
 def test_errors_do_not_depend_on_batch_size_and_workers(arguments, more):
-    assert evaluate(arguments, *more) == evaluate(arguments)
+    one, other = evaluate(arguments), evaluate(arguments, *more)
+    bins, others = one.pop("calibration"), other.pop("calibration")
+    assert other == one
+    assert others["ece"] == pytest.approx(bins["ece"], abs=1e-3)  # of probabilities in float32
 
 
 def test_the_original_average_stands_beside_the_exact_errors(arguments):
@@ -54,6 +59,41 @@ def test_the_original_average_stands_beside_the_exact_errors(arguments):
     assert both["legacy_top1_error"] == pytest.approx(exact["top1_error"])
     text = CliRunner().invoke(main, ["eval", *arguments, "--legacy-average"]).stdout
     assert text.splitlines()[1].startswith("the original's average: top-1 error ")
+
+
+def test_the_line_of_errors_comes_first_and_the_classes_follow(arguments):
+    lines = CliRunner().invoke(main, ["eval", *arguments]).stdout.splitlines()
+    assert re.fullmatch(r"48 images: top-1 error .* %, top-5 error .* % \(torch-cpu\)", lines[0])
+    for name in CLASSES:
+        assert any(line.startswith(f"{name} ") for line in lines[1:])
+
+
+def test_a_picture_is_drawn_of_the_whole_or_of_the_worst_images(arguments, tmp_path):
+    whole, sheet = tmp_path / "eval.png", tmp_path / "worst.png"
+    assert "worst" not in evaluate(arguments, "-o", str(whole))
+    found = evaluate(arguments, "--worst", "3", "-o", str(sheet))["worst"]
+    with Image.open(whole) as picture, Image.open(sheet) as pictures:
+        assert picture.height > pictures.height > 160  # one row of three
+    losses = [image["loss"] for image in found]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 3
+    assert Path(found[0]["file"]).parent.name == found[0]["label"]
+
+
+def test_a_picture_in_no_folder_is_refused_before_the_work(arguments, tmp_path):
+    out = str(tmp_path / "no" / "eval.png")
+    result = CliRunner().invoke(main, ["eval", *arguments, "-o", out])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {out}: no such folder; expected an existing one;")
+
+
+@pytest.mark.parametrize("more", [["--server", "127.0.0.1:1"], []])
+def test_one_thing_is_evaluated(arguments, more):
+    model = arguments[:1] if more else []
+    result = CliRunner().invoke(main, ["eval", *model, *arguments[1:], *more])
+    assert result.exit_code == 2
+    got = "both a model and --server given" if more else "neither a model nor --server given"
+    assert result.stderr.startswith(f"error: irv2 eval: {got}; expected one of them; name a ")
 
 
 def test_epochs_are_compared_by_their_ledgers_or_as_checkpoints(arguments, tmp_path):

@@ -119,6 +119,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_an_epoch_reports_are_the_errors_of_the_file_just_written(data, alone):
     row = rows(alone)[-1]
     expected = evaluate_model(alone / "last.pt", data, None, "cpu", "error", EvaluationOptions())
+    expected = expected.to_json()
     assert (expected["n"], expected["top1_error"]) == (40, row["val_top1_error"])
     assert row["num_val_images"] == 40
     assert 0 < row["val_top1_error"] < 100

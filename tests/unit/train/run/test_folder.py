@@ -5,6 +5,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,17 @@ def row(epoch: int) -> dict[str, float]:
         "val_top1_error": 1.0,
         "val_top5_error": 0.0,
     }
+
+
+def test_mlflow_that_can_not_be_reached_or_is_missing_is_said_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "bad://away")
+    run = run_in(tmp_path)
+    for epoch in (1, 2, 3):
+        run.finish_epoch(row(epoch), {})
+    assert len(run.metrics()) == 3
+    assert caplog.text.count("MLflow: can't be written (") == 1
+    if find_spec("mlflow") is None:
+        assert "MLFLOW_TRACKING_URI: is set, but the package mlflow is not installed" in caplog.text
 
 
 def test_curves_that_can_not_be_drawn_are_named_and_drawn_after_the_next_epoch(tmp_path, caplog):
