@@ -80,7 +80,7 @@ def classify_folder(
         runners, folder, config, bad_images=bad_images, title=title, options=options
     )
     if not all(map(len, predictions)):
-        raise DataError(folder.root, "no image could be read", "at least one")
+        raise DataError(folder.place, "no image could be read", "at least one")
     return predictions
 
 

@@ -155,8 +155,8 @@ class Trainer:
                 self._guard.check_step(self._step, totals)
                 self._after_step()
         if not self._totals[3]:
-            root = self._train_set.root
-            self._processes.fail(DataError(root, "no image could be read", "at least one"))
+            place = self._train_set.place
+            self._processes.fail(DataError(place, "no image could be read", "at least one"))
         self._batch = last
 
     def _next(self, batches: Iterator[tuple[int, Batch]]) -> tuple[int, Batch, int] | None:

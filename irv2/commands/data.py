@@ -42,7 +42,7 @@ def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
 
 
 @main.command(cls=Program)
-@click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--shard-mb", type=click.IntRange(1), default=256, metavar="MB",
@@ -51,9 +51,10 @@ def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
 @bad_images_option
 @json_option
 def shard(source: Path, out: Path, shard_mb: int, bad_images: BadImages, as_json: bool) -> None:
-    """Write the image folder SOURCE as tar shards (WebDataset's layout) into the new folder OUT.
+    """Write SOURCE as tar shards (WebDataset's layout) into the new folder OUT.
 
-    OUT is then a data folder like SOURCE: both train the same, image for image.
+    SOURCE is a data folder or a list. OUT is then a data folder like it: both train the
+    same, image for image.
     """
     _report(out, write_shards(source, out, shard_mb * 10**6, bad_images), as_json)
 
