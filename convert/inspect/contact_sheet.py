@@ -7,8 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from irv2.convert.inspect.diff import Difference, Row
 from irv2.errors import DataError
-from irv2.evaluate import FILE_LIMITS
-from irv2.images.decode import decode
+from irv2.images.decode import FILE_LIMITS, decode
 
 logger = logging.getLogger(__name__)
 

@@ -140,18 +140,42 @@ def open_split(
 
 
 def unread_split(data: Path, split: str) -> ImageFolder:
-    """Every image of a split, unread and without labels: of a million only a few may matter."""
-    listing = _list(data, split)
+    """Return every image of a split, unread, with the classes found there."""
+    return unread(_list(data, split), data if is_list(data) else None)
+
+
+def unread(listing: Listing, list_path: Path | None = None) -> ImageFolder:
+    """Return what was listed, whether or not it is an image."""
     files = [file for members in listing.files.values() for file in members]
     spans = [span for members in (listing.spans or {}).values() for span in members]
     return ImageFolder(
         listing.root,
-        (),
+        tuple(listing.files),
         tuple(files),
-        np.full(len(files), -1, np.int64),
+        np.repeat(np.arange(len(listing.files)), list(map(len, listing.files.values()))),
         np.array(spans, np.int64) if spans else None,
-        data if is_list(data) else None,
+        list_path,
     )
+
+
+def open_unsplit(source: Path) -> ImageFolder:
+    """Return every image of a folder of class folders, or of a list without a column split, unread.
+
+    Raises DataError for one that is divided already.
+    """
+    if is_list(source):
+        listing = list_rows(source, "")
+        return unread(listing, source)
+    if not source.is_dir():
+        raise DataError(source, "no such folder", "a folder of class folders, or a list")
+    if found := splits_of(source):
+        got = f"{', '.join(f'{split}/' for split in found)} in it: it is divided already"
+        raise DataError(source, got, "a folder of class folders")
+    listing = list_folder(source)
+    _tell_left_out(listing)
+    if not any(listing.files.values()):
+        raise DataError(source, "no images in class folders", "CLASS/* for each class")
+    return unread(listing)
 
 
 def splits_of(data: Path) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from irv2.data.lists import read_list
+from irv2.data.lists import read_list, read_rows
 from irv2.data.shards import Span
 from irv2.errors import DataError
 from irv2.images.decode import EXTENSIONS
@@ -80,14 +80,18 @@ def list_folder(root: Path) -> Listing:
 
 
 def list_rows(path: Path, split: str) -> Listing:
-    """List the files that a list has for `split`. Raises DataError for a list without any."""
+    """List the files that a list has for `split`, or ("") all of one that has no column split.
+
+    Raises DataError for a list without any.
+    """
     _check_utf8(path)
-    everything = read_list(path)
+    everything = read_list(path) if split else read_rows(path)
     _tell_spellings(path, {row.written for row in everything})
     rows = sorted((row for row in everything if row.split == split), key=lambda row: row.path)
     if not rows:
         others = ", ".join(sorted({row.split for row in everything})) or "nothing"
-        raise DataError(path, f"no rows of split {split}, but of {others}", "some rows of each")
+        wanted = f"of split {split}" if split else "without a split"
+        raise DataError(path, f"no rows {wanted}, but of {others}", "some rows of each")
     files: dict[str, list[str]] = {}
     for row in rows:
         files.setdefault(class_name(row.written), []).append(row.path)

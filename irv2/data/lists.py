@@ -41,9 +41,9 @@ def is_list(data: Path) -> bool:
 
 
 def read_list(path: Path) -> list[Row]:
-    """Read a list, whose files are not looked at; once, unless it has changed.
+    """Read a list, and divide it if it has no column split. Raises DataError as `read_rows` does.
 
-    Raises DataError with the first line where something is wrong, and the number of such lines.
+    It is read once, unless it has changed, and its files are not looked at.
     """
     if not path.is_file():
         raise DataError(path, "no such file", "a list of images", "see --data, IRV2_DATA")
@@ -53,6 +53,15 @@ def read_list(path: Path) -> list[Row]:
 
 @lru_cache(maxsize=4)
 def _read_list(path: Path, _state: tuple[int, ...]) -> list[Row]:
+    rows = read_rows(path)
+    return rows if not rows or rows[0].split else _divided(path, rows)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of a list; `split` is empty if it has no such column.
+
+    Raises DataError with the first line where something is wrong, and the number of such lines.
+    """
     columns, records = _records(path)
     short = [
         (line, f"{len(cells)} columns") for line, cells in records if len(cells) != len(columns)
@@ -74,7 +83,7 @@ def _read_list(path: Path, _state: tuple[int, ...]) -> list[Row]:
         _refuse(path, unknown, "train, val or test")
     _refuse(path, _repeated(rows), "each file once", "remove the row")
     _refuse(path, _other_spellings(rows), "one spelling of a class", "correct the labels")
-    return rows if "split" in at else _divided(path, rows)
+    return rows
 
 
 def _records(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
