@@ -1,6 +1,7 @@
 """`irv2 data`: make data folders, divide them, find what is wrong with them."""
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from irv2.data import samples
 from irv2.data.dataset import BadImages
 from irv2.data.shard_writer import write_shards
 from irv2.errors import UsageError
+from irv2.system.files import check_folder_of
 
 if TYPE_CHECKING:
     from irv2.data.split import Link
@@ -115,6 +117,30 @@ def split(
         print_json(division.to_json())
     else:
         click.echo(division.to_text())
+
+
+@main.command(cls=Program)
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("-o", "sheet_path", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
+              help="Draw pictures too: wrong copies first, then some of each class.")  # fmt: skip
+@json_option
+def check(data: Path, sheet_path: Path | None, as_json: bool) -> None:
+    """Look at every image of DATA, a data folder, shards or a list, on all cores.
+
+    Exit status 1 where training would be wrong: unreadable images, a picture in two splits or under
+    two labels (near copies count), classes of val that train lacks, only one class, no train or
+    val.
+    """
+    from irv2.data.check import check as run_check  # with imagehash
+
+    if sheet_path is not None:
+        check_folder_of(sheet_path)
+    report = run_check(data, sheet_path)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(report.to_text())
+    sys.exit(report.exit_code)
 
 
 def _report(out: Path, num_images: int, as_json: bool) -> None:
