@@ -75,7 +75,7 @@ class ExportOptions:
         """What the gate accepts of an artefact that is judged on these images."""
         return tolerance_for(
             precision,
-            is_sample=is_sample(images.root.parent),
+            is_sample=is_sample(images.data),
             top1_points=self.tolerance_top1,
             top5_points=self.tolerance_top5,
             disagreement_points=self.max_disagreement,

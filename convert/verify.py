@@ -51,7 +51,7 @@ def verify(
             list(opened.runners.values()), images, bundle.preprocess, title="verify"
         )
         if any(each.sha256 != reference.sha256 for each in predictions):
-            raise DataError(images.root, "images changed while they were read")
+            raise DataError(images.place, "images changed while they were read")
         judged = judge_all(
             bundle,
             opened,

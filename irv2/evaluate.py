@@ -21,7 +21,7 @@ from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import DataError, ImageError
 from irv2.images.crops import combine, views
-from irv2.images.decode import ImageLimits, decode
+from irv2.images.decode import FILE_LIMITS, decode
 from irv2.images.preprocess import Preprocess
 from irv2.ledger import Predictions
 from irv2.measures.evaluation import Evaluation
@@ -33,8 +33,6 @@ from irv2.types import FloatArray, IntArray, UInt8Array
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
-# Local files are trusted more than what clients send.
-FILE_LIMITS = ImageLimits(max_bytes=2**28, max_pixels=180_000_000)
 _Loading = tuple[int, "Future[tuple[UInt8Array, str]]"]  # an image's index; its views and sha256
 BAD_IMAGE_WAY_OUT = "replace the file or pass --bad-images skip"
 
@@ -80,7 +78,7 @@ def classify_folder(
         runners, folder, config, bad_images=bad_images, title=title, options=options
     )
     if not all(map(len, predictions)):
-        raise DataError(folder.root, "no image could be read", "at least one")
+        raise DataError(folder.place, "no image could be read", "at least one")
     return predictions
 
 

@@ -171,8 +171,8 @@ class Trainer:
                     )
                     break
         if not self._totals[3]:
-            root = self._train_set.root
-            self._processes.fail(DataError(root, "no image could be read", "at least one"))
+            place = self._train_set.place
+            self._processes.fail(DataError(place, "no image could be read", "at least one"))
         self._batch = last
 
     def _load_epoch(self) -> Generator[tuple[int, Batch], None, None]:

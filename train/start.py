@@ -104,7 +104,7 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
         _log_machine(recipe, machine, processes)
         config = run_config(recipe, train_set, val_set)
         expected = processes.from_first(lambda: config["data"])
-        processes.together(lambda: _check_copy(train_set.root.parent, config["data"], expected))
+        processes.together(lambda: _check_copy(train_set.data, config["data"], expected))
         config["machine"] = _machine_json(machine, processes, request.command)
         run = Run(request.out, config)
         processes.from_first(lambda: run.check(must_exist=request.resume))
@@ -281,7 +281,7 @@ def run_config(recipe: Recipe, train_set: ImageFolder, val_set: ImageFolder) -> 
             "files_sha256": files.hexdigest(),
             "labels_sha256": labels.hexdigest(),  # over classes, labels and positions in shards
         },
-        "data_path": str(train_set.root.parent.absolute()),
+        "data_path": str(train_set.data.absolute()),
     }
 
 

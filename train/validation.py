@@ -33,5 +33,5 @@ def count_wrong(
     )
     counts = [processes.totals(*each.counts) for each in predictions]
     if not counts[0][0]:
-        processes.fail(DataError(folder.root, "no image could be read", "at least one"))
+        processes.fail(DataError(folder.place, "no image could be read", "at least one"))
     return counts

@@ -66,7 +66,7 @@ class Reference(Ledger):
                 found.setdefault(key, i)
         if missing := len(row_of) - len(found):
             raise DataError(
-                folder.root,
+                folder.place,
                 f"{missing} of the {len(row_of)} images that the bundle was judged on are not in "
                 "it",
                 "the images of the export, unchanged",

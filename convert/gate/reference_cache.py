@@ -62,7 +62,7 @@ def classify_with_reference(
         return together
     predictions = ask(runners)
     if any(each.sha256 != known.sha256 for each in predictions):
-        raise DataError(images.root, "images changed while they were read")
+        raise DataError(images.place, "images changed while they were read")
     return [known, *predictions]
 
 

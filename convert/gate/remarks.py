@@ -19,11 +19,9 @@ from irv2.convert.gate.limits import (
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.tolerance import TOLERANCE_POINTS
 from irv2.convert.gate.verdict import IDENTICAL_LOGITS
-from irv2.data.dataset import ImageFolder, open_split
+from irv2.data.dataset import splits_of, unread_split
 from irv2.data.hashes import known_hashes, same_size
-from irv2.data.shards import is_sharded
 from irv2.errors import InputError
-from irv2.images.decode import EXTENSIONS
 from irv2.manifest import Parity
 from irv2.system.text import one_line
 
@@ -177,10 +175,10 @@ def coverage_remark(reference: Reference, classes: list[str]) -> str:
 
 def leakage_remark(reference: Reference, data: Path) -> str:
     """A remark if evaluation images lie in `data`/train too; empty otherwise."""
-    if not (data / "train").is_dir():
+    if "train" not in splits_of(data):
         return ""
     try:
-        candidates = same_size(_list(data / "train"), _list(data / "val"))
+        candidates = same_size(unread_split(data, "train"), unread_split(data, "val"))
         looked_at = candidates.subset(range(min(len(candidates), MAX_HASHED)))
         trained_on = known_hashes(looked_at)
     except (InputError, OSError) as error:  # the verdict stands without it
@@ -194,17 +192,3 @@ def leakage_remark(reference: Reference, data: Path) -> str:
         f"{num} of {len(reference)} evaluation images are in train/ too, byte by byte{where}: "
         "errors on them say little about new images."
     )
-
-
-def _list(split: Path) -> ImageFolder:
-    """Every image of a split, unread: of a million files only those of some sizes matter."""
-    if is_sharded(split):
-        return open_split(split.parent, split.name)
-    files = sorted(
-        f"{folder.name}/{path.name}"
-        for folder in split.iterdir()
-        if folder.is_dir()
-        for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS
-    )
-    return ImageFolder(split, (), tuple(files), np.full(len(files), -1, np.int64))

@@ -136,7 +136,7 @@ def report_on(
     remarks = remarks_on(
         reference,
         manifest.classes,
-        images.root.parent,
+        images.data,
         parity.confidence,
         files=images.files,
         num_copies=parity.copies,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from irv2.convert.inspect.diff import Difference
 from irv2.errors import DataError
-from irv2.evaluate import FILE_LIMITS
 from irv2.images.contact_sheet import MAX_PICTURES, Tile, draw_sheet
-from irv2.images.decode import decode
+from irv2.images.decode import FILE_LIMITS, decode
 
 logger = logging.getLogger(__name__)
 

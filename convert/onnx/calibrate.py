@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from irv2.data.dataset import BadImages, ImageFolder, find_images, open_split
+from irv2.data.dataset import BadImages, ImageFolder, find_images, open_split, splits_of
 from irv2.data.hashes import hash_files, same_size
 from irv2.errors import DataError, EngineError, UsageError
 from irv2.evaluate import load_batches
@@ -87,10 +87,10 @@ def choose_images(
     They are never those of `val`, by which the gate judges, nor copies of them. Raises UsageError
     if there is no train/, or nothing else in it.
     """
-    data = val.root.parent
+    data = val.data
     if options.folder is not None:
         images = find_images(options.folder)
-    elif (data / "train").is_dir():
+    elif "train" in splits_of(data):
         images = open_split(data, "train", val.classes, bad_images)
     else:
         raise UsageError(
@@ -108,8 +108,8 @@ def _without_copies(images: ImageFolder, val: ImageFolder) -> ImageFolder:
     kept = [i for i, sha256 in enumerate(hash_files(images)) if sha256 not in judged_by]
     if not kept:
         raise UsageError(
-            images.root,
-            f"all {len(images)} calibration images are in {val.root} too",
+            images.place,
+            f"all {len(images)} calibration images are in {val.place} too",
             "images that the gate does not judge by",
             "pass --calibration DIR",
         )
@@ -119,7 +119,7 @@ def _without_copies(images: ImageFolder, val: ImageFolder) -> ImageFolder:
             "gate judges",
             len(images) - len(kept),
             len(images),
-            val.root,
+            val.place,
         )
     return images.subset(kept)
 
@@ -198,7 +198,7 @@ def _observe(
             largest.append([column.max() for column in extremes[len(names) :]])
             bar.advance(len(batch.files))
     if not logits:
-        raise DataError(images.root, "no image to calibrate with", "at least one")
+        raise DataError(images.place, "no image to calibrate with", "at least one")
     limits = zip(np.min(smallest, axis=0).tolist(), np.max(largest, axis=0).tolist(), strict=True)
     return Calibration(
         ranges=dict(zip(names, limits, strict=True)),

@@ -9,7 +9,7 @@ import click
 from irv2.cli.program import Entry, TableGroup
 
 PROGRAMS = {
-    "data": Entry("irv2.commands.data:main", "Make data folders.", "train"),
+    "data": Entry("irv2.commands.data:main", "Make, divide and check data folders.", "train"),
     "train": Entry("irv2.train.cli:main", "Train a network; leaves a checkpoint.", "train"),
     "finetune": Entry(
         "irv2.train.cli:finetune", "Train on from weights that know other pictures.", "train"

@@ -26,8 +26,10 @@ class FloatRange(click.FloatRange):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 data_option = click.option(
-    "--data", type=click.Path(path_type=Path), metavar="DIR", envvar="IRV2_DATA", show_envvar=True,
-    help="Folder with train/CLASS/* and val/CLASS/*.  [default: the built-in sample]",
+    "--data", type=click.Path(path_type=Path), metavar="DIR|CSV", envvar="IRV2_DATA",
+    show_envvar=True,
+    help="Folder with train/CLASS/* and val/CLASS/*, or a list with columns path,label[,split].  "
+    "[default: the built-in sample]",
 )  # fmt: skip
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to compute."

@@ -25,7 +25,7 @@ FILES_AT_A_TIME = 8  # classified by a bundle between two updates of the progres
 
 @click.command(cls=Program)
 @click.argument(
-    "images", nargs=-1, required=True, metavar="IMAGE_or_DIR...",
+    "images", nargs=-1, required=True, metavar="IMAGE_or_DIR_or_CSV...",
     type=click.Path(exists=True, path_type=Path),
 )  # fmt: skip
 @click.option("--server", metavar="HOST:PORT[,...]",
@@ -47,7 +47,7 @@ def main(
     as_json: bool,
     **connection: Any,  # noqa: ANN401 (click checked each)
 ) -> None:
-    """Classify image files; for a folder, every image file below it.
+    """Classify image files; for a folder or a list, every image file of it.
 
     Exit status 1 if any image could not be classified; the others are classified all the same.
     Results obtained before an error or Ctrl-C are still printed.
@@ -76,12 +76,16 @@ def main(
 
 
 def image_files(path: Path) -> Iterator[Path]:
-    """Yield a file itself, or all image files below a folder, sorted by name.
+    """Yield a file itself, or all image files below a folder or of a list, sorted by name.
 
-    Raises InputError if a folder holds no image file or can't be read.
+    Raises InputError if a folder or list holds no image file or can't be read.
     """
+    from irv2.data.lists import is_list, read_list
     from irv2.images.decode import EXTENSIONS
 
+    if is_list(path):
+        yield from sorted(path.parent / row.path for row in read_list(path))
+        return
     if not path.is_dir():
         yield path
         return

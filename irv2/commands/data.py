@@ -1,6 +1,9 @@
-"""`irv2 data`: make data folders."""
+"""`irv2 data`: make data folders, divide them, find what is wrong with them."""
 
+import re
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +12,11 @@ from irv2.cli.program import Program, ProgramGroup
 from irv2.data import samples
 from irv2.data.dataset import BadImages
 from irv2.data.shard_writer import write_shards
+from irv2.errors import UsageError
+from irv2.system.files import check_folder_of
+
+if TYPE_CHECKING:
+    from irv2.data.split import Link
 
 out_option = click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -18,7 +26,7 @@ out_option = click.option(
 
 @click.group(cls=ProgramGroup)
 def main() -> None:
-    """Make data folders: train/CLASS/*, val/CLASS/*."""
+    """Make, divide and check data folders: train/CLASS/*, val/CLASS/*."""
 
 
 @main.command(cls=Program)
@@ -42,7 +50,7 @@ def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
 
 
 @main.command(cls=Program)
-@click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--shard-mb", type=click.IntRange(1), default=256, metavar="MB",
@@ -51,11 +59,88 @@ def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
 @bad_images_option
 @json_option
 def shard(source: Path, out: Path, shard_mb: int, bad_images: BadImages, as_json: bool) -> None:
-    """Write the image folder SOURCE as tar shards (WebDataset's layout) into the new folder OUT.
+    """Write SOURCE as tar shards (WebDataset's layout) into the new folder OUT.
 
-    OUT is then a data folder like SOURCE: both train the same, image for image.
+    SOURCE is a data folder or a list. OUT is then a data folder like it: both train the
+    same, image for image.
     """
     _report(out, write_shards(source, out, shard_mb * 10**6, bad_images), as_json)
+
+
+def _percent(context: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Read a share written with its sign, as 15%; without one, 0.15 could mean either."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value)
+    if found is None or not 0 < float(found[1]) < 100:
+        raise click.BadParameter(f"{value!r} is not a percentage such as 15%.", context, param)
+    return float(found[1])
+
+
+@main.command(cls=Program)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--val", callback=_percent, default="15%", metavar="PERCENT",
+              help="Share of each class for validation.")  # fmt: skip
+@click.option("--test", callback=_percent, metavar="PERCENT",
+              help="Share of each class for a test at the end.  [default: none]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, metavar="N",
+              help="Another seed divides otherwise.")  # fmt: skip
+@click.option(
+    "--link", type=click.Choice(["hard", "symbolic", "copy"]), default="hard",
+    help="How files come into OUT; linked ones take no space.",
+)  # fmt: skip
+@bad_images_option
+@json_option
+def split(
+    source: Path,
+    out: Path,
+    val: float,
+    test: float | None,
+    seed: int,
+    link: "Link",
+    bad_images: BadImages,
+    as_json: bool,
+) -> None:
+    """Divide SOURCE into OUT/train, OUT/val and maybe OUT/test.
+
+    SOURCE is a folder of class folders, or a list with columns path,label. If OUT is named .csv, it
+    becomes a list with a column split. Copies of a picture, near ones too, are on one side.
+    """
+    from irv2.data.split import split as run_split  # with imagehash
+
+    if val + (test or 0) >= 100:
+        raise UsageError("--val and --test", f"{val + (test or 0):g} %", "less than 100 % together")
+    shares = {"val": val} | ({"test": test} if test else {})
+    division = run_split(source, out, shares, seed=seed, link=link, bad_images=bad_images)
+    if as_json:
+        print_json(division.to_json())
+    else:
+        click.echo(division.to_text())
+
+
+@main.command(cls=Program)
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("-o", "sheet_path", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
+              help="Draw pictures too: wrong copies first, then some of each class.")  # fmt: skip
+@json_option
+def check(data: Path, sheet_path: Path | None, as_json: bool) -> None:
+    """Look at every image of DATA, a data folder, shards or a list, on all cores.
+
+    Exit status 1 where training would be wrong: unreadable images, a picture in two splits or under
+    two labels (near copies count), classes of val that train lacks, only one class, no train or
+    val.
+    """
+    from irv2.data.check import check as run_check  # with imagehash
+
+    if sheet_path is not None:
+        check_folder_of(sheet_path)
+    report = run_check(data, sheet_path)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(report.to_text())
+    sys.exit(report.exit_code)
 
 
 def _report(out: Path, num_images: int, as_json: bool) -> None:

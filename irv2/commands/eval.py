@@ -18,7 +18,7 @@ from irv2.cli.program import Program
 from irv2.cli.server_options import connect, connection_options
 from irv2.data.dataset import BadImages
 from irv2.errors import UsageError
-from irv2.evaluate import BATCH_SIZE, FILE_LIMITS, EvaluationOptions, evaluate_model
+from irv2.evaluate import BATCH_SIZE, EvaluationOptions, evaluate_model
 from irv2.images.contact_sheet import MAX_PICTURES
 from irv2.images.crops import CROPS
 from irv2.measures.evaluation import Evaluation
@@ -120,7 +120,7 @@ def main(
     if out is not None and num_worst is None:
         draw_evaluation(evaluation, out)
     elif out is not None:
-        draw_worst(evaluation, bad_answers, FILE_LIMITS, out)
+        draw_worst(evaluation, bad_answers, out)
     legacy = evaluation.legacy_errors() if legacy_average else {}
     if as_json:
         shown = {"worst": [answer.to_json() for answer in bad_answers]} if num_worst else {}

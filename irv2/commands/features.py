@@ -17,7 +17,7 @@ from irv2.system.files import check_folder_of
 
 
 @click.command(cls=Program)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE_or_DIR...",
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE_or_DIR_or_CSV...",
                 type=click.Path(exists=True, path_type=Path))  # fmt: skip
 @click.option("--model", required=True, type=click.Path(path_type=Path), metavar="CHECKPOINT",
               help="Checkpoint whose features to take; a bundle has only logits.")  # fmt: skip
@@ -36,7 +36,8 @@ def main(
 ) -> None:
     """Write NPZ with `files` (N,) and `features` float32 (N, 2048) of image files.
 
-    For a folder, every image file below it. TF-slim's network has 1536 features, narrow ones fewer.
+    For a folder or a list, every image file of it. TF-slim's network has 1536 features, narrow
+    ones fewer.
     """
     check_folder_of(out)
     files = dict.fromkeys(file for path in images for file in image_files(path))  # each once

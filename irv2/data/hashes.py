@@ -21,19 +21,19 @@ def hash_files(folder: ImageFolder) -> list[str]:
 
     with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter lock
         hashes = pool.map(hash_image, range(len(folder)))
-        return list(progress(hashes, f"find images in {folder.root}", len(folder), "images"))
+        return list(progress(hashes, f"find images in {folder.place}", len(folder), "images"))
 
 
 def known_hashes(images: ImageFolder) -> set[str]:
     """Return the hex sha256 of each, from the user's cache unless an image has changed."""
-    root = str(images.root.resolve())
+    place = str(images.place.resolve())
     return cached(
         "train-hashes",
-        {"root": root, "files": list(_states(images))},
+        {"root": place, "files": list(_states(images))},
         load=partial(msgspec.json.decode, type=set[str]),
         make=lambda: set(hash_files(images)),
         dump=partial(msgspec.json.encode, order="sorted"),
-        name=root,
+        name=place,
     )
 
 

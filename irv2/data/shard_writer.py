@@ -1,4 +1,4 @@
-"""`irv2 data shard`: an image folder written as shards (irv2/data/shards.py)."""
+"""`irv2 data shard`: an image folder or a list written as shards (irv2/data/shards.py)."""
 
 import io
 import tarfile
@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from irv2.data.dataset import LAYOUT, BadImages, ImageFolder, open_split
+from irv2.data.dataset import LAYOUT, BadImages, ImageFolder, open_split, splits_of
 from irv2.data.shards import CONTENTS, LABEL_SUFFIX, Contents
 from irv2.errors import DataError
 from irv2.system.files import new_folder
@@ -16,7 +16,7 @@ from irv2.system.progress import Progress
 
 
 def write_shards(source: Path, out: Path, shard_bytes: int, bad_images: BadImages = "error") -> int:
-    """Write `source`'s splits train/ and val/ as shards into the new folder `out`.
+    """Write `source`'s splits train, val and test as shards into the new folder `out`.
 
     Image i of a split stays image i, so that folder and shards train the same. `out` appears whole
     or not at all. Returns the number of images. Raises DataError if `source` is no data folder or
@@ -24,23 +24,23 @@ def write_shards(source: Path, out: Path, shard_bytes: int, bad_images: BadImage
     """
     if out.exists():
         raise DataError(out, "already exists", "a new folder", "pass another OUT")
-    splits = list(_open_splits(source, bad_images))
-    num_images = sum(map(len, splits))
+    splits = dict(_open_splits(source, bad_images))
+    num_images = sum(map(len, splits.values()))
     with new_folder(out) as folder, Progress(f"write {out}", num_images) as bar:
-        for split in splits:
-            _write_split(split, folder / split.root.name, shard_bytes, bar)
+        for name, split in splits.items():
+            _write_split(split, folder / name, shard_bytes, bar)
     return num_images
 
 
-def _open_splits(source: Path, bad_images: BadImages) -> Iterator[ImageFolder]:
-    names = [name for name in ("train", "val") if (source / name).is_dir()]
+def _open_splits(source: Path, bad_images: BadImages) -> Iterator[tuple[str, ImageFolder]]:
+    names = splits_of(source)
     if not names:
         raise DataError(source, "neither train/ nor val/ in it", LAYOUT)
     classes = None
     for name in names:
         split = open_split(source, name, classes, bad_images)
         classes = split.classes
-        yield split
+        yield name, split
 
 
 def _write_split(split: ImageFolder, out: Path, shard_bytes: int, bar: Progress) -> None:
@@ -55,7 +55,7 @@ def _write_split(split: ImageFolder, out: Path, shard_bytes: int, bar: Progress)
                 path = out / f"{num_shards:06d}.tar"
                 shard = open_shard.enter_context(tarfile.open(path, "w", format=tarfile.GNU_FORMAT))
                 num_shards += 1
-            key, suffix = _member_name(split.files[i])
+            key, suffix = _member_name(split, i)
             if key in written:
                 raise DataError(split.path(i), "another image has this name", way_out="rename it")
             written.add(key)
@@ -66,9 +66,11 @@ def _write_split(split: ImageFolder, out: Path, shard_bytes: int, bar: Progress)
     (out / CONTENTS).write_bytes(msgspec.json.format(msgspec.json.encode(contents)))
 
 
-def _member_name(file: str) -> tuple[str, str]:
-    """Split into KEY and suffix; to WebDataset's readers a suffix begins at the first dot."""
-    path = PurePosixPath(file)
+def _member_name(split: ImageFolder, i: int) -> tuple[str, str]:
+    """Return KEY and suffix; to WebDataset's readers a suffix begins at the first dot."""
+    path = PurePosixPath(split.files[i])
+    if split.list_path is not None:  # its files may lie anywhere, and share a name
+        path = PurePosixPath(split.classes[split.labels[i]], f"{i:08d}_{path.name}")
     return str(path.with_name(path.stem.replace(".", "_"))), path.suffix.lower()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from tabulate import tabulate
 
 from irv2.images.contact_sheet import Tile, draw_sheet
-from irv2.images.decode import ImageLimits, decode
+from irv2.images.decode import FILE_LIMITS, decode
 from irv2.measures.evaluation import Evaluation
 from irv2.system.text import one_line
 
@@ -77,9 +77,7 @@ def worst_table(answers: list[BadAnswer], n: int) -> str:
     return f"the {len(answers)} of {n} images with the highest loss:\n{table}"
 
 
-def draw_worst(
-    evaluation: Evaluation, answers: list[BadAnswer], limits: ImageLimits, path: Path
-) -> None:
+def draw_worst(evaluation: Evaluation, answers: list[BadAnswer], path: Path) -> None:
     """Write a PNG of these images, numbered, with their answers: wrong ones in red."""
 
     def tiles() -> Iterator[Tile]:
@@ -91,7 +89,7 @@ def draw_worst(
                 f"no. {number}, loss {a.loss:.2f}",
             )
             colour = RIGHT if a.prediction == a.label else WRONG
-            yield Tile(decode(image, limits), lines, colour)
+            yield Tile(decode(image, FILE_LIMITS), lines, colour)
 
     heading = f"{evaluation.headline()}\nthe {len(answers)} with the highest loss"
     draw_sheet(heading, tiles(), path)

@@ -132,10 +132,19 @@ def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
         ) from error
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a name is that of a hidden file or folder, or of what macOS adds to a ZIP."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield every file below `folder`; raises InputError for a folder that can't be read."""
-    for place, _, names in os.walk(folder, onerror=_refuse):
-        yield from (Path(place, name) for name in names)
+    """Yield every file below `folder` that is not hidden, nor below a hidden folder.
+
+    Raises InputError for a folder that can't be read.
+    """
+    for place, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        yield from (Path(place, name) for name in names if not is_hidden(name))
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -19,3 +19,8 @@ def one_line(name: object) -> str:
 def markdown_cell(name: object) -> str:
     """Return `name` as it can stand in a cell of a table in Markdown."""
     return one_line(name).replace("|", "\\|")
+
+
+def quoted(name: str, *, always: bool = False) -> str:
+    """Return `name` for a message: in quotes if it would not be seen whole without, or always."""
+    return f'"{one_line(name)}"' if always or name != name.strip() or not name else one_line(name)

@@ -276,7 +276,7 @@ def measure_wait(plan: Plan, folder: ImageFolder, workers: int, num_steps: int) 
         "images_per_s": round(images / elapsed, 2),
         "steps": num_steps,
         "workers": workers,
-        "data": str(folder.root.parent),
+        "data": str(folder.data),
     }
 
 

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError, EngineError, ImageError
-from irv2.evaluate import BAD_IMAGE_WAY_OUT, FILE_LIMITS
-from irv2.images.decode import decode
+from irv2.evaluate import BAD_IMAGE_WAY_OUT
+from irv2.images.decode import FILE_LIMITS, decode
 from irv2.images.preprocess import resize_and_crop
 from irv2.system.stop import raise_if_stopped
 from irv2.train.data.augment import color_matrix, draw_color, random_shift, random_sized_crop

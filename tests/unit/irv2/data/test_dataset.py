@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from irv2.data.dataset import open_split
+from irv2.data.dataset import find_images, open_split
 from irv2.errors import DataError
 
 
@@ -128,15 +128,16 @@ def test_only_the_first_five_of_many_bad_files_are_named(data):
         open_split(data, "train")
 
 
-def test_other_files_and_hidden_folders_are_no_images_and_counted_once(data, caplog):
+def test_other_files_and_hidden_folders_are_no_images_and_counted_at_every_start(data, caplog):
     for name in ("ant/notes.txt", "README", "zebra/2024/0.png", ".DS_Store", ".cache/0.png"):
         path = data / "train" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("x")
     for _ in range(2):
         assert len(open_split(data, "train")) == 6
-    [line] = [record.getMessage() for record in caplog.records]
-    assert f"train: 3 files are left out, {data}/train/README for one" in line
+    first, again = [record.getMessage() for record in caplog.records]
+    assert f"train: 3 files are left out, {data}/train/README for one" in first
+    assert again == first
 
 
 def test_images_alone_are_no_warning(data, caplog):
@@ -258,3 +259,67 @@ def test_a_folder_whose_name_is_not_utf_8_is_refused_in_one_line(data, where):
         data = data.rename(data.with_name(odd))
     with pytest.raises(DataError, match="is not UTF-8"):
         open_split(data, "train")
+
+
+def test_what_macos_adds_is_left_out_and_counted(data, caplog):
+    for name in ("ant/._0.png", "zebra/.hidden.jpg", "__MACOSX/._0.png"):
+        path = data / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\0\5\x16\7")
+    folder = open_split(data, "train")
+    assert (len(folder), folder.classes) == (6, ("Moth", "ant", "zebra"))
+    assert "2 hidden files, such as ._a.jpg of macOS, are left out" in caplog.text
+    assert len(find_images(data)) == 6
+
+
+def test_composed_and_decomposed_names_are_one_class(data, caplog):
+    composed, decomposed = "caf\xe9", "cafe\u0301"
+    write_image(data / "train" / composed / "0.png")
+    write_image(data / "train" / decomposed / "1.png")
+    folder = open_split(data, "train")
+    assert folder.classes == ("Moth", "ant", composed, "zebra")
+    assert folder.labels.tolist().count(2) == 2
+    assert "caf\xe9, written composed and decomposed (Unicode NFC and NFD), is one" in caplog.text
+    write_image(data / "val" / decomposed / "0.png")
+    assert open_split(data, "val", folder.classes).labels.tolist() == [2]
+    assert open_split(data, "val", ("x", decomposed)).labels.tolist() == [1]
+
+
+def test_names_that_differ_by_case_or_a_space_are_shown_in_quotes(data, caplog):
+    write_image(data / "train" / "ant " / "0.png")
+    write_image(data / "train" / "moth" / "0.png")
+    classes = open_split(data, "train").classes
+    assert classes == ("Moth", "ant", "ant ", "moth", "zebra")
+    assert '"ant" and "ant " are two classes' in caplog.text
+    assert '"Moth" and "moth" are two classes' in caplog.text
+    write_image(data / "val" / "zebra " / "0.png")
+    with pytest.raises(DataError, match=r'class "zebra " is unknown .*; rename it to "zebra"$'):
+        open_split(data, "val", classes)
+
+
+def test_broken_links_are_counted_in_one_line(data, caplog):
+    for i in range(2000):
+        (data / f"train/ant/gone{i}.jpg").symlink_to("/nowhere")
+    os.mkfifo(data / "train/zebra/pipe.jpg")
+    folder = open_split(data, "train", bad_images="skip")
+    assert len(folder) == 6
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "2001 files are no images (broken link: 2000, not a regular file: 1)" in line
+    assert len(line) < 500
+
+
+def test_one_class_alone_is_said(tmp_path, caplog):
+    write_image(tmp_path / "train/cat/0.png")
+    assert open_split(tmp_path, "train").classes == ("cat",)
+    assert "train: only one class, cat: every answer is right" in caplog.text
+
+
+def test_classes_of_the_network_without_images_are_said(data, caplog):
+    open_split(data, "train", ("Moth", "ant", "yak", "zebra", " emu"))
+    assert 'train: no images of 2 of the 5 classes: yak, " emu"' in caplog.text
+
+
+def test_classes_are_in_the_order_of_their_characters(tmp_path):
+    for name in ("0", "1", "2", "10", "a", "B"):
+        write_image(tmp_path / "train" / name / "0.png")
+    assert open_split(tmp_path, "train").classes == ("0", "1", "10", "2", "B", "a")
