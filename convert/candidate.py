@@ -21,7 +21,7 @@ from irv2.data.samples import is_sample
 from irv2.errors import EngineError, UsageError
 from irv2.evaluate import load_batches
 from irv2.images.preprocess import Preprocess
-from irv2.manifest import ONNX_FILE, Artifact, Manifest, PerClass, Precision, Source, new_manifest
+from irv2.manifest import ONNX_FILE, Artifact, Manifest, PerClass, Precision, new_manifest
 from irv2.runners.choose import INT8_CPU
 
 logger = logging.getLogger(__name__)
@@ -100,12 +100,7 @@ class Candidate:
     @property
     def manifest(self) -> Manifest:
         """The bundle.json of all these files, before any is judged."""
-        source = Source(
-            checkpoint_sha256=self.checkpoint_sha256,
-            arch=self.checkpoint.model.arch,
-            setting=self.checkpoint.setting,
-            epoch=self.checkpoint.epoch,
-        )
+        source = self.checkpoint.source(self.checkpoint_sha256)
         preprocess, classes = self.checkpoint.preprocess.to_json(), self.checkpoint.classes
         return new_manifest(source, preprocess, classes, self.artifacts, {})
 

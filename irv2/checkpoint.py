@@ -13,11 +13,13 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import torch
 from torch import Tensor
 
 from irv2.errors import CheckpointError, InputError
 from irv2.images.preprocess import Preprocess
+from irv2.manifest import Imported, Source
 from irv2.model.build import NETWORKS, Network, build, config_from_json
 from irv2.model.paper import NetworkConfig
 from irv2.system.files import explain_full_disk, write_atomically
@@ -30,7 +32,10 @@ _WAY_OUT = "if it holds weights from elsewhere: irv2 import {path} -o CKPT.pt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """The contents of a checkpoint; `training` (optimiser, position, averages) is for resuming."""
+    """The contents of a checkpoint; `training` (optimiser, position, averages) is for resuming.
+
+    `begun_from` is the checkpoint whose weights its run began with (`--init-from`).
+    """
 
     model: NetworkConfig
     state_dict: Mapping[str, Tensor]
@@ -42,6 +47,7 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    begun_from: Source | None = None
 
     def save(self, path: Path) -> None:
         """Write the checkpoint atomically. Raises Irv2Error if the disk is full."""
@@ -58,6 +64,7 @@ class Checkpoint:
             "metrics": self.metrics,
             "recipe": self.recipe,
             "training": self.training,
+            "begun_from": msgspec.to_builtins(self.begun_from),
         }
         content["sha256"] = content_sha256(content)
         with explain_full_disk(path):
@@ -104,6 +111,7 @@ class Checkpoint:
             content["preprocess"] = Preprocess.from_json(content["preprocess"], path)
         except InputError as error:
             raise CheckpointError(path, error.got, error.expected, error.way_out) from error
+        content["begun_from"] = msgspec.convert(content.get("begun_from"), Source | None)
         num_names, num_classes = len(content["classes"]), content["model"].num_classes
         if num_names != num_classes:
             raise CheckpointError(
@@ -113,6 +121,18 @@ class Checkpoint:
                 "save it again with a name for each",
             )
         return cls(**content)
+
+    def source(self, sha256: str) -> Source:
+        """Describe this checkpoint, whose file has this hash, and where its weights came from."""
+        imported = self.recipe.get("imported")
+        return Source(
+            checkpoint_sha256=sha256,
+            arch=self.model.arch,
+            setting=self.setting,
+            epoch=self.epoch,
+            imported=msgspec.convert(imported, Imported | None),
+            begun_from=self.begun_from,
+        )
 
     def require_classifier(self, what: object) -> None:
         """Raise CheckpointError about `what` if it was imported from a file without a classifier.

@@ -124,13 +124,35 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     invariance: Invariance | None = None
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """The checkpoint that a bundle was made from."""
+class Imported(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The file of published weights that a checkpoint was imported from.
+
+    Of a file that `irv2 import` fetched, also the address of the hub, the repository there and its
+    commit; `license` is what that repository states, empty where nothing is known.
+    """
+
+    file: str
+    sha256: str
+    kind: str
+    hub: str = ""
+    repository: str = ""
+    revision: str = ""
+    license: str = ""
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The checkpoint that a bundle was made from, and where its weights came from before that.
+
+    Either they were imported, or a run began with those of another checkpoint (`--init-from`), or
+    with random ones.
+    """
 
     checkpoint_sha256: str
     arch: str
     setting: str
     epoch: int
+    imported: Imported | None = None
+    begun_from: "Source | None" = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

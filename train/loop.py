@@ -21,6 +21,7 @@ from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError, EngineError, ImageError, Irv2Error
 from irv2.evaluate import EvaluationOptions
+from irv2.manifest import Source
 from irv2.model.build import Network
 from irv2.runners.torch import TorchRunner
 from irv2.system.progress import Progress
@@ -70,6 +71,7 @@ class Trainer:
         model: Network,
         machine: Machine,
         processes: Processes,
+        begun_from: Source | None = None,
     ) -> None:
         self._run, self._recipe, self._machine, self._processes = run, recipe, machine, processes
         self._train_set, self._val_set = data
@@ -78,6 +80,7 @@ class Trainer:
         self._interrupt = Interrupt(is_repeated=processes.size > 1)
         self._saver = Saver()
         self._features: Features | None = None
+        self._begun_from = begun_from  # the checkpoint of --init-from
         self._guard = Guard(run, recipe, len(data[0].classes), machine.chance_steps)
         self._epoch = 1  # the epoch being trained
         self._batch = 0  # its next batch
@@ -90,7 +93,7 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue exactly where `checkpoint` was written."""
-        state = checkpoint.training
+        state, self._begun_from = checkpoint.training, checkpoint.begun_from
         self._learner.load(checkpoint)
         self._epoch, self._batch, self._step = state["epoch"], state["batch"], checkpoint.step
         self._totals = state["totals"].to(self._device)
@@ -294,6 +297,7 @@ class Trainer:
             step=self._step,
             recipe=self._recipe.to_json(),
             training=training,
+            begun_from=self._begun_from,
         )
 
     def _finish_epoch(self, seconds: float, num_images: float) -> None:

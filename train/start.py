@@ -16,6 +16,7 @@ from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import DataError, EngineError, ImageError, UsageError
+from irv2.manifest import Source
 from irv2.model.paper import ModelConfig
 from irv2.model.summary import summarize, summary_table
 from irv2.runners.torch import resolve_device
@@ -116,9 +117,15 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
             checkpoint = processes.from_first(run.start)
             init_from = request.init_from if checkpoint is None else None
             model = processes.together(lambda: initial_model(recipe, train_set.classes, init_from))
-            trainer = Trainer(run, recipe, data, model, machine, processes)
+            begun_from = processes.together(lambda: _source(init_from, recipe.init_sha256))
+            trainer = Trainer(run, recipe, data, model, machine, processes, begun_from)
             _train(trainer, run, checkpoint, request, processes)
         return _result(run) if processes.is_first else None
+
+
+def _source(init_from: Path | None, sha256: str) -> Source | None:
+    """Describe the checkpoint that a new run begins with, for its bundle's chain."""
+    return None if init_from is None else Checkpoint.load(init_from).source(sha256)
 
 
 def _train(

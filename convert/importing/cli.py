@@ -22,7 +22,7 @@ def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> 
 
 
 @click.command(cls=Program)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path())
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
               metavar="CKPT.pt", help="The checkpoint to write.")  # fmt: skip
 @click.option(
@@ -60,7 +60,7 @@ def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> 
               callback=_show_networks, help="Print both networks and stop.")  # fmt: skip
 @json_option
 def main(
-    file: Path,
+    file: str,
     out: Path,
     classes_path: Path | None,
     arch: str,
@@ -73,7 +73,8 @@ def main(
     """Turn the weights in FILE into a checkpoint to evaluate, export and serve.
 
     FILE is recognised by its content: the original's .t7, or TF-slim's network as timm, Cadene
-    (.pth, .safetensors) or Keras (.h5, .keras) ship it, or irv2's own state_dict. The checkpoint
+    (.pth, .safetensors) or Keras (.h5, .keras) ship it, or irv2's own state_dict. A FILE of the
+    form hf:OWNER/NAME[@REVISION][/FILE] is fetched from the Hugging Face hub. The checkpoint
     carries the preprocessing that the weights were trained with, as the file, a config.json of
     timm beside it, or an option says. A file without a classifier can begin a fine-tuning.
     """

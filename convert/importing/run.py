@@ -7,6 +7,7 @@ from typing import Any
 
 from irv2.checkpoint import Checkpoint
 from irv2.convert.importing.compare import Agreement, compare
+from irv2.convert.importing.hub import PREFIX, HubFile, fetch
 from irv2.convert.importing.recognise import read_weights
 from irv2.convert.importing.statements import described_sources, settle
 from irv2.convert.importing.weights import CLASSIFIER, PublishedWeights, state_dict_of
@@ -25,7 +26,8 @@ SETTING = "imported"  # in place of a training setting, in checkpoint and bundle
 class ImportResult:
     """What was recognised and written."""
 
-    source: Path
+    source: str
+    hub_file: HubFile | None  # what `source` names, if it is no file of this machine
     out: Path
     kind: str
     checkpoint: Checkpoint
@@ -41,6 +43,7 @@ class ImportResult:
         return {
             "out": str(self.out),
             "source": str(self.source),
+            "origin": self.hub_file.to_json() if self.hub_file else None,
             "kind": self.kind,
             "arch": self.checkpoint.model.arch,
             "num_matched": self.num_matched,
@@ -77,6 +80,7 @@ class ImportResult:
         return "\n".join(
             [
                 f"{self.source}: {self.kind}, network {config.arch}",
+                *([f"  fetched  {self.hub_file}"] if self.hub_file else []),
                 f"  matched  {self.num_matched} tensors, none missing, none left over; "
                 f"{self.num_parameters:,} parameters",
                 f"  classes  {classes if config.num_classes else NO_CLASSIFIER}{dropped}",
@@ -91,7 +95,7 @@ class ImportResult:
 
 
 def import_weights(
-    path: Path,
+    source: str,
     out: Path,
     *,
     classes_path: Path | None = None,
@@ -101,17 +105,19 @@ def import_weights(
     preprocess: Mapping[str, Any] | None = None,
     compare_path: Path | None = None,
 ) -> ImportResult:
-    """Recognise the weights in `path`, match them tensor by tensor and write the checkpoint `out`.
+    """Recognise the weights in `source`, match them tensor by tensor, write the checkpoint `out`.
 
-    `preprocess` holds parameters that overrule what files say. Raises CheckpointError if the
-    weights are not those of a known network, InputError for a class file that does not fit,
-    UsageError if `out` can't be written, ParityError if the answers are not those in
-    `compare_path`.
+    `source` is a file, or a name for `fetch` that begins with `hf:`. `preprocess` holds parameters
+    that overrule what files say. Raises CheckpointError if the weights are not those of a known
+    network, InputError for a class file that does not fit, UsageError if `out` can't be written,
+    ParityError if the answers are not those in `compare_path`, and what `fetch` raises.
     """
     if not out.absolute().parent.is_dir():
         raise UsageError(
             "--out", f"no folder {out.parent}", "an existing one", f"mkdir -p {out.parent}"
         )
+    hub_file = fetch(source, out) if source.startswith(PREFIX) else None
+    path = hub_file.path if hub_file else Path(source)
     weights = read_weights(path, choice)
     _check_arch(weights, arch, path)
     dropped = drops_background(weights, keep_background, path)
@@ -128,6 +134,7 @@ def import_weights(
         "classes_from": classes_from,
         "preprocess_from": sources,
         "notes": list(weights.notes),
+        **(hub_file.to_json() if hub_file else {}),
     }
     checkpoint = Checkpoint(
         model=replace(weights.config, num_classes=len(classes)),
@@ -144,7 +151,8 @@ def import_weights(
         imported["agreement"] = agreement.to_json()
     checkpoint.save(out)
     return ImportResult(
-        source=path,
+        source=source,
+        hub_file=hub_file,
         out=out,
         kind=weights.kind,
         checkpoint=checkpoint,

@@ -1,5 +1,6 @@
 """A bundle described for people: where it comes from, what it holds, whether it is whole."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import msgspec
 from tabulate import tabulate
 
 from irv2.bundle import Bundle
-from irv2.manifest import MANIFEST, Artifact, read_manifest
+from irv2.manifest import MANIFEST, Artifact, Imported, Source, read_manifest
 from irv2.system.text import one_line
 
 _ARTIFACT_HEADERS = (
@@ -60,6 +61,7 @@ class Inspection:
             ("id", manifest.id),
             ("checkpoint", f"sha256 {source.checkpoint_sha256}"),
             ("network", f"{source.arch}, setting {source.setting}, epoch {source.epoch}"),
+            *_origins(source),
             ("made on", "; ".join(sorted(machines))),
             ("classes", f"{len(classes)}: {shown}"),
             (
@@ -90,6 +92,24 @@ class Inspection:
     def _size_bytes(self, artifact: Artifact) -> int | None:
         path = self.bundle.path / artifact.file
         return path.stat().st_size if path.is_file() else None
+
+
+def _origins(source: Source) -> Iterator[tuple[str, str]]:
+    """Where the checkpoint's weights came from, the latest step first."""
+    if source.imported is not None:
+        yield "imported", _imported(source.imported)
+    if (before := source.begun_from) is not None:
+        step = f"setting {before.setting}, epoch {before.epoch}"
+        yield "begun from", f"a checkpoint of {step}, sha256 {before.checkpoint_sha256}"
+        yield from _origins(before)
+
+
+def _imported(weights: Imported) -> str:
+    line = f"{one_line(weights.file)}, {weights.kind}, sha256 {weights.sha256}"
+    if not weights.repository:
+        return line
+    place = f"{weights.hub}/{weights.repository}, revision {weights.revision}"
+    return f"{line}; from {place}, licence {one_line(weights.license or 'not stated')}"
 
 
 def _artifact_row(artifact: Artifact) -> tuple[str, ...]:

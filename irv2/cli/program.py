@@ -142,7 +142,7 @@ def _configure_logging(context: click.Context, _: click.Parameter, debug: bool) 
         format="%(asctime)s %(name)s %(levelname)s %(message)s" if debug else "%(message)s",
         stream=sys.stderr,
     )
-    for noisy in ("PIL", "matplotlib", "onnxscript", "onnx_ir", "torch", "asyncio"):
+    for noisy in ("PIL", "matplotlib", "onnxscript", "onnx_ir", "torch", "asyncio", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

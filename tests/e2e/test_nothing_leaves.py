@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from hub_endpoint import hub_endpoint, repository_files
 from serving_process import LOOPBACK
 from serving_site import jpeg
 
@@ -50,6 +51,16 @@ def test_the_proxy_is_asked_by_whoever_wants_out():
         subprocess.run([sys.executable, "-c", ask], env={**os.environ, **settings}, check=False)
         (line,) = asked
         assert b"example.com" in line
+
+
+def test_an_import_by_name_asks_the_hub_alone(environment, tmp_path):
+    command = ["irv2", "import", "hf:ants/tiny", "-o", tmp_path / "a.pt"]
+    with hub_endpoint("ants/tiny", repository_files()) as hub, counting_proxy() as (proxy, asked):
+        mine = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub")}
+        done = subprocess.run(command, env={**environment, **proxy, **mine}, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert len(hub.asked) > 0
+    assert asked == []
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from irv2.checkpoint import SCHEMA, Checkpoint, content_sha256, load_model
 from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
+from irv2.manifest import Imported, Source
 from irv2.model import inception_resnet_v2
 
 
@@ -44,7 +45,11 @@ def make_checkpoint(seed: int = 0) -> Checkpoint:
             "nothing": None,
             "groups": [{"lr": 0.045, 1: True}],
         },
-    )
+        begun_from=Source(
+            checkpoint_sha256="1" * 64, arch="inception_resnet_v2", setting="imported", epoch=0,
+            imported=Imported(file="a.pth", sha256="2" * 64, kind="timm weights", license="mit"),
+        ),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from irv2.evaluate import FILE_LIMITS
 from irv2.images.contact_sheet import GAP, LINE, SIDE
 from irv2.measures.worst import draw_worst, worst, worst_table
 
@@ -30,7 +29,7 @@ def test_the_table_says_of_how_many_images_they_are_the_worst(evaluation):
 
 
 def test_the_sheet_shows_them_in_the_same_order(evaluation, tmp_path):
-    draw_worst(evaluation, worst(evaluation, 3), FILE_LIMITS, tmp_path / "sheet.png")
+    draw_worst(evaluation, worst(evaluation, 3), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     left, top = GAP + SIDE // 2, 2 * LINE + GAP + SIDE // 2
