@@ -9,7 +9,7 @@ import pytest
 from unreadable import file_in_a_closed_folder, unreadable_paths
 
 from irv2.errors import ImageError, ImageReason
-from irv2.system.files import read_encoded, write_atomically
+from irv2.system.files import files_below, read_encoded, write_atomically
 
 
 def test_an_atomic_write_replaces_the_file_by_bytes_or_by_a_function(tmp_path):
@@ -81,3 +81,11 @@ def test_an_image_in_a_closed_folder_is_named_with_the_reason():
     with file_in_a_closed_folder() as file, pytest.raises(ImageError) as raised:
         read_encoded(file)
     assert str(raised.value) == f"{file}: {os.strerror(errno.EACCES)}; expected an image file"
+
+
+def test_hidden_files_and_what_is_below_hidden_folders_are_passed_over(tmp_path):
+    for name in ("a.jpg", "._a.jpg", ".cache/b.jpg", "__MACOSX/c.jpg", "deep/er/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = {str(path.relative_to(tmp_path)) for path in files_below(tmp_path)}
+    assert found == {"a.jpg", "deep/er/d.jpg"}

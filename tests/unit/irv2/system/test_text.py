@@ -2,7 +2,7 @@
 
 import pytest
 
-from irv2.system.text import markdown_cell, one_line
+from irv2.system.text import markdown_cell, one_line, quoted
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,11 @@ def test_what_would_end_or_move_the_line_is_spelled_out(name, shown):
 
 def test_a_bar_does_not_end_a_cell():
     assert markdown_cell("a|b\nc") == r"a\|b\nc"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a b", "a b"), (" a", '" a"'), ("a\n", r'"a\n"'), ("", '""'), ("猫", "猫")]
+)
+def test_spaces_around_a_name_are_shown_by_quotes(name, shown):
+    assert quoted(name) == shown
+    assert quoted("a", always=True) == '"a"'
