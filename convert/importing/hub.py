@@ -87,6 +87,7 @@ def _library(name: str) -> Any:  # noqa: ANN401 (a module)
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
+        raise_if_stopped()
         raise EngineError(
             name, f"package {error.name} is not installed", way_out='pip install "irv2[hub]"'
         ) from error

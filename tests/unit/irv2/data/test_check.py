@@ -140,6 +140,6 @@ def test_the_sheet_shows_wrong_copies_and_some_of_each_class(data, tmp_path):
     shutil.copy(data / "train/cat/1.png", data / "val/cat/copy.png")
     assert run(data, "-o", tmp_path / "sheet.png").exit_code == 1
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (6 * 168 + 8, 3 * 200 + 8 + 32)  # 13 tiles
+        assert sheet.size == (6 * 168 + 8, 3 * 200 + 16 + 8)  # 13 tiles
     done = run(data, "-o", tmp_path / "gone/sheet.png")
     assert (done.exit_code, "no such folder" in done.stderr) == (2, True)
