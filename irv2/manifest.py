@@ -238,8 +238,21 @@ def own_sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def bundle_id(artifacts: list[Artifact], preprocess: dict[str, Any], classes: list[str]) -> str:
-    """Hash model files, preprocessing and classes, without the evidence (hex sha256)."""
-    models = sorted((artifact.file, artifact.sha256) for artifact in artifacts)
+def bundle_id(
+    artifacts: list[Artifact],
+    preprocess: dict[str, Any],
+    classes: list[str],
+    *,
+    with_engine_bytes: bool = False,
+) -> str:
+    """Hash model files, preprocessing and classes, without the evidence (hex sha256).
+
+    No two builds of an engine have the same bytes, so it counts by the model that it was built
+    from. In bundles made before 2026-11-30 it counted by its bytes, as with `with_engine_bytes`.
+    """
+    models = sorted(
+        (a.file, a.sha256 if a.format == "onnx" or with_engine_bytes else a.built_from)
+        for a in artifacts
+    )
     text = json.dumps([models, preprocess["sha256"], classes])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -26,7 +26,7 @@ from irv2.convert.onnx.interruptible import in_thread
 from irv2.convert.onnx.model_file import write_model
 from irv2.model.paper import ConvBN, Normalized, Residual
 
-OPSET = 20
+OPSET = 18
 # torch and onnxscript log operators that they skip and passes that they run.
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 

@@ -19,6 +19,8 @@ def write_model(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str])
     """Write `model` with `metadata` added. Raises EngineError if it is not valid."""
     known = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {**known, **metadata})
+    # The lowest that the operators allow: older runtimes refuse a file by this number alone.
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -13,7 +13,8 @@ from tiny_bundle import edit, refused, write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.errors import BundleError
-from irv2.manifest import MANIFEST, bundle_id, read_manifest
+from irv2.manifest import MANIFEST, bundle_id, manifest_json, read_manifest
+from irv2.system.files import file_sha256
 
 
 @pytest.fixture
@@ -118,3 +119,36 @@ def test_any_flipped_byte_of_the_manifest_is_refused_or_leaves_the_identity(
     except BundleError:
         return
     assert opened.id == identity  # the flip fell into evidence or white space
+
+
+def test_an_engine_counts_by_the_model_it_was_built_from(bundle):
+    """It was judged again, but what is asked of it is the same; its bytes never are."""
+    manifest = read_manifest(bundle / "bundle.json")
+    [model] = manifest.artifacts
+
+    def with_engine(**fields: Any) -> str:
+        engine = msgspec.structs.replace(model, file="model.fp32.plan", format="tensorrt", **fields)
+        return bundle_id([model, engine], manifest.preprocess, manifest.classes)
+
+    first = with_engine(sha256="1" * 64, built_from=model.sha256)
+    assert with_engine(sha256="2" * 64, built_from=model.sha256) == first
+    assert with_engine(sha256="1" * 64, built_from="3" * 64) != first
+
+
+def test_a_bundle_whose_engine_counted_by_its_bytes_still_opens(bundle):
+    manifest = read_manifest(bundle / "bundle.json")
+    [model] = manifest.artifacts
+    (bundle / "model.fp32.plan").write_bytes(b"an engine")
+    engine = msgspec.structs.replace(
+        model,
+        file="model.fp32.plan",
+        format="tensorrt",
+        sha256=file_sha256(bundle / "model.fp32.plan"),
+        built_from=model.sha256,
+    )
+    contents = ([model, engine], manifest.preprocess, manifest.classes)
+    old = bundle_id(*contents, with_engine_bytes=True)
+    assert old != bundle_id(*contents)
+    before = msgspec.structs.replace(manifest, artifacts=contents[0], id=old)
+    (bundle / MANIFEST).write_bytes(manifest_json(before))
+    assert [problem for _, problem in Bundle.open(bundle).check() if problem] == []
