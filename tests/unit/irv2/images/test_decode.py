@@ -62,6 +62,7 @@ LOSSLESS = {
     "bmp": encode(photo(), "BMP"),
     "tiff": encode(photo(), "TIFF"),
     "tiff lzw": encode(photo(), "TIFF", compression="tiff_lzw"),
+    "big tiff": encode(photo(), "TIFF", big_tiff=True),
     "ppm": encode(photo(), "PPM"),
 }
 LOSSY = {
