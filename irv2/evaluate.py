@@ -21,7 +21,7 @@ from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import DataError, ImageError
 from irv2.images.crops import combine, views
-from irv2.images.decode import ImageLimits, decode
+from irv2.images.decode import FILE_LIMITS, decode
 from irv2.images.preprocess import Preprocess
 from irv2.ledger import LEGACY_BATCH_SIZE, Ledger, Predictions
 from irv2.runners.base import Runner
@@ -33,10 +33,7 @@ from irv2.types import FloatArray, IntArray, UInt8Array
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
-# Local files are trusted more than what clients send.
-FILE_LIMITS = ImageLimits(max_bytes=2**28, max_pixels=180_000_000)
 _Loading = tuple[int, "Future[tuple[UInt8Array, str]]"]  # an image's index; its views and sha256
-BAD_IMAGE_WAY_OUT = "replace the file or pass --bad-images skip"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +151,7 @@ def load_batches(
             encoded = folder.read(i)
             images = views(decode(encoded, FILE_LIMITS), config, crops)
         except ImageError as error:
-            raise error.about(folder.path(i), BAD_IMAGE_WAY_OUT) from error
+            raise folder.named(error, i) from error
         return images, hashlib.sha256(encoded).hexdigest()
 
     num_images = max(1, batch_size // crops)

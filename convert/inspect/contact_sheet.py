@@ -6,9 +6,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from irv2.convert.inspect.diff import Difference, Row
-from irv2.errors import DataError
-from irv2.evaluate import FILE_LIMITS
-from irv2.images.decode import decode
+from irv2.errors import DataError, ImageError
+from irv2.images.decode import FILE_LIMITS, decode
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +41,22 @@ def write_sheet(difference: Difference, path: Path) -> None:
     for i, row in enumerate(rows):
         left, top = GAP + i % columns * width, 2 * LINE + GAP + i // columns * height
         assert row.file is not None
-        _draw_tile(sheet, draw, images.read(place[row.file]), row, left, top)
+        try:
+            picture = Image.fromarray(decode(images.read(place[row.file]), FILE_LIMITS))
+        except ImageError as error:
+            raise error.about(row.file) from error
+        _draw_tile(sheet, draw, picture, row, left, top)
     sheet.save(path, format="PNG")
 
 
 def _draw_tile(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, encoded: bytes, row: Row, left: int, top: int
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    picture: Image.Image,
+    row: Row,
+    left: int,
+    top: int,
 ) -> None:
-    picture = Image.fromarray(decode(encoded, FILE_LIMITS))
     scale = SIDE / max(picture.size)
     shape = tuple(max(1, round(side * scale)) for side in picture.size)
     picture = picture.resize((shape[0], shape[1]), Image.Resampling.BICUBIC)

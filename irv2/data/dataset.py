@@ -8,6 +8,7 @@ first bytes, and where images lie in shards.
 import hashlib
 import logging
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 from irv2.data.imagenet import folder_names
 from irv2.data.samples import is_sample
 from irv2.data.shards import Span, is_sharded, read_contents, read_span, scan_shards, shard_state
-from irv2.errors import DataError
+from irv2.errors import DataError, ImageError
 from irv2.images.decode import EXTENSIONS, looks_like_image
 from irv2.system.cache import cached
 from irv2.system.files import files_below, read_encoded
@@ -56,7 +57,20 @@ class ImageFolder:
         if self.spans is None:
             return read_encoded(self.path(i))
         shard, _, _ = self.files[i].partition("/")
-        return read_span(self.root / shard, Span(*self.spans[i].tolist()))
+        try:
+            return read_span(self.root / shard, Span(*self.spans[i].tolist()))
+        except ImageError as error:
+            raise error.about(self.path(i)) from error
+
+    def named(self, error: ImageError, i: int) -> ImageError:
+        """Return `error` about image `i`, with what to do about it."""
+        way_out = "replace the file"
+        if self.spans is not None:
+            way_out = "replace it where it came from and run `irv2 data shard` again"
+        way_out += " or pass --bad-images skip"
+        if self.classes:
+            way_out += f"; `irv2 data check {self.root.parent}` finds all such files at once"
+        return error.about(self.path(i), way_out)
 
     def first(self, limit: int | None) -> "ImageFolder":
         """Keep `limit` images, taken evenly from the start of each class; all if it is None."""
@@ -284,8 +298,11 @@ def _warn_of_others(root: Path, files: Sequence[str]) -> None:
 
 def _is_image(path: Path) -> bool:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device never end
+            logger.warning("%s: a folder, a pipe or a device", path)
+            return False
         with path.open("rb") as file:
             return looks_like_image(file.read(32))
-    except OSError as error:  # a broken link or a folder counts as a bad image
+    except OSError as error:  # a broken link counts as a bad image
         logger.warning("%s: %s", path, error.strerror)
         return False

@@ -68,6 +68,10 @@ class ImageLimits:
     max_scans: int = 32
 
 
+# Local files are trusted more than what clients send.
+FILE_LIMITS = ImageLimits(max_bytes=2**28, max_pixels=180_000_000)
+
+
 def decode(encoded: bytes, limits: ImageLimits = ImageLimits()) -> UInt8Array:
     """Decode a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM file to uint8 RGB (H, W, 3).
 
