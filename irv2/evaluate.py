@@ -149,7 +149,7 @@ def load_batches(
     def load(i: int) -> tuple[UInt8Array, str]:
         try:
             encoded = folder.read(i)
-            images = views(decode(encoded, FILE_LIMITS), config, crops)
+            images = views(decode(encoded, FILE_LIMITS, config.orientation), config, crops)
         except ImageError as error:
             raise folder.named(error, i) from error
         return images, hashlib.sha256(encoded).hexdigest()

@@ -19,6 +19,7 @@ from irv2.cli.options import (
 )
 from irv2.cli.program import Program
 from irv2.data.dataset import BadImages
+from irv2.images.orientation import ORIENTATIONS
 from irv2.images.resample import RESAMPLERS
 
 
@@ -73,6 +74,12 @@ from irv2.images.resample import RESAMPLERS
     type=click.Choice(list(RESAMPLERS)),
     help="Method for every resized image, in training and evaluation.  [default: "
     "torch7-bicubic, the original's]",
+)
+@click.option(
+    "--orientation",
+    type=click.Choice(ORIENTATIONS),
+    help="Pixels as they are stored, or turned as EXIF says, which photographs of phones need; "
+    "in training, evaluation and wherever the model is used.  [default: stored]",
 )
 @click.option(
     "--augmentation",

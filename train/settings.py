@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from irv2.errors import UsageError
+from irv2.images.orientation import Orientation
 from irv2.images.preprocess import Preprocess
 from irv2.model.paper import ModelConfig
 
@@ -44,6 +45,7 @@ class Recipe:
     resize: int = 328
     image_size: int = 299
     resampling: str = "torch7-bicubic"
+    orientation: Orientation = "stored"
     augmentation: Augmentation = "area-crop"
     max_shift: float = 0.0
     flip: bool = True
@@ -95,7 +97,12 @@ class Recipe:
     @property
     def preprocess(self) -> Preprocess:
         """The evaluation preprocessing that belongs to this recipe."""
-        return Preprocess(resize=self.resize, crop=self.image_size, resampling=self.resampling)
+        return Preprocess(
+            resize=self.resize,
+            crop=self.image_size,
+            resampling=self.resampling,
+            orientation=self.orientation,
+        )
 
     def model_config(self, num_classes: int) -> ModelConfig:
         """Return the configuration of the network to train."""

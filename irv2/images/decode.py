@@ -1,8 +1,8 @@
 """From encoded images to uint8 RGB (H, W, 3): the decoder of training, evaluation and serving.
 
 Size limits are checked against the header, before any pixel is decoded. Decisions (DECISIONS.md):
-EXIF orientation is ignored, as in the original; transparency is blended onto white; only the first
-frame of an animation is decoded.
+EXIF orientation is ignored, as in the original, unless asked for; transparency is blended onto
+white; only the first frame of an animation is decoded.
 """
 
 import logging
@@ -25,6 +25,7 @@ from irv2.images.containers import (
     without_metadata,
 )
 from irv2.images.decode_cost import JpegFile, PiecewiseFile, num_scans, refuse_slow
+from irv2.images.orientation import Orientation, as_stored, exif_orientation, turned
 from irv2.images.tiff import TiffFile
 from irv2.system.stop import raise_if_stopped
 from irv2.types import UInt8Array
@@ -72,9 +73,12 @@ class ImageLimits:
 FILE_LIMITS = ImageLimits(max_bytes=2**28, max_pixels=180_000_000)
 
 
-def decode(encoded: bytes, limits: ImageLimits = ImageLimits()) -> UInt8Array:
+def decode(
+    encoded: bytes, limits: ImageLimits = ImageLimits(), orientation: Orientation = "stored"
+) -> UInt8Array:
     """Decode a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM file to uint8 RGB (H, W, 3).
 
+    With `orientation` exif it is turned as its EXIF says, else left as it is stored.
     Raises ImageError with the reason: EMPTY, TOO_LARGE, TOO_MANY_PIXELS,
     TOO_MANY_SCANS, UNSUPPORTED, NOT_AN_IMAGE or TRUNCATED.
     """
@@ -84,9 +88,9 @@ def decode(encoded: bytes, limits: ImageLimits = ImageLimits()) -> UInt8Array:
         raise ImageError(
             ImageReason.TOO_LARGE, f"{len(encoded)} bytes", f"at most {limits.max_bytes}"
         )
-    if encoded.startswith(JPEG_MAGIC):
-        return _decode_jpeg(encoded, limits)
-    return _decode_with_pillow(encoded, limits)
+    decode_kind = _decode_jpeg if encoded.startswith(JPEG_MAGIC) else _decode_with_pillow
+    image = decode_kind(encoded, limits)
+    return turned(image, exif_orientation(encoded)) if orientation == "exif" else image
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -120,6 +124,8 @@ def _decode_with_pillow(encoded: bytes, limits: ImageLimits) -> UInt8Array:
         width, height = struct.unpack(">II", encoded[16:24])
         _check_pixels(width, height, limits)
         encoded = without_metadata(encoded)
+    if encoded.startswith(TIFF_MAGIC):
+        encoded = as_stored(encoded)
     try:
         with _opened(encoded) as image:
             _check_pixels(*image.size, limits)

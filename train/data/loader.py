@@ -67,7 +67,7 @@ class _Epoch(Dataset[tuple[Batch, list[ImageError]]]):
         """Write image `i`, cropped and resized, into `out`; return its colour matrix and flip."""
         recipe = self._recipe
         rng = np.random.default_rng([recipe.seed, self._epoch, i])
-        image = decode(self._folder.read(i), FILE_LIMITS)
+        image = decode(self._folder.read(i), FILE_LIMITS, recipe.orientation)
         if recipe.augmentation == "shift":
             whole = resize_and_crop(image, recipe.preprocess)
             random_shift(whole, recipe.max_shift, rng, out)

@@ -195,6 +195,25 @@ def test_a_picture_too_narrow_to_resize_is_named_or_left_out(folder, augmentatio
     assert "cat/3.jpg: 1x100000 pixels" in caplog.text
 
 
+def test_pictures_are_turned_where_the_recipe_says_so(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for i in range(len(folder)):
+        with Image.open(folder.path(i)) as image:
+            image.load()
+        image.save(folder.path(i).with_suffix(".png"), exif=exif)
+        folder.path(i).with_suffix(".png").rename(folder.path(i))
+    upright = dataclasses.replace(
+        RECIPE, orientation="exif", augmentation="shift", max_shift=0.001, flip=False
+    )
+    stored = dataclasses.replace(upright, orientation="stored")
+    for (_, mine), (_, theirs) in zip(
+        load(folder, recipe=upright), load(folder, recipe=stored), strict=True
+    ):
+        assert not torch.equal(mine.images, theirs.images)
+    assert upright.preprocess.orientation == "exif"
+
+
 def test_an_image_in_a_shard_is_replaced_where_it_came_from(folder, tmp_path):
     write_shards(folder.root.parent, tmp_path / "shards", 10**6)
     shards = open_split(tmp_path / "shards", "train")
