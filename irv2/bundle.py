@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from irv2.errors import BundleError, ImageError, InputError
-from irv2.images.preprocess import Preprocess, prepare
+from irv2.images.preprocess import Prepared, Preprocess, prepare
 from irv2.manifest import (
     MANIFEST,
     NO_SHA256,
@@ -29,7 +29,7 @@ from irv2.results import DEFAULT_TOP_K, Result, check_top_k, top_k_scores
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.system.files import file_sha256, write_atomically
-from irv2.types import ImageSource, UInt8Array, as_images
+from irv2.types import ImageSource, as_images
 
 
 class Bundle:
@@ -145,19 +145,25 @@ class Bundle:
         return results
 
     def _classify_batch(self, images: Sequence[ImageSource], top_k: int) -> list[Result]:
-        prepared: dict[int, UInt8Array] = {}
+        prepared: dict[int, Prepared] = {}
         errors: dict[int, ImageError] = {}
         for i, image in enumerate(images):
             try:
                 prepared[i] = prepare(image, self.preprocess)
             except ImageError as error:
                 errors[i] = error
-        logits = [*self._runner.run(np.stack(list(prepared.values())))] if prepared else []
+        crops = [each.image_hwc for each in prepared.values()]
+        logits = [*self._runner.run(np.stack(crops))] if prepared else []
         scores = {
             i: top_k_scores(row, self.classes, top_k)
             for i, row in zip(prepared, logits, strict=True)
         }
-        return [Result(scores.get(i, ()), errors.get(i), self.id) for i in range(len(images))]
+        return [
+            Result(scores[i], model_id=self.id, orientation=prepared[i].orientation)
+            if i in prepared
+            else Result(error=errors[i], model_id=self.id)
+            for i in range(len(images))
+        ]
 
     @cached_property
     def _runner(self) -> Runner:

@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 _Loading = tuple[int, "Future[tuple[UInt8Array, str]]"]  # an image's index; its views and sha256
-BAD_IMAGE_WAY_OUT = "replace the file or pass --bad-images skip"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +149,9 @@ def load_batches(
     def load(i: int) -> tuple[UInt8Array, str]:
         try:
             encoded = folder.read(i)
-            images = views(decode(encoded, FILE_LIMITS), config, crops)
+            images = views(decode(encoded, FILE_LIMITS, config.orientation), config, crops)
         except ImageError as error:
-            raise error.about(folder.path(i), BAD_IMAGE_WAY_OUT) from error
+            raise folder.named(error, i) from error
         return images, hashlib.sha256(encoded).hexdigest()
 
     num_images = max(1, batch_size // crops)

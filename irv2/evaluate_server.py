@@ -11,7 +11,6 @@ from irv2.client import Client
 from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import DataError, EngineError, ImageError
-from irv2.evaluate import BAD_IMAGE_WAY_OUT
 from irv2.ledger import Predictions
 from irv2.measures.evaluation import Evaluation
 from irv2.results import Result
@@ -42,7 +41,7 @@ def evaluate_server(
     answers = _ask(client, folder, len(classes))
     for i, sha256, result in progress(answers, f"ask {client.name}", len(folder), "images"):
         if result.error:
-            error = result.error.about(folder.path(i), BAD_IMAGE_WAY_OUT)
+            error = folder.named(result.error, i)
             if bad_images == "error":
                 raise error
             logger.warning("left out: %s", error)

@@ -29,12 +29,14 @@ class Score:
 class Result:
     """The answer for one image: scores, best first, or an error, never both.
 
-    `model_id` is the id of the model that answered; empty if none was asked.
+    `model_id` is the id of the model that answered; empty if none was asked. `orientation` is the
+    EXIF orientation, 2 to 8, that the picture carries and the model did not apply; else 0.
     """
 
     scores: tuple[Score, ...] = ()
     error: ImageError | None = None
     model_id: str = ""
+    orientation: int = 0
 
 
 def check_top_k(top_k: int) -> None:

@@ -21,6 +21,7 @@ from irv2.cli.options import (
 )
 from irv2.cli.program import Program
 from irv2.data.dataset import BadImages
+from irv2.images.orientation import ORIENTATIONS
 from irv2.images.resample import RESAMPLERS
 
 
@@ -91,6 +92,12 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--std", nargs=3, type=FloatRange(0, min_open=True), metavar="R G B",
               help="Their standard deviation.  [default: ImageNet's, or as "
               "--init-from]")  # fmt: skip
+@click.option(
+    "--orientation",
+    type=click.Choice(ORIENTATIONS),
+    help="Pixels as they are stored, or turned as EXIF says, which photographs of phones need; "
+    "in training, evaluation and wherever the model is used.  [default: stored]",
+)
 @click.option(
     "--augmentation",
     type=click.Choice(["area-crop", "shift"]),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from irv2.block_names import Stage
 from irv2.errors import UsageError
+from irv2.images.orientation import Orientation
 from irv2.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from irv2.model.build import FULL_SIZE, config_from_json
 from irv2.model.paper import ModelConfig, NetworkConfig
@@ -60,6 +61,7 @@ class Recipe:
     resampling: str = "torch7-bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    orientation: Orientation = "stored"
     augmentation: Augmentation = "area-crop"
     max_shift: float = 0.0
     flip: bool = True
@@ -130,6 +132,7 @@ class Recipe:
             resampling=self.resampling,
             mean=self.mean,
             std=self.std,
+            orientation=self.orientation,
         )
 
     def model_config(self, num_classes: int) -> NetworkConfig:
@@ -233,6 +236,7 @@ FINETUNE = Recipe(
     momentum=0.9,
     batch_size=32,
     label_smoothing=0.1,
+    orientation="exif",
     batch_norm="held",
     decay="weights",
     backbone_lr_factor=0.1,

@@ -167,6 +167,8 @@ def resolve_recipe(
     """
     overrides = dict(request.overrides)
     decided = _decided_by_checkpoint(request)
+    if request.setting == "finetune":  # people's photographs are turned, whatever came before
+        del decided["orientation"]
     arch = decided.get("arch") or overrides.get("arch", ModelConfig.arch)
     epochs = {"epochs": overrides["epochs"]} if "epochs" in overrides else {}
     if request.setting == "finetune":

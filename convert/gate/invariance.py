@@ -56,7 +56,7 @@ def load_probes(images: ImageFolder, predictions: Predictions, config: Preproces
     Returns uint8 (P, S, S, 3).
     """
     few = images.select(predictions.files).first(NUM_IMAGES)
-    return np.stack([prepare(few.read(i), config) for i in range(len(few))])
+    return np.stack([prepare(few.read(i), config).image_hwc for i in range(len(few))])
 
 
 def check(

@@ -7,6 +7,7 @@ import click
 
 from irv2.cli.options import FloatRange, json_option, print_json
 from irv2.cli.program import Program
+from irv2.images.orientation import ORIENTATIONS
 from irv2.images.resample import RESAMPLERS
 
 
@@ -52,6 +53,8 @@ def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> 
               help="Side of the square in its centre.  [default: what the files say]")  # fmt: skip
 @click.option("--resampling", type=click.Choice(list(RESAMPLERS)),
               help="How images are resized.  [default: what the files say]")  # fmt: skip
+@click.option("--orientation", type=click.Choice(ORIENTATIONS),
+              help="Pixels as stored, or turned as EXIF says.  [default: stored]")  # fmt: skip
 @click.option("--compare", "compare_path", metavar="FILE.npz",
               type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Inputs and logits of the framework that the weights are from: exit 3 "

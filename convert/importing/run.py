@@ -85,7 +85,8 @@ class ImportResult:
                 f"{self.num_parameters:,} parameters",
                 f"  classes  {classes if config.num_classes else NO_CLASSIFIER}{dropped}",
                 f"  images   shorter side {preprocess.resize}, centre {preprocess.crop}, "
-                f"{preprocess.resampling}, mean {mean}, std {std}",
+                f"{preprocess.resampling}, orientation {preprocess.orientation}, "
+                f"mean {mean}, std {std}",
                 f"  said by  {described_sources(self.preprocess_from)}",
                 f"  checked  {checked}",
                 *(f"  note     {note}" for note in self.notes),

@@ -50,7 +50,10 @@ def settle(
         values["resize"] = math.floor(crop / values.pop("crop_pct"))
         sources["resize"] = sources["crop_pct"]
     values.setdefault("resize", crop * default.resize // default.crop)
-    return replace(default, **values), {name: sources.get(name, PUBLISHED) for name in PARAMETERS}
+    settled = {name: sources.get(name, PUBLISHED) for name in PARAMETERS}
+    if "orientation" in sources:  # of which no file says anything
+        settled["orientation"] = sources["orientation"]
+    return replace(default, **values), settled
 
 
 def _merged(

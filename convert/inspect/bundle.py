@@ -67,7 +67,8 @@ class Inspection:
             (
                 "preprocess",
                 f"shorter side {preprocess.resize}, centre {preprocess.crop} pixels, "
-                f"{preprocess.resampling}, sha256 {preprocess.sha256[:12]}",
+                f"{preprocess.resampling}, orientation {preprocess.orientation}, "
+                f"sha256 {preprocess.sha256[:12]}",
             ),
             *[("calibration", line) for line in _calibration(manifest.artifacts)],
             ("hashes", "all hold" if not self.problems else f"{len(self.problems)} wrong"),

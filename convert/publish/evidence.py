@@ -108,5 +108,5 @@ def choose_self_test(
     if not len(chosen):
         return None
     shown = images.select([predictions[0].files[row] for row in chosen])
-    pixels = [prepare(shown.read(i), config) for i in range(len(shown))]
+    pixels = [prepare(shown.read(i), config).image_hwc for i in range(len(shown))]
     return SelfTest(np.stack(pixels), top1[chosen], margins[chosen])

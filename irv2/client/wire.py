@@ -99,6 +99,6 @@ def result_from(result: classifier_pb2.Result, image: ImageSource, model_id: str
     """Convert the answer for `image`: its scores, or the server's error as a named ImageError."""
     if not result.HasField("error"):
         scores = tuple(Score(s.index, s.label, s.probability) for s in result.scores)
-        return Result(scores, model_id=model_id)
+        return Result(scores, model_id=model_id, orientation=result.orientation)
     error = image_error_from_status(result.error, _name(image))
     return Result(error=error, model_id=model_id)

@@ -49,6 +49,9 @@ def main(
 ) -> None:
     """Classify image files; for a folder or a list, every image file of it.
 
+    A picture that says by EXIF how it is to be turned is said to be classified as stored, unless
+    the model was trained with --orientation exif.
+
     Exit status 1 if any image could not be classified; the others are classified all the same.
     Results obtained before an error or Ctrl-C are still printed.
     """
@@ -132,6 +135,8 @@ def table(files: list[Path], results: list[Result]) -> str:
                 f"{one_line(score.label)} {100 * score.probability:.2f} %"
                 for score in result.scores
             ]
+            if result.orientation:
+                scores.append(f"as stored (EXIF orientation {result.orientation} is not applied)")
             rows.append((one_line(file), ", ".join(scores)))
     return tabulate(rows, ("file", "classes"), disable_numparse=True)
 
@@ -158,4 +163,10 @@ def _entry(file: Path, result: Result) -> dict[str, Any]:
     ]
     error = result.error and {"reason": result.error.reason, "message": str(result.error)}
     model_id = result.model_id or None
-    return {"file": str(file), "scores": scores, "error": error, "model_id": model_id}
+    return {
+        "file": str(file),
+        "scores": scores,
+        "error": error,
+        "model_id": model_id,
+        "orientation": result.orientation,
+    }

@@ -61,8 +61,9 @@ def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
 def shard(source: Path, out: Path, shard_mb: int, bad_images: BadImages, as_json: bool) -> None:
     """Write SOURCE as tar shards (WebDataset's layout) into the new folder OUT.
 
-    SOURCE is a data folder or a list. OUT is then a data folder like it: both train the
-    same, image for image.
+    SOURCE is a data folder or a list. OUT is then a data folder like it: both train the same, image
+    for image. Every image is decoded, on all cores; those that can't be are all named, and nothing
+    is written unless --bad-images skip leaves them out.
     """
     _report(out, write_shards(source, out, shard_mb * 10**6, bad_images), as_json)
 

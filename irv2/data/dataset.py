@@ -23,7 +23,7 @@ from irv2.data.listing import Listing, class_name, list_folder, list_rows
 from irv2.data.lists import SPLITS, and_more, is_list, read_list
 from irv2.data.samples import is_sample
 from irv2.data.shards import Span, is_sharded, read_contents, read_span, scan_shards, shard_state
-from irv2.errors import DataError
+from irv2.errors import DataError, ImageError
 from irv2.images.decode import EXTENSIONS, looks_like_image
 from irv2.system.cache import cached
 from irv2.system.files import files_below, read_encoded
@@ -70,7 +70,20 @@ class ImageFolder:
         if self.spans is None:
             return read_encoded(self.path(i))
         shard, _, _ = self.files[i].partition("/")
-        return read_span(self.root / shard, Span(*self.spans[i].tolist()))
+        try:
+            return read_span(self.root / shard, Span(*self.spans[i].tolist()))
+        except ImageError as error:
+            raise error.about(self.path(i)) from error
+
+    def named(self, error: ImageError, i: int) -> ImageError:
+        """Return `error` about image `i`, with what to do about it."""
+        way_out = "replace the file"
+        if self.spans is not None:
+            way_out = "replace it where it came from and run `irv2 data shard` again"
+        way_out += " or pass --bad-images skip"
+        if self.classes:
+            way_out += f"; `irv2 data check {self.data}` finds all such files at once"
+        return error.about(self.path(i), way_out)
 
     def first(self, limit: int | None) -> "ImageFolder":
         """Keep `limit` images, taken evenly from the start of each class; all if it is None."""

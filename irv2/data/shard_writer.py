@@ -1,8 +1,11 @@
 """`irv2 data shard`: an image folder or a list written as shards (irv2/data/shards.py)."""
 
 import io
+import logging
 import tarfile
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
@@ -10,25 +13,39 @@ import msgspec
 
 from irv2.data.dataset import LAYOUT, BadImages, ImageFolder, open_split, splits_of
 from irv2.data.shards import CONTENTS, LABEL_SUFFIX, Contents
-from irv2.errors import DataError
+from irv2.errors import DataError, ImageError, Irv2Error
+from irv2.images.decode import FILE_LIMITS, decode
 from irv2.system.files import new_folder
+from irv2.system.machine import num_cores
 from irv2.system.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 def write_shards(source: Path, out: Path, shard_bytes: int, bad_images: BadImages = "error") -> int:
     """Write `source`'s splits train, val and test as shards into the new folder `out`.
 
-    Image i of a split stays image i, so that folder and shards train the same. `out` appears whole
-    or not at all. Returns the number of images. Raises DataError if `source` is no data folder or
-    `out` exists.
+    Image i of a split stays image i, so that folder and shards train the same. Every image is
+    decoded first: what is in a shard can't be replaced. Those that can't be decoded are all named,
+    and left out if `bad_images` is skip. `out` appears whole or not at all. Returns the number of
+    images. Raises DataError if `source` is no data folder or `out` exists, and Irv2Error for
+    images that can't be decoded.
     """
     if out.exists():
         raise DataError(out, "already exists", "a new folder", "pass another OUT")
     splits = dict(_open_splits(source, bad_images))
-    num_images = sum(map(len, splits.values()))
-    with new_folder(out) as folder, Progress(f"write {out}", num_images) as bar:
+    num_images, errors = 0, list[ImageError]()
+    total = sum(map(len, splits.values()))
+    with new_folder(out) as folder, Progress(f"write {out}", total) as bar:
         for name, split in splits.items():
-            _write_split(split, folder / name, shard_bytes, bar)
+            num_written, bad = _write_split(split, folder / name, shard_bytes, bar)
+            num_images += num_written
+            errors += bad
+        for error in errors:
+            logger.warning("%s%s", "left out: " if bad_images == "skip" else "", error)
+        if errors and bad_images == "error":
+            got = f"{len(errors)} images can't be read, as listed above"
+            raise Irv2Error(source, got, way_out="replace them or pass --bad-images skip")
     return num_images
 
 
@@ -43,13 +60,20 @@ def _open_splits(source: Path, bad_images: BadImages) -> Iterator[tuple[str, Ima
         yield name, split
 
 
-def _write_split(split: ImageFolder, out: Path, shard_bytes: int, bar: Progress) -> None:
-    """Write shards of about `shard_bytes`, and shards.json."""
+def _write_split(
+    split: ImageFolder, out: Path, shard_bytes: int, bar: Progress
+) -> tuple[int, list[ImageError]]:
+    """Write shards of about `shard_bytes`, and shards.json; return how many images, and errors."""
     out.mkdir(parents=True)
     written: set[str] = set()
+    errors = []
     with ExitStack() as open_shard:
         shard, num_shards = None, 0
-        for i in range(len(split)):
+        for i, encoded in enumerate(_checked(split)):
+            bar.advance(1)
+            if isinstance(encoded, ImageError):
+                errors.append(encoded)
+                continue
             if shard is None or shard.offset >= shard_bytes:
                 open_shard.close()
                 path = out / f"{num_shards:06d}.tar"
@@ -59,11 +83,35 @@ def _write_split(split: ImageFolder, out: Path, shard_bytes: int, bar: Progress)
             if key in written:
                 raise DataError(split.path(i), "another image has this name", way_out="rename it")
             written.add(key)
-            _add(shard, f"{key}{suffix}", split.read(i))
+            _add(shard, f"{key}{suffix}", encoded)
             _add(shard, f"{key}{LABEL_SUFFIX}", str(split.labels[i]).encode())
-            bar.advance(1)
-    contents = Contents(list(split.classes), len(split))
+    contents = Contents(list(split.classes), len(written))
     (out / CONTENTS).write_bytes(msgspec.json.format(msgspec.json.encode(contents)))
+    return len(written), errors
+
+
+def _checked(split: ImageFolder) -> Iterator[bytes | ImageError]:
+    """Yield every image's bytes, in order, or why it can't be decoded; uses all cores."""
+
+    def check(i: int) -> bytes | ImageError:
+        try:
+            encoded = split.read(i)
+            decode(encoded, FILE_LIMITS)
+        except ImageError as error:
+            return error.about(split.path(i))
+        return encoded
+
+    with ThreadPoolExecutor(num_cores()) as pool:  # the libraries release the interpreter lock
+        ahead: deque[Future[bytes | ImageError]] = deque()
+        try:
+            for i in range(len(split)):
+                ahead.append(pool.submit(check, i))
+                if len(ahead) > 4 * num_cores():
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _member_name(split: ImageFolder, i: int) -> tuple[str, str]:

@@ -121,6 +121,8 @@ def _scan_shard(path: Path) -> Iterator[Member]:
     labels: dict[str, int] = {}
     end = 0
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise tarfile.ReadError("is no file")
         with tarfile.open(path, "r:") as shard:
             for member in filter(tarfile.TarInfo.isfile, shard):
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK

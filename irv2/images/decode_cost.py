@@ -8,25 +8,17 @@ whole server waits.
 """
 
 import io
-import re
-import struct
 
 from PIL.JpegImagePlugin import JpegImageFile
 
 from irv2.errors import ImageError, ImageReason
-
-# Ordinary files have a few dozen. Each costs a step in Python, here and in Pillow.
-MAX_SEGMENTS = 2000
+from irv2.images.containers import jpeg_segments, max_pieces, tiff_tags, too_many_pieces
 
 _SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # frame types; all others are progressive or not decoded
-_END, _SCAN = 0xD9, 0xDA
-# 0xFF at the start of a marker with a length. Stuffed zeros, fill bytes, TEM, restarts and SOI have
-# none, and only these occur in the compressed data of a scan.
-_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
+_SCAN = 0xDA
 
-MAX_READS = 4000  # plus one for every BYTES_PER_READ bytes of the file
-BYTES_PER_READ = 64  # PNG usually has 8 kB per chunk, GIF at most 255 bytes per block
 MAX_PLAIN_BYTES = 2**18  # of PPM in decimal digits
+_STRIPS, _TILES = 273, 324  # tags of TIFF
 
 _WAY_OUT = "save it as PNG with usual settings, or as JPEG"
 
@@ -36,45 +28,34 @@ def num_scans(encoded: bytes, most: int) -> int:
 
     Raises ImageError (UNSUPPORTED) if they don't end within MAX_SEGMENTS segments.
     """
-    scans = components = at = 0
-    for _ in range(MAX_SEGMENTS):
-        marker = _MARKER.search(encoded, at)
-        if marker is None or marker[0][1] == _END:
-            return scans
-        kind, segment = marker[0][1], encoded[marker.end() : marker.end() + 8]
-        if kind in _SEQUENTIAL and len(segment) == 8:
-            components = segment[7]
+    scans = components = 0
+    for kind, start, _ in jpeg_segments(encoded):
+        if kind in _SEQUENTIAL and start + 6 <= len(encoded):
+            components = encoded[start + 5]
         if kind == _SCAN:
             scans += 1
-            is_whole = components and segment[2:3] == bytes([components])  # not progressive
-            if is_whole or scans > most:
+            is_whole = components and encoded[start : start + 1] == bytes([components])
+            if is_whole or scans > most:  # not progressive, or already too many
                 return scans  # the decoder reads no further, or must not
-        at = marker.end() + int.from_bytes(segment[:2], "big")
-    raise ImageError(
-        ImageReason.UNSUPPORTED,
-        f"more than {MAX_SEGMENTS} marker segments",
-        "fewer",
-        "save it again without its metadata",
-    )
+    return scans
 
 
 class PiecewiseFile(io.BytesIO):
     """An image file that may be read only in a bounded number of pieces.
 
-    One read too many raises ImageError (UNSUPPORTED). Pillow reads the pixels of run-length BMP,
-    and of PPM with a maximum other than 255 or 65535, one by one, so some thousands exceed it.
+    One read too many raises ImageError (UNSUPPORTED). Pillow reads the pixels of run-length BMP
+    one by one, so some thousands exceed it.
     """
 
     def __init__(self, encoded: bytes) -> None:
         super().__init__(encoded)
-        self._num_left = _max_pieces(encoded)
+        self._num_left = max_pieces(encoded)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read like BytesIO, but count the call."""
         self._num_left -= 1
         if self._num_left < 0:
-            got = "too many small pieces, or a format meant for few pixels"
-            raise ImageError(ImageReason.UNSUPPORTED, got, way_out=_WAY_OUT)
+            raise too_many_pieces()
         return super().read(size)
 
 
@@ -91,28 +72,8 @@ def refuse_slow(encoded: bytes) -> None:
         got, expected = f"{len(encoded)} bytes of plain PPM", f"at most {MAX_PLAIN_BYTES}"
         raise ImageError(ImageReason.UNSUPPORTED, got, expected, _WAY_OUT)
     if encoded[:2] in (b"II", b"MM"):
-        found, most = _num_strips(encoded), _max_pieces(encoded)
+        counts = [tag.num for tag in tiff_tags(encoded) if tag.tag in (_STRIPS, _TILES)]
+        found, most = max(counts, default=0), max_pieces(encoded)
         if found > most:
             got, expected = f"a TIFF of {found} strips or tiles", f"at most {most}"
             raise ImageError(ImageReason.UNSUPPORTED, got, expected, _WAY_OUT)
-
-
-def _max_pieces(encoded: bytes) -> int:
-    return MAX_READS + len(encoded) // BYTES_PER_READ
-
-
-def _num_strips(encoded: bytes) -> int:
-    """Count the strips or tiles of a TIFF's first image; 0 if the directory is damaged."""
-    order = "<" if encoded.startswith(b"II") else ">"
-    is_big = 43 in encoded[2:4]  # BigTIFF
-    offset, count, entry = ("8xQ", "Q", "HHQ8x") if is_big else ("4xI", "H", "HHI4x")
-    try:
-        (at,) = struct.unpack_from(order + offset, encoded)
-        (num_entries,) = struct.unpack_from(order + count, encoded, at)
-    except struct.error:
-        return 0
-    first, size = at + struct.calcsize(count), struct.calcsize(order + entry)
-    entries = encoded[first : first + min(num_entries, 65_535) * size]
-    whole = len(entries) // size * size
-    found = struct.iter_unpack(order + entry, entries[:whole])
-    return max((num for tag, _, num in found if tag in (273, 324)), default=0)  # strips, tiles

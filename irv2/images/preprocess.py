@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ import simplejpeg
 from irv2 import __version__
 from irv2.errors import ImageError, ImageReason, InputError, UsageError
 from irv2.images.decode import ImageLimits, decode
+from irv2.images.orientation import ORIENTATIONS, Orientation, exif_orientation
 from irv2.images.resample import RESAMPLERS, Window
 from irv2.system.files import read_encoded
 from irv2.types import ImageSource, UInt8Array, check_rgb
@@ -35,8 +36,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocess:
     """Parameters: resize the shorter side to `resize` pixels, cut out the central `crop` square.
 
-    `mean` and `std` are per RGB channel, for pixels scaled to 0..1. Raises UsageError for
-    impossible values.
+    `orientation` exif turns a picture first as its EXIF says. The usual value, stored, is left out
+    of JSON and hash, which are older. `mean` and `std` are per RGB channel, for pixels scaled to
+    0..1. Raises UsageError for impossible values.
     """
 
     resize: int = 328
@@ -44,10 +46,13 @@ class Preprocess:
     resampling: str = "torch7-bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    orientation: Orientation = "stored"
 
     def __post_init__(self) -> None:
         if self.resampling not in RESAMPLERS:
             raise UsageError("resampling", self.resampling, " or ".join(RESAMPLERS))
+        if self.orientation not in ORIENTATIONS:
+            raise UsageError("orientation", self.orientation, " or ".join(ORIENTATIONS))
         if not 0 < self.crop <= self.resize:
             raise UsageError("crop", f"{self.crop} pixels", f"1 to {self.resize}, the resized side")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -57,12 +62,18 @@ class Preprocess:
     @cached_property
     def sha256(self) -> str:
         """Hash over every parameter, the identity of the preprocessing."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._fields(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Return the parameters and their hash, as in bundle.json."""
         lists = {"mean": list(self.mean), "std": list(self.std)}
-        return {**asdict(self), **lists, "sha256": self.sha256}
+        return {**self._fields(), **lists, "sha256": self.sha256}
+
+    def _fields(self) -> dict[str, Any]:
+        fields = asdict(self)
+        if self.orientation == "stored":
+            del fields["orientation"]
+        return fields
 
     @classmethod
     def from_json(cls, fields: dict[str, Any], what: object) -> Self:
@@ -88,6 +99,13 @@ class Preprocess:
         return result
 
 
+class Prepared(NamedTuple):
+    """An image as the network takes it, and the EXIF orientation that was left aside, or 0."""
+
+    image_hwc: UInt8Array  # (crop, crop, 3)
+    orientation: int = 0
+
+
 def library_versions() -> dict[str, str]:
     """Return the versions of what decodes and resamples: others may give slightly other pixels."""
     return {
@@ -105,23 +123,26 @@ def preprocess(
     out: UInt8Array | None = None,
 ) -> UInt8Array:
     """Decode, then `resize_and_crop` to uint8 RGB (crop, crop, 3). Raises ImageError."""
-    return resize_and_crop(decode(encoded, limits), config, out)
+    return resize_and_crop(decode(encoded, limits, config.orientation), config, out)
 
 
-def prepare(image: ImageSource, config: Preprocess) -> UInt8Array:
-    """Preprocess a path, encoded bytes or uint8 RGB (H, W, 3) to uint8 (crop, crop, 3).
-
-    Raises ImageError.
-    """
+def prepare(
+    image: ImageSource,
+    config: Preprocess,
+    limits: ImageLimits = ImageLimits(),  # noqa: B008
+) -> Prepared:
+    """Preprocess a path, encoded bytes or uint8 RGB (H, W, 3). Raises ImageError."""
     if isinstance(image, bytes):
-        return preprocess(image, config)
+        image_hwc = preprocess(image, config, limits)
+        orientation = 1 if config.orientation == "exif" else exif_orientation(image)
+        return Prepared(image_hwc, orientation if orientation > 1 else 0)
     if isinstance(image, str | Path):
         try:
-            return preprocess(read_encoded(image), config)
+            return prepare(read_encoded(image), config, limits)
         except ImageError as error:
             raise error.about(image) from error
     check_rgb(image)
-    return resize_and_crop(image, config)
+    return Prepared(resize_and_crop(image, config))
 
 
 def resize_and_crop(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18irv2/v1/classifier.proto\x12\x07irv2.v1\x1a\x17google/rpc/status.proto\"4\n\x06Pixels\x12\x0b\n\x03rgb\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"G\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12!\n\x06pixels\x18\x02 \x01(\x0b\x32\x0f.irv2.v1.PixelsH\x00\x42\x08\n\x06source\"L\n\x0f\x43lassifyRequest\x12\x1e\n\x06images\x18\x01 \x03(\x0b\x32\x0e.irv2.v1.Image\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\n\n\x02id\x18\x03 \x01(\t\":\n\x05Score\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"K\n\x06Result\x12\x1e\n\x06scores\x18\x01 \x03(\x0b\x32\x0e.irv2.v1.Score\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"Y\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x15\n\rpreprocess_us\x18\x02 \x01(\r\x12\x14\n\x0cinference_us\x18\x03 \x01(\r\x12\x10\n\x08total_us\x18\x04 \x01(\r\"s\n\x10\x43lassifyResponse\x12 \n\x07results\x18\x01 \x03(\x0b\x32\x0f.irv2.v1.Result\x12\n\n\x02id\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x1f\n\x06timing\x18\x04 \x01(\x0b\x32\x0f.irv2.v1.Timing\"V\n\x15\x43lassifyStreamRequest\x12)\n\x07request\x18\x01 \x01(\x0b\x32\x18.irv2.v1.ClassifyRequest\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\"\x83\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.irv2.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x11\n\x0fGetModelRequest\"\x97\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x61rch\x18\x02 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x03 \x03(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x11\n\tmax_batch\x18\x06 \x01(\r\x12\x17\n\x0fpreprocess_json\x18\x07 \x01(\t\x12\x13\n\x0bparity_json\x18\x08 \x01(\t\"j\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x12\n\nmax_images\x18\x02 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x04 \x01(\x04\"R\n\x10GetModelResponse\x12\x1d\n\x05model\x18\x01 \x01(\x0b\x32\x0e.irv2.v1.Model\x12\x1f\n\x06limits\x18\x02 \x01(\x0b\x32\x0f.irv2.v1.Limits2\xe5\x01\n\nClassifier\x12?\n\x08\x43lassify\x12\x18.irv2.v1.ClassifyRequest\x1a\x19.irv2.v1.ClassifyResponse\x12U\n\x0e\x43lassifyStream\x12\x1e.irv2.v1.ClassifyStreamRequest\x1a\x1f.irv2.v1.ClassifyStreamResponse(\x01\x30\x01\x12?\n\x08GetModel\x12\x18.irv2.v1.GetModelRequest\x1a\x19.irv2.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18irv2/v1/classifier.proto\x12\x07irv2.v1\x1a\x17google/rpc/status.proto\"4\n\x06Pixels\x12\x0b\n\x03rgb\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"G\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12!\n\x06pixels\x18\x02 \x01(\x0b\x32\x0f.irv2.v1.PixelsH\x00\x42\x08\n\x06source\"L\n\x0f\x43lassifyRequest\x12\x1e\n\x06images\x18\x01 \x03(\x0b\x32\x0e.irv2.v1.Image\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\n\n\x02id\x18\x03 \x01(\t\":\n\x05Score\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"`\n\x06Result\x12\x1e\n\x06scores\x18\x01 \x03(\x0b\x32\x0e.irv2.v1.Score\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x13\n\x0borientation\x18\x03 \x01(\r\"Y\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x15\n\rpreprocess_us\x18\x02 \x01(\r\x12\x14\n\x0cinference_us\x18\x03 \x01(\r\x12\x10\n\x08total_us\x18\x04 \x01(\r\"s\n\x10\x43lassifyResponse\x12 \n\x07results\x18\x01 \x03(\x0b\x32\x0f.irv2.v1.Result\x12\n\n\x02id\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x1f\n\x06timing\x18\x04 \x01(\x0b\x32\x0f.irv2.v1.Timing\"V\n\x15\x43lassifyStreamRequest\x12)\n\x07request\x18\x01 \x01(\x0b\x32\x18.irv2.v1.ClassifyRequest\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\"\x83\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.irv2.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x11\n\x0fGetModelRequest\"\x97\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x61rch\x18\x02 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x03 \x03(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x11\n\tmax_batch\x18\x06 \x01(\r\x12\x17\n\x0fpreprocess_json\x18\x07 \x01(\t\x12\x13\n\x0bparity_json\x18\x08 \x01(\t\"j\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x12\n\nmax_images\x18\x02 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x04 \x01(\x04\"R\n\x10GetModelResponse\x12\x1d\n\x05model\x18\x01 \x01(\x0b\x32\x0e.irv2.v1.Model\x12\x1f\n\x06limits\x18\x02 \x01(\x0b\x32\x0f.irv2.v1.Limits2\xe5\x01\n\nClassifier\x12?\n\x08\x43lassify\x12\x18.irv2.v1.ClassifyRequest\x1a\x19.irv2.v1.ClassifyResponse\x12U\n\x0e\x43lassifyStream\x12\x1e.irv2.v1.ClassifyStreamRequest\x1a\x1f.irv2.v1.ClassifyStreamResponse(\x01\x30\x01\x12?\n\x08GetModel\x12\x18.irv2.v1.GetModelRequest\x1a\x19.irv2.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,23 +41,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCORE']._serialized_start=267
   _globals['_SCORE']._serialized_end=325
   _globals['_RESULT']._serialized_start=327
-  _globals['_RESULT']._serialized_end=402
-  _globals['_TIMING']._serialized_start=404
-  _globals['_TIMING']._serialized_end=493
-  _globals['_CLASSIFYRESPONSE']._serialized_start=495
-  _globals['_CLASSIFYRESPONSE']._serialized_end=610
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=612
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=698
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=701
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=832
-  _globals['_GETMODELREQUEST']._serialized_start=834
-  _globals['_GETMODELREQUEST']._serialized_end=851
-  _globals['_MODEL']._serialized_start=854
-  _globals['_MODEL']._serialized_end=1005
-  _globals['_LIMITS']._serialized_start=1007
-  _globals['_LIMITS']._serialized_end=1113
-  _globals['_GETMODELRESPONSE']._serialized_start=1115
-  _globals['_GETMODELRESPONSE']._serialized_end=1197
-  _globals['_CLASSIFIER']._serialized_start=1200
-  _globals['_CLASSIFIER']._serialized_end=1429
+  _globals['_RESULT']._serialized_end=423
+  _globals['_TIMING']._serialized_start=425
+  _globals['_TIMING']._serialized_end=514
+  _globals['_CLASSIFYRESPONSE']._serialized_start=516
+  _globals['_CLASSIFYRESPONSE']._serialized_end=631
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=633
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=719
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=722
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=853
+  _globals['_GETMODELREQUEST']._serialized_start=855
+  _globals['_GETMODELREQUEST']._serialized_end=872
+  _globals['_MODEL']._serialized_start=875
+  _globals['_MODEL']._serialized_end=1026
+  _globals['_LIMITS']._serialized_start=1028
+  _globals['_LIMITS']._serialized_end=1134
+  _globals['_GETMODELRESPONSE']._serialized_start=1136
+  _globals['_GETMODELRESPONSE']._serialized_end=1218
+  _globals['_CLASSIFIER']._serialized_start=1221
+  _globals['_CLASSIFIER']._serialized_end=1450
 # @@protoc_insertion_point(module_scope)

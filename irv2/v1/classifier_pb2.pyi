@@ -46,12 +46,14 @@ class Score(_message.Message):
     def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("scores", "error")
+    __slots__ = ("scores", "error", "orientation")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ORIENTATION_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedCompositeFieldContainer[Score]
     error: _status_pb2.Status
-    def __init__(self, scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    orientation: int
+    def __init__(self, scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., orientation: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_us", "preprocess_us", "inference_us", "total_us")

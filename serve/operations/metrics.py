@@ -75,6 +75,11 @@ class Metrics:
         self.image_errors = Counter(
             "irv2_image_errors", "Images refused, by reason.", ["reason"], registry=registry
         )
+        self.turned_images = Counter(
+            "irv2_turned_images",
+            "Images whose EXIF orientation the model does not apply.",
+            registry=registry,
+        )
         self._calls = Counter(
             "irv2_calls", "Calls by the name of their token.", ["caller"], registry=registry
         )
@@ -224,6 +229,10 @@ class ModelMetrics:
     def observe_image_error(self, reason: str) -> None:
         """Count an image that failed while its request went on."""
         self._metrics.image_errors.labels(reason).inc()
+
+    def observe_turned_image(self) -> None:
+        """Count an image whose EXIF orientation the model does not apply."""
+        self._metrics.turned_images.inc()
 
     def observe_failure(self, seconds: float) -> None:
         """Count a request that failed `seconds` after its arrival."""

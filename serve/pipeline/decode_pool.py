@@ -9,7 +9,7 @@ import numpy as np
 
 from irv2.errors import ImageError, ImageReason
 from irv2.images.decode import ImageLimits
-from irv2.images.preprocess import Preprocess, preprocess, resize_and_crop
+from irv2.images.preprocess import Prepared, Preprocess, prepare
 from irv2.types import UInt8Array
 from irv2.v1 import classifier_pb2
 
@@ -43,8 +43,8 @@ class Decoder:
 
     async def decode(
         self, image: classifier_pb2.Image, limits: ImageLimits | None = None
-    ) -> tuple[UInt8Array, float]:
-        """uint8 RGB (S, S, 3) and the seconds it took; without `limits`, those for clients hold.
+    ) -> tuple[Prepared, float]:
+        """The network's input and the seconds it took; without `limits`, those for clients hold.
 
         Raises ImageError. An image cancelled while it waits for a thread is never decoded.
         """
@@ -60,25 +60,25 @@ class Decoder:
         """Wait for the images being decoded, then free the threads."""
         self._pool.shutdown()
 
-    def _timed(self, image: classifier_pb2.Image, limits: ImageLimits) -> tuple[UInt8Array, float]:
+    def _timed(self, image: classifier_pb2.Image, limits: ImageLimits) -> tuple[Prepared, float]:
         started_at = time.monotonic()
         try:
-            image_hwc = input_from_image(image, self._config, limits)
+            prepared = input_from_image(image, self._config, limits)
         finally:  # an image that fails, or whose caller has left, takes time too
             seconds = time.monotonic() - started_at
             self._time.learn(seconds)
-        return image_hwc, seconds
+        return prepared, seconds
 
 
 def input_from_image(
     image: classifier_pb2.Image, config: Preprocess, limits: ImageLimits
-) -> UInt8Array:
-    """An image as sent -> uint8 RGB (S, S, 3). Raises ImageError."""
+) -> Prepared:
+    """An image as sent -> the network's input. Raises ImageError."""
     source = image.WhichOneof("source")
     if source == "encoded":
-        return preprocess(image.encoded, config, limits)
+        return prepare(image.encoded, config, limits)
     if source == "pixels":
-        return resize_and_crop(_array_from_pixels(image.pixels, limits), config)
+        return prepare(_array_from_pixels(image.pixels, limits), config)
     raise ImageError(ImageReason.EMPTY, "neither encoded nor pixels", "one of them")
 
 

@@ -101,8 +101,8 @@ class Pipeline:
         photograph = classifier_pb2.Image(encoded=_photograph())
 
         async def classify(places: Places) -> None:
-            image_hwc, _ = await self._decoder.decode(photograph, ImageLimits())
-            await places.run(image_hwc)
+            prepared, _ = await self._decoder.decode(photograph, ImageLimits())
+            await places.run(prepared.image_hwc)
 
         deadline = asyncio.get_running_loop().time() + WARM_UP_TIMEOUT_S
         async with self._admitted(num_images, deadline) as places:
@@ -156,8 +156,8 @@ class Pipeline:
     ) -> _Outcome:
         outcome = _Outcome(classifier_pb2.Result())
         try:
-            image_hwc, outcome.preprocess_s = await self._decoder.decode(image)
-            answer = await places.run(image_hwc)
+            prepared, outcome.preprocess_s = await self._decoder.decode(image)
+            answer = await places.run(prepared.image_hwc)
             outcome.queue_s, outcome.inference_s = answer.queue_s, answer.inference_s
             order = answer.order[: top_k or DEFAULT_TOP_K]
             scores = ranked_scores(answer.probabilities, order, self._classes)
@@ -170,6 +170,9 @@ class Pipeline:
                 logger.exception("image_failed")
             self._fail(outcome, error, ImageReason.INTERNAL)
         else:
+            if prepared.orientation:
+                outcome.result.orientation = prepared.orientation
+                self._metrics.observe_turned_image()
             outcome.result.scores.extend(
                 classifier_pb2.Score(index=s.index, label=s.label, probability=s.probability)
                 for s in scores

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError, EngineError, ImageError
-from irv2.evaluate import BAD_IMAGE_WAY_OUT
 from irv2.images.decode import FILE_LIMITS, decode
 from irv2.images.preprocess import resize_and_crop
 from irv2.system.stop import raise_if_stopped
@@ -57,7 +56,7 @@ class _Epoch(Dataset[tuple[Batch, dict[int, ImageError]]]):
             try:
                 matrices[done], flips[done] = self._augment(i, images[done])
             except ImageError as error:
-                errors[i] = error
+                errors[i] = self._folder.named(error, i)
             else:
                 labels[done] = self._folder.labels[i]
                 done += 1
@@ -67,7 +66,7 @@ class _Epoch(Dataset[tuple[Batch, dict[int, ImageError]]]):
         """Write image `i`, cropped and resized, into `out`; return its colour matrix and flip."""
         recipe = self._recipe
         rng = np.random.default_rng([recipe.seed, self._epoch, i])
-        image = self._decode(i)
+        image = decode(self._folder.read(i), FILE_LIMITS, recipe.orientation)
         if recipe.augmentation == "shift":
             whole = resize_and_crop(image, recipe.preprocess)
             random_shift(whole, recipe.max_shift, rng, out)
@@ -75,12 +74,6 @@ class _Epoch(Dataset[tuple[Batch, dict[int, ImageError]]]):
             random_sized_crop(image, recipe.image_size, recipe.resampling, rng, out)
         matrix = color_matrix(out, draw_color(rng), recipe.preprocess)
         return matrix, recipe.flip and bool(rng.random() < 0.5)
-
-    def _decode(self, i: int) -> UInt8Array:
-        try:
-            return decode(self._folder.read(i), FILE_LIMITS)
-        except ImageError as error:
-            raise error.about(self._folder.path(i), BAD_IMAGE_WAY_OUT) from error
 
 
 def _empty_batch(num: int, size: int) -> Batch:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 NUM_LISTED = 5  # classes that a log line names
 INHERITED = (  # fields of Recipe that the checkpoint decides
     *("init_sha256", "arch", "blocks", "width", "residual_scale"),
-    *("resize", "image_size", "resampling", "mean", "std"),
+    *("resize", "image_size", "resampling", "mean", "std", "orientation"),
 )
 SHAPES_NO_LAYER = {"num_classes", "dropout"}  # but the last, which is made anew
 
@@ -41,6 +41,7 @@ def inherited(path: Path) -> dict[str, Any]:
         "resampling": images.resampling,
         "mean": images.mean,
         "std": images.std,
+        "orientation": images.orientation,
     }
 
 

@@ -10,6 +10,7 @@ from serving_site import scenario_with
 from tiny_bundle import SIDE, write_tiny_bundle
 
 from irv2.bundle import Bundle
+from irv2.client.wire import result_from
 from irv2.images.preprocess import Preprocess, preprocess
 from irv2.images.resample import RESAMPLERS
 from irv2.runners.base import Runner
@@ -113,3 +114,27 @@ def test_raw_pixels_become_those_of_a_lossless_file(bundle):
         for picture in pictures
     ]
     assert pixels_given_to_the_engine(bundle, images) == expected
+
+
+@pytest.mark.parametrize(("kind", "told"), [("stored", 6), ("exif", 0)])
+def test_an_orientation_is_applied_or_told(kind, told, tmp_path):
+    config = Preprocess(resize=82, crop=SIDE, orientation=kind)
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "tiny.bundle", preprocess=config))
+    turned, upright = (
+        encoded(photo(60, 90), "RGB", "JPEG", options) for options in ({"exif": ORIENTATION}, {})
+    )
+    seen, replies = Counter(), []
+
+    async def scenario(site):
+        site.runner.inner = Seeing(site.runner.inner)
+        images = [WireImage(encoded=file) for file in (turned, upright)]
+        replies.append(await site.stub.Classify(ClassifyRequest(images=images)))
+        seen.update(site.runner.inner.seen)
+
+    scenario_with(bundle, scenario)
+    assert [result.orientation for result in replies[0].results] == [told, 0]
+    assert seen == Counter(preprocess(file, config).tobytes() for file in (turned, upright))
+    local = bundle.classify([turned, upright])
+    assert [result.orientation for result in local] == [told, 0]
+    for result, served in zip(local, replies[0].results, strict=True):
+        assert result_from(served, turned, "").orientation == result.orientation

@@ -259,7 +259,7 @@ def test_a_truncated_image_stops_the_run_after_saving_and_once_mended_it_goes_on
     assert result.returncode == 2
     [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert line.startswith(f"error: {victim}: ")
-    assert line.endswith("replace the file or pass --bad-images skip")
+    assert "; replace the file or pass --bad-images skip; `irv2 data check " in line
     assert f"saved {out}/last.pt; resume with: irv2-train" in result.stderr
     assert Checkpoint.load(out / "last.pt").step == 2  # of the two batches before
     victim.write_bytes(whole)

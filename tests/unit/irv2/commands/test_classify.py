@@ -9,7 +9,7 @@ import pytest
 from scripted_server import Scripted, served
 from unreadable import file_in_a_closed_folder
 
-from irv2.commands.classify import image_files, table
+from irv2.commands.classify import image_files, report, table
 from irv2.errors import InputError
 from irv2.results import Result, Score
 
@@ -81,3 +81,9 @@ def test_a_name_with_a_line_break_stays_in_its_row():
     lines = table([Path("a\nb.jpg")], [Result((Score(0, "two\nlines", 1.0),))]).splitlines()
     assert len(lines) == 3
     assert lines[2].split() == [r"a\nb.jpg", r"two\nlines", "100.00", "%"]
+
+
+def test_a_picture_that_was_not_turned_says_so():
+    files, results = [Path("a.jpg")], [Result((Score(0, "cat", 1.0),), orientation=6)]
+    assert "cat 100.00 %, as stored (EXIF orientation 6 is not applied)" in table(files, results)
+    assert report(files, results)["results"][0]["orientation"] == 6

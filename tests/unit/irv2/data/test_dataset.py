@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -112,6 +113,22 @@ def test_skipping_bad_files_leaves_them_out_and_says_so(data, caplog):
     assert len(folder) == 6
     assert "ant/notes.jpg" not in folder.files
     assert "1 files are no images and are left out: ant/notes.jpg" in caplog.text
+
+
+def test_a_pipe_a_socket_and_a_device_are_no_images(data, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(data / "train/ant")  # a socket's path is short
+    os.mkfifo("pipe.jpg")  # whoever opened it would wait for ever
+    Path("device.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.png")
+        with pytest.raises(
+            DataError, match=r"3 files are no images .*: ant/device.png, ant/pipe.jpg"
+        ):
+            open_split(data, "train")
+        kept = open_split(data, "train", bad_images="skip")
+    assert "not a regular file: 3" in caplog.text
+    found = "".join([*kept.files, *find_images(data).files])
+    assert not [kind for kind in ("pipe", "socket", "device") if kind in found]
 
 
 def test_a_class_of_nothing_but_bad_files_is_refused_even_when_skipping(data):

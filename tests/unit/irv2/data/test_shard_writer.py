@@ -9,7 +9,7 @@ from shards_of import SHARD_BYTES
 
 from irv2.data.dataset import open_split
 from irv2.data.shard_writer import write_shards
-from irv2.errors import DataError
+from irv2.errors import DataError, Irv2Error
 
 
 def test_the_layout_is_webdatasets(source, shards):
@@ -45,3 +45,27 @@ def test_the_same_images_make_the_same_shards(source, shards, tmp_path):
 def test_shards_are_never_written_over_something(source, shards):
     with pytest.raises(DataError, match="already exists"):
         write_shards(source, shards, SHARD_BYTES)
+
+
+def test_every_picture_that_cannot_be_read_is_named_and_nothing_is_written(
+    source, tmp_path, caplog
+):
+    for name in ("train/ant/1.png", "val/zebra/0.png"):
+        whole = (source / name).read_bytes()
+        (source / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Irv2Error, match=r"2 images can't be read.*--bad-images skip") as caught:
+        write_shards(source, tmp_path / "out", SHARD_BYTES)
+    assert caught.value.exit_code == 1
+    lines = [r.getMessage() for r in caplog.records if r.name == "irv2.data.shard_writer"]
+    named = [line.split(": ")[0] for line in lines]
+    assert named == [str(source / "train/ant/1.png"), str(source / "val/zebra/0.png")]
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_pictures_that_cannot_be_read_are_left_out_when_skipping(source, tmp_path, caplog):
+    whole = (source / "train/ant/1.png").read_bytes()
+    (source / "train/ant/1.png").write_bytes(whole[: len(whole) // 2])
+    assert write_shards(source, tmp_path / "out", SHARD_BYTES, bad_images="skip") == 10
+    assert "ant/0.png" in "".join(open_split(tmp_path / "out", "train").files)
+    assert "ant/1.png" not in "".join(open_split(tmp_path / "out", "train").files)
+    assert f"left out: {source / 'train/ant/1.png'}: " in caplog.text

@@ -62,6 +62,7 @@ LOSSLESS = {
     "bmp": encode(photo(), "BMP"),
     "tiff": encode(photo(), "TIFF"),
     "tiff lzw": encode(photo(), "TIFF", compression="tiff_lzw"),
+    "big tiff": encode(photo(), "TIFF", big_tiff=True),
     "ppm": encode(photo(), "PPM"),
 }
 LOSSY = {
@@ -140,9 +141,11 @@ def test_exif_orientation_is_ignored_in_other_formats_too(kind, options):
     np.testing.assert_array_equal(decode(rotated), decode(encode(photo(), kind, **options)))
 
 
-def test_a_tiff_alone_is_turned_as_its_orientation_says():
-    turned = decode(encode(photo(), "TIFF", tiffinfo={0x0112: 6}))
-    np.testing.assert_array_equal(turned, np.rot90(decode(encode(photo(), "TIFF")), -1))
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}])
+@pytest.mark.parametrize("value", range(1, 9))
+def test_a_tiff_is_not_turned_either_though_pillow_would(value, options):
+    encoded = encode(photo(), "TIFF", tiffinfo={0x0112: value}, **options)
+    np.testing.assert_array_equal(decode(encoded), photo())
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])

@@ -9,8 +9,9 @@ import simplejpeg
 from PIL import Image
 
 from irv2.errors import ImageError, ImageReason
+from irv2.images.containers import MAX_SEGMENTS
 from irv2.images.decode import ImageLimits, decode
-from irv2.images.decode_cost import MAX_SEGMENTS, num_scans
+from irv2.images.decode_cost import num_scans
 
 NOISE = np.random.default_rng(0).integers(0, 256, (100, 90, 3), np.uint8)
 BASELINE = simplejpeg.encode_jpeg(NOISE)

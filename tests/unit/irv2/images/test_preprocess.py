@@ -1,17 +1,20 @@
 """Resampling and cropping against slow references written here, and the identity."""
 
+import io
 import json
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from irv2.errors import ImageError, ImageReason, InputError, UsageError
 from irv2.images.decode import decode
 from irv2.images.preprocess import (
     Preprocess,
     center_window,
+    prepare,
     preprocess,
     resize_and_crop,
     resized_shape,
@@ -115,6 +118,7 @@ CHANGES = [
     {"resampling": "opencv-cubic"},
     {"mean": (0.485, 0.456, 0.407)},
     {"std": (0.229, 0.225, 0.224)},
+    {"orientation": "exif"},
 ]
 
 
@@ -122,6 +126,29 @@ def test_the_identity_changes_with_every_parameter():
     hashes = {Preprocess(**changes).sha256 for changes in [{}, *CHANGES]}
     assert len(hashes) == 1 + len(CHANGES)
     assert Preprocess().sha256 == Preprocess(**{"crop": 299}).sha256
+
+
+def test_the_usual_orientation_is_no_part_of_the_older_identity():
+    # Of every checkpoint and bundle made before there was a choice.
+    sha256 = "cf04312f4d89cd5cd6af4f26ffc63939c933e878219153672c8a5bef0c3e3dac"
+    assert Preprocess(orientation="stored").sha256 == sha256
+    assert "orientation" not in Preprocess().to_json()
+    stated = {**Preprocess().to_json(), "orientation": "stored"}
+    assert Preprocess.from_json(stated, "bundle.json") == Preprocess()
+
+
+def test_a_picture_is_turned_only_for_a_model_that_wants_it_and_it_is_said_otherwise():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(pixels(40, 57)).save(file, "PNG", exif=exif)
+    stored, upright = (
+        Preprocess(resize=40, crop=40, orientation=kind) for kind in ("stored", "exif")
+    )
+    as_stored, as_turned = prepare(file.getvalue(), stored), prepare(file.getvalue(), upright)
+    assert (as_stored.orientation, as_turned.orientation) == (6, 0)
+    np.testing.assert_array_equal(np.rot90(as_stored.image_hwc, -1), as_turned.image_hwc)
+    assert prepare(pixels(40, 57), stored).orientation == 0
 
 
 @pytest.mark.parametrize("changes", [{}, *CHANGES])
@@ -145,6 +172,8 @@ def test_the_identity_survives_json(changes):
         ({"std": None}, "not understood"),
         ({"rotate": 90}, "not understood .*rotate"),
         ({"sha256": None}, "preprocessing hash"),
+        ({"orientation": "exif"}, "preprocessing hash"),
+        ({"orientation": "upright"}, "not understood .*upright"),
     ],
 )
 def test_an_identity_that_we_cannot_honour_is_refused(changes, message):

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
-from irv2.serve.operations.metrics import Metrics
+from irv2.serve.operations.metrics import Metrics, ModelMetrics
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -44,3 +44,8 @@ def test_the_accepted_format_is_sent(metrics, accept, content_type, parse):
 def test_the_process_is_measured(metrics):
     names = {family.name for family in plain(metrics.text().decode())}
     assert {"process_resident_memory_bytes", "process_cpu_seconds", "process_open_fds"} <= names
+
+
+def test_turned_images_are_counted(metrics):
+    ModelMetrics(metrics, "id", now_ms=lambda: 0).observe_turned_image()
+    assert "irv2_turned_images_total 1.0" in metrics.text().decode()

@@ -20,13 +20,15 @@ JPEG = simplejpeg.encode_jpeg(NOISE)
 
 def test_a_file_is_prepared_as_in_the_evaluation():
     expected = preprocess(JPEG, CONFIG)
-    np.testing.assert_array_equal(input_from_image(Image(encoded=JPEG), CONFIG, LIMITS), expected)
+    np.testing.assert_array_equal(
+        input_from_image(Image(encoded=JPEG), CONFIG, LIMITS).image_hwc, expected
+    )
 
 
 def test_pixels_are_resized_and_cropped_like_a_file():
     image = Image(pixels=Pixels(rgb=NOISE.tobytes(), height=100, width=90))
     expected = resize_and_crop(NOISE, CONFIG)
-    np.testing.assert_array_equal(input_from_image(image, CONFIG, LIMITS), expected)
+    np.testing.assert_array_equal(input_from_image(image, CONFIG, LIMITS).image_hwc, expected)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_each_kind_of_bad_image_has_its_reason(image, reason):
 def test_the_pool_tells_how_long_an_image_took():
     async def scenario():
         decoder = Decoder(CONFIG, LIMITS, num_threads=1)
-        image_hwc, seconds = await decoder.decode(Image(encoded=JPEG))
+        (image_hwc, _), seconds = await decoder.decode(Image(encoded=JPEG))
         decoder.close()
         assert image_hwc.shape == (75, 75, 3)
         assert 0 < seconds < 5

@@ -181,6 +181,54 @@ def test_a_truncated_image_stops_with_its_name_or_is_left_out(folder, workers, c
     assert "cat/3.jpg" in caplog.text
 
 
+@pytest.mark.parametrize("augmentation", ["area-crop", "shift"])
+def test_a_picture_too_narrow_to_resize_is_named_or_left_out(folder, augmentation, caplog):
+    Image.new("RGB", (1, 100_000)).save(folder.path(3).with_suffix(".png"))
+    folder.path(3).with_suffix(".png").rename(folder.path(3))
+    shift = 0.1 if augmentation == "shift" else 0.0
+    recipe = dataclasses.replace(RECIPE, augmentation=augmentation, max_shift=shift)
+    with pytest.raises(ImageError, match=r"cat/3\.jpg: 1x100000 pixels become .*--bad-images skip"):
+        load(folder, recipe=recipe)
+    batches = load(folder, recipe=recipe, bad_images="skip")
+    assert sum(len(batch.labels) for _, batch in batches) == 19
+    assert "left out: " in caplog.text
+    assert "cat/3.jpg: 1x100000 pixels" in caplog.text
+
+
+def test_pictures_are_turned_where_the_recipe_says_so(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for i in range(len(folder)):
+        with Image.open(folder.path(i)) as image:
+            image.load()
+        image.save(folder.path(i).with_suffix(".png"), exif=exif)
+        folder.path(i).with_suffix(".png").rename(folder.path(i))
+    upright = dataclasses.replace(
+        RECIPE, orientation="exif", augmentation="shift", max_shift=0.001, flip=False
+    )
+    stored = dataclasses.replace(upright, orientation="stored")
+    for (_, mine), (_, theirs) in zip(
+        load(folder, recipe=upright), load(folder, recipe=stored), strict=True
+    ):
+        assert not torch.equal(mine.images, theirs.images)
+    assert upright.preprocess.orientation == "exif"
+
+
+def test_an_image_in_a_shard_is_replaced_where_it_came_from(folder, tmp_path):
+    write_shards(folder.root.parent, tmp_path / "shards", 10**6)
+    shards = open_split(tmp_path / "shards", "train")
+    path = shards.root / "000000.tar"
+    with path.open("r+b") as shard:
+        shard.seek(int(shards.spans[3, 0]))
+        shard.write(b"damaged")
+    with pytest.raises(ImageError) as caught:
+        load(shards)
+    line = str(caught.value)
+    assert line.startswith(f"{path}/cat/3.jpg: ")
+    assert "replace it where it came from and run `irv2 data shard` again or pass --bad" in line
+    assert f"`irv2 data check {tmp_path / 'shards'}` finds all" in line
+
+
 def test_a_lost_worker_is_one_line_and_ends_the_others(folder):
     before = multiprocessing.active_children()
     many = folder.subset(list(range(20)) * 20)  # far more than workers fetch ahead
