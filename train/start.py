@@ -23,6 +23,7 @@ from irv2.system.files import file_sha256
 from irv2.system.machine import num_cores
 from irv2.system.stop import Terminated
 from irv2.train.data.loader import num_batches
+from irv2.train.data.workers import require_resources
 from irv2.train.learner.initial_weights import (
     INHERITED,
     inherited,
@@ -98,6 +99,7 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
         machine = _machine(request, on_sample, processes)
         processes.from_first(lambda: machine.computation.check(recipe, processes))
         processes.from_first(lambda: num_batches(len(train_set), recipe))
+        processes.together(lambda: require_resources(machine.workers))
         _log_recipe(recipe, train_set, val_set)
         if processes.is_first:
             _warn_of_statistics(recipe, len(train_set))
