@@ -13,6 +13,7 @@ from typing import NoReturn
 def run(*program: str) -> NoReturn:
     """Run `program`, or the program named on the command line."""
     leave_out_working_folder()
+    open_closed_streams()
     from irv2.system.stop import end_at_once
 
     end_at_once()
@@ -49,6 +50,17 @@ def leave_out_working_folder() -> None:
         return
     if here != os.path.realpath(f"{__file__}/../.."):
         sys.path[:] = [path for path in sys.path if os.path.realpath(path) != here]
+
+
+def open_closed_streams() -> None:
+    """Open the null device for each standard stream that the caller closed, as `2>&-` does.
+
+    Python has None in its place, and the next file to be opened would get its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            null = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115 (for good)
+            setattr(sys, name, null)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from irv2.block_names import Stage
-from irv2.errors import UsageError
+from irv2.errors import CheckpointError, UsageError
 from irv2.system.machine import world_size
 from irv2.train.run.folder import HEAD
 from irv2.train.start import Request, train
@@ -60,6 +60,13 @@ def _train_head(request: Request, epochs: int | None) -> Path:
     )
     result = train(first)
     assert result is not None  # there is one process
+    if "best" not in result:
+        raise CheckpointError(
+            first.out / "best.pt",
+            "is gone",
+            "the weights that the first phase left",
+            f"put it back; or remove {first.out}, and the first phase begins again",
+        )
     return Path(result["best"])
 
 

@@ -28,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from irv2.errors import Irv2Error, UsageError
 from irv2.runners.torch import resolve_device
 from irv2.system.machine import world_size
+from irv2.system.stop import wanted
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -176,16 +177,15 @@ def check_gpus(device: str, num_gpus: int, processes: Processes) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Within the block, let SIGTERM and Ctrl-C end the process while it waits in C++ for others.
+    """Within the block, let signals end the process at once, while it waits in C++ for others.
 
     Python's handlers would not run there; nothing is lost, since nothing has begun.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in wanted()}
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, held back until the work can stop."""
+"""SIGTERM, SIGHUP and Ctrl-C, held back until the work can stop."""
 
 import signal
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
-from irv2.system.stop import raise_for
+from irv2.system.stop import raise_for, wanted
 
 
 class Interrupt:
@@ -23,10 +23,7 @@ class Interrupt:
         self._at_once = False
 
     def __enter__(self) -> Self:
-        self._before = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._before = {number: signal.signal(number, self._receive) for number in wanted()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,7 +46,7 @@ class Interrupt:
             self._at_once = False
 
     def stop(self, number: int) -> None:
-        """Raise KeyboardInterrupt for SIGINT, Terminated for SIGTERM; nothing for 0."""
+        """Raise KeyboardInterrupt for SIGINT, Terminated for the others; nothing for 0."""
         if number:
             raise_for(number)
 

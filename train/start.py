@@ -24,6 +24,7 @@ from irv2.system.files import file_sha256
 from irv2.system.machine import num_cores
 from irv2.system.stop import Terminated
 from irv2.train.data.loader import num_batches
+from irv2.train.data.workers import require_resources
 from irv2.train.learner.initial_weights import (
     INHERITED,
     inherited,
@@ -99,6 +100,7 @@ def _train_among(processes: Processes, request: Request) -> dict[str, Any] | Non
         machine = _machine(request, on_sample, processes)
         processes.from_first(lambda: machine.computation.check(recipe, processes))
         processes.from_first(lambda: num_batches(len(train_set), recipe))
+        processes.together(lambda: require_resources(machine.workers))
         _log_recipe(recipe, train_set, val_set)
         if processes.is_first:
             _warn_of_statistics(recipe, len(train_set))
@@ -361,18 +363,18 @@ def _log_machine(recipe: Recipe, machine: Machine, processes: Processes) -> None
 
 
 def _result(run: Run) -> dict[str, Any]:
-    rows = run.metrics()
-    result = {"out": str(run.path), "best": str(run.best), "last": str(run.last), **_best(rows, "")}
-    if "ema_val_top1_error" in rows[-1]:
-        result |= {"best_ema": str(run.best_ema), **_best(rows, "ema_")}
+    """Name the run's files and what is recorded in those of best weights, if they are there."""
+    result: dict[str, Any] = {"out": str(run.path), "last": str(run.last)}
+    rows = run.best_rows()
+    for kind, file, path in (("", "best", run.best), ("ema_", "best_ema", run.best_ema)):
+        if kind in rows:
+            result |= {file: str(path), **_errors(rows[kind], kind)}
     return result
 
 
-def _best(rows: list[dict[str, float]], kind: str) -> dict[str, float]:
-    """Find the epoch with the lowest top-1 error of the weights ("") or their average ("ema_")."""
-    best = min(rows, key=lambda row: row[f"{kind}val_top1_error"])
+def _errors(row: dict[str, float], kind: str) -> dict[str, float]:
     return {
-        f"{kind}epoch": int(best["epoch"]),
-        f"{kind}top1_error": best[f"{kind}val_top1_error"],
-        f"{kind}top5_error": best[f"{kind}val_top5_error"],
+        f"{kind}epoch": int(row["epoch"]),
+        f"{kind}top1_error": row[f"{kind}val_top1_error"],
+        f"{kind}top5_error": row[f"{kind}val_top5_error"],
     }

@@ -1,7 +1,7 @@
 """The base of every program: exit statuses, one-line errors, --version, --debug, tables.
 
 Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 parity gate not met,
-130 / 143 stopped by Ctrl-C / SIGTERM.
+130 / 143 / 129 stopped by Ctrl-C / SIGTERM / SIGHUP.
 """
 
 import importlib
@@ -58,8 +58,14 @@ class _OneLineErrors(click.Command):
             if isinstance(error.__cause__, EOFError):  # to click, any means a closed terminal
                 raise error.__cause__ from None
             _fail(LINES[signal.SIGINT], 130)
-        except Terminated:
-            _fail(LINES[signal.SIGTERM], 143)
+        except Terminated as error:
+            _fail(LINES[error.number], 128 + error.number)
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            _log_traceback()
+            way_out = "raise ulimit -u, or the container's limit of pids"
+            _fail(f"system: too many processes or threads; {way_out}", 1)
         except OSError as error:  # a full disk, no permission; click itself handles `| head`
             _log_traceback()
             _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)

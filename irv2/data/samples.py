@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import logging
 import math
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
 
+NUM_DIGITS = 1797
 NUM_VAL_PER_DIGIT = 36
 DIGIT_SIDE = 64  # pixels of a written digit; 8 of them are one pixel of the scan
 FASHION_CLASSES = (
@@ -51,9 +53,13 @@ def resolve_data(data: Path | None) -> Path:
 def sample_folder() -> Path:
     """Return the built-in sample's folder in the user's cache, written on first use.
 
+    It is written again if files of it are missing, as after a clean-up of old files.
     Raises EngineError if scikit-learn, which holds the images, is not installed.
     """
     folder = _sample_path()
+    if folder.is_dir() and (found := sum(1 for _ in folder.rglob("*.png"))) != NUM_DIGITS:
+        logger.warning("%s: %d images instead of %d, made again", folder, found, NUM_DIGITS)
+        shutil.rmtree(folder)
     if not folder.is_dir():
         try:
             write_digits(folder)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: they end a program, whatever a library makes of them.
+"""Ctrl-C, SIGTERM and SIGHUP: they end a program, whatever a library makes of them.
 
 Libraries turn the exception of a signal into an ImportError or another error of theirs, or swallow
 it. So a signal is remembered until it has come through.
@@ -11,11 +11,19 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-LINES = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}
+LINES = {
+    signal.SIGINT: "stopped by Ctrl-C",
+    signal.SIGTERM: "stopped by SIGTERM",
+    signal.SIGHUP: "stopped by SIGHUP",  # the terminal was closed
+}
 
 
 class Terminated(BaseException):
-    """Raised on SIGTERM: unwinds like KeyboardInterrupt, so that `finally` blocks run."""
+    """Raised on a signal: unwinds like KeyboardInterrupt, so that `finally` blocks run."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = signal.Signals(number)
 
 
 _received: int | None = None  # the last signal, 0 for none yet; None outside `unwinding`
@@ -26,9 +34,13 @@ def end_at_once() -> None:
 
     For a program's imports and for its end, when nothing of its own is open.
     """
-    for number in LINES:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as for a job in the background
-            signal.signal(number, _end)
+    for number in wanted():
+        signal.signal(number, _end)
+
+
+def wanted() -> list[signal.Signals]:
+    """List the signals that end this program: a job in the background or nohup ignores one."""
+    return [number for number in LINES if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
@@ -38,8 +50,7 @@ def unwinding() -> Iterator[None]:
     That is also what comes out of the block, if a library made another exception of it, or none.
     """
     global _received
-    wanted = [number for number in LINES if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _raise) for number in wanted}
+    before = {number: signal.signal(number, _raise) for number in wanted()}
     _received = 0
     try:
         yield
@@ -58,11 +69,11 @@ def raise_if_stopped() -> None:
 
 
 def raise_for(number: int) -> NoReturn:
-    """Raise KeyboardInterrupt for SIGINT, Terminated for SIGTERM, and remember that."""
+    """Raise KeyboardInterrupt for SIGINT, Terminated for the others, and remember that."""
     global _received
     if _received is not None:
         _received = number
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def _raise(number: int, _frame: FrameType | None) -> None:

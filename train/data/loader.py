@@ -5,32 +5,26 @@ epoch, image), so a run resumes anywhere with the same batches, for any number o
 """
 
 import logging
-import multiprocessing
-import os
-import signal
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any, NamedTuple, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from irv2.data.dataset import BadImages, ImageFolder
-from irv2.errors import DataError, EngineError, ImageError
+from irv2.errors import DataError, ImageError
 from irv2.images.decode import FILE_LIMITS, decode
 from irv2.images.preprocess import resize_and_crop
-from irv2.system.stop import raise_if_stopped
 from irv2.train.data.augment import color_matrix, draw_color, random_shift, random_sized_crop
+from irv2.train.data.workers import prepare_worker, sent
 from irv2.train.settings import Recipe, split_groups
 from irv2.types import FloatArray, UInt8Array
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-# In the loader's messages if a worker was killed or found no shared memory for its batch.
-LOST_WORKER = ("exited unexpectedly", "is killed by signal", "shared memory", "/torch_")
 
 
 class Batch(NamedTuple):
@@ -140,20 +134,20 @@ def load_epoch(
     left is skipped in a lone process; among several it comes as an empty batch, so that all ranks
     see the same numbers.
 
-    A caller that stops early must close the generator: while anything refers to it, as an error's
-    traceback may, the workers live on, and a process waits for them when it ends.
+    A caller that stops early must close the generator: until then the workers live on.
     """
     batches = batch_indices(len(folder), recipe, epoch)[start:]
     shares = [batch_for_rank(batch, recipe, rank, world_size) for batch in batches]
     loading = augmented(
         folder, recipe, epoch, shares, workers=workers, bad_images=bad_images, device=device
     )
-    for number, (batch, kept) in enumerate(loading, start):
-        if len(kept) == 1:  # batch norm can't normalise a single image
-            logger.warning("left out: the one image that remains of batch %d", number)
-            batch = Batch(*(part[:0] for part in batch))
-        if len(batch.labels) or world_size > 1:
-            yield number, batch
+    with closing(loading):
+        for number, (batch, kept) in enumerate(loading, start):
+            if len(kept) == 1:  # batch norm can't normalise a single image
+                logger.warning("left out: the one image that remains of batch %d", number)
+                batch = Batch(*(part[:0] for part in batch))
+            if len(batch.labels) or world_size > 1:
+                yield number, batch
 
 
 def augmented(
@@ -180,54 +174,14 @@ def augmented(
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # or else the loader would draw from the run's random state
     )
-    for indices, (batch, errors) in zip(batches, _sent(loader), strict=True):
-        for error in errors.values():
-            if bad_images == "error":
-                raise error
-            logger.warning("left out: %s", error)
-        yield batch, [i for i in indices if i not in errors]
-
-
-def _sent(loader: Iterable[T]) -> Iterator[T]:
-    """Yield what the workers send. If one is lost, kill the others and raise EngineError.
-
-    Workers ignore SIGTERM, and this process would wait for them when it ends.
-    """
-    batches = iter(loader)
-    # The loader's handler would raise anywhere, even within a step or a save. Without it, a lost
-    # worker is found within 5 s of asking for its batch.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield from batches
-    except RuntimeError as error:
-        raise_if_stopped()
-        text = str(error)
-        if not any(sign in text for sign in LOST_WORKER):
-            raise
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        raise EngineError(
-            "a decoding process",
-            f"was lost ({text.strip().splitlines()[-1]})",
-            "memory for all, and room in /dev/shm",
-            "lower --workers",
-        ) from error
+    with closing(sent(loader)) as loaded:
+        for indices, (batch, errors) in zip(batches, loaded, strict=True):
+            for error in errors.values():
+                if bad_images == "error":
+                    raise error
+                logger.warning("left out: %s", error)
+            yield batch, [i for i in indices if i not in errors]
 
 
 def _as_it_is(batch: T) -> T:
     return batch
-
-
-def prepare_worker(_worker: int) -> None:
-    """Limit the worker to one thread, and leave signals to the process group to the trainer.
-
-    End it if the trainer was killed meanwhile: torch looks from now on only whether the parent of
-    this moment still lives.
-    """
-    trainer = multiprocessing.parent_process()
-    if trainer and trainer.pid != os.getppid():
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

@@ -6,6 +6,7 @@ metrics.jsonl, which is written last: a run killed in between evaluates `last.pt
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ class Run:
     path: Path
     config: dict[str, Any]
     _failed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
+    # The lowest top-1 errors, those of the files below, by their names in metrics.jsonl.
+    _lowest: dict[str, float] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def _config_path(self) -> Path:
@@ -66,6 +69,11 @@ class Run:
     def best_ema(self) -> Path:
         """The average of the weights with the lowest top-1 error so far."""
         return self.path / "best-ema.pt"
+
+    @property
+    def _best_of(self) -> dict[str, Path]:
+        """The files of the best weights (""), and of their best average ("ema_")."""
+        return {"": self.best, "ema_": self.best_ema}
 
     @property
     def begun_recipe(self) -> dict[str, Any] | None:
@@ -136,22 +144,44 @@ class Run:
             raise UsageError(self.path, got, "both", START_OVER.format(best=self.best))
         checkpoint = self._load_last()
         self._go_back_to(checkpoint.step)
+        for kind, row in self.best_rows().items():
+            name = f"{kind}val_top1_error"
+            self._lowest[name] = row[name]
         return checkpoint
 
     def metrics(self) -> list[dict[str, float]]:
         """Read one row per finished epoch; raises DataError for a malformed metrics.jsonl."""
         return read_metrics(self.path / METRICS)
 
+    def best_rows(self) -> dict[str, dict[str, float]]:
+        """Read the row that each file of best weights holds; a log line names one that is gone.
+
+        Raises CheckpointError for a file that is damaged or of something else.
+        """
+        found, rows = {}, self.metrics()
+        for kind, path in self._best_of.items():
+            name = f"{kind}val_top1_error"
+            if path.is_file():
+                found[kind] = dict(Checkpoint.load(path).metrics)
+                if name not in found[kind]:
+                    raise CheckpointError(
+                        path, "without this run's errors", "its best weights", "move it away"
+                    )
+            elif any(name in row for row in rows):
+                logger.warning("%s is gone: of later epochs, the best will be kept there", path)
+        return found
+
     def finish_epoch(self, row: dict[str, float], candidates: Mapping[str, Checkpoint]) -> None:
-        """Save each candidate that is the best of its kind so far; then add the row.
+        """Save each candidate that is better than the saved one of its kind; then add the row.
 
         `candidates` are the weights ("") and their average ("ema_"), by the prefix of their errors.
         """
         rows = self.metrics()
-        for kind, path in (("", self.best), ("ema_", self.best_ema)):
+        for kind, candidate in candidates.items():
             name = f"{kind}val_top1_error"
-            if kind in candidates and all(row[name] < other[name] for other in rows):
-                replace(candidates[kind], metrics=row).save(path)
+            if row[name] < self._lowest.get(name, math.inf):
+                replace(candidate, metrics=row).save(self._best_of[kind])
+                self._lowest[name] = row[name]
         rows.append(row)
         self._write_metrics(rows)
         self._try(str(self.path / FOLDER), lambda: write_scalars(self.path, row))

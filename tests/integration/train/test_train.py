@@ -144,6 +144,7 @@ def test_resume_insists_on_a_run(data, tmp_path):
     [
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_and_the_same_command_ends_like_a_run_never_stopped(

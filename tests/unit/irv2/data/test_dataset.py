@@ -121,9 +121,7 @@ def test_a_pipe_a_socket_and_a_device_are_no_images(data, tmp_path, monkeypatch,
     Path("device.png").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket.png")
-        with pytest.raises(
-            DataError, match=r"3 files are no images .*: ant/device.png, ant/pipe.jpg"
-        ):
+        with pytest.raises(DataError, match=r"3 files are no images .*: ant/device"):
             open_split(data, "train")
         kept = open_split(data, "train", bad_images="skip")
     assert "not a regular file: 3" in caplog.text

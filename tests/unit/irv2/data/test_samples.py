@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -83,6 +84,18 @@ def test_the_sample_is_written_once(sample):
     assert {path: path.stat().st_mtime_ns for path in sample.rglob("*")} == times
     assert samples.is_sample(sample)
     assert not samples.is_sample(sample.parent)
+
+
+def test_a_sample_that_lost_files_is_made_again_with_a_notice(
+    sample, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    damaged = tmp_path / "irv2" / sample.name
+    shutil.copytree(sample, damaged)
+    shutil.rmtree(damaged / "train" / "7")
+    assert samples.sample_folder() == damaged
+    assert tree(damaged) == tree(sample)
+    assert "images instead of 1797, made again" in caplog.text
 
 
 def test_processes_that_start_together_share_one_whole_sample(sample, tmp_path):

@@ -1,7 +1,10 @@
 """Entries of the user's cache are used, made again, or done without."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,67 @@ def test_without_a_cache_it_is_made_every_time(made, cache, caplog):
 
 def test_the_cache_lies_where_the_user_says(tmp_path):
     assert cache_folder("index") == tmp_path / "irv2" / "index"
+
+
+AS_ANOTHER_USER = """
+import os, sys
+from irv2.system.cache import cache_folder, cached
+
+os.setgroups([])
+os.setuid(4242)  # in no list of users
+for _ in range(2):
+    print(cached("word", "key", load=bytes.decode, make=lambda: "made", dump=str.encode))
+print(cache_folder("word"))
+"""
+
+
+def as_another_user(**environment: str) -> tuple[list[str], list[str]]:
+    """Ask for a word twice, and for its folder; return the lines of stdout and of stderr."""
+    kept = {name: os.environ[name] for name in os.environ if name not in ("XDG_CACHE_HOME", "HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", AS_ANOTHER_USER],
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+
+
+@needs_root
+def test_without_a_home_the_cache_is_temporary_with_one_notice():
+    (first, second, folder), stderr = as_another_user()
+    assert [first, second] == ["made", "made"]
+    [notice] = stderr
+    assert "home" in notice
+    assert "for this process it is" in notice
+    assert not Path(folder).parent.exists()
+
+
+@needs_root
+@pytest.mark.parametrize("locked", ["irv2", "irv2/word"])
+def test_a_cache_that_another_user_locked_is_replaced_with_one_notice(made, tmp_path, locked):
+    entry(made)
+    for parent in tmp_path.parents:
+        if parent.owner() == "root" and parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    (tmp_path / locked).chmod(0o700)
+    (first, second, _), stderr = as_another_user(XDG_CACHE_HOME=str(tmp_path))
+    assert [first, second] == ["made", "made"]
+    [notice] = stderr
+    assert "no permission" in notice
+
+
+def test_an_entry_that_cannot_be_read_is_left_with_a_notice(made, cache, caplog):
+    entry(made)
+    [path] = cache.iterdir()
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # its first page can't be read, by root either
+    assert entry(made) == "made of key"
+    [notice] = caplog.messages
+    assert "the word can't be read (" in notice
+    assert path.is_symlink()

@@ -35,7 +35,12 @@ def send(number: int = signal.SIGINT) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "expected"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+    ("number", "expected"),
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, Terminated),
+        (signal.SIGHUP, Terminated),
+    ],
 )
 @pytest.mark.parametrize("made_of_it", [None, ImportError("numpy can't be imported")])
 def test_a_signal_comes_out_whatever_a_library_made_of_it(number, expected, made_of_it):
@@ -79,14 +84,50 @@ def test_without_a_signal_nothing_is_raised():
         raise ValueError("of its own")
 
 
-def test_a_signal_that_is_ignored_stays_ignored():
-    """As of a job that a shell put into the background."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_ignored(number):
+    """As of a job that a shell put into the background, or under nohup."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with unwinding():
-            send()
+            send(number)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
+
+
+WAITING = """
+import os, signal, sys
+import click
+from irv2.cli.program import Program
+
+@click.command(cls=Program)
+def main() -> None:
+    os.kill(os.getpid(), int(sys.argv[1]))
+
+main(args=[])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")],
+)
+def test_a_signal_is_one_line_and_its_status(number, name):
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING, str(int(number))], capture_output=True, text=True
+    )
+    newline = "\n" if number == signal.SIGINT else ""  # below a terminal's ^C
+    assert (done.returncode, done.stderr) == (128 + number, f"{newline}error: stopped by {name}\n")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>&- >&-", "<&- 2>&-"])
+def test_programs_work_with_standard_streams_closed(tmp_path, closed):
+    """No file that is opened later takes the number of a closed stream."""
+    out = tmp_path / "sample"
+    program = f'exec "{sys.executable}" -m irv2 data sample --out "{out}" {closed}'
+    done = subprocess.run(["sh", "-c", program], capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done
+    assert len(list(out.rglob("*.png"))) == 1797
 
 
 def wide_handlers(path: Path) -> list[ast.ExceptHandler]:

@@ -247,7 +247,7 @@ def test_a_lost_worker_is_one_line_and_ends_the_others(folder):
 
 ORPHAN = """
 import multiprocessing, os, sys, time
-from irv2.train.data.loader import prepare_worker
+from irv2.train.data.workers import prepare_worker
 
 def work():
     while sys.argv[1] == "killed" and os.getppid() == trainer:

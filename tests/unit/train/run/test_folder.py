@@ -238,6 +238,53 @@ def row(epoch: int) -> dict[str, float]:
     }
 
 
+def finish(run: Run, epoch: int, top1_error: float) -> None:
+    errors = {"val_top1_error": top1_error, "ema_val_top1_error": top1_error}
+    made = checkpoint(run, step=4 * epoch, training={})
+    run.finish_epoch({**row(epoch), **errors}, {"": made, "ema_": made})
+
+
+def resumed(path: Path) -> Run:
+    run = run_in(path)
+    checkpoint(run, step=100).save(run.last)
+    with run.locked():
+        run.start()
+    return run
+
+
+def test_the_best_of_a_run_that_was_stopped_stays_the_best(begun, caplog):
+    finish(run_in(begun), 1, 5.0)
+    run = resumed(begun)
+    finish(run, 2, 5.0)
+    assert {kind: best["epoch"] for kind, best in run.best_rows().items()} == {"": 1, "ema_": 1}
+    finish(run, 3, 4.0)
+    assert run.best_rows()[""]["epoch"] == 3
+    assert "is gone" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["best.pt", "best-ema.pt"])
+def test_best_weights_moved_away_are_named_and_those_of_later_epochs_kept(begun, name, caplog):
+    finish(run_in(begun), 1, 5.0)
+    (begun / name).unlink()
+    run = resumed(begun)
+    assert f"{begun / name} is gone" in caplog.text
+    for epoch, error in ((2, 8.0), (3, 9.0), (4, 7.0)):
+        finish(run, epoch, error)
+    kept = {"best.pt": "", "best-ema.pt": "ema_"}
+    assert {name: run.best_rows()[kind]["epoch"] for name, kind in kept.items()} == {
+        "best.pt": 1,
+        "best-ema.pt": 1,
+        name: 4,
+    }
+
+
+def test_another_checkpoint_in_the_place_of_the_best_is_one_line(begun):
+    run = run_in(begun)
+    checkpoint(run).save(run.best)
+    with pytest.raises(CheckpointError, match=r"best\.pt: without this run's errors; .*move it"):
+        run.best_rows()
+
+
 def test_mlflow_that_can_not_be_reached_or_is_missing_is_said_once(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "bad://away")
     run = run_in(tmp_path)
