@@ -111,6 +111,20 @@ from irv2.images.resample import RESAMPLERS
     default=None,
     help="Mirror half of the training images.  [default: flip; no-flip for the sample]",
 )
+@click.option("--min-area", type=FloatRange(0, 1, min_open=True), metavar="FRACTION",
+              help="Smallest area of a random crop, as a fraction of the image.  [default: "
+              "0.08]")  # fmt: skip
+@click.option("--auto-augment", type=click.Choice(["none", "trivial"]),
+              help="trivial: TrivialAugment, one random operation of random strength for each "
+              "image.  [default: none]")  # fmt: skip
+@click.option("--erase", type=FloatRange(0, 1), metavar="PROBABILITY",
+              help="Fill a random part of an image with random pixels.  [default: 0]")  # fmt: skip
+@click.option("--mixup", type=FloatRange(0), metavar="ALPHA",
+              help="Blend each image with another one; parameter of the share's beta "
+              "distribution, 0.2 is usual.  [default: 0, none]")  # fmt: skip
+@click.option("--cutmix", type=FloatRange(0), metavar="ALPHA",
+              help="Cut a part of another image into each one; 1 is usual. With --mixup, each "
+              "takes half of the steps.  [default: 0, none]")  # fmt: skip
 @click.option("--width", type=FloatRange(0, 4, min_open=True),
               help="Factor of every channel count.")  # fmt: skip
 @click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),

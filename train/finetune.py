@@ -19,7 +19,9 @@ from irv2.train.start import Request, train
 logger = logging.getLogger(__name__)
 
 # Options of the second phase that say nothing about the first.
-_SECOND_ALONE = ("trained", "epochs", "learning_rate", "backbone_lr_factor", "batch_norm")
+_SECOND_ALONE = (
+    "trained", "epochs", "learning_rate", "backbone_lr_factor", "batch_norm", "mixup", "cutmix",
+)  # fmt: skip
 
 
 def finetune(request: Request, stage: Stage, head_epochs: int | None) -> dict[str, Any] | None:

@@ -17,10 +17,12 @@ from irv2.model.build import FULL_SIZE, config_from_json
 from irv2.model.paper import ModelConfig, NetworkConfig
 
 Augmentation = Literal["area-crop", "shift"]
+AutoAugment = Literal["none", "trivial"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BatchNorm = Literal["group", "held"]
 Decay = Literal["all", "weights"]
 
+MIN_AREA = 0.08  # of a random crop, as a fraction of the image: the original's
 REFERENCE_BATCH = 64  # images per step in the settings' schedules
 REFERENCE_STEPS_PER_EPOCH = 20_019  # for ImageNet's 1,281,167 images; the last step has 15
 
@@ -42,6 +44,9 @@ class Recipe:
     `backbone_lr_factor` of the classifier's, those of the stages between in equal ratios. A head
     alone is trained on the features of `feature_crops` augmentations of each image, computed once.
     The run ends after `patience` epochs without a better one; 0: never.
+
+    `mixup` and `cutmix` are the parameter of the beta distribution of an image's share in a mixed
+    one; 0: none is mixed. `erase` is the probability that a part of an image is erased.
     """
 
     setting: str
@@ -82,6 +87,11 @@ class Recipe:
     backbone_lr_factor: float = 1.0
     feature_crops: int = 0
     patience: int = 0
+    min_area: float = MIN_AREA
+    auto_augment: AutoAugment = "none"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erase: float = 0.0
 
     def __post_init__(self) -> None:
         if self.image_size < 75:
@@ -105,6 +115,20 @@ class Recipe:
                 "--max-shift",
                 f"{self.max_shift:g} with --augmentation {self.augmentation}",
                 "above 0 with shift, 0 with area-crop",
+            )
+        if self.augmentation == "shift" and self.min_area != MIN_AREA:
+            raise UsageError(
+                "--min-area",
+                f"{self.min_area:g} with --augmentation shift",
+                "area-crop, which alone cuts areas",
+                "leave it out",
+            )
+        if self.trained == "head" and (self.mixup or self.cutmix):
+            raise UsageError(
+                "--mixup" if self.mixup else "--cutmix",
+                "given with --train head",
+                "a stage that sees images; a head sees their features",
+                "leave it out",
             )
         if (self.trained == "head") != (self.feature_crops > 0):
             raise UsageError(

@@ -1,11 +1,13 @@
-"""A few steps on fixed images, alone or under torchrun: `step_worker.py OUT MICRO_BATCH ARCH`.
+"""A few steps on fixed images, alone or under torchrun.
 
+`step_worker.py OUT MICRO_BATCH ARCH RECIPE`, the last in JSON: fields that differ from setting 2.
 Leaves the first process's weights and running statistics after one step in float32 and after five
 in float64, of which the last has a short batch: 47 images, as 24 and 23. Dropout is off. Fails
 where threads of the process group outlive it.
 """
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from irv2.train.learner.step import Computation, Learner
 from irv2.train.processes import Processes, joined
 from irv2.train.settings import SETTINGS
 
-RECIPE = dataclasses.replace(SETTINGS["2"], image_size=75, resize=75)  # 64 images as 2 x 32
+RECIPE = dataclasses.replace(  # 64 images as 2 x 32
+    SETTINGS["2"], image_size=75, resize=75, **json.loads(sys.argv[4])
+)
 
 
 def batch_of(indices: list[int], dtype: torch.dtype) -> Batch:

@@ -8,6 +8,7 @@ changes colours one operation at a time.
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,23 @@ from irv2.data.dataset import ImageFolder, open_split
 from irv2.images.bicubic import kernel
 from irv2.train.data.augment import PRINCIPAL, apply_color, draw_color, draw_crop
 from irv2.train.data.loader import Batch, load_epoch
-from irv2.train.settings import SETTINGS
+from irv2.train.learner.mixing import draw_mix, partners
+from irv2.train.settings import SETTINGS, Recipe
 
 NUM_PHOTOS = 48
 RECIPE = SETTINGS["2"]
 USUAL = "usual Pillow loader"
-RATIOS = {"opencv-cubic": USUAL, "torch7-bicubic": USUAL, "2 workers": "1 worker"}
+OURS = "torch7-bicubic"
+RATIOS = {"opencv-cubic": USUAL, OURS: USUAL, "2 workers": "1 worker"}
+SETTINGS_OWN = "the settings'"
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    SETTINGS_OWN: {},
+    "--min-area 0.35": {"min_area": 0.35},
+    "--auto-augment trivial": {"auto_augment": "trivial"},
+    "--erase 1": {"erase": 1.0},
+    "--mixup 0.2": {"mixup": 0.2},
+    "--cutmix 1": {"cutmix": 1.0},
+}
 
 
 @click.command(cls=Program)
@@ -43,9 +55,13 @@ RATIOS = {"opencv-cubic": USUAL, "torch7-bicubic": USUAL, "2 workers": "1 worker
     "--quality", type=click.IntRange(1, 100), default=90,
     help="Quality of the JPEGs: 90 gives 50 kB each, 97 ImageNet's 110 kB and more decoding.",
 )  # fmt: skip
+@click.option("--augmentations", is_flag=True,
+              help="Measure instead what each further augmentation costs.")  # fmt: skip
 @json_option
-def main(rounds: int, seconds: float, quality: int, as_json: bool) -> None:
+def main(rounds: int, seconds: float, quality: int, augmentations: bool, as_json: bool) -> None:
     """Measure the training input: images/s on one core, and what a second worker adds."""
+    cases, aa = (_augmentations, SETTINGS_OWN) if augmentations else (_cases, OURS)
+    ratios = dict.fromkeys(list(AUGMENTATIONS)[1:], aa) if augmentations else RATIOS
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     with machine_lock(), tempfile.TemporaryDirectory() as folder:
@@ -54,8 +70,8 @@ def main(rounds: int, seconds: float, quality: int, as_json: bool) -> None:
         photos = open_split(Path(folder), "train")
         # An endless epoch: the same images again and again.
         endless = photos.subset(np.resize(np.arange(len(photos)), 200_000).tolist())
-        measured = run_rounds(_cases(endless, seconds), rounds, aa="torch7-bicubic", title="loader")
-    result = _result(measured) | {
+        measured = run_rounds(cases(endless, seconds), rounds, aa=aa, title="loader")
+    result = _result(measured, ratios, aa) | {
         "images": f"{NUM_PHOTOS} JPEGs of {WIDTH}x{HEIGHT}, {num_bytes // NUM_PHOTOS} bytes each",
         "kernel": kernel().__name__,
         "machine": before,
@@ -67,27 +83,38 @@ def main(rounds: int, seconds: float, quality: int, as_json: bool) -> None:
 
 
 def _cases(photos: ImageFolder, seconds: float) -> dict[str, Callable[[], float]]:
-    def timed(batches: Callable[[], Iterator[int]]) -> Callable[[], float]:
-        def run() -> float:
-            sizes = batches()
-            next(sizes)  # starts the workers and warms up code and files
-            return rate(lambda: next(sizes), seconds)
+    def ours(workers: int) -> Iterator[int]:
+        return (len(batch.labels) for batch in _ours(photos, RECIPE, workers))
 
-        return run
-
+    cubic = dataclasses.replace(RECIPE, resampling="opencv-cubic")
     return {
-        USUAL: timed(lambda: _usual(photos)),
-        "opencv-cubic": timed(lambda: _ours_colored(photos, "opencv-cubic")),
-        "torch7-bicubic": timed(lambda: _ours_colored(photos, "torch7-bicubic")),
-        "1 worker": timed(lambda: (len(batch.labels) for batch in _ours(photos, workers=1))),
-        "2 workers": timed(lambda: (len(batch.labels) for batch in _ours(photos, workers=2))),
+        USUAL: _timed(lambda: _usual(photos), seconds),
+        "opencv-cubic": _timed(lambda: _ours_finished(photos, cubic), seconds),
+        OURS: _timed(lambda: _ours_finished(photos, RECIPE), seconds),
+        "1 worker": _timed(lambda: ours(workers=1), seconds),
+        "2 workers": _timed(lambda: ours(workers=2), seconds),
     }
 
 
-def _ours(
-    photos: ImageFolder, resampling: str = "torch7-bicubic", workers: int = 0
-) -> Iterator[Batch]:
-    recipe = dataclasses.replace(RECIPE, resampling=resampling)
+def _augmentations(photos: ImageFolder, seconds: float) -> dict[str, Callable[[], float]]:
+    return {
+        name: _timed(
+            partial(_ours_finished, photos, dataclasses.replace(RECIPE, **values)), seconds
+        )
+        for name, values in AUGMENTATIONS.items()
+    }
+
+
+def _timed(batches: Callable[[], Iterator[int]], seconds: float) -> Callable[[], float]:
+    def run() -> float:
+        sizes = batches()
+        next(sizes)  # starts the workers and warms up code and files
+        return rate(lambda: next(sizes), seconds)
+
+    return run
+
+
+def _ours(photos: ImageFolder, recipe: Recipe, workers: int = 0) -> Iterator[Batch]:
     numbered = load_epoch(
         photos,
         recipe,
@@ -100,10 +127,14 @@ def _ours(
     return (batch for _, batch in numbered)
 
 
-def _ours_colored(photos: ImageFolder, resampling: str) -> Iterator[int]:
-    """Add the colouring, done on the device in training, to give the usual loader's result."""
-    for batch in _ours(photos, resampling):
-        yield len(apply_color(batch.images, batch.matrices, batch.flips))
+def _ours_finished(photos: ImageFolder, recipe: Recipe) -> Iterator[int]:
+    """Add what is done on the device in training: colours, as in the usual loader, and mixing."""
+    for step, batch in enumerate(_ours(photos, recipe), 1):
+        images = apply_color(batch.images, batch.matrices, batch.flips)
+        mix = draw_mix(recipe, step)
+        if mix is not None:
+            images = mix.images(images, partners(len(images), recipe.bn_groups, images.device))
+        yield len(images)
 
 
 def _usual(photos: ImageFolder) -> Iterator[int]:
@@ -142,15 +173,15 @@ class UsualImages(Dataset[tuple[Tensor, int]]):
         return pixels, int(self._photos.labels[i])
 
 
-def _result(measured: Rounds) -> dict[str, Any]:
+def _result(measured: Rounds, ratios: dict[str, str], aa: str) -> dict[str, Any]:
     return {
         "images_per_s": {name: round(measured.median(name), 1) for name in measured.rates},
         "ratios": {
             f"{name} / {base}": measured.ratio(name, base).to_json()
-            for name, base in RATIOS.items()
+            for name, base in ratios.items()
         },
-        "aa": measured.aa("torch7-bicubic").to_json(),
-        "void": measured.is_void("torch7-bicubic"),
+        "aa": measured.aa(aa).to_json(),
+        "void": measured.is_void(aa),
     }
 
 

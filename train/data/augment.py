@@ -15,6 +15,7 @@ from torch import Tensor
 
 from irv2.images.preprocess import Preprocess, resize_and_crop
 from irv2.images.resample import RESAMPLERS, Window
+from irv2.train.settings import MIN_AREA
 from irv2.types import FloatArray, IntArray, UInt8Array
 
 GREY = np.array([0.299, 0.587, 0.114])
@@ -44,22 +45,26 @@ def random_sized_crop(
     resampling: str,
     rng: np.random.Generator,
     out: UInt8Array | None = None,
+    min_area: float = MIN_AREA,
 ) -> UInt8Array:
-    """Resize a random part (8-100 % of the area, aspect 3/4-4/3) to uint8 (size, size, 3).
+    """Resize a random part (aspect 3/4-4/3) to uint8 (size, size, 3).
 
-    If none fits, the shorter side is resized to `size` and the centre cut out.
+    `min_area` is that of the smallest part, as a fraction of the image. If no part fits, the
+    shorter side is resized to `size` and the centre cut out.
     """
-    part = draw_crop(image_hwc.shape[0], image_hwc.shape[1], rng)
+    part = draw_crop(image_hwc.shape[0], image_hwc.shape[1], rng, min_area)
     if part is None:
         config = Preprocess(resize=size, crop=size, resampling=resampling)
         return resize_and_crop(image_hwc, config, out)
     return RESAMPLERS[resampling](part.cut(image_hwc), size, size, Window(0, 0, size, size), out)
 
 
-def draw_crop(height: int, width: int, rng: np.random.Generator) -> Window | None:
+def draw_crop(
+    height: int, width: int, rng: np.random.Generator, min_area: float = MIN_AREA
+) -> Window | None:
     """Draw a random part of an image, in its pixels; None if none of ten tries fits."""
     for _ in range(10):
-        area = rng.uniform(0.08, 1.0) * height * width
+        area = rng.uniform(min_area, 1.0) * height * width
         aspect = rng.uniform(3 / 4, 4 / 3)
         # The original rounds before it swaps.
         crop_width = math.floor(math.sqrt(area * aspect) + 0.5)
@@ -88,6 +93,24 @@ def _shifted(side: int, max_shift: float, rng: np.random.Generator) -> IntArray:
     reach = round(side * max_shift)
     shift = int(rng.integers(-reach, reach, endpoint=True))
     return np.clip(np.arange(side) - shift, 0, side - 1)
+
+
+def erase(image_hwc: UInt8Array, rng: np.random.Generator) -> None:
+    """Fill a random part of uint8 (H, W, 3) with random pixels (arXiv:1708.04896, table 1).
+
+    It has 2-40 % of the area and an aspect of 3/10-10/3, the first of such that fits.
+    """
+    height, width, _ = image_hwc.shape
+    while True:
+        area = rng.uniform(0.02, 0.4) * height * width
+        aspect = rng.uniform(3 / 10, 10 / 3)
+        part_height, part_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if part_height < height and part_width < width:
+            break
+    top = int(rng.integers(height - part_height, endpoint=True))
+    left = int(rng.integers(width - part_width, endpoint=True))
+    part = image_hwc[top : top + part_height, left : left + part_width]
+    part[:] = rng.integers(0, 256, part.shape, dtype=np.uint8)
 
 
 def draw_color(rng: np.random.Generator) -> ColorDraw:

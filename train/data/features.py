@@ -208,7 +208,8 @@ def _identity(recipe: Recipe, data: tuple[ImageFolder, ImageFolder], network: Ne
     """Hash what the features depend on, except for the precision."""
     weights = {n: w for n, w in network.state_dict().items() if not n.startswith("classifier.")}
     digest = hashlib.sha256(content_sha256(weights).encode())
-    names = ("preprocess", "seed", "augmentation", "max_shift", "flip")
+    names = ("preprocess", "seed", "augmentation", "max_shift", "flip", "min_area", "auto_augment",
+             "erase")  # fmt: skip
     digest.update(repr([getattr(recipe, name) for name in names]).encode())
     for split in data:
         digest.update("\n".join(split.files).encode())

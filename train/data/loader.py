@@ -18,7 +18,14 @@ from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError, ImageError
 from irv2.images.decode import FILE_LIMITS, decode
 from irv2.images.preprocess import resize_and_crop
-from irv2.train.data.augment import color_matrix, draw_color, random_shift, random_sized_crop
+from irv2.train.data.augment import (
+    color_matrix,
+    draw_color,
+    erase,
+    random_shift,
+    random_sized_crop,
+)
+from irv2.train.data.trivial_augment import trivial_augment
 from irv2.train.data.workers import prepare_worker, sent
 from irv2.train.settings import Recipe, split_groups
 from irv2.types import FloatArray, UInt8Array
@@ -65,9 +72,15 @@ class _Epoch(Dataset[tuple[Batch, dict[int, ImageError]]]):
             whole = resize_and_crop(image, recipe.preprocess)
             random_shift(whole, recipe.max_shift, rng, out)
         else:
-            random_sized_crop(image, recipe.image_size, recipe.resampling, rng, out)
+            size, resampling = recipe.image_size, recipe.resampling
+            random_sized_crop(image, size, resampling, rng, out, recipe.min_area)
+        if recipe.auto_augment == "trivial":
+            trivial_augment(out, rng)
         matrix = color_matrix(out, draw_color(rng), recipe.preprocess)
-        return matrix, recipe.flip and bool(rng.random() < 0.5)
+        flip = recipe.flip and bool(rng.random() < 0.5)
+        if recipe.erase and rng.random() < recipe.erase:
+            erase(out, rng)
+        return matrix, flip
 
 
 def _empty_batch(num: int, size: int) -> Batch:

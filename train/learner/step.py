@@ -9,6 +9,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from irv2.train.data.loader import Batch
 from irv2.train.learner.batch_norm import frozen_statistics, group_batch_norm
 from irv2.train.learner.ema import Ema
 from irv2.train.learner.memory import checkpoint_activations
+from irv2.train.learner.mixing import Mix, draw_mix, partners
 from irv2.train.learner.stages import Stages
 from irv2.train.processes import Processes
 from irv2.train.settings import Recipe, split_groups
@@ -156,13 +158,14 @@ class Learner:
         totals = torch.zeros(4, dtype=torch.float64, device=self._device)
         batch = Batch(*(part.to(self._device, non_blocking=True) for part in batch))
         first_group = self._processes.rank * self._num_groups
+        mix = draw_mix(self._recipe, number)
         with ExitStack() as later:
             for i, (part, is_last) in enumerate(self._micro_batches(batch)):
                 if i == 1:  # running statistics are those of the first group
                     later.enter_context(frozen_statistics(self.model))
                 self._seed_dropout(number, first_group + i * self._groups_at_once)
                 with self._gradients_summed(now=is_last):
-                    totals += self._accumulate(part, num_images)
+                    totals += self._accumulate(part, num_images, mix)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self.ema is not None:
@@ -177,22 +180,35 @@ class Learner:
         for start, end in zip(starts, [*starts[1:], num], strict=True):
             yield Batch(*(part[start:end] for part in batch)), end == num
 
-    def _accumulate(self, part: Batch, num_images: int) -> Tensor:
-        """Add the gradients of one micro-batch and return its totals, as in `step`."""
+    def _accumulate(self, part: Batch, num_images: int, mix: Mix | None) -> Tensor:
+        """Add the gradients of one micro-batch and return its totals, as in `step`.
+
+        The errors of mixed images are counted against the label with the larger share.
+        """
         images, labels = self._inputs(part)
+        shares = [(labels, 1.0)]
+        if mix is not None and len(labels):
+            others = partners(len(labels), self._groups_at_once, self._device)
+            images = mix.images(images, others)
+            shares = [(labels, mix.own_share), (labels[others], 1 - mix.own_share)]
         precision = DTYPES[self._recipe.precision]
         with torch.autocast(self._device.type, precision, enabled=precision != torch.float32):
             logits: Tensor = self._forward(images)
-        loss = F.cross_entropy(
-            logits if precision == torch.float32 else logits.float(),
-            labels,
-            reduction="sum",
-            label_smoothing=self._recipe.label_smoothing,
-        )
+        loss = self._loss(logits if precision == torch.float32 else logits.float(), shares)
         # DistributedDataParallel divides by the number of processes.
         mean = loss * (self._processes.size / num_images)
         self._scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
-        return _count(logits.detach(), labels, loss.detach())
+        larger, _ = max(shares, key=itemgetter(1))
+        return _count(logits.detach(), larger, loss.detach())
+
+    def _loss(self, logits: Tensor, shares: list[tuple[Tensor, float]]) -> Tensor:
+        """Sum the cross-entropy over the images, whose labels may be several with a share each."""
+        smoothing = self._recipe.label_smoothing
+        first, *others = (
+            share * F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+            for labels, share in shares
+        )
+        return sum(others, first)
 
     def _inputs(self, part: Batch) -> tuple[Tensor, Tensor]:
         if self._on_features:

@@ -34,6 +34,22 @@ def test_the_benchmark_names_its_cases_ratios_and_kernel():
     assert result["kernel"] in {"compiled_kernel", "numpy_kernel"}
 
 
+@pytest.mark.slow
+def test_the_cost_of_each_augmentation_is_measured_beside_the_settings_own():
+    command = [sys.executable, "-m", "irv2", "bench", "loader", "--augmentations", "--json"]
+    done = subprocess.run(
+        [*command, "--rounds", "1", "--seconds", "0.1"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert min(result["images_per_s"].values()) > 0
+    assert set(result["ratios"]) == {
+        f"{case} / the settings'"
+        for case in ("--min-area 0.35", "--auto-augment trivial", "--erase 1", "--mixup 0.2",
+                     "--cutmix 1")
+    }  # fmt: skip
+
+
 def test_both_loaders_make_the_same_kind_of_batch(tmp_path):
     (tmp_path / "train/photos").mkdir(parents=True)
     for i in range(4):

@@ -75,6 +75,20 @@ def test_both_phases_train_what_they_say_and_leave_runs_of_their_own(begun, data
     )
 
 
+def test_every_augmentation_is_for_both_phases_except_that_a_head_s_images_are_not_mixed(
+    begun, data, tmp_path
+):
+    out = tmp_path / "run"
+    more = ("--min-area", "0.5", "--auto-augment", "trivial", "--erase", "0.25", "--mixup", "0.2",
+            "--cutmix", "1", "--head-epochs", "1", "--epochs", "1")  # fmt: skip
+    finetune(begun, data, out, *more)
+    for run, mixed in ((out / "head", [0, 0]), (out, [0.2, 1])):
+        recipe = json.loads((run / "config.json").read_text())["recipe"]
+        named = [recipe[name] for name in ("min_area", "auto_augment", "erase")]
+        assert named == [0.5, "trivial", 0.25]
+        assert [recipe["mixup"], recipe["cutmix"]] == mixed
+
+
 def test_a_head_alone_has_the_errors_that_eval_finds(begun, data, tmp_path):
     finetune(begun, data, tmp_path / "run", "--train", "head", "--epochs", "3")
     best = Checkpoint.load(tmp_path / "run" / "best.pt")
@@ -122,6 +136,8 @@ def test_a_time_budget_shorter_than_an_epoch_leaves_the_best_there_is(begun, dat
     ("more", "line"),
     [
         (("--train", "stem"), "'stem' is not one of 'head', 'blocks_c', 'blocks_b', 'all'"),
+        (("--train", "head", "--mixup", "0.2"), "--mixup: given with --train head"),
+        (("--train", "head", "--cutmix", "1"), "--cutmix: given with --train head"),
         (("--feature-crops", "2", "--head-epochs", "0"), "--feature-crops: 2 with --train all"),
     ],
 )

@@ -42,6 +42,9 @@ SMALL = [*SMALL_RUN, "--workers", "0"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
+MIXED = {"mixup": 0.2, "cutmix": 1.0}  # five steps have both kinds
+
+
 def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(part) for part in command],
@@ -52,11 +55,14 @@ def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def states_after(out: Path, how: str, arch: str) -> dict[str, dict[str, torch.Tensor]]:
+def states_after(
+    out: Path, how: str, arch: str, recipe: dict[str, float]
+) -> dict[str, dict[str, torch.Tensor]]:
     """By dtype, the network after some steps of 2 x 32 images (tests/helpers/step_worker.py)."""
     launcher = TORCHRUN if how == "processes" else [sys.executable]
     micro_batch = 32 if how == "micro-batches" else 0
-    done = run(*launcher, ROOT / "tests/helpers/step_worker.py", out, micro_batch, arch)
+    done = run(*launcher, ROOT / "tests/helpers/step_worker.py", out, micro_batch, arch,
+               json.dumps(recipe))  # fmt: skip
     assert done.returncode == 0, done.stderr
     states: dict[str, dict[str, torch.Tensor]] = torch.load(out, weights_only=True)
     return states
@@ -67,10 +73,12 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-@pytest.mark.parametrize("arch", NETWORKS)
-def test_groups_micro_batches_and_processes_give_the_same_network(tmp_path, arch):
+@pytest.mark.parametrize(
+    ("arch", "recipe"), [*((arch, {}) for arch in NETWORKS), ("inception_resnet_v2", MIXED)]
+)
+def test_groups_micro_batches_and_processes_give_the_same_network(tmp_path, arch, recipe):
     groups, micro_batches, processes = (
-        states_after(tmp_path / f"{how}.pt", how, arch)
+        states_after(tmp_path / f"{how}.pt", how, arch, recipe)
         for how in ("groups", "micro-batches", "processes")
     )
     # Groups add up in another order: of 16 digits over 9 remain after five steps, of 7 about 5

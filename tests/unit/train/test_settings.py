@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from irv2.errors import UsageError
-from irv2.train.settings import SETTINGS, modern_recipe, sample_recipe
+from irv2.train.settings import RECIPES, SETTINGS, modern_recipe, sample_recipe
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,23 @@ def test_settings_have_nothing_modern():
 @pytest.mark.parametrize("fields", [{"augmentation": "shift"}, {"max_shift": 0.1}])
 def test_a_shift_without_its_reach_or_a_reach_without_shifts_is_refused(fields):
     with pytest.raises(UsageError, match=r"--max-shift: .*above 0 with shift"):
+        dataclasses.replace(SETTINGS["2"], **fields)
+
+
+def test_settings_augment_as_the_original_did():
+    for recipe in RECIPES.values():
+        assert (recipe.min_area, recipe.auto_augment, recipe.erase) == (0.08, "none", 0)
+        assert (recipe.mixup, recipe.cutmix) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"min_area": 0.5, "augmentation": "shift", "max_shift": 0.1}, "--min-area: 0.5 with"),
+        ({"mixup": 0.2, "trained": "head", "feature_crops": 1}, "--mixup: given with --train head"),
+        ({"cutmix": 1, "trained": "head", "feature_crops": 1}, "--cutmix: given with --train head"),
+    ],
+)
+def test_an_augmentation_that_would_have_no_effect_is_refused(fields, message):
+    with pytest.raises(UsageError, match=message):
         dataclasses.replace(SETTINGS["2"], **fields)

@@ -15,6 +15,7 @@ from irv2.train.data.augment import (
     color_on_device,
     draw_color,
     draw_crop,
+    erase,
     random_shift,
     random_sized_crop,
 )
@@ -157,6 +158,28 @@ def test_crops_have_uniform_areas_and_aspects_swapped_half_of_the_time():
     assert kstest(aspects, cdf).pvalue > 0.001
     centres = np.array([crop.top / max(side - crop.height, 1) for crop in crops])
     assert kstest(centres[small], uniform(0, 1).cdf).pvalue > 0.001
+
+
+def test_no_crop_is_smaller_than_asked_for():
+    rng = np.random.default_rng(0)
+    crops = [draw_crop(1000, 1000, rng, min_area=0.5) for _ in range(2_000)]
+    areas = [crop.height * crop.width / 1000**2 for crop in crops if crop]
+    assert min(areas) == pytest.approx(0.5, abs=0.01)
+
+
+def test_one_random_rectangle_of_the_paper_s_sizes_is_erased():
+    areas, corners = [], []
+    for seed in range(500):
+        image = np.zeros((100, 100, 3), np.uint8)
+        erase(image, np.random.default_rng(seed))
+        rows, columns = image.any(axis=(1, 2)).nonzero()[0], image.any(axis=(0, 2)).nonzero()[0]
+        part = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert (part.any(axis=2)).mean() > 0.99  # of 256 values each, all three are rarely 0
+        areas.append(part.shape[0] * part.shape[1] / 100**2)
+        corners.append((rows[0] == 0, columns[-1] == 99))
+    assert (min(areas), max(areas)) == pytest.approx((0.02, 0.4), abs=0.01)
+    assert np.mean(areas) == pytest.approx(0.21, abs=0.02)
+    assert np.mean(corners, axis=0).min() > 0.005  # the edges are reached
 
 
 def test_a_picture_too_narrow_for_any_crop_gets_its_centre():

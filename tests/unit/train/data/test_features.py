@@ -126,6 +126,17 @@ def test_other_weights_have_other_files(tmp_path, data):
     assert len(list((tmp_path / "run" / "features").iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    "values", [{"min_area": 0.5}, {"auto_augment": "trivial"}, {"erase": 0.5}], ids=str
+)
+def test_other_augmentations_have_other_files(tmp_path, data, values):
+    recipe = dataclasses.replace(RECIPE, **values)
+    mine = Features(tmp_path, recipe, data, network(), CPU)
+    mine.compute(workers=0, threads=1, bad_images="error")
+    features(tmp_path, data)
+    assert len(list((tmp_path / "features").iterdir())) == 2
+
+
 def test_an_unreadable_image_stops_or_is_left_out(tmp_path, data, caplog):
     data[0].path(3).write_bytes(b"\xff\xd8\xff")
     with pytest.raises(ImageError, match=r"3\.png"):

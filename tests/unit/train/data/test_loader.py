@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import multiprocessing
 import subprocess
 import sys
@@ -76,6 +77,47 @@ def test_batches_do_not_depend_on_workers(folder):
 
 def test_an_epoch_resumed_in_the_middle_has_the_same_batches(folder):
     assert_same(load(folder, start=1), load(folder)[1:])
+
+
+def test_neither_do_those_of_every_augmentation_depend_on_workers_or_where_an_epoch_began(folder):
+    recipe = dataclasses.replace(RECIPE, min_area=0.5, auto_augment="trivial", erase=0.5)
+    whole = load(folder, recipe=recipe)
+    assert_same(load(folder, workers=2, start=1, recipe=recipe), whole[1:])
+    shares = [load(folder, recipe=recipe, rank=rank, world_size=2) for rank in range(2)]
+    images = torch.cat([share[0][1].images for share in shares])
+    assert torch.equal(images, whole[0][1].images)
+
+
+@pytest.mark.parametrize(
+    "values", [{"min_area": 0.9}, {"auto_augment": "trivial"}, {"erase": 1.0}], ids=str
+)
+def test_each_augmentation_changes_images_and_none_their_labels(folder, values):
+    [(_, mine), *_] = load(folder, recipe=dataclasses.replace(RECIPE, **values))
+    [(_, plain), *_] = load(folder)
+    changed = (mine.images != plain.images).flatten(1).any(1)
+    assert changed.sum() >= 4  # of 8: TrivialAugment leaves some as they are
+    assert torch.equal(mine.labels, plain.labels)
+
+
+def test_an_erased_part_changes_the_colours_of_the_rest_not_at_all(folder):
+    [(_, mine), *_] = load(folder, recipe=dataclasses.replace(RECIPE, erase=1.0))
+    [(_, plain), *_] = load(folder)
+    assert torch.equal(mine.matrices, plain.matrices)
+    assert torch.equal(mine.flips, plain.flips)
+
+
+def test_the_images_of_the_settings_are_those_of_runs_that_have_begun(tmp_path):
+    """From before there were other augmentations; a PNG, so that no decoder has a say."""
+    (tmp_path / "train" / "one").mkdir(parents=True)
+    for i in range(4):
+        rows, columns = np.indices((90, 100))
+        pixels = np.stack([rows * 2, columns * 2, (rows * columns + 50 * i) % 256], 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "train" / "one" / f"{i}.png")
+    [(_, batch)] = load(open_split(tmp_path, "train"))
+    digest = hashlib.sha256(batch.images.numpy().tobytes()).hexdigest()
+    assert digest[:16] == "fcd27e92671b8dc0"
+    assert batch.flips.tolist() == [False, False, False, True]
+    assert batch.matrices.double().sum().item() == pytest.approx(-22.57350504482747)
 
 
 def test_order_and_augmentation_change_with_epoch_and_seed(folder):

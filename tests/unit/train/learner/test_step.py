@@ -13,6 +13,7 @@ from irv2.train.data.augment import apply_color
 from irv2.train.data.loader import Batch
 from irv2.train.learner.ema import Ema
 from irv2.train.learner.memory import checkpoint_activations
+from irv2.train.learner.mixing import draw_mix
 from irv2.train.learner.step import Computation, Learner
 from irv2.train.processes import Processes
 from irv2.train.settings import SETTINGS, Recipe
@@ -108,6 +109,33 @@ def test_micro_batches_change_results_by_rounding_and_statistics_not_at_all(arch
     for name, value in groups.items():
         torch.testing.assert_close(micro_batches[name], value, rtol=1e-9, atol=1e-12)
     assert micro_batches["stem.0.1.num_batches_tracked"] == 1
+
+
+MIXED = [{"mixup": 1.0}, {"cutmix": 1.0}]
+
+
+@pytest.mark.parametrize("values", MIXED, ids=str)
+def test_micro_batches_are_mixed_as_the_whole_batch(values):
+    recipe = dataclasses.replace(RECIPE, **values)
+    whole, parts = stepped(recipe=recipe), stepped(recipe=recipe, micro_batch=4)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-9, atol=1e-12)
+    assert not torch.equal(whole["classifier.weight"], stepped()["classifier.weight"])
+
+
+@pytest.mark.parametrize("values", MIXED, ids=str)
+def test_labels_of_mixed_images_weigh_as_much_as_their_pixels(values):
+    recipe = dataclasses.replace(RECIPE, bn_group=8, label_smoothing=0.1, **values)
+    images, mix = batch(), draw_mix(recipe, 3)
+    others = [*range(1, 8), 0]
+    colored = apply_color(images.images, images.matrices, images.flips)
+    logits = network().train()(mix.images(colored, torch.tensor(others)))
+    labels = F.one_hot(images.labels, 3).double()
+    mixed = mix.own_share * labels + (1 - mix.own_share) * labels[others]
+    totals = learner(recipe).step(3, images, 8)
+    expected = F.cross_entropy(logits, mixed, reduction="sum", label_smoothing=0.1)
+    assert totals[0].item() == pytest.approx(expected.item())
+    assert totals[1] == (logits.argmax(1) != mixed.argmax(1)).sum()
 
 
 @both_networks
