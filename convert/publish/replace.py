@@ -13,6 +13,7 @@ from pathlib import Path
 
 from irv2.errors import BundleError, Irv2Error
 from irv2.manifest import MANIFEST
+from irv2.system.child import remove_if_lost
 from irv2.system.files import try_lock
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,8 @@ def _holder(place: Path, suffix: str) -> Iterator[Path]:
             try_lock(lock, fcntl.flock)
             # Only now does it get a name that is swept.
             holder = holder.rename(holder.with_name(holder.name + suffix))
+            if suffix == _NEW:
+                remove_if_lost(holder)
             yield holder
     finally:
         shutil.rmtree(holder, ignore_errors=True)

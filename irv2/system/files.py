@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GO_ON = "free some; the same command goes on where this one stopped"
 START_AGAIN = "free some; the same command starts again"
+WAYS_OUT = "free some, or name another disk (--out, or TMPDIR for temporary files)"
 # What fsync says of folders on SMB, on disks shared with virtual machines, on some FUSE disks.
 _NO_FSYNC = (
     errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOSYS,
@@ -162,6 +164,14 @@ def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
         raise Irv2Error(
             path, f"can't be written ({cause.strerror})", "free space", way_out
         ) from error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder in TMPDIR, gone afterwards; raises Irv2Error if the disk there is full."""
+    place = Path(tempfile.gettempdir())
+    with explain_full_disk(place, WAYS_OUT), tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
