@@ -45,10 +45,10 @@ def explain_lack_of_memory() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        raise_if_stopped()
         reason = lack_of_memory(error)
         if reason is None or (isinstance(error, Irv2Error) and error.what == WHAT):
             raise
-        raise_if_stopped()
         raise EngineError(
             WHAT,
             f"{_in_use()} ({reason})",
