@@ -17,9 +17,14 @@ def run(*program: str) -> NoReturn:
     from irv2.system.stop import end_at_once
 
     end_at_once()
+    arguments = [*program, *sys.argv[1:]]
+    if arguments[:1] == ["export"]:
+        from irv2.system.child import go_on_in_child
+
+        go_on_in_child("irv2 export")
     from irv2.cli.main import main
 
-    main.main([*program, *sys.argv[1:]], prog_name="irv2")
+    main.main(arguments, prog_name="irv2")
 
 
 def train() -> NoReturn:

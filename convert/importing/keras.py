@@ -8,7 +8,6 @@ import json
 import mmap
 import re
 import struct
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +24,11 @@ from torch import Tensor, nn
 
 from irv2.convert.importing.keras_graph import read_graph
 from irv2.convert.importing.weights import SLIM_PREPROCESS, PublishedWeights, shortened
-from irv2.errors import CheckpointError
+from irv2.errors import CheckpointError, Irv2Error
 from irv2.model.build import build
 from irv2.model.paper import ConvBN
 from irv2.model.slim import SlimConfig
+from irv2.system.files import temporary_folder
 from irv2.system.stop import raise_if_stopped
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
@@ -70,12 +70,12 @@ def read_archive(path: Path) -> PublishedWeights:
     """A `.keras` archive: the HDF5 file in it, unpacked beside nothing of the user's."""
 
     def read() -> _Content:
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(path) as archive, temporary_folder() as folder:
             for name, limit in MAX_BYTES.items():
                 if archive.getinfo(name).file_size > limit:
                     raise ValueError(f"{name} of over {limit >> 20} MiB")
             archive.extract(WEIGHTS, folder)
-            return _read_file(Path(folder) / WEIGHTS, json.loads(archive.read(CONFIG)))
+            return _read_file(folder / WEIGHTS, json.loads(archive.read(CONFIG)))
 
     return _weights(_guarded(path, read), path)
 
@@ -305,7 +305,7 @@ def _text(name: bytes | str) -> str:
 def _guarded(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
-    except CheckpointError:
+    except Irv2Error:
         raise
     except Exception as error:  # h5py raises any of them on damaged files, RuntimeError too
         raise_if_stopped()

@@ -6,11 +6,9 @@ judges only what came out, on other images.
 """
 
 import logging
-import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,6 +22,7 @@ from irv2.images.preprocess import Preprocess
 from irv2.results import clipped_gaps, margins_of, typical_margin
 from irv2.runners.base import Runner
 from irv2.runners.onnx import OnnxRunner
+from irv2.system.files import temporary_folder
 from irv2.system.progress import progress
 from irv2.types import FloatArray, UInt8Array
 
@@ -162,8 +161,8 @@ def _load(calibration: Calibration, config: Preprocess, bad_images: BadImages) -
 
 
 def _open(model: onnx.ModelProto) -> Runner:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trial.onnx"
+    with temporary_folder() as folder:
+        path = folder / "trial.onnx"
         onnx.save(model, path)
         return OnnxRunner(path)
 

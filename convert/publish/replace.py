@@ -13,6 +13,8 @@ from pathlib import Path
 
 from irv2.errors import BundleError, Irv2Error
 from irv2.manifest import MANIFEST
+from irv2.system.child import remove_if_lost
+from irv2.system.files import try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -115,20 +117,26 @@ def _holder(place: Path, suffix: str) -> Iterator[Path]:
         raise BundleError(place, f"can't be written ({error})", way_out="pass --out") from error
     try:
         with (holder / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try_lock(lock, fcntl.flock)
             # Only now does it get a name that is swept.
             holder = holder.rename(holder.with_name(holder.name + suffix))
+            if suffix == _NEW:
+                remove_if_lost(holder)
             yield holder
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
 
 def _sweep(place: Path) -> None:
-    """Remove unlocked folders beside `place`; put an old bundle back if no new one came."""
+    """Remove unlocked folders beside `place`; put an old bundle back if no new one came.
+
+    Where there are no locks, any of them may be in use.
+    """
     for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
         if left.suffix in (_NEW, _OLD):
-            with suppress(OSError), (left / _LOCK).open("r+") as lock:  # it is in use, or gone
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError), (left / _LOCK).open("r+") as lock:  # it may be gone
+                if not try_lock(lock, fcntl.flock, without_locks=False):
+                    continue
                 if left.suffix == _OLD and not place.exists():
                     (left / place.name).rename(place)
                     logger.warning("%s: was left aside by a crash and is back in its place", place)

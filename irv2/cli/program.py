@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -18,6 +19,8 @@ import click
 
 from irv2 import __version__
 from irv2.errors import EngineError, Irv2Error
+from irv2.system.files import NO_ROOM, WAYS_OUT
+from irv2.system.memory import explain_lack_of_memory
 from irv2.system.stop import LINES, Terminated, unwinding
 
 # Set before gRPC is imported: its C core would add its own lines to our one-line errors.
@@ -43,7 +46,8 @@ class _OneLineErrors(click.Command):
             sys.stdout.reconfigure(errors="surrogateescape")
         kwargs["standalone_mode"] = False
         try:
-            super().main(*args, **kwargs)
+            with explain_lack_of_memory():
+                super().main(*args, **kwargs)
         except Irv2Error as error:
             _log_traceback()
             _fail(str(error), error.exit_code)
@@ -68,7 +72,7 @@ class _OneLineErrors(click.Command):
             _fail(f"system: too many processes or threads; {way_out}", 1)
         except OSError as error:  # a full disk, no permission; click itself handles `| head`
             _log_traceback()
-            _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+            _fail(_line_about(error), 1)
         sys.exit(0)
 
 
@@ -161,6 +165,15 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
 def _log_traceback() -> None:
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         traceback.print_exc()
+
+
+def _line_about(error: OSError) -> str:
+    """Name the file and, where a disk is full, the ways out."""
+    if error.errno not in NO_ROOM:
+        return f"{error.filename or 'system'}: {error.strerror or error}"
+    unnamed = f"standard output or {tempfile.tempdir}" if tempfile.tempdir else "standard output"
+    what = error.filename or unnamed  # a temporary file is possible only once its folder is known
+    return f"{what}: can't be written ({error.strerror}); expected free space; {WAYS_OUT}"
 
 
 def _fail(line: str, exit_code: int) -> NoReturn:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,13 @@ logger = logging.getLogger(__name__)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GO_ON = "free some; the same command goes on where this one stopped"
 START_AGAIN = "free some; the same command starts again"
+WAYS_OUT = "free some, or name another disk (--out, or TMPDIR for temporary files)"
+# What fsync says of folders on SMB, on disks shared with virtual machines, on some FUSE disks.
+_NO_FSYNC = (
+    errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOSYS,
+    errno.EOPNOTSUPP,
+)  # fmt: skip
+_noticed: set[str] = set()
 
 
 def file_sha256(path: Path) -> str:
@@ -69,28 +77,54 @@ def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a folder, are on disk; some disks can't promise that."""
+    # SMB servers flush only what is open for writing, which a folder never is.
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+        _notice(
+            "fsync", "%s: can't be synced (%s); a power failure may lose what was written last",
+            path, error.strerror,
+        )  # fmt: skip
 
 
-def try_lock(file: IO[str]) -> bool:
-    """Lock an open, writable file; return False if another process holds the lock.
+def try_lock(
+    file: IO[str],
+    lock: Callable[[IO[str], int], object] = fcntl.lockf,
+    *,
+    without_locks: bool = True,
+) -> bool:
+    """Lock an open, writable file; return False if someone else holds the lock.
 
-    The lock ends with the process, however that ends, and forked processes do not inherit it. On
-    a file system without locks (some network disks), log a warning and return True.
+    The lock ends with the process, however that ends. `lockf` keeps out other processes and is not
+    inherited by forked ones; `flock` also keeps out whoever opened the file apart in this process.
+    On a file system without locks (some network disks), log a notice and return `without_locks`.
     """
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
-        logger.warning(
-            "%s: can't be locked (%s); make sure that only one uses it", file.name, error.strerror
-        )
+        _notice(
+            "locks", "%s: can't be locked (%s); make sure that only one program at a time writes "
+            "there; what a killed one left stays", file.name, error.strerror,
+        )  # fmt: skip
+        return without_locks
     return True
+
+
+def _notice(about: str, line: str, *args: object) -> None:
+    """Log what is the matter with a disk, once per process: it holds for every file there."""
+    if about not in _noticed:
+        _noticed.add(about)
+        logger.warning(line, *args)
 
 
 @contextmanager
@@ -135,6 +169,14 @@ def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
 def is_hidden(name: str) -> bool:
     """Whether a name is that of a hidden file or folder, or of what macOS adds to a ZIP."""
     return name.startswith(".") or name == "__MACOSX"
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder in TMPDIR, gone afterwards; raises Irv2Error if the disk there is full."""
+    place = Path(tempfile.gettempdir())
+    with explain_full_disk(place, WAYS_OUT), tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -2,10 +2,13 @@
 
 import errno
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from odd_disk import odd_disk
 from unreadable import file_in_a_closed_folder, unreadable_paths
 
 from irv2.errors import ImageError, ImageReason
@@ -89,3 +92,46 @@ def test_hidden_files_and_what_is_below_hidden_folders_are_passed_over(tmp_path)
         (tmp_path / name).touch()
     found = {str(path.relative_to(tmp_path)) for path in files_below(tmp_path)}
     assert found == {"a.jpg", "deep/er/d.jpg"}
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from irv2.system.files import write_atomically
+for name in "ab":
+    write_atomically(Path(sys.argv[1], name), b"bytes")
+"""
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EBADF, errno.EACCES, errno.EOPNOTSUPP])
+def test_a_folder_that_can_not_be_synced_is_named_once_and_used(tmp_path, code):
+    done = run_on(odd_disk(tmp_path, fsync=code), WRITE, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"{tmp_path}: can't be synced ({os.strerror(code)})") == 1
+    assert (tmp_path / "b").read_bytes() == b"bytes"
+
+
+def test_a_disk_that_fails_is_not_taken_for_one_without_syncing(tmp_path):
+    done = run_on(odd_disk(tmp_path, fsync=errno.EIO), WRITE, tmp_path)
+    assert done.returncode == 1
+    assert os.strerror(errno.EIO) in done.stderr
+
+
+LOCK = """
+import fcntl, sys
+from irv2.system.files import try_lock
+with open(sys.argv[1] + "/lock", "w") as file:
+    print(try_lock(file), try_lock(file, fcntl.flock, without_locks=False))
+"""
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_disk_that_knows_no_locks_is_named_once_and_used(tmp_path, code):
+    done = run_on(odd_disk(tmp_path, locks=code), LOCK, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "True False\n")
+    assert done.stderr.count(f"{tmp_path}/lock: can't be locked ({os.strerror(code)})") == 1
+
+
+def run_on(disk: dict[str, str], program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, str(folder)]
+    return subprocess.run(command, env=disk, capture_output=True, text=True, check=False)

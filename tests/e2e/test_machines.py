@@ -1,0 +1,152 @@
+"""Whole programs on machines that lack something: disks without locks, disks without room."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from odd_disk import odd_disk
+from project import ROOT
+
+BEFORE = ROOT / "tests" / "data" / "before_rooms"
+EXPORT = (
+    *("export", BEFORE / "run" / "best.pt", "--data", BEFORE / "data", "--precision=fp32,int8"),
+    *("--tolerance-top1=30", "--tolerance-top5=30", "--max-batch=4", "--out"),
+)
+TRAIN = (
+    *("train", "--setting=2", "--width=0.03", "--blocks", "1", "1", "1", "--image-size=75"),
+    *("--batch-size=8", "--bn-group=4", "--epochs=1", "--workers=1", "--device=cpu"),
+    *("--data", BEFORE / "data", "--out"),
+)
+
+
+def irv2(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "irv2", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, **options
+    )
+
+
+def test_programs_work_on_a_disk_without_locks_and_say_so_once(tmp_path):
+    bundle, run = tmp_path / "b.bundle", tmp_path / "run"
+    left = tmp_path / ".b.bundle.12345678.tmp"  # by a killed export, or by one at work
+    left.mkdir()
+    (left / "lock").touch()
+    environment = odd_disk(tmp_path)
+    for arguments in (
+        (*EXPORT, bundle),
+        ("verify", bundle, "--data", BEFORE / "data"),
+        (*TRAIN, run),
+        ("data", "shard", BEFORE / "data", tmp_path / "shards"),
+    ):
+        done = irv2(*arguments, env={**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")})
+        assert done.returncode == 0, done.stderr
+        uses_locks, syncs = arguments[0] in ("export", "train"), arguments[0] != "data"
+        assert done.stderr.count(f"can't be locked ({os.strerror(errno.ENOLCK)})") == uses_locks
+        assert done.stderr.count(f"can't be synced ({os.strerror(errno.EINVAL)})") == syncs
+    assert (bundle / "bundle.json").is_file()
+    assert (run / "best.pt").is_file()
+    assert [*tmp_path.glob(".*")] == [left]
+
+
+def memory_of(mebibytes: int) -> Callable[[], None]:
+    """What limits a program's address space, as `ulimit -v` does."""
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20,) * 2)
+
+
+@pytest.mark.parametrize(
+    ("program", "mebibytes"),
+    # With more, glibc itself may end a trainer, in one line of its own.
+    [("export", 300), ("export", 700), ("train", 300), ("serve", 300)],
+)
+def test_too_little_memory_is_one_line(tmp_path, program, mebibytes):
+    bundle = BEFORE / "bundle"
+    arguments = {
+        "export": (*EXPORT, tmp_path / "b.bundle"),
+        "train": (*TRAIN, tmp_path / "run"),
+        "serve": ("serve", bundle, "--listen=127.0.0.1:0"),
+    }[program]
+    done = irv2(*arguments, preexec_fn=memory_of(mebibytes))
+    assert done.returncode == 1, done.stderr
+    *before, line = done.stderr.splitlines()
+    assert line.startswith("error: memory: ")
+    assert f"ulimit -v {mebibytes << 10}" in line
+    assert "Traceback" not in "".join(before)
+    assert not [*tmp_path.glob(".b.*")]
+
+
+@pytest.fixture
+def exporting(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """An export at work on its hidden folder, and the id of the child that does the work."""
+    command = [sys.executable, "-m", "irv2", *map(str, EXPORT), str(tmp_path / "b.bundle")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert "model.onnx" in process.stderr.readline()
+        [hidden] = tmp_path.glob(".b.*.tmp")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        yield process, int(children.read_text())
+    assert not hidden.exists()
+    assert not (tmp_path / "b.bundle").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_an_export_that_the_kernel_or_a_library_ends_is_one_line(exporting, number):
+    process, child = exporting
+    os.kill(child, number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"error: memory: irv2 export was ended by {number.name}" in stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_an_export_reaches_the_child_once(exporting, number, status):
+    process, _ = exporting
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert stderr.count("error: stopped by ") == 1
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for one page."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_names_the_place_and_the_way_out(tmp_path, full_disk):
+    data, bundle, run = BEFORE / "data", BEFORE / "bundle", BEFORE / "run"
+    for arguments, variable, named in (
+        ((*EXPORT, full_disk / "b.bundle"), "", "b.bundle/model.onnx"),
+        ((*EXPORT, tmp_path / "b.bundle"), "TMPDIR", ""),
+        ((*TRAIN, full_disk / "run"), "", "run/"),
+        (("data", "shard", data, full_disk / "shards"), "", "shards"),
+        (("features", data / "val", f"--model={bundle}", f"--out={full_disk}/f.npz"), "", "f.npz"),
+        (("plot", run, "-o", full_disk / "p.png"), "", "p.png"),
+    ):
+        done = irv2(
+            *arguments, env={**os.environ, **({variable: str(full_disk)} if variable else {})}
+        )
+        assert done.returncode == 1, (arguments, done.stderr)
+        line = done.stderr.splitlines()[-1]
+        assert line.startswith("error: "), line
+        assert str(full_disk / named) in line
+        assert "expected free space; free some" in line
+        assert "Traceback" not in done.stderr
+    assert [*tmp_path.glob(".b.*")] == []
+
+
+def test_a_cache_without_room_does_not_fail_the_work(full_disk):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(full_disk)}
+    arguments = ("eval", BEFORE / "bundle", "--data", BEFORE / "data", "--json")
+    done = irv2(*arguments, env=environment)
+    assert done.returncode == 0, done.stderr
