@@ -26,7 +26,7 @@ from irv2.convert.onnx.interruptible import in_thread
 from irv2.convert.onnx.model_file import write_model
 from irv2.model.paper import ConvBN, Normalized, Residual
 
-OPSET = 18
+OPSET = 18  # the first whose ReduceMean takes its axes as an input, as the exporter writes it
 # torch and onnxscript log operators that they skip and passes that they run.
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 

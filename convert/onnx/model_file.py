@@ -14,13 +14,14 @@ from irv2.system.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+IR_VERSION = 8  # of 2021: a runtime refuses any file above its own, and nothing here needs more
+
 
 def write_model(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
     """Write `model` with `metadata` added. Raises EngineError if it is not valid."""
     known = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {**known, **metadata})
-    # The lowest that the operators allow: older runtimes refuse a file by this number alone.
-    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+    model.ir_version = IR_VERSION
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

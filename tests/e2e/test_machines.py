@@ -124,13 +124,17 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_names_the_place_and_the_way_out(tmp_path, full_disk):
-    data, bundle, run = BEFORE / "data", BEFORE / "bundle", BEFORE / "run"
+    data, run = BEFORE / "data", BEFORE / "run"
     for arguments, variable, named in (
         ((*EXPORT, full_disk / "b.bundle"), "", "b.bundle/model.onnx"),
         ((*EXPORT, tmp_path / "b.bundle"), "TMPDIR", ""),
         ((*TRAIN, full_disk / "run"), "", "run/"),
         (("data", "shard", data, full_disk / "shards"), "", "shards"),
-        (("features", data / "val", f"--model={bundle}", f"--out={full_disk}/f.npz"), "", "f.npz"),
+        (
+            ("features", data / "val", f"--model={run}/best.pt", f"--out={full_disk}/f.npz"),
+            "",
+            "f.npz",
+        ),
         (("plot", run, "-o", full_disk / "p.png"), "", "p.png"),
     ):
         done = irv2(

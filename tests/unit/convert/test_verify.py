@@ -24,7 +24,7 @@ from irv2.convert.verify import verify
 from irv2.data.dataset import open_split
 from irv2.errors import BundleError, ParityError
 from irv2.evaluate import classify_folder
-from irv2.manifest import MANIFEST, REPORT, Artifact, read_manifest
+from irv2.manifest import MANIFEST, REPORT, Artifact, bundle_id, read_manifest
 from irv2.runners.onnx import OnnxRunner
 from irv2.system.files import file_sha256
 
@@ -183,9 +183,24 @@ def test_the_working_folders_bundle_may_be_rebuilt(with_engine, data, tmp_path, 
         return engine_of(model, folder)
 
     monkeypatch.chdir(with_engine)
+    before = Bundle.open(with_engine)
     assert rebuild(Path(), data, build=build).bundle == with_engine
+    after = Bundle.open(with_engine)
+    assert after.artifacts[1].sha256 != before.artifacts[1].sha256
+    assert after.id == before.id, "the same model was judged"
     assert (with_engine / "model.plan").read_bytes() == b"new"
     assert {path.name for path in tmp_path.iterdir()} == {"b", "data"}
+
+
+def test_a_bundle_of_before_whose_identity_covers_its_engine_is_verified_under_it(
+    with_engine, data
+):
+    manifest = read_manifest(with_engine / MANIFEST)
+    contents = manifest.artifacts, manifest.preprocess, manifest.classes
+    old = bundle_id(*contents, with_engine_bytes=True)
+    Bundle(with_engine, manifest).with_manifest(msgspec.structs.replace(manifest, id=old))
+    assert not verify(with_engine, data).failed
+    assert Bundle.open(with_engine).id == old != manifest.id
 
 
 def test_a_bundle_that_was_not_told_to_accept_chance_fails_by_a_guessing_reference(bundle, data):
