@@ -183,6 +183,12 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--feature-crops", type=click.IntRange(1), metavar="N",
               help="Augmentations of each image whose features a head is trained on.  "
               "[default: 4]")  # fmt: skip
+@click.option("--class-weights", type=click.Choice(["none", "balanced"]),
+              help="Weights of images in the loss; balanced: every class counts alike, however "
+              "few images it has.  [default: none]")  # fmt: skip
+@click.option("--sampling", type=click.Choice(["uniform", "balanced"]),
+              help="Images of an epoch: each once, or as many of every class (balanced), those of "
+              "small classes repeatedly.  [default: uniform]")  # fmt: skip
 @click.option("--patience", type=click.IntRange(0), metavar="EPOCHS",
               help="End after this many epochs without a lower top-1 error; 0: never.  "
               "[default: 0]")  # fmt: skip

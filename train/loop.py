@@ -29,7 +29,7 @@ from irv2.train.data.features import Features
 from irv2.train.data.loader import Batch, load_epoch, num_batches
 from irv2.train.divergence import DivergenceError, Guard
 from irv2.train.learner.memory import peak_memory_mib
-from irv2.train.learner.step import Computation, Learner
+from irv2.train.learner.step import Computation, Learner, balanced_weights
 from irv2.train.processes import Processes
 from irv2.train.run.folder import Run
 from irv2.train.run.saver import Saver
@@ -76,7 +76,10 @@ class Trainer:
         self._run, self._recipe, self._machine, self._processes = run, recipe, machine, processes
         self._train_set, self._val_set = data
         self._device = torch.device(machine.computation.device)
-        self._learner = Learner(model, recipe, machine.computation, processes)
+        weights = None
+        if recipe.class_weights == "balanced":
+            weights = balanced_weights(self._train_set.labels, len(self._train_set.classes))
+        self._learner = Learner(model, recipe, machine.computation, processes, weights)
         self._interrupt = Interrupt(is_repeated=processes.size > 1)
         self._saver = Saver()
         self._features: Features | None = None

@@ -21,6 +21,8 @@ AutoAugment = Literal["none", "trivial"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BatchNorm = Literal["group", "held"]
 Decay = Literal["all", "weights"]
+ClassWeights = Literal["none", "balanced"]
+Sampling = Literal["uniform", "balanced"]
 
 MIN_AREA = 0.08  # of a random crop, as a fraction of the image: the original's
 REFERENCE_BATCH = 64  # images per step in the settings' schedules
@@ -43,7 +45,8 @@ class Recipe:
     parameters or on `weights` alone: neither batch norm nor biases. The stem's rate is
     `backbone_lr_factor` of the classifier's, those of the stages between in equal ratios. A head
     alone is trained on the features of `feature_crops` augmentations of each image, computed once.
-    The run ends after `patience` epochs without a better one; 0: never.
+    The run ends after `patience` epochs without a better one; 0: never. Against imbalance, classes
+    get weights in the loss, or are drawn equally often (`sampling`), `balanced`.
 
     `mixup` and `cutmix` are the parameter of the beta distribution of an image's share in a mixed
     one; 0: none is mixed. `erase` is the probability that a part of an image is erased.
@@ -92,6 +95,8 @@ class Recipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     erase: float = 0.0
+    class_weights: ClassWeights = "none"
+    sampling: Sampling = "uniform"
 
     def __post_init__(self) -> None:
         if self.image_size < 75:
@@ -135,6 +140,13 @@ class Recipe:
                 "--feature-crops",
                 f"{self.feature_crops} with --train {self.trained}",
                 "above 0 with head, 0 with the others",
+            )
+        if self.class_weights == self.sampling == "balanced":
+            raise UsageError(
+                "--class-weights balanced",
+                "given with --sampling balanced",
+                "one of the two: each alone makes classes count alike",
+                "leave out one",
             )
 
     @property

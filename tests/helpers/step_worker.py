@@ -1,6 +1,8 @@
 """A few steps on fixed images, alone or under torchrun.
 
 `step_worker.py OUT MICRO_BATCH ARCH RECIPE`, the last in JSON: fields that differ from setting 2.
+With `class_weights` balanced, three classes have weights in the loss.
+
 Leaves the first process's weights and running statistics after one step in float32 and after five
 in float64, of which the last has a short batch: 47 images, as 24 and 23. Dropout is off. Fails
 where threads of the process group outlive it.
@@ -45,12 +47,14 @@ def train(
     num_steps: int,
     micro_batch: int | None,
     processes: Processes,
+    class_weights: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     small = {"num_classes": 3, "blocks": (1, 1, 1), "width": 0.1, "dropout": 0.0}
     model = build(dataclasses.replace(FULL_SIZE[arch], **small))
     initialize(model)
-    learner = Learner(model.to(dtype), RECIPE, Computation(micro_batch=micro_batch), processes)
+    computation = Computation(micro_batch=micro_batch)
+    learner = Learner(model.to(dtype), RECIPE, computation, processes, class_weights)
     for step in range(1, num_steps + 1):
         indices = list(range(100 * step, 100 * step + (47 if step == num_steps > 1 else 64)))
         mine = batch_for_rank(indices, RECIPE, processes.rank, processes.size)
@@ -60,10 +64,11 @@ def train(
 
 if __name__ == "__main__":
     out, micro_batch, arch = Path(sys.argv[1]), int(sys.argv[2]) or None, sys.argv[3]
+    weights = torch.tensor([0.3, 1.0, 5.0]) if RECIPE.class_weights == "balanced" else None
     with joined("cpu") as processes:
         states = {
-            "float32": train(arch, torch.float32, 1, micro_batch, processes),
-            "float64": train(arch, torch.float64, 5, micro_batch, processes),
+            "float32": train(arch, torch.float32, 1, micro_batch, processes, weights),
+            "float64": train(arch, torch.float64, 5, micro_batch, processes, weights),
         }
         if processes.is_first:
             torch.save(states, out)

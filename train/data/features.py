@@ -75,14 +75,16 @@ class Features:
     ) -> Generator[tuple[int, Batch], None, None]:
         """Yield this rank's batches of `epoch` from number `start` on, as the loader does.
 
-        Features stand in the place of images. The augmentations take turns by epoch.
+        Features stand in the place of images. The augmentations take turns by epoch; an image that
+        balanced sampling repeats has the same one.
         """
         crop = (epoch - 1) % self._recipe.feature_crops + 1
         row_of, features = self._load_train(crop)
-        batches = batch_indices(len(self._train_set), self._recipe, epoch)
+        batches = batch_indices(self._train_set.labels, self._recipe, epoch)
         for number, batch in enumerate(batches[start:], start):
             share = batch_for_rank(batch, self._recipe, rank, world_size)
-            kept = [i for i in share if i in row_of]
+            images = [draw % len(self._train_set) for draw in share]
+            kept = [i for i in images if i in row_of]
             nothing = torch.empty(len(kept), 0)
             labels = torch.from_numpy(self._train_set.labels[kept].astype(np.int64))
             rows = torch.from_numpy(features[[row_of[i] for i in kept]])

@@ -1,7 +1,7 @@
 """Batches of one epoch: their images, order and augmentation are functions of the seed.
 
 Nothing here has state: the order depends on (seed, epoch) and an image's augmentation on (seed,
-epoch, image), so a run resumes anywhere with the same batches, for any number of workers.
+epoch, draw), so a run resumes anywhere with the same batches, for any number of workers.
 """
 
 import logging
@@ -28,7 +28,7 @@ from irv2.train.data.augment import (
 from irv2.train.data.trivial_augment import trivial_augment
 from irv2.train.data.workers import prepare_worker, sent
 from irv2.train.settings import Recipe, split_groups
-from irv2.types import FloatArray, UInt8Array
+from irv2.types import FloatArray, IntArray, UInt8Array
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -53,21 +53,22 @@ class _Epoch(Dataset[tuple[Batch, dict[int, ImageError]]]):
         batch = _empty_batch(len(indices), self._recipe.image_size)
         images, matrices, flips, labels = (part.numpy() for part in batch)
         done, errors = 0, {}
-        for i in indices:
+        for draw in indices:
             try:
-                matrices[done], flips[done] = self._augment(i, images[done])
+                matrices[done], flips[done] = self._augment(draw, images[done])
             except ImageError as error:
-                errors[i] = self._folder.named(error, i)
+                errors[draw] = self._folder.named(error, draw % len(self._folder))
             else:
-                labels[done] = self._folder.labels[i]
+                labels[done] = self._folder.labels[draw % len(self._folder)]
                 done += 1
         return Batch(*(part[:done] for part in batch)), errors
 
-    def _augment(self, i: int, out: UInt8Array) -> tuple[FloatArray, bool]:
-        """Write image `i`, cropped and resized, into `out`; return its colour matrix and flip."""
+    def _augment(self, draw: int, out: UInt8Array) -> tuple[FloatArray, bool]:
+        """Write a draw's image, cropped and resized, into `out`; return its colours and flip."""
         recipe = self._recipe
-        rng = np.random.default_rng([recipe.seed, self._epoch, i])
-        image = decode(self._folder.read(i), FILE_LIMITS, recipe.orientation)
+        rng = np.random.default_rng([recipe.seed, self._epoch, draw])
+        encoded = self._folder.read(draw % len(self._folder))
+        image = decode(encoded, FILE_LIMITS, recipe.orientation)
         if recipe.augmentation == "shift":
             whole = resize_and_crop(image, recipe.preprocess)
             random_shift(whole, recipe.max_shift, rng, out)
@@ -96,16 +97,38 @@ def _empty_batch(num: int, size: int) -> Batch:
     return batch
 
 
-def batch_indices(num_images: int, recipe: Recipe, epoch: int) -> list[list[int]]:
-    """List the image indices of every batch of an epoch, in order.
+def batch_indices(labels: IntArray, recipe: Recipe, epoch: int) -> list[list[int]]:
+    """List the draws of every batch of an epoch, in order; draw `d` is image `d % len(labels)`.
 
-    The last short batch is kept, except for a single image, which batch norm can't normalise.
+    With uniform sampling each image is drawn once. The last short batch is kept, except for a
+    single image, which batch norm can't normalise.
     """
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(num_images).tolist()
+    rng, num_images = np.random.default_rng([recipe.seed, epoch]), len(labels)
+    if recipe.sampling == "balanced":
+        order = rng.permutation(_balanced(labels, rng)).tolist()
+    else:
+        order = rng.permutation(num_images).tolist()
     size, num = recipe.batch_size, num_batches(num_images, recipe)
     if num * size == num_images - 1:
         logger.info("epoch %d: its last batch has one image and is skipped", epoch)
     return [order[i * size : (i + 1) * size] for i in range(num)]
+
+
+def _balanced(labels: IntArray, rng: np.random.Generator) -> IntArray:
+    """Draw each class equally often, as many images as there are, and each of a class as often.
+
+    What division leaves over goes to classes, and to images of a class, by chance. A repeated image
+    is another draw, and so augmented otherwise.
+    """
+    num, classes = len(labels), rng.permutation(np.unique(labels))
+    draws = []
+    for rank, label in enumerate(classes):
+        images = np.flatnonzero(labels == label)
+        quota = num // len(classes) + (rank < num % len(classes))
+        rounds = range(-(-quota // len(images)))
+        of_class = [rng.permutation(images) + num * repeat for repeat in rounds]
+        draws.append(np.concatenate(of_class)[:quota] if quota else images[:0])
+    return np.concatenate(draws)
 
 
 def num_batches(num_images: int, recipe: Recipe) -> int:
@@ -149,7 +172,7 @@ def load_epoch(
 
     A caller that stops early must close the generator: until then the workers live on.
     """
-    batches = batch_indices(len(folder), recipe, epoch)[start:]
+    batches = batch_indices(folder.labels, recipe, epoch)[start:]
     shares = [batch_for_rank(batch, recipe, rank, world_size) for batch in batches]
     loading = augmented(
         folder, recipe, epoch, shares, workers=workers, bad_images=bad_images, device=device
@@ -173,7 +196,7 @@ def augmented(
     bad_images: BadImages,
     device: torch.device,
 ) -> Generator[tuple[Batch, list[int]], None, None]:
-    """Yield `batches` of image indices, augmented as in `epoch`, each with the indices it holds.
+    """Yield `batches` of draws, augmented as in `epoch`, each with the draws it holds.
 
     Those of unreadable images are missing if `bad_images` is skip. Raises as `load_epoch`.
     """

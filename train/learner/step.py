@@ -1,8 +1,9 @@
 """One optimiser step: forward, backward, update, over micro-batches and processes.
 
-The loss is the mean over the images of all processes. Batch norm sees groups of the recipe's size,
-whether they go through in one pass, in micro-batches or in several processes. With one group per
-micro-batch or process the weights are the same bit for bit.
+The loss is the mean over the images of all processes, weighted by class if the recipe says so.
+Batch norm sees groups of the recipe's size, whether they go through in one pass, in micro-batches
+or in several processes. With one group per micro-batch or process the weights are the same bit for
+bit.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from irv2.train.learner.mixing import Mix, draw_mix, partners
 from irv2.train.learner.stages import Stages
 from irv2.train.processes import Processes
 from irv2.train.settings import Recipe, split_groups
+from irv2.types import IntArray
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -99,9 +101,12 @@ class Learner:
         recipe: Recipe,
         computation: Computation,
         processes: Processes,
+        class_weights: Tensor | None = None,
     ) -> None:
+        """Weigh images in the loss by their class, float32 (K,), or alike (None)."""
         self.model, self._recipe, self._processes = model, recipe, processes
         self._device = torch.device(computation.device)
+        self._class_weights = None if class_weights is None else class_weights.to(self._device)
         self._num_groups = recipe.bn_groups // processes.size  # of a full batch, here
         self._groups_at_once = computation.groups_at_once(self._num_groups, recipe)
         _configure_torch(recipe)
@@ -202,13 +207,20 @@ class Learner:
         return _count(logits.detach(), larger, loss.detach())
 
     def _loss(self, logits: Tensor, shares: list[tuple[Tensor, float]]) -> Tensor:
-        """Sum the cross-entropy over the images, whose labels may be several with a share each."""
-        smoothing = self._recipe.label_smoothing
-        first, *others = (
-            share * F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-            for labels, share in shares
-        )
+        """Sum the losses of images, whose labels may be several with a share each.
+
+        Each is weighted by its class, smoothing included, unlike `cross_entropy(weight=...)`, whose
+        smoothing weighs the other classes' terms by their own weights.
+        """
+        first, *others = (share * self._loss_for(logits, labels) for labels, share in shares)
         return sum(others, first)
+
+    def _loss_for(self, logits: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self._recipe.label_smoothing
+        if self._class_weights is None:
+            return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        return (each * self._class_weights[labels]).sum()
 
     def _inputs(self, part: Batch) -> tuple[Tensor, Tensor]:
         if self._on_features:
@@ -250,6 +262,16 @@ class Learner:
             self._scaler.load_state_dict(checkpoint.training["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint.training["ema"])
+
+
+def balanced_weights(labels: IntArray, num_classes: int) -> Tensor:
+    """Return n / (k n_c) for each class c of n images in k classes; 0 for a class without any.
+
+    Every class then has the same sum, and the mean over the images is 1.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)) * (counts > 0)
+    return torch.from_numpy(weights.astype(np.float32))
 
 
 @contextmanager

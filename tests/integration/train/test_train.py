@@ -252,7 +252,7 @@ def test_a_truncated_image_stops_the_run_after_saving_and_once_mended_it_goes_on
     shutil.copytree(data, images)
     recipe = dataclasses.replace(SETTINGS["2"], batch_size=8, bn_group=4)
     folder = open_split(images, "train")
-    victim = folder.path(batch_indices(len(folder), recipe, 1)[2][0])
+    victim = folder.path(batch_indices(folder.labels, recipe, 1)[2][0])
     whole = victim.read_bytes()
     victim.write_bytes(whole[:2000])
     out = tmp_path / "run"

@@ -74,7 +74,12 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 
 
 @pytest.mark.parametrize(
-    ("arch", "recipe"), [*((arch, {}) for arch in NETWORKS), ("inception_resnet_v2", MIXED)]
+    ("arch", "recipe"),
+    [
+        *((arch, {}) for arch in NETWORKS),
+        ("inception_resnet_v2", MIXED),
+        ("inception_resnet_v2", {"class_weights": "balanced"}),
+    ],
 )
 def test_groups_micro_batches_and_processes_give_the_same_network(tmp_path, arch, recipe):
     groups, micro_batches, processes = (
@@ -197,7 +202,9 @@ def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save
     shutil.copytree(data, images)
     folder = open_split(images, split)
     recipe = dataclasses.replace(SETTINGS["2"], batch_size=8, bn_group=4)
-    of_second = batch_for_rank(batch_indices(35, recipe, 1)[2], recipe, rank=1, world_size=2)
+    of_second = batch_for_rank(
+        batch_indices(np.zeros(35, np.int64), recipe, 1)[2], recipe, rank=1, world_size=2
+    )
     victim = folder.path(of_second[0] if split == "train" else 39)
     whole = victim.read_bytes()
     victim.write_bytes(whole[:2000])

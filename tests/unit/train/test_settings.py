@@ -121,3 +121,8 @@ def test_settings_augment_as_the_original_did():
 def test_an_augmentation_that_would_have_no_effect_is_refused(fields, message):
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(SETTINGS["2"], **fields)
+
+
+def test_one_remedy_against_imbalance_is_enough():
+    with pytest.raises(UsageError, match="--class-weights balanced: given with --sampling"):
+        dataclasses.replace(SETTINGS["1"], class_weights="balanced", sampling="balanced")

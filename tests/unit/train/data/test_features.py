@@ -75,12 +75,14 @@ def test_an_epoch_holds_the_features_of_the_augmented_images_in_the_loader_s_ord
     in_fp32(tmp_path / "run")
     found = features(tmp_path / "run", data)
     for number, crop in ((1, 1), (2, 2), (3, 1)):
-        order = batch_indices(18, RECIPE, number)
+        order = batch_indices(np.zeros(18, np.int64), RECIPE, number)
         augmented = load_epoch(
             data[0], RECIPE, crop, start=0, workers=0, bad_images="error", device=CPU
         )
         of_image = {}
-        for indices, (_, batch) in zip(batch_indices(18, RECIPE, crop), augmented, strict=True):
+        for indices, (_, batch) in zip(
+            batch_indices(np.zeros(18, np.int64), RECIPE, crop), augmented, strict=True
+        ):
             images = apply_color(batch.images, batch.matrices, batch.flips)
             with torch.inference_mode():
                 of_image |= zip(indices, network().features(images), strict=True)

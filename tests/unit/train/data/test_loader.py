@@ -121,15 +121,19 @@ def test_the_images_of_the_settings_are_those_of_runs_that_have_begun(tmp_path):
 
 
 def test_order_and_augmentation_change_with_epoch_and_seed(folder):
-    assert batch_indices(20, RECIPE, 1) != batch_indices(20, RECIPE, 2)
-    assert batch_indices(20, RECIPE, 1) != batch_indices(20, dataclasses.replace(RECIPE, seed=6), 1)
+    assert batch_indices(np.zeros(20, np.int64), RECIPE, 1) != batch_indices(
+        np.zeros(20, np.int64), RECIPE, 2
+    )
+    assert batch_indices(np.zeros(20, np.int64), RECIPE, 1) != batch_indices(
+        np.zeros(20, np.int64), dataclasses.replace(RECIPE, seed=6), 1
+    )
     [(_, first), *_], [(_, second), *_] = load(folder, epoch=1), load(folder, epoch=2)
     assert not torch.equal(first.matrices, second.matrices)
 
 
 def test_a_last_batch_of_one_image_is_skipped_with_a_notice(caplog):
     caplog.set_level("INFO")
-    batches = batch_indices(17, RECIPE, 1)
+    batches = batch_indices(np.zeros(17, np.int64), RECIPE, 1)
     assert [len(batch) for batch in batches] == [8, 8]
     assert "one image and is skipped" in caplog.text
 
@@ -143,7 +147,9 @@ def test_the_notice_about_a_single_image_comes_once_an_epoch(folder, caplog):
 
 @pytest.mark.parametrize("num_images", [2, 7, 8, 9, 10, 16, 17])
 def test_batches_are_as_many_as_counted(num_images):
-    assert len(batch_indices(num_images, RECIPE, 1)) == num_batches(num_images, RECIPE)
+    assert len(batch_indices(np.zeros(num_images, np.int64), RECIPE, 1)) == num_batches(
+        num_images, RECIPE
+    )
 
 
 def test_a_single_image_makes_no_epoch():
@@ -154,7 +160,7 @@ def test_a_single_image_makes_no_epoch():
 def test_the_one_image_that_unreadable_ones_leave_of_a_batch_is_left_out_with_a_notice(
     folder, caplog
 ):
-    first, *others = batch_indices(20, RECIPE, 1)[2]
+    first, *others = batch_indices(np.zeros(20, np.int64), RECIPE, 1)[2]
     for i in others:
         folder.path(i).write_bytes(b"\xff\xd8\xff")
     assert [number for number, _ in load(folder, bad_images="skip")] == [0, 1]
@@ -285,6 +291,49 @@ def test_a_lost_worker_is_one_line_and_ends_the_others(folder):
         list(batches)
     other.join(timeout=20)
     assert not other.is_alive()
+
+
+BALANCED = dataclasses.replace(RECIPE, sampling="balanced")
+
+
+@pytest.mark.parametrize("counts", [(20, 3, 1), (5, 5, 5), (1, 1, 30), (2, 0, 9)])
+def test_a_balanced_epoch_has_as_many_of_every_class_and_of_a_class_each_as_often(counts):
+    labels = np.repeat(np.arange(3), counts)
+    n = len(labels)
+    draws = np.concatenate(batch_indices(labels, BALANCED, 1))
+    kept = n - (n % 8 == 1)
+    assert len(draws) == len(set(draws.tolist())) == kept
+    of_class = np.bincount(labels[draws % n], minlength=3)[np.array(counts) > 0]
+    assert of_class.max() - of_class.min() <= 1 + n - kept
+    for label in set(labels.tolist()):
+        of_image = np.bincount(draws % n, minlength=n)[labels == label]
+        assert of_image.max() - of_image.min() <= 1 + n - kept
+
+
+def test_the_order_of_a_balanced_epoch_changes_with_epoch_and_seed():
+    labels = np.repeat(np.arange(2), (9, 3))
+    orders = [batch_indices(labels, BALANCED, epoch) for epoch in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+    assert batch_indices(labels, dataclasses.replace(BALANCED, seed=6), 1) != orders[0]
+
+
+def test_a_balanced_epoch_is_the_same_resumed_and_over_workers_and_processes(folder):
+    uneven = folder.subset([*range(10), 10, 11])  # ten cats, two dogs
+    whole = load(uneven, recipe=BALANCED)
+    assert torch.cat([batch.labels for _, batch in whole]).bincount().tolist() == [6, 6]
+    assert_same(load(uneven, recipe=BALANCED, start=1, workers=2), whole[1:])
+    ranks = [load(uneven, recipe=BALANCED, rank=rank, world_size=2) for rank in range(2)]
+    for (_, batch), (_, first), (_, second) in zip(whole, *ranks, strict=True):
+        assert torch.equal(torch.cat([first.images, second.images]), batch.images)
+        assert torch.equal(torch.cat([first.labels, second.labels]), batch.labels)
+
+
+def test_a_repeated_image_is_augmented_otherwise(folder):
+    uneven = folder.subset([*range(10), 10])  # one dog
+    dogs = [b.matrices[b.labels == 1] for _, b in load(uneven, recipe=BALANCED)]
+    matrices = torch.cat(dogs)
+    assert len(matrices) in (5, 6)
+    assert len(matrices.unique(dim=0)) == len(matrices)
 
 
 ORPHAN = """

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from irv2.train.data.loader import Batch
 from irv2.train.learner.ema import Ema
 from irv2.train.learner.memory import checkpoint_activations
 from irv2.train.learner.mixing import draw_mix
-from irv2.train.learner.step import Computation, Learner
+from irv2.train.learner.step import Computation, Learner, balanced_weights
 from irv2.train.processes import Processes
 from irv2.train.settings import SETTINGS, Recipe
 
@@ -89,6 +90,41 @@ def test_two_steps_are_sgd_with_nesterov_no_dampening_and_decay_on_every_paramet
             weight.data -= rate * (decayed + 0.4737 * velocity[name])
     for name, weight in mine.model.named_parameters():  # float64, another order of operations
         torch.testing.assert_close(weight, weights[name], rtol=1e-9, atol=1e-12)
+
+
+def test_balanced_weights_give_every_class_the_same_sum_and_images_a_mean_of_1():
+    labels = np.array([0] * 6 + [1] * 3 + [3])  # none of class 2
+    weights = balanced_weights(labels, 4)
+    torch.testing.assert_close(weights, torch.tensor([10 / 18, 10 / 9, 0, 10 / 3]))
+    assert weights[labels].mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_weighted_loss_is_each_images_loss_times_the_weight_of_its_class(smoothing):
+    recipe = dataclasses.replace(RECIPE, bn_group=8, label_smoothing=smoothing)
+    weights = torch.tensor([0.25, 1.0, 4.0])
+    mine = Learner(network(), recipe, Computation(), Processes(), weights)
+    theirs, images = network().train(), batch()
+    before = {name: weight.detach().clone() for name, weight in theirs.named_parameters()}
+    totals = mine.step(1, images, 8)
+    logits = theirs(apply_color(images.images, images.matrices, images.flips))
+    targets = F.one_hot(images.labels, 3).double() * (1 - smoothing) + smoothing / 3
+    each = -(targets * logits.log_softmax(1)).sum(1)
+    loss = sum(weights[label] * one for label, one in zip(images.labels, each, strict=True))
+    assert totals[0] == pytest.approx(loss.item())
+    gradients = torch.autograd.grad(loss / 8, list(theirs.parameters()))
+    for (name, weight), gradient in zip(mine.model.named_parameters(), gradients, strict=True):
+        first = before[name] - 0.045 / 8 * 1.4737 * (gradient + 1e-4 * before[name])
+        torch.testing.assert_close(weight, first, rtol=1e-9, atol=1e-12)
+
+
+def test_weights_of_1_change_nothing():
+    alike = Learner(network(), RECIPE, Computation(), Processes(), torch.ones(3))
+    plain = learner()
+    for each in (alike, plain):
+        each.step(1, batch(), 8)
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(alike.model.state_dict()[name], value, rtol=1e-12, atol=1e-14)
 
 
 def test_totals_count_loss_and_errors_over_the_images():
