@@ -45,7 +45,10 @@ def finetune(request: Request, stage: Stage, head_epochs: int | None) -> dict[st
         left = request.time_budget_minutes
         if left is not None:
             left = max(0.0, left - (time.monotonic() - began_at) / 60)
-        request = dataclasses.replace(request, init_from=best, time_budget_minutes=left)
+        overrides = {n: v for n, v in request.overrides.items() if n != "feature_crops"}
+        request = dataclasses.replace(
+            request, init_from=best, time_budget_minutes=left, overrides=overrides
+        )
         logger.info("phase 2 of 2: --train %s", stage)
     return train(request)
 

@@ -59,9 +59,8 @@ def changed(one: Path, other: Path) -> set[str]:
 
 def test_both_phases_train_what_they_say_and_leave_runs_of_their_own(begun, data, tmp_path):
     out = tmp_path / "run"
-    stderr = finetune(
-        begun, data, out, "--train", "blocks_c", "--head-epochs", "3", "--epochs", "2"
-    )
+    more = ("--train", "blocks_c", "--feature-crops", "2", "--head-epochs", "3", "--epochs", "2")
+    stderr = finetune(begun, data, out, *more)
     assert "phase 1 of 2" in stderr
     assert "phase 2 of 2" in stderr
     assert changed(begun, out / "head" / "best.pt") == {"classifier"}
@@ -70,9 +69,7 @@ def test_both_phases_train_what_they_say_and_leave_runs_of_their_own(begun, data
     recipe = json.loads((out / "config.json").read_text())["recipe"]
     assert (recipe["setting"], recipe["trained"]) == ("finetune", "blocks_c")
     assert recipe["arch"] == "inception_resnet_v2_slim"
-    assert "already finished" in finetune(
-        begun, data, out, "--train", "blocks_c", "--head-epochs", "3", "--epochs", "2"
-    )
+    assert "already finished" in finetune(begun, data, out, *more)
 
 
 def test_every_augmentation_is_for_both_phases_except_that_a_head_s_images_are_not_mixed(
