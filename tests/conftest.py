@@ -10,8 +10,10 @@ from irv2.data.samples import sample_folder
 
 # Before torch is imported, here and in the processes that tests start: two tests share the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Shells start jobs in the background with Ctrl-C ignored, which the processes of tests inherit.
+# Shells start jobs in the background with Ctrl-C ignored, and nohup those with SIGHUP, which the
+# processes of tests inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,3 +37,10 @@ def world_size() -> int:
 def num_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor has instructions that multiply in bfloat16."""
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})  # the last is Arm's

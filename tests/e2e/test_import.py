@@ -97,8 +97,8 @@ def test_all_classes_are_kept_under_names_of_ones_own(cadene, slim, folder, envi
         f"{cadene}: Cadene weights, network inception_resnet_v2_slim",
         "  matched  1102 tensors, none missing, none left over; 55,845,001 parameters",
         "  classes  1001, named by names.txt",
-        "  images   shorter side 333, centre 299, pillow-bicubic, mean 0.5 0.5 0.5, "
-        "std 0.5 0.5 0.5",
+        "  images   shorter side 333, centre 299, pillow-bicubic, orientation stored, "
+        "mean 0.5 0.5 0.5, std 0.5 0.5 0.5",
         "  said by  resize, crop, resampling, mean, std: the published network's",
         "  checked  nothing but names and shapes; --compare FILE.npz compares its answers too",
         f"written {out}",

@@ -340,7 +340,7 @@ def test_options_that_do_not_fit_the_file_are_refused_and_leave_no_checkpoint(
         ),
     ]:
         with pytest.raises((InputError, UsageError)) as caught:
-            import_weights(path, tmp_path / "a.pt", **options)
+            import_weights(str(path), tmp_path / "a.pt", **options)
         assert expected in str(caught.value)
     assert list(tmp_path.iterdir()) == [names]
 

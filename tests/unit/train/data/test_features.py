@@ -63,7 +63,7 @@ def assert_same(mine: list[tuple[int, Batch]], theirs: list[tuple[int, Batch]]) 
 
 
 def in_fp32(place: Path) -> None:
-    """Take float32 whichever is faster here."""
+    """Take float32 whatever the machine has."""
     [folder] = (place / "features").iterdir()
     (folder / "about.json").write_text('{"precision": "fp32"}')
     for file in folder.glob("*.npz"):

@@ -43,8 +43,8 @@ def loader(way: Exception | signal.Signals) -> DataLoader[Any]:
     [
         (MemoryError(), "MemoryError"),
         (OSError(24, "Too many open files"), "Too many open files"),
-        (signal.SIGKILL, "exited unexpectedly|Connection reset|Connection refused"),
-        (signal.SIGSEGV, "exited unexpectedly|Connection reset|Connection refused"),
+        (signal.SIGKILL, "exited unexpectedly|Connection reset|Connection refused|EOFError"),
+        (signal.SIGSEGV, "exited unexpectedly|Connection reset|Connection refused|EOFError"),
     ],
     ids=str,
 )
