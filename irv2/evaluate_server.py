@@ -53,7 +53,7 @@ def evaluate_server(
         hashes.append(sha256)
         rows.append(_logits(result, len(classes)))
     if not found:
-        raise DataError(folder.root, "no image was answered", "at least one")
+        raise DataError(folder.place, "no image was answered", "at least one")
     images = folder.subset(found)
     predictions = Predictions(images.files, tuple(hashes), images.labels, np.stack(rows))
     backend = f"{model.backend} at {client.name}"

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Generator
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Features:
     """The features of a run's images, float32 (n, F) with F the classifier's inputs.
 
-    `compute` makes what is missing; then `load_epoch` and `errors` read from the files.
+    `compute` makes what is missing; then `load_epoch` and `count_wrong` read from the files.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Features:
 
     def count_wrong(self, weight: Tensor, bias: Tensor) -> tuple[int, int, int]:
         """Count validation images, and how many a classifier gets wrong in top 1 and in top 5."""
-        labels, features = _load(self._val, "labels", "features")
+        labels, features = self._val_features
         logits = features @ weight.numpy().T + bias.numpy()
         right = top_k_indices(logits, 5) == labels[:, None]
         n = len(labels)
@@ -125,6 +126,8 @@ class Features:
         self, crop: int, precision: str, workers: int, bad_images: BadImages
     ) -> None:
         missing = {file: part for file, part in self._train_files(crop) if not file.is_file()}
+        if not missing:  # no workers for nothing
+            return
         batches = [
             list(part[start : start + BATCH_SIZE])
             for part in missing.values()
@@ -172,7 +175,7 @@ class Features:
                 labels.append(batch.labels)
                 bar.advance(len(batch.labels))
         if not rows:
-            raise DataError(self._val_set.root, "no image could be read", "at least one")
+            raise DataError(self._val_set.place, "no image could be read", "at least one")
         return bytes_from_arrays(labels=np.concatenate(labels), features=torch.cat(rows).numpy())
 
     def _load_train(self, crop: int) -> tuple[dict[int, int], FloatArray]:
@@ -180,7 +183,7 @@ class Features:
         parts = [_load(file, "indices", "features") for file, _ in self._train_files(crop)]
         indices = [i for part, _ in parts for i in part.tolist()]
         if not indices:
-            raise DataError(self._train_set.root, "no image could be read", "at least one")
+            raise DataError(self._train_set.place, "no image could be read", "at least one")
         features = np.concatenate([rows for _, rows in parts if len(rows)])
         return {i: row for row, i in enumerate(indices)}, features
 
@@ -191,6 +194,12 @@ class Features:
             (self._folder / f"train-{crop}-{start}.npz", range(start, min(start + size, num)))
             for start in range(0, num, size)
         ]
+
+    @cached_property
+    def _val_features(self) -> tuple[IntArray, FloatArray]:
+        """The labels and features of the validation images, read once and not in every epoch."""
+        labels, features = _load(self._val, "labels", "features")
+        return labels, features
 
     @property
     def _val(self) -> Path:
