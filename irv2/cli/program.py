@@ -64,12 +64,6 @@ class _OneLineErrors(click.Command):
             _fail(LINES[signal.SIGINT], 130)
         except Terminated as error:
             _fail(LINES[error.number], 128 + error.number)
-        except RuntimeError as error:
-            if "start new thread" not in str(error):
-                raise
-            _log_traceback()
-            way_out = "raise ulimit -u, or the container's limit of pids"
-            _fail(f"system: too many processes or threads; {way_out}", 1)
         except OSError as error:  # a full disk, no permission; click itself handles `| head`
             _log_traceback()
             _fail(_line_about(error), 1)

@@ -18,7 +18,7 @@ _SIGNS = (
     "Failed to allocate memory",  # ONNX Runtime
     "Insufficient memory",  # OpenCV
     "failed to map segment from shared object",  # importing a library
-    "can't start new thread",  # a thread needs room for its stack
+    "can't start new thread",  # no room for its stack, or a limit of processes: Python can't tell
     "Unable to allocate",  # NumPy, as other libraries pass it on
     "could not create a primitive",  # oneDNN, in torch: no room for a kernel's code
     "without setting an exception",  # C code that met a NULL from an allocation
@@ -53,7 +53,8 @@ def explain_lack_of_memory() -> Iterator[None]:
             WHAT,
             f"{_in_use()} ({reason})",
             "room for the whole program",
-            "free some, raise the limit, or lower --workers, --batch-size or --max-batch",
+            "free some, raise the limit (if threads are named, ulimit -u or the container's of pids "
+            "too), or lower --workers, --batch-size or --max-batch",
         ) from error
 
 
