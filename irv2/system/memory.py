@@ -18,7 +18,7 @@ _SIGNS = (
     "Failed to allocate memory",  # ONNX Runtime
     "Insufficient memory",  # OpenCV
     "failed to map segment from shared object",  # importing a library
-    "can't start new thread",  # no room for its stack, or a limit of processes: Python can't tell
+    "can't start new thread",  # no room for its stack, or too many processes
     "Unable to allocate",  # NumPy, as other libraries pass it on
     "could not create a primitive",  # oneDNN, in torch: no room for a kernel's code
     "without setting an exception",  # C code that met a NULL from an allocation
