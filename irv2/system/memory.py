@@ -53,8 +53,8 @@ def explain_lack_of_memory() -> Iterator[None]:
             WHAT,
             f"{_in_use()} ({reason})",
             "room for the whole program",
-            "free some, raise the limit (if threads are named, ulimit -u or the container's of pids "
-            "too), or lower --workers, --batch-size or --max-batch",
+            "free some, raise the limit (where threads are named, ulimit -u or that of pids too), "
+            "or lower --workers, --batch-size or --max-batch",
         ) from error
 
 
