@@ -324,10 +324,22 @@ def test_too_few_images_fail_what_was_named_and_leave_out_what_was_not(
     assert not (tmp_path / "named").exists()
     default = export(checkpoint_path, data, tmp_path / "default")
     assert not default.failed
-    assert "model.int8-cpu.onnx is left out: int8 too few images" in caplog.text
+    num = default.manifest.artifacts[0].parity.n
+    assert f"int8 is left out: {num} images can't pass it, even with every answer" in caplog.text
+    assert "299 can" in caplog.text
+    assert "calibrate" not in caplog.text  # nor was it made
     published = Bundle.open(tmp_path / "default")
     assert [artifact.file for artifact in published.manifest.artifacts] == ["model.onnx"]
     assert not list((tmp_path / "default").glob("*int8*"))
+
+
+def test_what_too_few_images_turn_out_to_judge_is_left_out(
+    checkpoint_path, data, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(ExportOptions, "worth_making", lambda options, _: options.wanted)
+    assert not export(checkpoint_path, data, tmp_path / "b").failed
+    assert "model.int8-cpu.onnx is left out: int8 too few images" in caplog.text
+    assert not list((tmp_path / "b").glob("*int8*"))
 
 
 def test_blocks_that_int8_would_spoil_stay_float32(checkpoint_path, data, tmp_path, caplog):
