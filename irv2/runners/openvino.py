@@ -1,0 +1,120 @@
+"""OpenVINO on the CPU, in exactly the precision that is asked for."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from irv2.errors import EngineError
+from irv2.manifest import Precision
+from irv2.runners.base import Runner
+from irv2.system.machine import num_cores
+from irv2.system.stop import raise_if_stopped
+from irv2.types import FloatArray, UInt8Array
+
+BACKEND = "openvino-cpu"
+# A batch is run as parts of these sizes, each compiled with fixed shapes: with a free batch size,
+# OpenVINO has given wrong logits and crashed with int8 on AMX. Each size costs 150 MB with the full
+# network in int8.
+SIZES = (4, 1)
+# What layers compute in that the file leaves in floating point. Always said: by default OpenVINO
+# takes bfloat16 on AMX, whatever the file says. float16 files are not for it: it has no such
+# kernels for most processors.
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+
+_Requests: TypeAlias = dict[int, Any]  # by size
+
+
+class OpenVinoRunner(Runner):
+    """Runs an ONNX model that maps `images`, uint8 (N, S, S, 3), to `logits`."""
+
+    backend = BACKEND
+
+    def __init__(
+        self,
+        model_path: Path,
+        precision: Precision,
+        num_threads: int = 0,
+        num_streams: int = 1,
+        max_batch: int = 64,
+    ) -> None:
+        """Compile the model for `num_streams` batches at once, each on its part of the threads.
+
+        `num_threads` 0 takes one thread per core. Raises EngineError if the model can't run here in
+        that precision.
+        """
+        ov = import_openvino()
+        hint = _HINTS[precision]
+        properties = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": num_threads or num_cores(),
+            "NUM_STREAMS": num_streams,
+        }
+        core = ov.Core()
+        try:
+            compiled = {}
+            for size in SIZES:
+                model = core.read_model(model_path)
+                self._read_shapes(model)
+                model.reshape({0: [size, self.image_size, self.image_size, 3]})
+                compiled[size] = core.compile_model(model, "CPU", properties)
+        except Exception as error:  # OpenVINO's exceptions have no common base class
+            raise_if_stopped()
+            raise EngineError(model_path, f"OpenVINO can't load it ({error})") from error
+        found = compiled[SIZES[0]].get_property("INFERENCE_PRECISION_HINT").to_string()
+        if found != hint:
+            raise EngineError(model_path, f"OpenVINO computes it in {found} here", hint)
+        self.num_streams, self.max_batch = num_streams, max_batch
+        self._free: SimpleQueue[_Requests] = SimpleQueue()
+        for _ in range(num_streams):
+            self._free.put({size: each.create_infer_request() for size, each in compiled.items()})
+
+    def _read_shapes(self, model: Any) -> None:  # noqa: ANN401 (openvino's Model)
+        self.image_size = model.input(0).partial_shape[1].get_length()
+        self.num_classes = model.output(0).partial_shape[1].get_length()
+        known = model.has_rt_info("framework")
+        self._metadata = dict(model.get_rt_info("framework").value) if known else {}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the exporter wrote into the file: classes, preprocessing, checkpoint hash."""
+        return self._metadata
+
+    def run(self, images: UInt8Array) -> FloatArray:
+        """Map uint8 RGB (N, S, S, 3) to float32 logits (N, num_classes); raises EngineError."""
+        requests = self._free.get()
+        try:
+            parts = [requests[len(part)].infer({0: part})[0].copy() for part in _parts(images)]
+        except Exception as error:
+            raise_if_stopped()
+            raise EngineError("OpenVINO", str(error)) from error
+        finally:
+            self._free.put(requests)
+        return np.concatenate(parts)
+
+
+def _parts(images: UInt8Array) -> Iterator[UInt8Array]:
+    for size in SIZES:
+        while len(images) >= size:
+            yield images[:size]
+            images = images[size:]
+
+
+def is_installed() -> bool:
+    """Whether there is OpenVINO to import."""
+    return find_spec("openvino") is not None
+
+
+def import_openvino() -> Any:  # noqa: ANN401 (a module)
+    """Import openvino; raises EngineError naming the extra if that fails."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise_if_stopped()
+        raise EngineError(
+            "OpenVINO", f"can't be imported ({error})", way_out='pip install "irv2[openvino]"'
+        ) from error
+    return openvino
