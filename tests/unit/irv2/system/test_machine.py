@@ -1,6 +1,7 @@
 """How many cores this process may use, with written quotas and in a real control group."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -45,6 +46,7 @@ def test_affinity_and_quota_limit_the_cores_and_the_quota_is_said(
     assert words in machine.describe_machine()
 
 
+PACKAGES = ("irv2", "train", "convert", "serve")
 SETTINGS = ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "TORCHINDUCTOR_COMPILE_THREADS")
 UNDER_A_QUOTA = """
 import os
@@ -78,6 +80,14 @@ def test_a_real_group_limits_the_cores_and_so_does_one_around_it():
     except OSError as error:
         pytest.skip(f"no control group can be made here: {error}")
     assert f", 1 of {len(os.sched_getaffinity(0))} cores (quota 0.5), " in described
+
+
+def test_no_module_leaves_the_number_of_threads_to_a_library():
+    for path in (path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")):
+        text = path.read_text()
+        assert not re.search(r"cpu_count|PoolExecutor\(\)|inter_op", text), path
+        assert text.count("InferenceSession(") == text.count("intra_op_num_threads ="), path
+        assert "sched_getaffinity" not in text or path.name == "machine.py", path
 
 
 def output_of(script: str, *prefix: str, **environment: str) -> str:
