@@ -25,6 +25,7 @@ from irv2.runners.onnx import import_onnxruntime
 from irv2.system.arrays import bytes_from_arrays, load_arrays
 from irv2.system.cache import cached
 from irv2.system.files import file_sha256
+from irv2.system.machine import num_cores
 from irv2.system.progress import Progress
 from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray, IntArray
@@ -230,6 +231,7 @@ def _session(model: onnx.ModelProto) -> Any:  # noqa: ANN401 (onnxruntime has no
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = num_cores()
     try:
         return ort.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
