@@ -140,13 +140,13 @@ class ServedModel:
         await asyncio.to_thread(self._runner.close)
 
     async def _try_engine(self, size: int) -> None:
-        """Run the self-test as one batch, or a blank batch where the bundle has none.
+        """Run the self-test as one batch on each stream, or a blank one where there is none.
 
         Raises EngineError.
         """
         if self._self_test:
-            logits = await self._batcher.run_apart(self._self_test.batch(size))
-            self._self_test.check(logits, self._runner.backend)
+            for logits in await self._batcher.run_apart(self._self_test.batch(size)):
+                self._self_test.check(logits, self._runner.backend)
         else:
             await self._batcher.run_apart(np.zeros((size, *self.image_shape), np.uint8))
 
