@@ -104,6 +104,7 @@ class Server:
         self._metrics.watch(
             lambda: self._model.admission.num_admitted,
             lambda: self._model.admission.predicted_wait_s(),
+            lambda: self._model.num_running,
             lambda: self.is_ready,
             num_lines_lost,
         )
@@ -197,6 +198,7 @@ class Server:
             "precision": model.precision,
             "backend": model.backend,
             "max_batch": model.max_batch,
+            "streams": self._model.num_streams,
         }
 
     @property
@@ -211,7 +213,7 @@ class Server:
         return (
             f"model={model.id[:12]} precision={model.precision} backend={model.backend} "
             f"artifact={self._model.artifact.file} selftest={self._model.self_test} "
-            f"max_batch={model.max_batch}"
+            f"max_batch={model.max_batch} streams={self._model.num_streams}"
         )
 
     async def _started(self, bundle_path: Path) -> ServedModel:

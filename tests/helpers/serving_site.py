@@ -43,6 +43,7 @@ class PacedRunner(Runner):
         self.is_closed, self.close_s = False, 0.0
         self.backend, self.image_size = inner.backend, inner.image_size
         self.num_classes, self.max_batch = inner.num_classes, inner.max_batch
+        self.num_streams = inner.num_streams
 
     def run(self, images):
         self.sizes.append(len(images))
