@@ -64,7 +64,10 @@ class Site:
 
     def __init__(self, bundle: Bundle, seconds: float, **options) -> None:
         self.bundle = bundle
-        artifact, inner = open_best(bundle.path, bundle.artifacts, num_threads=1)
+        num_streams = options.get("num_streams", 1)
+        artifact, inner = open_best(
+            bundle.path, bundle.artifacts, num_threads=1, num_streams=num_streams
+        )
         self.runner = PacedRunner(inner, seconds)
         self.server = Server(
             OpenedModel(bundle, artifact, self.runner), replace(OPTIONS, **options)

@@ -154,6 +154,19 @@ def no_other(images) -> bool:
     return False
 
 
+def test_two_streams_answer_two_requests_at_once(bundle):
+    async def scenario(site):
+        assert " streams=2" in site.server.ready_line
+        assert site.server.description["streams"] == 2
+        both = asyncio.gather(*(site.stub.Classify(request(number)) for number in range(2)))
+        await wait_until(lambda: "running_batches 2.0" in site.server.metrics_text().decode())
+        assert [response.results[0].scores != [] for response in await both] == [True, True]
+        assert site.runner.sizes == [1, 1]
+        assert "running_batches 0.0" in site.server.metrics_text().decode()
+
+    scenario_with(bundle, scenario, seconds=0.5, num_streams=2, max_batch=1)
+
+
 def test_a_broken_one_of_three_streams_is_noticed(bundle, caplog):
     async def scenario():
         given = on_three_streams(bundle)
