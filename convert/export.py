@@ -17,6 +17,7 @@ from irv2.convert.gate.judge import judge_all, open_artifacts, undecided
 from irv2.convert.gate.reference import REFERENCE, Reference
 from irv2.convert.gate.reference_cache import classify_with_reference
 from irv2.convert.gate.report import Report, Show, report_on, unseen
+from irv2.convert.gate.verdict import best_by_file
 from irv2.convert.onnx.torch_blocks import torch_block_outputs
 from irv2.convert.publish.evidence import (
     choose_self_test,
@@ -126,17 +127,18 @@ def _judge(
             num_copies=num_copies,
             reference_blocks=partial(torch_block_outputs, checkpoint),
         )
-    left_out = undecided(candidate.artifacts, judged) if options.precisions is None else {}
+    best = best_by_file(judged)
+    left_out = undecided(candidate.artifacts, best) if options.precisions is None else {}
     for file, reason in sorted(left_out.items()):
         logger.warning("%s is left out: %s", file, reason)
     artifacts = [a for a in candidate.artifacts if a.file not in left_out]
-    judged = {file: found for file, found in judged.items() if file not in left_out}
+    judged = {run: found for run, found in judged.items() if run.file not in left_out}
     manifest = msgspec.structs.replace(
         bundle.manifest.with_artifacts(artifacts),
         accepted_loss={a.precision: tolerances[a.precision].accepted_loss for a in artifacts},
     )
     report = report_on(out, manifest, judged, opened.reasons, reference, images)
-    evidence = {REFERENCE: reference.to_bytes(), **ledger_files(judged)}
+    evidence = {REFERENCE: reference.to_bytes(), **ledger_files(report.manifest, judged)}
     self_test = choose_self_test(predictions, images, checkpoint.preprocess)
     if self_test and not report.failed:
         evidence[SELF_TEST] = self_test.to_bytes()

@@ -55,7 +55,8 @@ def rebuild(
     if not engines:
         raise BundleError(path, "holds no engine", "one to build anew", "irv2-export --trt")
     require_replaceable(path)
-    gone = {name for engine in engines for name in (engine.file, engine.file + LEDGER_SUFFIX)}
+    ledgers = {engine.ledger(row) for engine in engines for row in engine.known}
+    gone = {engine.file for engine in engines} | ledgers
     with folder_beside(path) as folder:
         shutil.copytree(path, folder, dirs_exist_ok=True, ignore=lambda *_: gone)
         models = {model.sha256: model for model in old.artifacts if model.format == "onnx"}
@@ -83,7 +84,7 @@ def _require_evidence(bundle: Bundle, before: Artifact, after: Artifact) -> None
     if before.parity is None or before.parity.verdict != "passed":
         return
     try:
-        open_runner(bundle.path / after.file, after, "cuda").close()
+        open_runner(bundle.path / after.file, after, after.format).close()
     except EngineError as error:
         raise EngineError(
             before.file,

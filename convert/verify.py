@@ -45,8 +45,9 @@ def verify(
         if not opened.runners:
             raise EngineError(place, f"nothing in it runs here ({_joined(opened.reasons)})")
         for artifact in bundle.artifacts:
-            if artifact.file in opened.runners:
-                bundle.require_fit(artifact, opened.runners[artifact.file])
+            for run, runner in opened.runners.items():
+                if run.file == artifact.file:
+                    bundle.require_fit(artifact, runner)
         predictions = classify_folder(
             list(opened.runners.values()), images, bundle.preprocess, title="verify"
         )
@@ -66,7 +67,7 @@ def verify(
     report = report_on(place, bundle.manifest, judged, opened.reasons, reference, images)
     show(report)
     require_same(path, bundle.manifest)
-    return write_evidence(path, report, ledger_files(judged))
+    return write_evidence(path, report, ledger_files(report.manifest, judged))
 
 
 def open_to_verify(path: Path) -> Bundle:

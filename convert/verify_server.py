@@ -20,7 +20,7 @@ from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import BundleError
 from irv2.ledger import Ledger
-from irv2.manifest import LEDGER_SUFFIX, Artifact, Parity, Precision
+from irv2.manifest import Artifact, Evidence, Parity, Precision
 from irv2.results import Result
 from irv2.runners.choose import INT8_CPU, INT8_TRT
 from irv2.system.progress import progress
@@ -77,10 +77,10 @@ def verify_server(
     bundle = Bundle.open(path)
     model = client.model()
     _require_model(bundle, client, {model.id})
-    artifact = served_artifact(bundle, model)
+    artifact, evidence = served_artifact(bundle, model)
     split = open_split(resolve_data(data), "val", bundle.classes, bad_images)
     images, reference, _ = Reference.load(path / REFERENCE).find_images(split)
-    ledger = _load_ledger(path, artifact, reference)
+    ledger = _load_ledger(path, artifact.ledger(evidence), reference)
     title = f"ask {client.name}"
     alone = list(progress(_ask_alone(client, images), title, len(images), "images"))
     together = list(progress(_ask_together(client, images), title, len(images), "images"))
@@ -120,29 +120,32 @@ def _require_model(bundle: Bundle, client: Client, model_ids: set[str]) -> None:
         )
 
 
-def served_artifact(bundle: Bundle, model: classifier_pb2.Model) -> Artifact:
-    """The artefact that the server runs: its precision, format and, of two, its evidence.
+def served_artifact(bundle: Bundle, model: classifier_pb2.Model) -> tuple[Artifact, Evidence]:
+    """The artefact that the server runs, with its evidence: precision, backend and, of two, parity.
 
     Where evidence was written anew on one side, the int8 file that is made for the backend.
     """
-    kind = "onnx" if model.backend.startswith("onnxruntime") else model.backend
-    artifacts = bundle.manifest.artifacts
-    found = [a for a in artifacts if (a.precision, a.format) == (model.precision, kind)]
     parity = msgspec.json.decode(model.parity_json, type=Parity | None)
+    found = [
+        (artifact, row)
+        for artifact in bundle.manifest.artifacts
+        for row in artifact.known
+        if (artifact.precision, row.backend) == (model.precision, model.backend)
+    ]
     other = INT8_TRT if model.backend.endswith("-cpu") else INT8_CPU
-    found.sort(key=lambda artifact: (artifact.parity != parity, artifact.file == other))
+    found.sort(key=lambda each: (each[1].parity != parity, each[0].file == other))
     if not found:
         got = f"no {model.precision} artefact for {model.backend}, which the server runs"
         raise BundleError(bundle.path, got, "the bundle that it serves")
     return found[0]
 
 
-def _load_ledger(path: Path, artifact: Artifact, reference: Reference) -> Ledger:
-    """What the gate saw of the artefact, in the order of `reference`."""
-    file = path / f"{artifact.file}{LEDGER_SUFFIX}"
+def _load_ledger(path: Path, name: str, reference: Reference) -> Ledger:
+    """What the gate saw of an artefact, in the order of `reference`."""
+    file = path / name
     if not file.is_file():
         way_out = "run `irv2 verify` where the artefact can be run"
-        raise BundleError(path, f"no answers of {artifact.file} in it", file.name, way_out)
+        raise BundleError(path, f"no {name} in it", "the artefact's answers", way_out)
     ledger = Ledger.load(file)
     row_of = {key: row for row, key in enumerate(ledger.keys)}
     if missing := sum(key not in row_of for key in reference.keys):

@@ -167,9 +167,9 @@ class Bundle:
 
     @cached_property
     def _runner(self) -> Runner:
-        artifact, runner = open_best(self.path, self.artifacts)
-        self.require_fit(artifact, runner)
-        return runner
+        best = open_best(self.path, self.artifacts)
+        self.require_fit(best.artifact, best.runner)
+        return best.runner
 
 
 def _mismatch(found: str, stated: str) -> str:

@@ -222,10 +222,10 @@ def _open(model: Path, device: str) -> Iterator[tuple[Runner, Preprocess, list[s
         from irv2.runners.choose import open_best
 
         bundle = Bundle.open(model)
-        backend = None if device == "auto" else f"onnxruntime-{device}"
-        artifact, runner = open_best(bundle.path, bundle.artifacts, backend=backend)
-        with runner:
-            bundle.require_fit(artifact, runner)
+        backend = None if device == "auto" else device
+        best = open_best(bundle.path, bundle.artifacts, backend=backend)
+        with best.runner as runner:
+            bundle.require_fit(best.artifact, runner)
             yield runner, bundle.preprocess, bundle.classes
     else:
         from irv2.checkpoint import Checkpoint

@@ -109,8 +109,31 @@ class Invariance(msgspec.Struct, frozen=True, kw_only=True):
     ran_on: str
 
 
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate found of an artefact on one backend and kind of processor (docs/evidence.md).
+
+    `instruction_set` is the most capable one that the processor has, `threads` the engine's (0 on a
+    GPU), `images_per_s` what it classified with them in batches of a server's size.
+    """
+
+    backend: str
+    instruction_set: str  # empty in what bundles of before 2026-11-30 say: any
+    threads: int
+    parity: Parity
+    invariance: Invariance | None
+    images_per_s: float | None
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What it is evidence for: the backend on processors of this kind."""
+        return self.backend, self.instruction_set
+
+
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
-    """One model file. `parity` and `invariance` are None until a machine could run it."""
+    """One model file. `parity` and `invariance` are None until a machine could run it.
+
+    They are the first row of `evidence`: the exporting machine's best.
+    """
 
     file: str
     sha256: str
@@ -122,6 +145,28 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str | None
     parity: Parity | None
     invariance: Invariance | None = None
+    evidence: list[Evidence] = []
+
+    @property
+    def known(self) -> list[Evidence]:
+        """The evidence, in older bundles too, whose one row says nothing of the processor."""
+        if self.evidence or self.parity is None:
+            return self.evidence
+        return [
+            Evidence(
+                backend=self.parity.ran_on,
+                instruction_set="",
+                threads=0,
+                parity=self.parity,
+                invariance=self.invariance,
+                images_per_s=None,
+            )
+        ]
+
+    def ledger(self, evidence: Evidence) -> str:
+        """The file of the answers that a row of `known` is about."""
+        kind = "".join(f".{part}" for part in evidence.kind) if evidence.instruction_set else ""
+        return f"{self.file}{kind}{LEDGER_SUFFIX}"
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

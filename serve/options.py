@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from irv2.errors import UsageError
 from irv2.serve.access.address import Address, UnixSocket
@@ -38,6 +39,7 @@ class ServeOptions:
     log_requests: bool = False
     num_gpus: int = 1
     num_streams: int | None = None  # by the number of cores
+    choose: Literal["recorded", "measure"] = "recorded"
 
     def __post_init__(self) -> None:
         if self.max_queue < self.max_images:

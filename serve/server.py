@@ -201,6 +201,7 @@ class Server:
             "threads": self._model.num_threads,
             "workers": self._model.num_workers,
             "streams": self._model.num_streams,
+            "choice": self._model.how_chosen,
         }
 
     @property
@@ -216,7 +217,8 @@ class Server:
             f"model={model.id[:12]} precision={model.precision} backend={model.backend} "
             f"artifact={self._model.artifact.file} selftest={self._model.self_test} "
             f"max_batch={model.max_batch} streams={self._model.num_streams} "
-            f"threads={self._model.num_threads} workers={self._model.num_workers}"
+            f"threads={self._model.num_threads} workers={self._model.num_workers} "
+            f"chosen={self._model.how_chosen.replace(' ', ':', 1).replace(' ', '')}"
         )
 
     async def _started(self, bundle_path: Path) -> ServedModel:

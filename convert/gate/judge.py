@@ -14,15 +14,16 @@ from irv2.convert.gate import invariance
 from irv2.convert.gate.localize import explain
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.tolerance import Tolerance
-from irv2.convert.gate.verdict import Judgement, judge
+from irv2.convert.gate.verdict import Judgement, Run, judge
 from irv2.convert.onnx.blocks import BlockOutputs
 from irv2.data.dataset import ImageFolder
 from irv2.errors import EngineError
 from irv2.ledger import Ledger, Predictions
 from irv2.manifest import Artifact, Precision
-from irv2.runners.base import Runner
-from irv2.runners.choose import devices, open_runner
-from irv2.system.machine import describe_machine
+from irv2.runners.base import Runner, default_streams
+from irv2.runners.choose import backends, open_runner
+from irv2.runners.speed import images_per_s
+from irv2.system.machine import describe_machine, instruction_set, num_cores
 from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
@@ -30,15 +31,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OpenArtifacts:
-    """By file name: the runner of an artefact, or the reason why it has none on this machine."""
+    """The runners of the artefacts; by file name, the reason why one has none on this machine."""
 
-    runners: dict[str, Runner]
+    runners: dict[Run, Runner]
     reasons: dict[str, str]
 
 
 @contextmanager
 def open_artifacts(bundle: Bundle) -> Iterator[OpenArtifacts]:
-    """Open every artefact on the fastest device that takes it.
+    """Open every artefact on the GPU if that takes it, else on every backend of the CPU.
 
     Raises BundleError if a model file does not have its hash, or lost it meanwhile: what is judged
     is what the verdict will be about.
@@ -47,14 +48,21 @@ def open_artifacts(bundle: Bundle) -> Iterator[OpenArtifacts]:
     opened = OpenArtifacts({}, {})
     with ExitStack() as stack:
         for artifact in bundle.manifest.artifacts:
-            try:
-                runner = stack.enter_context(_open_fastest(bundle, artifact))
-                opened.runners[artifact.file] = runner
-            except EngineError as error:
-                # Published, unlike the folder, in which the bundle lies only until then.
-                reason = f"{error.what}: {error.got}".replace(f"{bundle.path}/", "")
-                opened.reasons[artifact.file] = reason
-                logger.warning("%s is not run here: %s", artifact.file, reason)
+            reasons = []
+            for backend in backends(artifact):
+                run = Run(artifact.file, backend)
+                try:
+                    opened.runners[run] = stack.enter_context(_open(bundle, artifact, backend))
+                except EngineError as error:
+                    # Published, unlike the folder, in which the bundle lies only until then.
+                    reason = f"{error.what}: {error.got}".replace(f"{bundle.path}/", "")
+                    reasons.append(reason)
+                    logger.warning("%s is not run on %s: %s", *run, reason)
+                else:
+                    if not backend.endswith("-cpu"):
+                        break
+            if not any(run.file == artifact.file for run in opened.runners):
+                opened.reasons[artifact.file] = ", ".join(reasons)
         yield opened
     bundle.require_models_unchanged()
 
@@ -69,8 +77,8 @@ def judge_all(
     tolerances: Mapping[Precision, Tolerance],
     num_copies: int,
     reference_blocks: Callable[[UInt8Array], BlockOutputs],
-) -> dict[str, Judgement]:
-    """Judge every opened artefact: decisions, batch invariance and ledger, by file name.
+) -> dict[Run, Judgement]:
+    """Judge every opened artefact: decisions, batch invariance, speed and ledger.
 
     `predictions` are those of `opened.runners`, in that order; `num_copies` images were left out,
     each one of the others again. `reference_blocks` is called only for artefacts that fail by more
@@ -79,8 +87,11 @@ def judge_all(
     artifacts = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
     probes = invariance.load_probes(images, predictions[0], bundle.preprocess)
     judged = {}
-    for (file, runner), predicted in zip(opened.runners.items(), predictions, strict=True):
-        artifact = artifacts[file]
+    rates = images_per_s(list(opened.runners.values()))
+    for (run, runner), predicted, rate in zip(
+        opened.runners.items(), predictions, rates, strict=True
+    ):
+        artifact = artifacts[run.file]
         precision = artifact.precision
         tolerance = tolerances[precision]
         classes = bundle.manifest.classes
@@ -90,7 +101,13 @@ def judge_all(
         parity = msgspec.structs.replace(
             judgement.parity, machine=describe_machine(), copies=num_copies
         )
-        judgement = dataclasses.replace(judgement, parity=parity)
+        judgement = dataclasses.replace(
+            judgement,
+            parity=parity,
+            instruction_set=instruction_set(runner.backend),
+            threads=runner.num_threads,
+            images_per_s=rate,
+        )
         profiles = EngineOptions.from_record(artifact.built_with).profiles
         ledger = Ledger.from_predictions(predicted)
         unit = ledger.typical_margin
@@ -101,7 +118,7 @@ def judge_all(
         if judgement.parity.verdict == "failed" and not by_chance:
             explanation = explain(bundle, artifact, probes, reference_blocks)
             judgement = dataclasses.replace(judgement, explanation=explanation)
-        judged[file] = judgement
+        judged[run] = judgement
     return judged
 
 
@@ -122,11 +139,6 @@ def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> dict[s
     return engines | {file: judged[file].line for file in models.values()}
 
 
-def _open_fastest(bundle: Bundle, artifact: Artifact) -> Runner:
-    *faster, last = devices(artifact)
-    for device in faster:
-        try:
-            return open_runner(bundle.path / artifact.file, artifact, device)
-        except EngineError as error:
-            logger.info("%s: not on %s (%s)", artifact.file, device, error)
-    return open_runner(bundle.path / artifact.file, artifact, last)
+def _open(bundle: Bundle, artifact: Artifact, backend: str) -> Runner:
+    streams = default_streams(num_cores())
+    return open_runner(bundle.path / artifact.file, artifact, backend, num_streams=streams)

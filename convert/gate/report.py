@@ -12,7 +12,7 @@ from irv2.convert.gate.classes import ClassChanges
 from irv2.convert.gate.invariance import describe
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.remarks import gain_remark, remarks_on
-from irv2.convert.gate.verdict import Judgement
+from irv2.convert.gate.verdict import Judgement, Run, best_by_file
 from irv2.data.dataset import ImageFolder
 from irv2.manifest import Artifact, ErrorChange, Manifest
 from irv2.system.text import markdown_cell, one_line
@@ -26,6 +26,7 @@ _HEADERS = (
     "lost, gained",
     "agreement",
     "ran on",
+    "images/s",
 )
 
 
@@ -90,7 +91,7 @@ class Report:
         return [msgspec.to_builtins(change) for change in found.each] if found else []
 
     def _table(self, style: str) -> str:
-        rows = [_row(artifact) for artifact in self.manifest.artifacts]
+        rows = [row for artifact in self.manifest.artifacts for row in _rows(artifact)]
         return tabulate(rows, _HEADERS, tablefmt=style, disable_numparse=True)
 
     def _texts(self) -> list[str]:
@@ -116,7 +117,7 @@ def unseen(report: Report) -> None:
 def report_on(
     place: Path,
     manifest: Manifest,
-    judged: dict[str, Judgement],
+    judged: dict[Run, Judgement],
     reasons: dict[str, str],
     reference: Reference,
     images: ImageFolder,
@@ -126,12 +127,8 @@ def report_on(
     `images` are in the order of `reference`. An artefact without a judgement keeps its evidence;
     `reasons` say why it was not run. What weakens the images as evidence is logged too.
     """
-    artifacts = [
-        msgspec.structs.replace(artifact, parity=found.parity, invariance=found.invariance)
-        if (found := judged.get(artifact.file))
-        else artifact
-        for artifact in manifest.artifacts
-    ]
+    artifacts = [_with_evidence(artifact, judged) for artifact in manifest.artifacts]
+    best = best_by_file(judged)
     parity = next(iter(judged.values())).parity
     remarks = remarks_on(
         reference,
@@ -141,19 +138,47 @@ def report_on(
         files=images.files,
         num_copies=parity.copies,
     )
-    remarks += filter(None, (gain_remark(file, found.parity) for file, found in judged.items()))
+    remarks += filter(None, (gain_remark(file, found.parity) for file, found in best.items()))
+    remarks += [
+        f"{run.file} is not served on {run.backend}: {found.line}"
+        for run, found in judged.items()
+        if found.parity.verdict != "passed" and best[run.file].parity.verdict == "passed"
+    ]
     return Report(
         bundle=place,
         manifest=msgspec.structs.replace(manifest, artifacts=artifacts),
         lines={
-            artifact.file: judged[artifact.file].line
-            if artifact.file in judged
+            artifact.file: best[artifact.file].line
+            if artifact.file in best
             else _not_run(artifact, reasons[artifact.file])
             for artifact in artifacts
         },
         remarks=[*remarks, *(found.explanation for found in judged.values() if found.explanation)],
-        classes={file: found.classes for file, found in judged.items() if found.classes},
-        failed=[f for f, judgement in judged.items() if judgement.parity.verdict != "passed"],
+        classes={file: found.classes for file, found in best.items() if found.classes},
+        failed=[file for file, found in best.items() if found.parity.verdict != "passed"],
+    )
+
+
+def _with_evidence(artifact: Artifact, judged: dict[Run, Judgement]) -> Artifact:
+    """The artefact with this machine's evidence beside that of other kinds of processor.
+
+    What is judged again is replaced, and what says nothing of its processor. The exporting
+    machine's best stays first unless it was taken here, on the same kind.
+    """
+    ranked = sorted(
+        (found for run, found in judged.items() if run.file == artifact.file),
+        key=lambda found: found.rank,
+    )
+    new = [found.evidence for found in ranked]
+    replaced = {kind for row in new for kind in (row.kind, (row.backend, ""))}
+    kept = [row for row in artifact.known if row.kind not in replaced]
+    is_first_kept = bool(kept) and kept[0] == artifact.known[0]
+    rows = kept + new if is_first_kept else new + kept
+    if not rows:
+        return artifact
+    first = rows[0]
+    return msgspec.structs.replace(
+        artifact, parity=first.parity, invariance=first.invariance, evidence=rows
     )
 
 
@@ -164,18 +189,22 @@ def _not_run(artifact: Artifact, reason: str) -> str:
     return f"not run here, keeps its evidence ({earlier}): {reason}"
 
 
-def _row(artifact: Artifact) -> tuple[str, ...]:
-    parity = artifact.parity
-    if parity is None:
-        return artifact.file, "not verified", "", "", "", "", "", ""
-    return (
-        artifact.file,
-        parity.verdict.replace("_", " "),
-        *_change(parity.top1),
-        *_change(parity.top5),
-        f"{parity.agreement:.2f} %",
-        parity.ran_on,
-    )
+def _rows(artifact: Artifact) -> list[tuple[str, ...]]:
+    """One per backend and kind of processor."""
+    if not artifact.known:
+        return [(artifact.file, "not verified", *[""] * (len(_HEADERS) - 2))]
+    return [
+        (
+            artifact.file,
+            row.parity.verdict.replace("_", " "),
+            *_change(row.parity.top1),
+            *_change(row.parity.top5),
+            f"{row.parity.agreement:.2f} %",
+            " ".join(row.kind).strip(),
+            "" if row.images_per_s is None else f"{row.images_per_s:g}",
+        )
+        for row in artifact.known
+    ]
 
 
 def _change(change: ErrorChange) -> tuple[str, str]:

@@ -7,6 +7,7 @@ against their limits. Only statistics: neither torch nor an engine is needed her
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -27,7 +28,7 @@ from irv2.convert.gate.limits import (
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.tolerance import Tolerance
 from irv2.ledger import Ledger
-from irv2.manifest import Disagreement, ErrorChange, Invariance, Parity, Precision, Verdict
+from irv2.manifest import Disagreement, ErrorChange, Evidence, Invariance, Parity, Precision, Verdict
 from irv2.results import top_k_indices
 from irv2.types import FloatArray, IntArray
 
@@ -38,16 +39,49 @@ IDENTICAL_LOGITS = 1e-4
 BoolArray = NDArray[np.bool_]
 
 
+class Run(NamedTuple):
+    """An artefact's file and the backend that ran it."""
+
+    file: str
+    backend: str
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The evidence for one artefact and the one line that says what it means."""
+    """The evidence for one artefact on one backend and the one line that says what it means."""
 
     parity: Parity
     line: str
     invariance: Invariance | None = None
+    instruction_set: str = ""
+    threads: int = 0
+    images_per_s: float | None = None
     ledger: Ledger | None = None
     classes: ClassChanges | None = None
     explanation: str = ""  # of a failure: where the artefact departs, and what to try
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the bundle records of it."""
+        return Evidence(
+            backend=self.parity.ran_on,
+            instruction_set=self.instruction_set,
+            threads=self.threads,
+            parity=self.parity,
+            invariance=self.invariance,
+            images_per_s=self.images_per_s,
+        )
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Sorts the judgements of one artefact, the best first: what passed, then the fastest."""
+        return severity(self.parity.verdict), -(self.images_per_s or 0.0)
+
+
+def best_by_file(judged: dict[Run, Judgement]) -> dict[str, Judgement]:
+    """Each artefact's judgement on the backend that a server would take."""
+    ranked = sorted(judged.items(), key=lambda each: each[1].rank, reverse=True)
+    return {run.file: judgement for run, judgement in ranked}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +128,7 @@ def judge(
         *(_class_checks(by_class, tolerance) if tolerance.per_class == "fail" else ()),
     ]
     parity = Parity(
-        verdict=max((check.verdict for check in checks), key=_severity),
+        verdict=max((check.verdict for check in checks), key=severity),
         basis="interval",
         n=n,
         distinct=n,
@@ -223,7 +257,7 @@ def _class_checks(found: ClassChanges, tolerance: Tolerance) -> list[_Check]:
     ]
 
 
-def _severity(of: Verdict) -> int:
+def severity(of: Verdict) -> int:
     """Every limit has to be kept; a failure outweighs too few images."""
     return ("passed", "too_few_images", "failed").index(of)
 

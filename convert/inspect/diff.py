@@ -123,13 +123,16 @@ def load_model_ledger(name: str, data: Path | None = None) -> ModelLedger:
         folder, artifact = name.rsplit(":", 1)
         path = Path(folder)
     bundle = Bundle.open(path)
-    file = REFERENCE if artifact == "reference" else artifact + LEDGER_SUFFIX
+    ledgers = {name.removesuffix(LEDGER_SUFFIX): name for name in bundle.manifest.files
+               if name.endswith(LEDGER_SUFFIX)}  # fmt: skip
+    known = {**ledgers, "reference": REFERENCE}
+    known |= {each.file: each.ledger(each.known[0]) for each in bundle.artifacts if each.known}
+    file = known.get(artifact, "")
     if file not in bundle.manifest.files:
-        known = [a.removesuffix(LEDGER_SUFFIX) for a in bundle.manifest.files if LEDGER_SUFFIX in a]
         raise BundleError(
             path,
             f"no answers of {artifact} in it",
-            " or ".join([*known, "reference"]),
+            " or ".join(known),
             "run `irv2 verify` where it can be run",
         )
     return ModelLedger(

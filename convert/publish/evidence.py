@@ -11,21 +11,22 @@ import numpy as np
 
 from irv2.convert.gate.reference import REFERENCE
 from irv2.convert.gate.report import Report
-from irv2.convert.gate.verdict import Judgement
+from irv2.convert.gate.verdict import Judgement, Run
 from irv2.data.dataset import ImageFolder
 from irv2.errors import Irv2Error, ParityError
 from irv2.images.preprocess import Preprocess, prepare
 from irv2.ledger import Ledger, Predictions
-from irv2.manifest import LEDGER_SUFFIX, MANIFEST, REPORT, manifest_json
+from irv2.manifest import LEDGER_SUFFIX, MANIFEST, REPORT, Manifest, manifest_json
 from irv2.self_test import NUM_IMAGES, SELF_TEST, SelfTest
 from irv2.system.files import write_atomically
 
 
-def ledger_files(judged: dict[str, Judgement]) -> dict[str, bytes]:
-    """The ledger of every artefact that was run: file name -> content."""
+def ledger_files(manifest: Manifest, judged: dict[Run, Judgement]) -> dict[str, bytes]:
+    """The ledger of every artefact on each backend that ran it: file name -> content."""
+    artifacts = {artifact.file: artifact for artifact in manifest.artifacts}
     return {
-        file + LEDGER_SUFFIX: judgement.ledger.to_bytes()
-        for file, judgement in judged.items()
+        artifacts[run.file].ledger(judgement.evidence): judgement.ledger.to_bytes()
+        for run, judgement in judged.items()
         if judgement.ledger is not None
     }
 
@@ -37,10 +38,16 @@ def write_evidence(folder: Path, report: Report, contents: dict[str, bytes]) -> 
     """
     contents = {**contents, REPORT: report.to_markdown().encode()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    manifest = msgspec.structs.replace(report.manifest, files=report.manifest.files | hashes)
+    ledgers = {a.ledger(row) for a in report.manifest.artifacts for row in a.known}
+    files = report.manifest.files | hashes
+    gone = {name for name in files if name.endswith(LEDGER_SUFFIX)} - ledgers
+    files = {name: sha256 for name, sha256 in files.items() if name not in gone}
+    manifest = msgspec.structs.replace(report.manifest, files=files)
     with _verdict_named(report):
         for name, content in {**contents, MANIFEST: manifest_json(manifest)}.items():
             write_atomically(folder / name, content)
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
     return dataclasses.replace(report, manifest=manifest)
 
 

@@ -1,26 +1,45 @@
-"""The choice of an artefact of a bundle: the fastest that this machine can run."""
+"""The choice of an artefact of a bundle and its backend: the fastest proven for this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from irv2.errors import BundleError, EngineError
-from irv2.manifest import Artifact
+from irv2.manifest import Artifact, Evidence
+from irv2.runners import openvino, speed
 from irv2.runners.base import Runner
 from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 from irv2.runners.parallel import ParallelRunner
+from irv2.system.machine import instruction_set
 
-# Backends, fastest first, each with its worthwhile precisions, fastest first. ONNX Runtime has no
-# bf16 on a CPU, and on CUDA it computes quantised models in float32.
-_FASTEST: dict[str, tuple[str, ...]] = {
+# Backends and their precisions, likely fastest first: the order where no speed is recorded. What
+# is not named is no faster than float32. ONNX Runtime has no bf16 on a CPU, and on CUDA it computes
+# quantised models in float32.
+_LIKELY: dict[str, tuple[str, ...]] = {
     "tensorrt": ("int8", "fp16", "bf16", "fp32"),
     "tensorrt_rtx": ("int8", "fp16", "bf16", "fp32"),
     "onnxruntime-cuda": ("fp16", "bf16", "fp32"),
+    openvino.BACKEND: ("int8", "bf16", "fp32"),
     "onnxruntime-cpu": ("int8", "fp32", "fp16"),
 }
-BACKENDS = tuple(_FASTEST)
+BACKENDS = tuple(_LIKELY)
 # Two files are int8: ONNX Runtime runs the first faster than float32, the second slower.
 INT8_CPU, INT8_TRT = "model.int8-cpu.onnx", "model.int8-trt.onnx"
+
+
+class Choice(NamedTuple):
+    """An artefact, the evidence for it on the backend that runs it here, and how it was chosen."""
+
+    artifact: Artifact
+    evidence: Evidence
+    runner: Runner
+    how: str
+
+
+class _Candidate(NamedTuple):
+    artifact: Artifact
+    evidence: Evidence
 
 
 def open_best(
@@ -31,104 +50,156 @@ def open_best(
     num_threads: int = 0,
     num_gpus: int = 1,
     num_streams: int = 1,
-) -> tuple[Artifact, Runner]:
+    *,
+    measure: bool = False,
+) -> Choice:
     """Open the fastest artefact in a bundle's `folder` that has passed the gate and runs here.
 
-    `precision` and `backend` (one of BACKENDS) narrow the choice; evidence counts only for the
-    backend that it was taken on. Several GPUs split each batch, and a CPU never stands in for them.
-    The runner has as many of `num_streams` as its backend can, which is one on a GPU.
-    Raises BundleError that gives the reason against each artefact.
+    `precision` and `backend` (one of BACKENDS, or cpu or cuda) narrow the choice. Evidence counts only for the
+    backend and kind of processor that it was taken on. The fastest is the one with the most images
+    per second on record, or by a measurement now if `measure`. Several GPUs split each batch, and a
+    CPU never stands in for them. The runner has as many of `num_streams` as its backend can, which
+    is one on a GPU. Raises BundleError that gives the reason against each artefact.
     """
-    reasons = []
-    pairs = [(a, device) for a in artifacts for device in devices(a)]
-    for artifact, device in sorted(pairs, key=lambda pair: _speed_rank(*pair)):
-        reason = _why_not(artifact, device, precision, backend)
-        if device == "cpu" and num_gpus > 1:
-            reason = reason or f"is for a CPU, asked for {num_gpus} GPUs"
-        if reason is None:
+    reasons: list[str] = []
+    candidates = []
+    for artifact in artifacts:
+        for runs_on in backends(artifact):
+            found = _evidence_or_reason(artifact, runs_on, precision, backend, num_gpus)
+            if isinstance(found, str):
+                reasons.append(f"{artifact.file} ({runs_on}): {found}")
+            else:
+                candidates.append(_Candidate(artifact, found))
+
+    def opened() -> Iterator[Choice]:
+        for artifact, evidence in _fastest_first(candidates):
             try:
-                return artifact, open_runner(
-                    folder / artifact.file, artifact, device, num_threads, num_gpus, num_streams
-                )
+                path, runs_on = folder / artifact.file, evidence.backend
+                runner = open_runner(path, artifact, runs_on, num_threads, num_gpus, num_streams)
             except EngineError as error:
-                reason = str(error)
-        reasons.append(f"{artifact.file} ({device}): {reason}")
-    raise BundleError(
-        folder,
-        "nothing in it can be served here: " + ", ".join(reasons),
-        "an artefact with a passed parity verdict",
-        f"run `irv2 verify {folder}` on this machine",
-    )
+                reasons.append(f"{artifact.file} ({evidence.backend}): {error}")
+            else:
+                rate = evidence.images_per_s
+                how = "by order" if rate is None else f"recorded {rate:g} images/s"
+                yield Choice(artifact, evidence, runner, how)
+
+    best = _measured_best(opened()) if measure else next(opened(), None)
+    if best is None:
+        raise BundleError(
+            folder,
+            "nothing in it can be served here: " + ", ".join(reasons),
+            "an artefact with a passed parity verdict",
+            f"run `irv2 verify {folder}` on this machine",
+        )
+    return best
 
 
 def open_runner(
     path: Path,
     artifact: Artifact,
-    device: str,
+    backend: str,
     num_threads: int = 0,
     num_gpus: int = 1,
     num_streams: int = 1,
 ) -> Runner:
-    """Open the artefact in the file `path`, verified or not, on the CPU or on `num_gpus` GPUs.
+    """Open the artefact in the file `path`, verified or not, on one of its `backends`.
 
     Raises EngineError if this machine can't run it.
     """
-    open_on = partial(_open_on, path, artifact, device, num_threads, num_streams)
+    open_on = partial(_open_on, path, artifact, backend, num_threads, num_streams)
     if num_gpus == 1:
         return open_on(0)
     return ParallelRunner([partial(open_on, gpu) for gpu in range(num_gpus)])
 
 
 def _open_on(
-    path: Path, artifact: Artifact, device: str, num_threads: int, num_streams: int, gpu: int
+    path: Path, artifact: Artifact, backend: str, num_threads: int, num_streams: int, gpu: int
 ) -> Runner:
+    if backend == openvino.BACKEND:
+        return openvino.OpenVinoRunner(
+            path, artifact.precision, num_threads, num_streams, artifact.max_batch
+        )
     if artifact.format == "onnx":
+        device = backend.removeprefix("onnxruntime-")
         return OnnxRunner(path, device, num_threads, artifact.max_batch, gpu, num_streams)
     from irv2.runners.tensorrt import TensorRTRunner
 
     return TensorRTRunner(path, artifact, gpu)
 
 
-def devices(artifact: Artifact) -> tuple[str, ...]:
-    """List the devices on which an artefact may run here, fastest first; opening it may fail."""
+def backends(artifact: Artifact) -> list[str]:
+    """List the backends that may run an artefact here, GPUs first; opening it may fail."""
     if artifact.format != "onnx":
-        return ("cuda",)
-    if artifact.file == INT8_CPU:
-        return ("cpu",)
-    has_gpu = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
+        return [artifact.format]
+    found = []
     # The providers include CUDA wherever onnxruntime-gpu is installed, even without a GPU.
-    return ("cuda", "cpu") if has_gpu else ("cpu",)
+    with_cuda = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
+    if with_cuda and artifact.file != INT8_CPU:
+        found.append("onnxruntime-cuda")
+    has_openvino = openvino.is_installed() and artifact.precision in openvino.PRECISIONS
+    if has_openvino:
+        found.append(openvino.BACKEND)
+    # There it is slower than float32, and judging takes as long; bf16 it does not have at all.
+    if not (has_openvino and (artifact.file == INT8_TRT or artifact.precision == "bf16")):
+        found.append("onnxruntime-cpu")
+    return found
 
 
-def _why_not(
-    artifact: Artifact, device: str, precision: str | None, backend: str | None
-) -> str | None:
-    runs_on = _backend(artifact, device)
-    if artifact.parity is None:
-        return "not verified"
-    if artifact.parity.verdict != "passed":
-        return f"parity {artifact.parity.verdict}"
+def _evidence_or_reason(
+    artifact: Artifact, runs_on: str, precision: str | None, backend: str | None, num_gpus: int
+) -> Evidence | str:
+    """The evidence by which the artefact may be served on `runs_on`, or why it may not."""
     if precision and artifact.precision != precision:
         return f"is {artifact.precision}, asked for {precision}"
-    if backend and runs_on != backend:
+    if backend and not runs_on.endswith(backend):
         return f"is {runs_on}, asked for {backend}"
-    if artifact.parity.ran_on != runs_on:
-        return f"was judged on {artifact.parity.ran_on}"
+    if runs_on.endswith("-cpu") and num_gpus > 1:
+        return f"is for a CPU, asked for {num_gpus} GPUs"
+    if not artifact.known:
+        return "not verified"
+    rows = [row for row in artifact.known if row.backend == runs_on]
+    if not rows:
+        return f"was judged on {', '.join(sorted({row.backend for row in artifact.known}))}"
+    try:
+        here = instruction_set(runs_on)
+    except EngineError as error:
+        return str(error)
+    evidence = next((row for row in rows if row.instruction_set in (here, "")), None)
+    if evidence is None:
+        kinds = ", ".join(row.instruction_set for row in rows)
+        return f"was judged with {kinds}, this processor has {here}"
+    if evidence.parity.verdict != "passed":
+        return f"parity {evidence.parity.verdict}"
     if artifact.precision == "bf16" and runs_on == "onnxruntime-cpu":
         return "ONNX Runtime has no bf16 on a CPU"
-    is_slow = artifact.precision not in _FASTEST[runs_on] or (artifact.file == INT8_TRT)
-    if is_slow and precision is None:
+    is_likely = artifact.precision in _LIKELY[runs_on] and artifact.file != INT8_TRT
+    if evidence.images_per_s is None and precision is None and not is_likely:
         return f"is no faster on {runs_on} than float32; taken only if asked for"
-    return None
+    return evidence
 
 
-def _speed_rank(artifact: Artifact, device: str) -> tuple[int, bool, int]:
-    backend = _backend(artifact, device)
-    order = _FASTEST[backend]
-    known = artifact.precision in order
-    rank = order.index(artifact.precision) if known else len(order)
-    return list(_FASTEST).index(backend), (artifact.file == INT8_TRT), rank
+def _fastest_first(candidates: list[_Candidate]) -> list[_Candidate]:
+    """By the speeds on record if all have one, else by what is likely."""
+    rates = [candidate.evidence.images_per_s for candidate in candidates]
+    if None in rates:
+        return sorted(candidates, key=_likely_rank)
+    return sorted(candidates, key=lambda each: -(each.evidence.images_per_s or 0))
 
 
-def _backend(artifact: Artifact, device: str) -> str:
-    return f"onnxruntime-{device}" if artifact.format == "onnx" else artifact.format
+def _likely_rank(candidate: _Candidate) -> tuple[int, bool, int]:
+    artifact, evidence = candidate
+    order = _LIKELY[evidence.backend]
+    rank = order.index(artifact.precision) if artifact.precision in order else len(order)
+    return BACKENDS.index(evidence.backend), artifact.file == INT8_TRT, rank
+
+
+def _measured_best(opened: Iterator[Choice]) -> Choice | None:
+    """Time one after the other; two at most are open at a time."""
+    best, best_rate = None, 0.0
+    for choice in opened:
+        [rate] = speed.images_per_s([choice.runner])
+        if rate > best_rate:
+            best, choice, best_rate = choice, best, rate  # noqa: PLW2901 (the other one is closed)
+        if choice is not None:
+            choice.runner.close()
+    return best and best._replace(how=f"measured {best_rate:g} images/s")

@@ -25,6 +25,8 @@ SIZES = (4, 1)
 # kernels for most processors.
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
+PRECISIONS = tuple(_HINTS)
+
 _Requests: TypeAlias = dict[int, Any]  # by size
 
 
@@ -48,9 +50,10 @@ class OpenVinoRunner(Runner):
         """
         ov = import_openvino()
         hint = _HINTS[precision]
+        self.num_threads = num_threads or num_cores()
         properties = {
             "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": num_threads or num_cores(),
+            "INFERENCE_NUM_THREADS": self.num_threads,
             "NUM_STREAMS": num_streams,
         }
         core = ov.Core()

@@ -56,8 +56,35 @@ def _cores() -> str:
     return f"{num_cores()} of {allowed} cores (quota {quota:g})"
 
 
+# Of x86, the most capable first: name -> the flag in /proc/cpuinfo. Kernels differ between them.
+_INSTRUCTION_SETS = {
+    "amx": "amx_int8",
+    "avx512_bf16": "avx512_bf16",
+    "avx512_vnni": "avx512_vnni",
+    "avx512": "avx512f",
+    "avx_vnni": "avx_vnni",
+    "avx2": "avx2",
+}
+
+
+def instruction_set(backend: str) -> str:
+    """Name the kind of processor on which `backend` computes here, for which evidence counts.
+
+    Of a CPU the most capable instruction set that it has, else its architecture; of a GPU the
+    compute capability. Raises EngineError if there is no GPU for the backend.
+    """
+    if not backend.endswith("-cpu"):
+        return f"sm_{find_gpu().capability.replace('.', '')}"
+    flags = _cpu_flags()
+    found = (name for name, flag in _INSTRUCTION_SETS.items() if flag in flags)
+    return next(found, platform.machine())
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether the processor has instructions that multiply in bfloat16."""
+    return bool(_cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"})  # the last is Arm's
+
+
+def _cpu_flags() -> set[str]:
     cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
-    return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})  # the last is Arm's
+    return set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()

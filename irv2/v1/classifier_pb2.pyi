@@ -102,7 +102,7 @@ class GetModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("id", "arch", "classes", "precision", "backend", "max_batch", "preprocess_json", "parity_json")
+    __slots__ = ("id", "arch", "classes", "precision", "backend", "max_batch", "preprocess_json", "parity_json", "choice")
     ID_FIELD_NUMBER: _ClassVar[int]
     ARCH_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class Model(_message.Message):
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     PREPROCESS_JSON_FIELD_NUMBER: _ClassVar[int]
     PARITY_JSON_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
     id: str
     arch: str
     classes: _containers.RepeatedScalarFieldContainer[str]
@@ -119,7 +120,8 @@ class Model(_message.Message):
     max_batch: int
     preprocess_json: str
     parity_json: str
-    def __init__(self, id: _Optional[str] = ..., arch: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ..., backend: _Optional[str] = ..., max_batch: _Optional[int] = ..., preprocess_json: _Optional[str] = ..., parity_json: _Optional[str] = ...) -> None: ...
+    choice: str
+    def __init__(self, id: _Optional[str] = ..., arch: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ..., backend: _Optional[str] = ..., max_batch: _Optional[int] = ..., preprocess_json: _Optional[str] = ..., parity_json: _Optional[str] = ..., choice: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_message_bytes", "max_images", "max_image_bytes", "max_image_pixels")

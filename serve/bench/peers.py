@@ -34,7 +34,7 @@ BATCH = 8
 def bare(bundle: Bundle) -> None:
     """Decode the next batch on every core while the engine runs one."""
     pictures = cycle(make_pictures())
-    _, runner = open_best(bundle.path, bundle.artifacts)
+    runner = open_best(bundle.path, bundle.artifacts).runner
     with runner, ThreadPoolExecutor(num_cores()) as pool:
 
         def decode_batch() -> list["Future[UInt8Array]"]:

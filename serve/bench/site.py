@@ -214,7 +214,7 @@ def _cpu_ticks(pid: int) -> int:
 
 def our_top1(bundle: Bundle, pictures: Sequence[bytes]) -> tuple[str, list[int]]:
     """Return the model file served here, and its best class of each picture, run one at a time."""
-    artifact, runner = open_best(bundle.path, bundle.artifacts)
+    artifact, _, runner, _ = open_best(bundle.path, bundle.artifacts)
     with runner:
         logits = [runner.run(preprocess(each, bundle.preprocess)[None])[0] for each in pictures]
     return artifact.file, [int(row.argmax()) for row in logits]

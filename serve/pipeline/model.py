@@ -14,9 +14,9 @@ import numpy as np
 from irv2.bundle import Bundle
 from irv2.errors import UsageError
 from irv2.images.decode import ImageLimits
-from irv2.manifest import Artifact
+from irv2.manifest import Evidence
 from irv2.runners.base import CPU_MAX_BATCH, Runner, default_streams
-from irv2.runners.choose import open_best
+from irv2.runners.choose import Choice, open_best
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics
 from irv2.serve.options import ServeOptions
@@ -38,17 +38,16 @@ OnHealth = Callable[[], Awaitable[None]]
 
 
 class OpenedModel(NamedTuple):
-    """A bundle, the one of its artefacts that is served, and the engine that runs it."""
+    """A bundle, and the one of its artefacts that is served, with the engine that runs it."""
 
     bundle: Bundle
-    artifact: Artifact
-    runner: Runner
+    choice: Choice
 
 
 def open_model(path: Path, options: ServeOptions) -> OpenedModel:
     """Open the fastest artefact that passed. Raises BundleError or EngineError."""
     bundle = Bundle.open(path)
-    artifact, runner = open_best(
+    choice = open_best(
         bundle.path,
         bundle.artifacts,
         options.precision,
@@ -56,13 +55,14 @@ def open_model(path: Path, options: ServeOptions) -> OpenedModel:
         options.num_threads,
         options.num_gpus,
         options.num_streams or default_streams(options.num_threads or num_cores()),
+        measure=options.choose == "measure",
     )
     try:
-        bundle.require_fit(artifact, runner)
+        bundle.require_fit(choice.artifact, choice.runner)
     except BaseException:
-        runner.close()
+        choice.runner.close()
         raise
-    return OpenedModel(bundle, artifact, runner)
+    return OpenedModel(bundle, choice)
 
 
 async def start_model(
@@ -72,7 +72,7 @@ async def start_model(
     try:
         model = ServedModel(opened, options, metrics, on_health)
     except BaseException:
-        await asyncio.to_thread(opened.runner.close)
+        await asyncio.to_thread(opened.choice.runner.close)
         raise
     try:
         await model.start()
@@ -89,7 +89,8 @@ class ServedModel:
         self, opened: OpenedModel, options: ServeOptions, metrics: Metrics, on_health: OnHealth
     ) -> None:
         """`on_health` is called when `is_healthy` has changed."""
-        bundle, self.artifact, self._runner = opened
+        bundle, choice = opened
+        self.artifact, self._evidence, self._runner, self.how_chosen = choice
         max_batch = _max_batch(self._runner, options.max_batch)
         _check_streams(self._runner, options.num_streams)
         self.description = _description(opened, max_batch)
@@ -136,7 +137,7 @@ class ServedModel:
 
     async def start(self) -> None:
         """Pass the self-test and warm up, at every certified batch size. Raises EngineError."""
-        sizes = _warm_up_sizes(self.artifact, self._runner.num_engines, self.description.max_batch)
+        sizes = _warm_up_sizes(self._evidence, self._runner.num_engines, self.description.max_batch)
         for size in sizes:
             await self._try_engine(size)
         for size in sizes:
@@ -198,9 +199,9 @@ class ServedModel:
         return None
 
 
-def _warm_up_sizes(artifact: Artifact, num_engines: int, most: int) -> list[int]:
+def _warm_up_sizes(evidence: Evidence, num_engines: int, most: int) -> list[int]:
     """1, `most`, and the batches in between that give each engine a certified size."""
-    certified = artifact.invariance.batch_sizes if artifact.invariance else WARM_UP_SIZES
+    certified = evidence.invariance.batch_sizes if evidence.invariance else WARM_UP_SIZES
     batches = [num_engines * size for size in certified]
     return sorted({1, most, *(size for size in batches if size < most)})
 
@@ -230,7 +231,7 @@ def _check_streams(runner: Runner, asked_for: int | None) -> None:
 
 
 def _description(opened: OpenedModel, max_batch: int) -> classifier_pb2.Model:
-    bundle, artifact, runner = opened
+    bundle, (artifact, evidence, runner, how) = opened
     return classifier_pb2.Model(
         id=bundle.id,
         arch=bundle.manifest.source.arch,
@@ -239,5 +240,6 @@ def _description(opened: OpenedModel, max_batch: int) -> classifier_pb2.Model:
         backend=runner.backend,
         max_batch=max_batch,
         preprocess_json=json.dumps(bundle.manifest.preprocess),
-        parity_json=msgspec.json.encode(artifact.parity).decode(),
+        parity_json=msgspec.json.encode(evidence.parity).decode(),
+        choice=how,
     )

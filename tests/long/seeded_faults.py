@@ -207,7 +207,7 @@ def real(path: Path) -> Iterator[tuple[str, Runner]]:
         if artifact.format == "onnx" and artifact.precision != "bf16":
             yield (
                 f"{artifact.file} ({artifact.precision})",
-                open_runner(bundle.path / artifact.file, artifact, "cpu"),
+                open_runner(bundle.path / artifact.file, artifact, "onnxruntime-cpu"),
             )
 
 

@@ -1,0 +1,44 @@
+"""How many images runners classify per second, by a measurement of a second or so each."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from statistics import median
+
+import numpy as np
+
+from irv2.runners.base import CPU_MAX_BATCH, Runner
+
+ROUNDS, ROUND_S = 3, 0.3
+
+
+def images_per_s(runners: Sequence[Runner]) -> list[float]:
+    """Measure each runner in turn, with batches of a server's size on all of its streams.
+
+    The median of interleaved rounds, so that a machine that slows down slows all of them. Raises
+    EngineError.
+    """
+    rounds = [[_rate(runner) for runner in runners] for _ in range(ROUNDS + 1)]
+    return [round(median(rates), 1) for rates in zip(*rounds[1:], strict=True)]  # one to warm up
+
+
+def _rate(runner: Runner) -> float:
+    size = runner.max_batch
+    if runner.backend.endswith("-cpu"):
+        size = min(size, CPU_MAX_BATCH)
+    shape = (size, runner.image_size, runner.image_size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+    def work(_: int) -> list[float]:
+        """The times at which batches ended."""
+        ends: list[float] = []
+        while not ends or ends[-1] - start < ROUND_S:
+            runner.run(images)
+            ends.append(time.perf_counter())
+        return ends
+
+    with ThreadPoolExecutor(runner.num_streams) as pool:
+        start = time.perf_counter()
+        ends = list(pool.map(work, range(runner.num_streams)))
+    return sum(size * len(each) / (each[-1] - start) for each in ends)
