@@ -38,6 +38,8 @@ def finetune(request: Request, stage: Stage, head_epochs: int | None) -> dict[st
             "one, for the features of a head",
             "leave out torchrun; or pass --head-epochs 0, with the best.pt of such a run as CKPT",
         )
+    if stage == "head":
+        _refuse_without_phases(request, head_epochs)
     if stage != "head" and head_epochs != 0:
         logger.info("phase 1 of 2: the last layer alone")
         began_at = time.monotonic()
@@ -51,6 +53,19 @@ def finetune(request: Request, stage: Stage, head_epochs: int | None) -> dict[st
         )
         logger.info("phase 2 of 2: --train %s", stage)
     return train(request)
+
+
+def _refuse_without_phases(request: Request, head_epochs: int | None) -> None:
+    """Raise UsageError for an option about what a head alone has not: two phases, and stages."""
+    given = ["head_epochs"] if head_epochs is not None else []
+    given += [name for name in ("backbone_lr_factor", "batch_norm") if name in request.overrides]
+    for name in given:
+        raise UsageError(
+            f"--{name.replace('_', '-')}",
+            "given with --train head",
+            "another stage: here the last layer alone is trained",
+            "pass --epochs" if name == "head_epochs" else "leave it out",
+        )
 
 
 def _train_head(request: Request, epochs: int | None) -> Path:

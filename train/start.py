@@ -36,12 +36,10 @@ from irv2.train.loop import Machine, Trainer
 from irv2.train.processes import Processes, joined
 from irv2.train.run.folder import Run
 from irv2.train.settings import (
-    FEATURE_CROPS,
-    FINETUNE,
-    HEAD_EPOCHS,
     PUBLISHED,
     RECIPES,
     Recipe,
+    finetune_recipe,
     from_json,
     modern_recipe,
     sample_recipe,
@@ -174,7 +172,7 @@ def resolve_recipe(
     arch = decided.get("arch") or overrides.get("arch", ModelConfig.arch)
     epochs = {"epochs": overrides["epochs"]} if "epochs" in overrides else {}
     if request.setting == "finetune":
-        base = _finetune_recipe(overrides, on_sample)
+        base = finetune_recipe(overrides.get("trained", "all"), on_sample)
     elif on_sample:
         base = sample_recipe(request.setting, num_images, arch=arch, **epochs)
     else:
@@ -186,6 +184,14 @@ def resolve_recipe(
             f"given for {base.arch}",
             f"{ModelConfig.arch}, the paper's network",
             "leave it out: TF-slim's has one for each grid",
+        )
+    held = overrides.get("batch_norm", base.batch_norm) == "held"
+    if held and "bn_momentum" in overrides:
+        raise UsageError(
+            "--bn-momentum",
+            "given where batch norm keeps its statistics",
+            "--batch-norm group, which adds to them",
+            "pass that too, or leave it out",
         )
     if request.modern and overrides.keys() & {"gamma", "decay_steps"}:
         raise UsageError(
@@ -206,18 +212,6 @@ def resolve_recipe(
     if request.modern:  # computed last: its cosine depends on the final epochs and batch size
         recipe = dataclasses.replace(modern_recipe(recipe, num_images), **overrides)
     return recipe
-
-
-def _finetune_recipe(overrides: dict[str, Any], on_sample: bool) -> Recipe:
-    """Fill in what the stage to train decides, and what the built-in digits need."""
-    base = FINETUNE
-    if overrides.get("trained") == "head":
-        base = dataclasses.replace(
-            base, trained="head", epochs=HEAD_EPOCHS, feature_crops=FEATURE_CROPS
-        )
-    if on_sample:  # a mirrored digit is a different symbol
-        base = dataclasses.replace(base, augmentation="shift", max_shift=1 / 8, flip=False)
-    return base
 
 
 def _decided_by_checkpoint(request: Request) -> dict[str, Any]:

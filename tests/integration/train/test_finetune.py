@@ -135,6 +135,9 @@ def test_a_time_budget_shorter_than_an_epoch_leaves_the_best_there_is(begun, dat
         (("--train", "stem"), "'stem' is not one of 'head', 'blocks_c', 'blocks_b', 'all'"),
         (("--train", "head", "--mixup", "0.2"), "--mixup: given with --train head"),
         (("--train", "head", "--cutmix", "1"), "--cutmix: given with --train head"),
+        (("--train", "head", "--head-epochs", "3"), "--head-epochs: given with --train head; "),
+        (("--train", "head", "--batch-norm", "group"), "--batch-norm: given with --train head; "),
+        (("--bn-momentum", "0.1"), "--bn-momentum: given where batch norm keeps its statistics"),
         (("--feature-crops", "2", "--head-epochs", "0"), "--feature-crops: 2 with --train all"),
     ],
 )
