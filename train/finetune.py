@@ -43,16 +43,29 @@ def finetune(request: Request, stage: Stage, head_epochs: int | None) -> dict[st
     if stage != "head" and head_epochs != 0:
         logger.info("phase 1 of 2: the last layer alone")
         began_at = time.monotonic()
-        best = _train_head(request, head_epochs)
+        head = _train_head(request, head_epochs)
         left = request.time_budget_minutes
         if left is not None:
             left = max(0.0, left - (time.monotonic() - began_at) / 60)
         overrides = {n: v for n, v in request.overrides.items() if n != "feature_crops"}
         request = dataclasses.replace(
-            request, init_from=best, time_budget_minutes=left, overrides=overrides
+            request, init_from=Path(head["best"]), time_budget_minutes=left, overrides=overrides
         )
         logger.info("phase 2 of 2: --train %s", stage)
+        result = train(request)
+        compare_phases(head, result)
+        return result
     return train(request)
+
+
+def compare_phases(head: dict[str, Any], network: dict[str, Any] | None) -> None:
+    """Say so where the first phase left better weights than the second, which begins with them."""
+    if network and network.get("top1_error", 0.0) > head["top1_error"]:
+        logger.warning(
+            "the last layer alone did better: %s has a top-1 error of %.3f %%",
+            head["best"],
+            head["top1_error"],
+        )
 
 
 def _refuse_without_phases(request: Request, head_epochs: int | None) -> None:
@@ -68,8 +81,8 @@ def _refuse_without_phases(request: Request, head_epochs: int | None) -> None:
         )
 
 
-def _train_head(request: Request, epochs: int | None) -> Path:
-    """Train the last layer in OUT/head and return its best checkpoint."""
+def _train_head(request: Request, epochs: int | None) -> dict[str, Any]:
+    """Train the last layer in OUT/head and return its best checkpoint and errors."""
     kept = {n: v for n, v in request.overrides.items() if n not in _SECOND_ALONE}
     given = {} if epochs is None else {"epochs": epochs}
     first = dataclasses.replace(
@@ -87,7 +100,7 @@ def _train_head(request: Request, epochs: int | None) -> Path:
             "the weights that the first phase left",
             f"put it back; or remove {first.out}, and the first phase begins again",
         )
-    return Path(result["best"])
+    return result
 
 
 def _with(request: Request, **overrides: Any) -> Request:  # noqa: ANN401 (fields of Recipe)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from irv2 import __version__
@@ -23,6 +24,7 @@ from irv2.runners.torch import resolve_device
 from irv2.system.files import file_sha256
 from irv2.system.machine import num_cores
 from irv2.system.stop import Terminated
+from irv2.system.text import quoted
 from irv2.train.data.loader import num_batches
 from irv2.train.data.workers import require_resources
 from irv2.train.learner.initial_weights import (
@@ -151,8 +153,29 @@ def _train(
 def _open_data(request: Request) -> tuple[ImageFolder, ImageFolder]:
     data, bad_images = resolve_data(request.data), request.bad_images
     train_set = open_split(data, "train", bad_images=bad_images).first(request.limit)
+    if len(train_set.classes) == 1:
+        raise DataError(
+            train_set.place,
+            f"only one class, {quoted(train_set.classes[0])}",
+            "two or more, which the network is to tell apart",
+            "add images of another one",
+        )
+    _warn_of_single_images(train_set)
     val_set = open_split(data, "val", train_set.classes, bad_images).first(request.limit)
     return train_set, val_set
+
+
+def _warn_of_single_images(train_set: ImageFolder) -> None:
+    single = np.flatnonzero(np.bincount(train_set.labels, minlength=len(train_set.classes)) == 1)
+    if len(single):
+        named = ", ".join(quoted(train_set.classes[i]) for i in single[:5])
+        logger.warning(
+            "%s: %d of %d classes have a single image, from which little can be learnt: %s",
+            train_set.place,
+            len(single),
+            len(train_set.classes),
+            named + ", ..." * (len(single) > 5),
+        )
 
 
 def resolve_recipe(
