@@ -23,6 +23,7 @@ from same_run import assert_same_run, rows
 
 from irv2.checkpoint import Checkpoint
 from irv2.cli.main import main
+from irv2.train.curves.curves import read_curve
 
 TINY = ("--width", "0.03", "--blocks", "1", "1", "1", "--image-size", "75")
 OPTIONS = ("--batch-size", "8", "--bn-group", "4", "--device", "cpu", "--workers", "0")
@@ -99,6 +100,8 @@ def test_both_phases_train_what_they_say_and_leave_runs_of_their_own(begun, fine
     assert changed(begun, out / "head" / "best.pt") == {"classifier"}
     assert changed(out / "head" / "best.pt", out / "best.pt") == {"blocks_c", "head", "classifier"}
     assert [len(rows(run)) for run in (out / "head", out)] == [3, 2]
+    assert [row["epoch"] for row in read_curve(out).rows] == [1, 2, 3, 4, 5]
+    assert (out / "curves.png").is_file()
     recipe = recipe_of(out)
     assert (recipe["setting"], recipe["trained"]) == ("finetune", "blocks_c")
     assert recipe["arch"] == SLIM
