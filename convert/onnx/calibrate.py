@@ -162,7 +162,7 @@ def calibrate(
         "model": file_sha256(model_path),
         "preprocess": config.sha256,
         "images": images_sha256,
-        "methods": [*METHODS, PERCENTAGE],
+        "methods": [*METHODS, PERCENTAGE, _SAMPLED_SIDE],
         "activations": names,
         "versions": {**library_versions(), "onnxruntime": import_onnxruntime().__version__},
     }
