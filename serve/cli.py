@@ -10,6 +10,7 @@ import click
 from irv2.cli.options import FloatRange, json_option, json_text
 from irv2.cli.program import Program
 from irv2.errors import UsageError
+from irv2.runners.base import THREADS_PER_STREAM
 from irv2.runners.choose import BACKENDS
 from irv2.serve.access.address import Address, parse_listen
 from irv2.serve.access.connection_limits import MAX_CONNECTION_AGE_S, ConnectionLimits
@@ -33,6 +34,14 @@ def _read_gpus(context: click.Context, parameter: click.Parameter, text: str) ->
         return count_gpus()
     if not text.isdecimal() or int(text) == 0:
         raise UsageError("--gpus", text, "1 or more, or all")
+    return int(text)
+
+
+def _read_streams(context: click.Context, parameter: click.Parameter, text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 0 < int(text) <= 1024:
+        raise UsageError("--streams", text, "1 to 1024, or auto")
     return int(text)
 
 
@@ -92,6 +101,11 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     default=0,
     help="Threads of the engine on a CPU; 0: one per core, or as many as a quota allows.",
 )
+@click.option(
+    "--streams", "num_streams", default="auto", metavar="N|auto", callback=_read_streams,
+    help="Batches that a CPU runs at once, each on its part of the threads; auto: one for every "
+    f"{THREADS_PER_STREAM} threads.",
+)  # fmt: skip
 @click.option(
     "--gpus", "num_gpus", default="1", metavar="N|all", callback=_read_gpus,
     help="Number of GPUs that share each batch, counted from the first.",

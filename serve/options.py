@@ -37,6 +37,7 @@ class ServeOptions:
     watch: bool = False
     log_requests: bool = False
     num_gpus: int = 1
+    num_streams: int | None = None  # by the number of cores
 
     def __post_init__(self) -> None:
         if self.max_queue < self.max_images:
@@ -45,6 +46,13 @@ class ServeOptions:
                 str(self.max_queue),
                 f"at least --max-images, {self.max_images}",
                 "or lower --max-images: larger requests would always be refused",
+            )
+        if self.num_gpus > 1 and (self.num_streams or 1) > 1:
+            raise UsageError(
+                "--streams",
+                str(self.num_streams),
+                f"1 with --gpus {self.num_gpus}",
+                "streams are parts of a CPU; GPUs share each batch",
             )
         for address in (self.listen, self.http):
             if address and not (address.is_loopback or self.tls or self.insecure):

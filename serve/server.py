@@ -104,6 +104,7 @@ class Server:
         self._metrics.watch(
             lambda: self._model.admission.num_admitted,
             lambda: self._model.admission.predicted_wait_s(),
+            lambda: self._model.num_running,
             lambda: self.is_ready,
             num_lines_lost,
         )
@@ -199,6 +200,7 @@ class Server:
             "max_batch": model.max_batch,
             "threads": self._model.num_threads,
             "workers": self._model.num_workers,
+            "streams": self._model.num_streams,
         }
 
     @property
@@ -213,8 +215,8 @@ class Server:
         return (
             f"model={model.id[:12]} precision={model.precision} backend={model.backend} "
             f"artifact={self._model.artifact.file} selftest={self._model.self_test} "
-            f"max_batch={model.max_batch} threads={self._model.num_threads} "
-            f"workers={self._model.num_workers}"
+            f"max_batch={model.max_batch} streams={self._model.num_streams} "
+            f"threads={self._model.num_threads} workers={self._model.num_workers}"
         )
 
     async def _started(self, bundle_path: Path) -> ServedModel:

@@ -10,12 +10,18 @@ from irv2.types import FloatArray, UInt8Array
 # The largest batch that a server makes on a CPU, unless told otherwise: beyond this a CPU gains
 # nothing from larger batches, and requests only wait longer.
 CPU_MAX_BATCH = 8
+# Threads of each stream that a server opens on a CPU, unless told otherwise. Calculated, not
+# measured beyond 2 cores: there a second thread makes a lone image 1.85 times as fast
+# (DECISIONS.md, 2026-11-26), so 8 % of the work is not shared out (Amdahl's law). 4 threads then do
+# 81 % of what they could do apart, 8 do 64 % and 32 only 29 %.
+THREADS_PER_STREAM = 4
 
 
 class Runner(ABC):
     """Maps a batch of preprocessed images to logits.
 
-    A runner is a context manager. `run` may be called from any thread, but one at a time.
+    A runner is a context manager. `run` may be called from any thread, and from `num_streams`
+    threads at once. That many calls together reach every stream, if no other call is made.
     """
 
     backend: str  # the library and device, e.g. "onnxruntime-cpu"
@@ -24,6 +30,7 @@ class Runner(ABC):
     max_batch: int  # the largest N of `run`
     num_engines: int = 1  # among which each batch is split
     num_threads: int = 0  # that compute on the CPU
+    num_streams: int = 1  # each runs a batch of its own, on its part of the cores
 
     @abstractmethod
     def run(self, images: UInt8Array) -> FloatArray:
@@ -52,6 +59,11 @@ class Runner(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def default_streams(num_cores: int) -> int:
+    """How many streams a server opens on so many cores of a CPU, unless told otherwise."""
+    return max(1, num_cores // THREADS_PER_STREAM)
 
 
 def usual_sizes(max_batch: int) -> list[int]:

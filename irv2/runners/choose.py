@@ -30,11 +30,13 @@ def open_best(
     backend: str | None = None,
     num_threads: int = 0,
     num_gpus: int = 1,
+    num_streams: int = 1,
 ) -> tuple[Artifact, Runner]:
     """Open the fastest artefact in a bundle's `folder` that has passed the gate and runs here.
 
     `precision` and `backend` (one of BACKENDS) narrow the choice; evidence counts only for the
     backend that it was taken on. Several GPUs split each batch, and a CPU never stands in for them.
+    The runner has as many of `num_streams` as its backend can, which is one on a GPU.
     Raises BundleError that gives the reason against each artefact.
     """
     reasons = []
@@ -46,7 +48,7 @@ def open_best(
         if reason is None:
             try:
                 return artifact, open_runner(
-                    folder / artifact.file, artifact, device, num_threads, num_gpus
+                    folder / artifact.file, artifact, device, num_threads, num_gpus, num_streams
                 )
             except EngineError as error:
                 reason = str(error)
@@ -60,21 +62,28 @@ def open_best(
 
 
 def open_runner(
-    path: Path, artifact: Artifact, device: str, num_threads: int = 0, num_gpus: int = 1
+    path: Path,
+    artifact: Artifact,
+    device: str,
+    num_threads: int = 0,
+    num_gpus: int = 1,
+    num_streams: int = 1,
 ) -> Runner:
     """Open the artefact in the file `path`, verified or not, on the CPU or on `num_gpus` GPUs.
 
     Raises EngineError if this machine can't run it.
     """
-    open_on = partial(_open_on, path, artifact, device, num_threads)
+    open_on = partial(_open_on, path, artifact, device, num_threads, num_streams)
     if num_gpus == 1:
         return open_on(0)
     return ParallelRunner([partial(open_on, gpu) for gpu in range(num_gpus)])
 
 
-def _open_on(path: Path, artifact: Artifact, device: str, num_threads: int, gpu: int) -> Runner:
+def _open_on(
+    path: Path, artifact: Artifact, device: str, num_threads: int, num_streams: int, gpu: int
+) -> Runner:
     if artifact.format == "onnx":
-        return OnnxRunner(path, device, num_threads, artifact.max_batch, gpu)
+        return OnnxRunner(path, device, num_threads, artifact.max_batch, gpu, num_streams)
     from irv2.runners.tensorrt import TensorRTRunner
 
     return TensorRTRunner(path, artifact, gpu)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from irv2.errors import EngineError
@@ -25,17 +26,19 @@ class OnnxRunner(Runner):
         num_threads: int = 0,
         max_batch: int = MAX_BATCH,
         gpu: int = 0,
+        num_streams: int = 1,
     ) -> None:
         """Load the model onto `device`, cpu or cuda; `gpu` is the GPU's index.
 
-        `num_threads` 0 takes one per core that may be used. Raises EngineError if the model can't
-        run there.
+        `num_threads` 0 takes one per core that may be used. On a CPU `num_streams` share them, one
+        at least each; a GPU has one stream. Raises EngineError if the model can't run there.
         """
         ort = import_onnxruntime()
         options = ort.SessionOptions()
+        self.num_streams = num_streams if device == "cpu" else 1
         # Never its own default: one per core of the machine, whatever the quota, each bound to one.
         self.num_threads = num_threads or num_cores()
-        options.intra_op_num_threads = self.num_threads
+        options.intra_op_num_threads = max(1, self.num_threads // self.num_streams)
         # Spinning threads would steal cores from decoding; not spinning costs the engine 1-3 %.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not _has_vnni():
@@ -48,36 +51,45 @@ class OnnxRunner(Runner):
             settings = cuda_settings(gpu)
             ort.preload_dlls()
         try:
-            self._session = ort.InferenceSession(
-                str(model_path), options, providers=[(provider, settings)]
-            )
+            self._sessions = [
+                ort.InferenceSession(str(model_path), options, providers=[(provider, settings)])
+                for _ in range(self.num_streams)
+            ]
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise_if_stopped()
             raise EngineError(model_path, f"ONNX Runtime can't load it ({error})") from error
-        found = self._session.get_providers()[0]
+        first = self._sessions[0]
+        found = first.get_providers()[0]
         if found != provider:
             raise EngineError(model_path, f"runs on {found}", provider, "check driver and CUDA")
         self.backend = f"onnxruntime-{device}"
         self.max_batch = max_batch
-        self.image_size = int(self._session.get_inputs()[0].shape[1])
-        self.num_classes = int(self._session.get_outputs()[0].shape[1])
+        self.image_size = int(first.get_inputs()[0].shape[1])
+        self.num_classes = int(first.get_outputs()[0].shape[1])
+        # The one that has rested longest comes first, so that as many calls reach every session.
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for session in self._sessions:
+            self._idle.put(session)
         self._pinned = PinnedBatches(gpu, self.image_size) if device == "cuda" else None
 
     @property
     def metadata(self) -> dict[str, str]:
         """What the exporter wrote into the file: classes, preprocessing, checkpoint hash."""
-        return dict(self._session.get_modelmeta().custom_metadata_map)
+        return dict(self._sessions[0].get_modelmeta().custom_metadata_map)
 
     def run(self, images: UInt8Array) -> FloatArray:
         """Map uint8 RGB (N, S, S, 3) to float32 logits (N, num_classes); raises EngineError.
 
         ONNX Runtime reads `images` in place; binding them (IOBinding) would save no copy.
         """
+        session = self._idle.get()
         try:
-            logits: FloatArray = self._session.run(["logits"], {"images": images})[0]
+            logits: FloatArray = session.run(["logits"], {"images": images})[0]
         except Exception as error:
             raise_if_stopped()
             raise EngineError("ONNX Runtime", str(error)) from error
+        finally:
+            self._idle.put(session)
         return logits
 
     def batch_memory(self, num_images: int) -> UInt8Array:
@@ -85,7 +97,7 @@ class OnnxRunner(Runner):
         return self._pinned.new(num_images) if self._pinned else super().batch_memory(num_images)
 
     def close(self) -> None:
-        """Free the memory of batches; the session is freed with this object."""
+        """Free the memory of batches; the sessions are freed with this object."""
         if self._pinned:
             self._pinned.close()
 

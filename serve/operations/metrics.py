@@ -45,6 +45,9 @@ class Metrics:
         self._wait = Gauge(
             "irv2_predicted_wait_seconds", "Time to answer one more image.", registry=registry
         )
+        self._running = Gauge(
+            "irv2_running_batches", "Batches in the engine, one per stream.", registry=registry
+        )
         self._ready = Gauge("irv2_ready", "1 while new requests are wanted.", registry=registry)
         self.batch_images = Histogram(
             "irv2_batch_images", "Images per batch.", buckets=_BATCH_SIZES, registry=registry
@@ -114,12 +117,14 @@ class Metrics:
         self,
         num_images: Callable[[], float],
         wait_s: Callable[[], float],
+        num_batches: Callable[[], float],
         is_ready: Callable[[], bool],
         num_lines_lost: Callable[[], int],
     ) -> None:
-        """Read queue depth, predicted wait, readiness and lost log lines at each scrape."""
+        """Read these numbers at each scrape: queue, wait, batches, readiness, lost log lines."""
         self._queue.set_function(num_images)
         self._wait.set_function(wait_s)
+        self._running.set_function(num_batches)
         self._ready.set_function(is_ready)
         self._registry.register(_LinesLost(num_lines_lost))
 

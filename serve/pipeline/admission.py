@@ -120,7 +120,8 @@ class Admission:
     def predicted_wait_s(self, num_images: int = 1) -> float:
         """Seconds until `num_images` more would be answered, from the queue and measured times."""
         total = len(self._promises.waiting) + num_images
-        return self._ready_s(num_images) + self._run_s(total - 1, total)
+        free_s = self._batcher.free_in_s()
+        return self._ready_s(num_images) + self._run_s(total - 1, total, free_s)
 
     def admit(self, num_images: int, deadline: float, *, prepared: bool = False) -> Places:
         """Places for `num_images`, all to be answered by `deadline` (the loop's clock).
@@ -143,7 +144,7 @@ class Admission:
             raise Expired("deadline", "passed before the request arrived", "arrival")
         if self.num_admitted and self.num_admitted + num_images > self._max_queue:
             got = f"{self.num_admitted} images are waiting, at most {self._max_queue} may"
-            retry_after_s = self._times.predict(self._max_batch)
+            retry_after_s = self._times.predict(self._max_batch) / self._batcher.num_streams
             raise Overloaded("server", got, retry_after_s, reason="queue_full")
         if self.num_admitted or self._is_hopeless(num_images, deadline):
             self._check_time(num_images, deadline, 0 if prepared else num_images)
@@ -158,46 +159,44 @@ class Admission:
     def _is_hopeless(self, num_images: int, deadline: float) -> bool:
         """Whether full batches, each as fast as the fastest so far, would take too long.
 
-        A single batch is always tried.
+        A single batch on each stream is always tried.
         """
-        size = self._max_batch
-        fastest_s = num_images // size * self._times.fastest(size)
-        return num_images > size and fastest_s > deadline - self._now()
+        size, num_streams = self._max_batch, self._batcher.num_streams
+        rounds = -(-(num_images // size) // num_streams)
+        is_larger = num_images > size * num_streams
+        return is_larger and rounds * self._times.fastest(size) > deadline - self._now()
 
     def _check_time(self, num_images: int, deadline: float, num_unprepared: int) -> None:
         """Raise Overloaded where these images, or any that they overtake, would be late."""
         now, size, waiting = self._now(), self._max_batch, self._promises.waiting
         total = len(waiting) + num_images
         place = bisect_right(waiting, deadline) + num_images  # of the first one behind them
-        ready_s = self._ready_s(num_unprepared)
-        answer_s, left_s = ready_s + self._run_s(place - 1, total), deadline - now
+        ready_s, free_s = self._ready_s(num_unprepared), self._batcher.free_in_s()
+        answer_s, left_s = ready_s + self._run_s(place - 1, total, free_s), deadline - now
         if (late_s := answer_s * MARGIN - left_s) > 0:
             got = f"{answer_s:.3g} s to the answer, {left_s:.3g} s to the deadline"
             raise Overloaded("server", got, late_s, reason="deadline")
         # Behind them, the first image of each batch: the rest of the batch is due later.
         while place < total:
             left_s = waiting[place - num_images] - now
-            if (late_s := (ready_s + self._run_s(place, total)) * MARGIN - left_s) > 0:
+            if (late_s := (ready_s + self._run_s(place, total, free_s)) * MARGIN - left_s) > 0:
                 got = f"a request admitted earlier would be {late_s:.3g} s late"
                 raise Overloaded("server", got, late_s, reason="deadline")
             place += size - place % size
 
     def _ready_s(self, num_unprepared: int) -> float:
-        """Until the engine is free and all images are prepared, `num_unprepared` more included.
+        """Until all images are prepared, `num_unprepared` more included."""
+        return self._prepare_s(self._promises.num_preparing + num_unprepared)
 
-        Preparing and running overlap, so this is an upper limit: at most one of them is the
-        bottleneck, and its time is nearly all of the sum.
-        """
-        prepare_s = self._prepare_s(self._promises.num_preparing + num_unprepared)
-        return prepare_s + self._batcher.busy_s()
-
-    def _run_s(self, place: int, total: int) -> float:
-        """From a free engine to the answer of the image in that place, from 0, of `total`.
+    def _run_s(self, place: int, total: int, free_s: list[float]) -> float:
+        """To the answer of the image in that place, from 0, of `total`, if all are prepared.
 
         The first batch is counted as large as it is likely to become: all that wait, and about as
-        many more as came before the batch that runs. The others are counted as full.
+        many more as came before the batch that ends next. The others are counted as full.
+
+        Preparing and running overlap, so the sum with `_ready_s` is an upper limit: at most one of
+        them is the bottleneck, and its time is nearly all of the sum.
         """
-        size = self._max_batch
-        if place >= size:
-            return (place // size + 1) * self._times.predict(size)
-        return self._times.predict(min(size, total + self._batcher.num_running))
+        batch, size = place // self._max_batch, self._max_batch
+        last_size = size if batch else min(size, total + self._batcher.num_ending)
+        return self._times.starts_at(batch, size, free_s) + self._times.predict(last_size)

@@ -1,6 +1,7 @@
-"""How long batches take, from which admission and batcher predict."""
+"""How long batches take while all streams are busy, from which admission and batcher predict."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 
 class BatchTimes:
@@ -16,9 +17,18 @@ class BatchTimes:
         self._fastest: dict[int, float] = {}
         self._sizes: list[int] = []
 
-    def learn(self, size: int, seconds: float) -> None:
-        """Count a batch of `size` images that took `seconds`."""
-        self._fastest[size] = min(seconds, self._fastest.get(size, seconds))
+    def learn(self, size: int, seconds: float, *, all_busy: bool = True) -> None:
+        """Count a batch of `size` images that took `seconds`.
+
+        Unless all streams were busy meanwhile, it was quicker than under load, for which promises
+        are made: it counts as no quicker than the fastest beside busy ones. It does count, or a
+        slow batch would be believed for as long as a stream is idle now and then.
+        """
+        fastest = self._fastest.get(size, seconds)
+        if all_busy:
+            self._fastest[size] = min(seconds, fastest)
+        else:
+            seconds = max(seconds, fastest)
         before = self._seconds.get(size, seconds)
         self._seconds[size] = before + self.WEIGHT * (seconds - before)
         self._sizes = sorted(self._seconds)
@@ -26,6 +36,14 @@ class BatchTimes:
     def fastest(self, size: int) -> float:
         """Seconds of the fastest batch of `size` images; 0 before any has run."""
         return self._fastest.get(size, 0.0)
+
+    def starts_at(self, place: int, size: int, free_at: Sequence[float]) -> float:
+        """When the batch in that place, from 0, starts, if all before are of `size` images.
+
+        `free_at` says when each stream is free, sorted. They take turns, as all take equally long.
+        """
+        rounds, stream = divmod(place, len(free_at))
+        return free_at[stream] + rounds * self.predict(size)
 
     def predict(self, size: int) -> float:
         """Seconds for `size` images: interpolated, proportional beyond the largest, 0 at first."""

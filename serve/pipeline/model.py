@@ -15,7 +15,7 @@ from irv2.bundle import Bundle
 from irv2.errors import UsageError
 from irv2.images.decode import ImageLimits
 from irv2.manifest import Artifact
-from irv2.runners.base import CPU_MAX_BATCH, Runner
+from irv2.runners.base import CPU_MAX_BATCH, Runner, default_streams
 from irv2.runners.choose import open_best
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics
@@ -55,6 +55,7 @@ def open_model(path: Path, options: ServeOptions) -> OpenedModel:
         options.backend,
         options.num_threads,
         options.num_gpus,
+        options.num_streams or default_streams(options.num_threads or num_cores()),
     )
     try:
         bundle.require_fit(artifact, runner)
@@ -90,6 +91,7 @@ class ServedModel:
         """`on_health` is called when `is_healthy` has changed."""
         bundle, self.artifact, self._runner = opened
         max_batch = _max_batch(self._runner, options.max_batch)
+        _check_streams(self._runner, options.num_streams)
         self.description = _description(opened, max_batch)
         self.image_shape = (self._runner.image_size, self._runner.image_size, 3)
         self._metrics = ModelMetrics(metrics, self.description.id, lambda: int(time.time() * 1e3))
@@ -113,13 +115,24 @@ class ServedModel:
         self._self_test = _self_test(bundle)
         self.self_test = "none"  # or "passed"
         self.is_healthy, self._on_health = True, on_health
-        self._num_failed = 0  # batches in a row
+        self._num_failed = 0  # batches, since every stream ran one well
+        self._num_well = 0  # batches in a row
         self._trial: asyncio.Task[None] | None = None
 
     @property
     def statistics(self) -> Statistics:
         """What the model has done since it took over."""
         return self._metrics.statistics
+
+    @property
+    def num_streams(self) -> int:
+        """Batches that run at once."""
+        return self._runner.num_streams
+
+    @property
+    def num_running(self) -> int:
+        """Batches that run now."""
+        return self._batcher.num_running
 
     async def start(self) -> None:
         """Pass the self-test and warm up, at every certified batch size. Raises EngineError."""
@@ -141,22 +154,25 @@ class ServedModel:
         await asyncio.to_thread(self._runner.close)
 
     async def _try_engine(self, size: int) -> None:
-        """Run the self-test as one batch, or a blank batch where the bundle has none.
+        """Run the self-test as one batch on each stream, or a blank one where there is none.
 
         Raises EngineError.
         """
         if self._self_test:
-            logits = await self._batcher.run_apart(self._self_test.batch(size))
-            self._self_test.check(logits, self._runner.backend)
+            for logits in await self._batcher.run_apart(self._self_test.batch(size)):
+                self._self_test.check(logits, self._runner.backend)
         else:
             await self._batcher.run_apart(np.zeros((size, *self.image_shape), np.uint8))
 
     def _note_batch(self, size: int, seconds: float) -> None:
-        self._num_failed = 0
+        self._num_well += 1
+        if self._num_well >= self.num_streams:  # else one that is broken may be among them
+            self._num_failed = 0
         if self.pipeline.is_serving:
             self._metrics.observe_batch(size, seconds)
 
     def _note_failure(self) -> None:
+        self._num_well = 0
         self._num_failed += 1
         if self._num_failed >= SUSPECT_AFTER and (self._trial is None or self._trial.done()):
             self._num_failed = 0
@@ -204,6 +220,13 @@ def _max_batch(runner: Runner, asked_for: int | None) -> int:
     if asked_for > most:
         raise UsageError("--max-batch", str(asked_for), f"at most {most}, what the gate certified")
     return asked_for
+
+
+def _check_streams(runner: Runner, asked_for: int | None) -> None:
+    if asked_for not in (None, runner.num_streams):
+        way_out = "streams are parts of a CPU, see --backend"
+        expected = f"{runner.num_streams} on {runner.backend}"
+        raise UsageError("--streams", str(asked_for), expected, way_out)
 
 
 def _description(opened: OpenedModel, max_batch: int) -> classifier_pb2.Model:

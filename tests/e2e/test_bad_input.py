@@ -130,6 +130,13 @@ def test_gpus_that_are_not_there_are_one_line(fails, tmp_path):
     assert "is for a CPU, asked for 2 GPUs" in fails(2, *serve, "2")
 
 
+def test_streams_that_can_not_be_are_one_line(fails, tmp_path):
+    serve = ("irv2-serve", write_tiny_bundle(tmp_path / "tiny.bundle"), "--streams")
+    assert "--streams: 0; expected 1 to 1024, or auto" in fails(2, *serve, "0")
+    assert "--streams: many; expected 1 to 1024, or auto" in fails(2, *serve, "many")
+    assert "--streams: 2; expected 1 with --gpus 2" in fails(2, *serve, "2", "--gpus", "2")
+
+
 def test_an_image_of_200_megapixels_is_refused_from_its_header(tmp_path, environment):
     huge = tmp_path / "huge.png"
     header = struct.pack(">IIBBBBB", 20_000, 10_000, 8, 2, 0, 0, 0)

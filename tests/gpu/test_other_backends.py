@@ -52,7 +52,7 @@ def test_onnxruntime_on_cuda_takes_batches_of_any_size_from_their_own_memory(
     onnxruntime, onnx_bundle
 ):
     with OnnxRunner(onnx_bundle / "model.onnx", "cuda") as runner:
-        options = runner._session.get_provider_options()["CUDAExecutionProvider"]
+        options = runner._sessions[0].get_provider_options()["CUDAExecutionProvider"]
         assert options["cudnn_conv_algo_search"] == "HEURISTIC"
         assert (options["use_tf32"], options["device_id"]) == ("0", "0")
         memory = runner.batch_memory(len(IMAGES))

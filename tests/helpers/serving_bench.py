@@ -36,7 +36,8 @@ class FakeRunner(Runner):
 
     backend, image_size, num_classes, max_batch = "fake", SIDE, 3, 8
 
-    def __init__(self) -> None:
+    def __init__(self, num_streams: int = 1) -> None:
+        self.num_streams = num_streams
         self.batches: list[list[int]] = []
         self.fails: Callable[[list[int]], bool] = lambda numbers: False
 
@@ -49,18 +50,23 @@ class FakeRunner(Runner):
 
 
 class FakeEngine(Executor):
-    """Takes `seconds(batch size)` of the virtual clock for each call, one at a time."""
+    """Takes `seconds(batch size)` of the virtual clock for each call, `num_streams` at a time."""
 
-    def __init__(self, seconds: Callable[[int], float]) -> None:
-        self.seconds, self.busy, self.starts = seconds, False, []
+    def __init__(self, seconds: Callable[[int], float], num_streams: int = 1) -> None:
+        self.seconds, self.num_idle = seconds, num_streams
+        self.starts: list[float] = []  # in the order of the runner's batches, as they end
+        self.was_overwritten = False  # whether a batch changed while it ran
 
     def submit(self, run, images):
-        assert not self.busy, "two batches at a time"
-        self.busy, future, loop = True, Future(), asyncio.get_running_loop()
-        self.starts.append(loop.time())
+        assert self.num_idle > 0, "more batches at a time than streams"
+        future, loop, given = Future(), asyncio.get_running_loop(), images.copy()
+        self.num_idle -= 1
+        started_at = loop.time()
 
         def done():
-            self.busy = False
+            self.num_idle += 1
+            self.starts.append(started_at)
+            self.was_overwritten |= bool((images != given).any())
             try:
                 future.set_result(run(images))
             except Exception as error:
@@ -79,15 +85,16 @@ class Bench:
         max_batch=4,
         max_queue=100,
         prepare_s: Callable[[int], float] = lambda num_images: 0.0,
+        num_streams=1,
         **options,
     ):
-        self.runner, self.engine = FakeRunner(), FakeEngine(seconds)
+        self.runner, self.engine = FakeRunner(num_streams), FakeEngine(seconds, num_streams)
         self.loop = asyncio.get_running_loop()
         batcher = Batcher(self.runner, max_batch=max_batch, engine=self.engine, **options)
         self.batcher, self.admission = batcher, Admission(batcher, max_queue, prepare_s)
 
     async def warm_up(self, sizes: Iterable[int]) -> None:
-        """Batches of these sizes, so that their times are known before any request."""
+        """Batches of these sizes on all streams, so that their times are known at once."""
         for size in sizes:
             await self.batcher.run_apart(np.zeros((size, SIDE, SIDE, 3), np.uint8))
 

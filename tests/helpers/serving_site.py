@@ -43,6 +43,7 @@ class PacedRunner(Runner):
         self.is_closed, self.close_s = False, 0.0
         self.backend, self.image_size = inner.backend, inner.image_size
         self.num_classes, self.max_batch = inner.num_classes, inner.max_batch
+        self.num_streams = inner.num_streams
 
     def run(self, images):
         self.sizes.append(len(images))
@@ -63,7 +64,10 @@ class Site:
 
     def __init__(self, bundle: Bundle, seconds: float, **options) -> None:
         self.bundle = bundle
-        artifact, inner = open_best(bundle.path, bundle.artifacts, num_threads=1)
+        num_streams = options.get("num_streams", 1)
+        artifact, inner = open_best(
+            bundle.path, bundle.artifacts, num_threads=1, num_streams=num_streams
+        )
         self.runner = PacedRunner(inner, seconds)
         self.server = Server(
             OpenedModel(bundle, artifact, self.runner), replace(OPTIONS, **options)

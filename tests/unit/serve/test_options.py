@@ -10,6 +10,13 @@ from irv2.serve.access.address import Address
 from irv2.serve.access.tls import TlsFiles
 
 
+def test_streams_are_parts_of_a_cpu():
+    with pytest.raises(UsageError, match="--streams: 2; expected 1 with --gpus 2"):
+        replace(OPTIONS, num_gpus=2, num_streams=2)
+    for num_gpus, num_streams in ((1, 2), (2, 1), (2, None)):
+        replace(OPTIONS, num_gpus=num_gpus, num_streams=num_streams)
+
+
 @pytest.mark.parametrize("port", ["listen", "http"])
 def test_other_machines_are_served_encrypted_or_only_when_asked_for(port, tmp_path):
     everywhere = {port: Address("0.0.0.0", 8500)}

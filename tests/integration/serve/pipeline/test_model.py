@@ -5,6 +5,7 @@ import io
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 
 import PIL.Image
 import pytest
@@ -28,8 +29,10 @@ def bundle(tmp_path_factory) -> Bundle:
     return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("served") / "tiny.bundle"))
 
 
-def opened(bundle: Bundle, seconds: float = 0.0) -> OpenedModel:
-    artifact, inner = open_best(bundle.path, bundle.artifacts, num_threads=1)
+def opened(bundle: Bundle, seconds: float = 0.0, num_streams: int = 1) -> OpenedModel:
+    artifact, inner = open_best(
+        bundle.path, bundle.artifacts, num_threads=1, num_streams=num_streams
+    )
     return OpenedModel(bundle, artifact, PacedRunner(inner, seconds))
 
 
@@ -112,6 +115,83 @@ def test_a_broken_one_of_two_engines_is_noticed(bundle, caplog):
 
     asyncio.run(scenario())
     assert "engine_broken error=CUDA: the device is lost" in caplog.text
+
+
+class OneBroken(PacedRunner):
+    """The streams take turns, as ONNX Runtime's do, and one of them is broken."""
+
+    def run(self, images):
+        with self.turn_lock:
+            is_broken = next(self.turns) % self.num_streams == 1
+        if is_broken and self.error:
+            raise self.error
+        return super().run(images)
+
+    turn_lock, turns = threading.Lock(), count()
+
+
+def on_three_streams(bundle: Bundle) -> OpenedModel:
+    bundle, artifact, runner = opened(bundle, num_streams=3)
+    return OpenedModel(bundle, artifact, OneBroken(runner.inner, 0.0))
+
+
+def test_every_stream_is_tried_at_the_start(bundle):
+    async def scenario():
+        given = on_three_streams(bundle)
+        model = await start(given, max_batch=2, num_streams=3)
+        assert given.runner.sizes[:6] == [1, 1, 1, 2, 2, 2]
+        await model.close()
+        given = on_three_streams(bundle)
+        given.runner.error, given.runner.fails_on = EngineError("stream", "is broken"), no_other
+        with pytest.raises(EngineError, match="is broken"):
+            await start(given, num_streams=3)
+        assert given.runner.is_closed
+
+    asyncio.run(scenario())
+
+
+def no_other(images) -> bool:
+    return False
+
+
+def test_two_streams_answer_two_requests_at_once(bundle):
+    async def scenario(site):
+        assert " streams=2" in site.server.ready_line
+        assert site.server.description["streams"] == 2
+        both = asyncio.gather(*(site.stub.Classify(request(number)) for number in range(2)))
+        await wait_until(lambda: "running_batches 2.0" in site.server.metrics_text().decode())
+        assert [response.results[0].scores != [] for response in await both] == [True, True]
+        assert site.runner.sizes == [1, 1]
+        assert "running_batches 0.0" in site.server.metrics_text().decode()
+
+    scenario_with(bundle, scenario, seconds=0.5, num_streams=2, max_batch=1)
+
+
+def test_a_broken_one_of_three_streams_is_noticed(bundle, caplog):
+    async def scenario():
+        given = on_three_streams(bundle)
+        model = await start(given, max_batch=1, num_streams=3)
+        given.runner.fails_on = no_other
+        given.runner.error = EngineError("stream", "is broken")
+        for _ in range(9):
+            await model.pipeline.classify(request(0), asyncio.get_running_loop().time() + 10)
+        await wait_until(lambda: not model.is_healthy)
+        given.runner.error = None
+        await wait_until(lambda: model.is_healthy)
+        await model.close()
+
+    asyncio.run(scenario())
+    assert "engine_broken error=stream: is broken" in caplog.text
+
+
+def test_more_streams_than_the_engine_has_are_refused(bundle):
+    async def scenario():
+        given = opened(bundle)  # as on a GPU
+        with pytest.raises(UsageError, match="--streams: 2; expected 1 on onnxruntime-cpu"):
+            await start(given, num_streams=2)
+        assert given.runner.is_closed
+
+    asyncio.run(scenario())
 
 
 def test_a_model_that_cannot_be_set_up_leaves_no_engine_behind(bundle, tmp_path):

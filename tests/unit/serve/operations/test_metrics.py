@@ -14,7 +14,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 @pytest.fixture
 def metrics():
     metrics = Metrics()
-    metrics.watch(lambda: 0, lambda: 0, lambda: True, lambda: 7)
+    metrics.watch(lambda: 0, lambda: 0, lambda: 2, lambda: True, lambda: 7)
     return metrics
 
 
@@ -37,6 +37,7 @@ def test_the_accepted_format_is_sent(metrics, accept, content_type, parse):
         if not sample.labels
     }
     assert values["irv2_ready"] == 1
+    assert values["irv2_running_batches"] == 2
     assert values["irv2_log_lines_lost_total"] == 7
 
 

@@ -5,6 +5,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving_bench import Bench, image, run
 
 from irv2.errors import Expired, NotServing, Overloaded
@@ -191,6 +193,103 @@ def test_places_not_taken_are_free_again():
     run(scenario())
 
 
+def test_streams_take_turns_in_what_is_predicted():
+    async def scenario():
+        bench = Bench(seconds=lambda size: 1.0, max_batch=2, num_streams=2)
+        await bench.warm_up((1, 2))
+        assert bench.admission.predicted_wait_s(4) == pytest.approx(1.0)
+        assert bench.admission.predicted_wait_s(5) == pytest.approx(2.0)
+        tasks = [bench.ask_later(0)]
+        await asyncio.sleep(0.4)
+        assert bench.admission.predicted_wait_s() == pytest.approx(1.0), "one stream is idle"
+        tasks.append(bench.ask_later(1))
+        await asyncio.sleep(0.1)  # the streams are free in 0.5 and in 0.9 s
+        expected = {1: 1.5, 2: 1.5, 3: 1.9, 4: 1.9, 5: 2.5, 7: 2.9}
+        waits = {number: bench.admission.predicted_wait_s(number) for number in expected}
+        assert waits == pytest.approx(expected)
+        await asyncio.gather(*tasks)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("num_images", "timeout_s", "is_refused"),
+    [(8, 0.1, False), (9, 0.9, True), (9, 1.1, False), (16, 1.9, True), (16, 2.1, False)],
+)
+def test_idle_streams_refuse_more_than_a_batch_each_only_where_they_could_never_be_in_time(
+    num_images, timeout_s, is_refused
+):
+    async def scenario():
+        bench = Bench(seconds=lambda size: 1.0, num_streams=2)
+        await bench.warm_up((1, 4))
+        deadline = bench.loop.time() + timeout_s
+        if is_refused:
+            with pytest.raises(Overloaded):
+                bench.admission.check(num_images, deadline)
+        else:
+            bench.admission.check(num_images, deadline)
+
+    run(scenario())
+
+
+def test_one_slow_batch_does_not_count_for_ever_where_a_stream_is_always_idle():
+    async def scenario():
+        bench = Bench(seconds=lambda size: 1.0, num_streams=2)
+        await bench.warm_up((1, 4))
+        bench.engine.seconds = lambda size: 100.0
+        await bench.ask(0, timeout_s=200.0)
+        bench.engine.seconds = lambda size: 0.5  # alone it is quicker than beside another
+        for number in range(20):
+            await bench.ask(number)
+        assert bench.batcher.times.predict(1) == pytest.approx(1.0, rel=0.5)
+        assert bench.batcher.times.predict(1) >= 1.0, "what is promised is promised under load"
+
+    run(scenario())
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    arrivals=st.lists(st.tuples(st.floats(0, 0.4), st.floats(0.01, 6.0)), max_size=60),
+    max_batch=st.integers(1, 5),
+    num_streams=st.sampled_from([1, 2, 4]),
+    batch_share=st.sampled_from([0.0, 1.0]),
+    cancelled=st.sets(st.integers(0, 59)),
+)
+def test_where_batches_take_what_was_measured_nobody_with_a_place_is_late(
+    arrivals, max_batch, num_streams, batch_share, cancelled
+):
+    """`batch_share` is how much of a lone image's second is the batch's, not the image's."""
+
+    async def scenario():
+        bench = Bench(
+            lambda size: batch_share + (1 - batch_share) * size, max_batch, num_streams=num_streams
+        )
+        await bench.warm_up(range(1, max_batch + 1))
+        late, tasks = [], []
+
+        async def ask(number, deadline):
+            try:
+                with bench.admission.admit(1, deadline) as places:
+                    await places.run(image(number))
+            except Overloaded:
+                return
+            except Expired:
+                late.append(number)
+            if bench.loop.time() > deadline:
+                late.append(number)
+
+        for number, (gap_s, timeout_s) in enumerate(arrivals):
+            await asyncio.sleep(gap_s)
+            timeout_s += MARGIN  # an idle server tries what can't be in time
+            tasks.append(asyncio.create_task(ask(number, bench.loop.time() + timeout_s)))
+            if number in cancelled:
+                bench.loop.call_later(timeout_s / 2, tasks[-1].cancel)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not late
+
+    run(scenario())
+
+
 def test_closing_answers_everything_admitted_and_refuses_the_rest():
     async def scenario():
         bench = Bench(max_batch=1, max_queue_delay_ms=50)
@@ -206,19 +305,21 @@ def test_closing_answers_everything_admitted_and_refuses_the_rest():
     run(scenario())
 
 
-@pytest.mark.parametrize("of_capacity", [3.0, 10.0])
+@pytest.mark.parametrize(("of_capacity", "num_streams"), [(3.0, 1), (10.0, 1), (3.0, 2), (3.0, 4)])
 @pytest.mark.parametrize("timeout_s", [(1.5,), (4.0,), (1.5, 4.0, 20.0)])
-def test_far_beyond_its_capacity_the_engine_does_useful_work_only(of_capacity, timeout_s):
+def test_far_beyond_its_capacity_the_engine_does_useful_work_only(
+    of_capacity, num_streams, timeout_s
+):
     """What is refused is refused so that what is admitted comes in time, in full batches."""
     rng = np.random.default_rng(0)
-    capacity = 8 / 0.86  # images/s in full batches
+    capacity = num_streams * 8 / 0.86  # images/s in full batches
     outcomes = Counter()
 
     def batch_s(size):  # as the full network's on two cores: a part for each batch, 5 % noise
         return (0.06 + 0.1 * size) * float(rng.lognormal(0.0, 0.05))
 
     async def scenario():
-        bench = Bench(batch_s, max_batch=8, max_queue=256)
+        bench = Bench(batch_s, max_batch=8, max_queue=256, num_streams=num_streams)
         await bench.warm_up((1, 2, 4, 8))
 
         async def ask():
