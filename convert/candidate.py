@@ -12,6 +12,7 @@ from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate.limits import CONFIDENCE
 from irv2.convert.gate.tolerance import Tolerance, tolerance_for
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
+from irv2.convert.onnx.choose_method import choose_method
 from irv2.convert.onnx.half import Half, require_fp16_range, write_half
 from irv2.convert.onnx.int8 import write_int8
 from irv2.convert.onnx.sensitivity import sensitive_blocks
@@ -58,6 +59,10 @@ class ExportOptions:
         if self.calibration.folder is not None and "int8" not in self.wanted:
             raise UsageError(
                 "--calibration", "int8 is not made", way_out="name int8 in --precision too"
+            )
+        if self.calibration.method != "auto" and "int8" not in self.wanted:
+            raise UsageError(
+                "--calibration-method", "int8 is not made", way_out="name int8 in --precision too"
             )
         if self.trt:
             self.engine.profiles_up_to(self.max_batch)
@@ -194,10 +199,14 @@ def _int8(
     training_images: ImageFolder,
     tolerance_points: float,
 ) -> list[Artifact]:
-    """Calibrate, find the blocks that 8 bits would spoil, and write both files."""
+    """Calibrate, choose ranges, find the blocks that 8 bits would spoil, and write both files."""
     path, bad_images = folder / fp32.file, options.bad_images
     seed = options.calibration.seed
     calibration = calibrate(path, training_images, preprocess, seed, bad_images)
     model = onnx.load(path)
+    if options.calibration.method == "auto":
+        calibration = choose_method(model, calibration, preprocess, bad_images)
+    else:
+        calibration = calibration.using(options.calibration.method)
     in_float32 = sensitive_blocks(model, calibration, preprocess, tolerance_points, bad_images)
     return write_int8(model, fp32, folder, calibration, in_float32)

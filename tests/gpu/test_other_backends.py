@@ -98,7 +98,7 @@ def test_evidence_from_a_cpu_is_not_enough_for_cuda_until_verify_took_its_own(
     with pytest.raises(BundleError, match=r"model\.onnx \(cuda\): was judged on onnxruntime-cpu"):
         open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts, backend="onnxruntime-cuda")
     verify(onnx_bundle, data)
-    with open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts)[1] as runner:
+    with open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts).runner as runner:
         assert runner.backend == "onnxruntime-cuda"
 
 
@@ -118,7 +118,5 @@ def test_an_rtx_engine_built_ahead_of_time_passes_verify_here(tensorrt_rtx, onnx
     plan = report.manifest.artifacts[1]
     assert plan.parity.ran_on == "tensorrt_rtx"
     assert {12, 13, 14} <= set(plan.invariance.batch_sizes)
-    with open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts, backend="tensorrt_rtx")[
-        1
-    ] as runner:
+    with open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts, backend="tensorrt_rtx").runner as runner:
         assert_close(runner.run(IMAGES), onnx_bundle / "model.onnx")

@@ -71,7 +71,7 @@ def test_the_inspectors_summary_is_in_the_report(bundle):
 
 
 def test_the_fastest_engine_is_chosen(bundle):
-    artifact, runner = open_best(bundle, Bundle.open(bundle).artifacts)
+    artifact, _, runner, _ = open_best(bundle, Bundle.open(bundle).artifacts)
     with runner:
         assert (artifact.file, runner.backend) == ("model.int8.plan", "tensorrt")
 

@@ -65,7 +65,7 @@ class Site:
     def __init__(self, bundle: Bundle, seconds: float, **options) -> None:
         self.bundle = bundle
         num_streams = options.get("num_streams", 1)
-        artifact, inner = open_best(
+        artifact, _, inner, _ = open_best(
             bundle.path, bundle.artifacts, num_threads=1, num_streams=num_streams
         )
         self.runner = PacedRunner(inner, seconds)

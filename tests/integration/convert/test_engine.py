@@ -223,7 +223,7 @@ def test_the_inspectors_summary_reaches_the_report_also_of_a_plan_with_code_of_i
 @needs_no_gpu
 def test_an_unverified_engine_is_not_chosen(with_plan):
     bundle = Bundle.open(with_plan[0])
-    with open_best(bundle.path, bundle.artifacts)[1] as runner:
+    with open_best(bundle.path, bundle.artifacts).runner as runner:
         assert runner.backend == "onnxruntime-cpu"
     with pytest.raises(BundleError, match=r"model\.fp32\.plan \(cuda\): not verified"):
         open_best(bundle.path, bundle.artifacts, backend="tensorrt_rtx")

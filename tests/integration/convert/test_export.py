@@ -78,7 +78,7 @@ def test_nothing_is_left_beside_the_bundle(exported):
 
 
 def test_published_bundle_is_served_from_here(exported):
-    artifact, runner = open_best(exported.bundle, Bundle.open(exported.bundle).artifacts)
+    artifact, _, runner, _ = open_best(exported.bundle, Bundle.open(exported.bundle).artifacts)
     with runner:
         assert artifact.file == "model.onnx"
         assert runner.run(random_images(3)).shape == (3, len(CLASSES))

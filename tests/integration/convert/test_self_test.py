@@ -28,7 +28,7 @@ def test_an_export_keeps_images_that_its_own_engine_answers(exported: Exported):
     kept = SelfTest.load(bundle.path / SELF_TEST)
     side = bundle.preprocess.crop
     assert kept.images.shape == (NUM_IMAGES, side, side, 3)
-    with open_best(bundle.path, bundle.artifacts)[1] as runner:
+    with open_best(bundle.path, bundle.artifacts).runner as runner:
         for size in (1, 3, 8):
             kept.check(runner.run(kept.batch(size)), runner.backend)
         wrong = SelfTest(kept.images, (kept.top1 + 1) % runner.num_classes, kept.margins)

@@ -117,7 +117,7 @@ def test_evidence_from_another_backend_is_not_enough_until_verify_took_its_own(b
     assert "model.onnx (cpu): was judged on onnxruntime-cuda; expected" in str(caught.value)
     assert str(caught.value).endswith(f"run `irv2 verify {bundle}` on this machine")
     verify(bundle, exported.data)
-    with open_best(bundle, Bundle.open(bundle).artifacts)[1] as runner:
+    with open_best(bundle, Bundle.open(bundle).artifacts).runner as runner:
         assert runner.backend == "onnxruntime-cpu"
 
 

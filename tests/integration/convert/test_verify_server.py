@@ -64,7 +64,7 @@ def bundle(tmp_path_factory, data) -> Bundle:
 def judged_bundle(path: Path, data: Path, mask: float = 0.0) -> Bundle:
     """A bundle with the evidence of a gate."""
     bundle = Bundle.open(write_tiny_bundle(path, mask=mask))
-    with open_best(bundle.path, bundle.artifacts, num_threads=1)[1] as runner:
+    with open_best(bundle.path, bundle.artifacts, num_threads=1).runner as runner:
         [ledger] = classify_folder(
             [runner], open_split(data, "val", bundle.classes), bundle.preprocess
         )

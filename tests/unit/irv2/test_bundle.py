@@ -124,7 +124,7 @@ def test_classify_takes_paths_bytes_and_arrays_and_answers_alike(bundle, tmp_pat
 def test_classify_gives_the_runners_answer_for_every_image_across_batches(bundle):
     opened = Bundle.open(bundle)
     images = photos(11)  # batches of 4, 4 and 3
-    artifact, runner = open_best(opened.path, opened.artifacts)
+    artifact, _, runner, _ = open_best(opened.path, opened.artifacts)
     assert (artifact.file, runner.max_batch) == ("model.onnx", 4)
     with runner:
         for image, result in zip(images, opened.classify(images), strict=True):

@@ -30,7 +30,7 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 def opened(bundle: Bundle, seconds: float = 0.0, num_streams: int = 1) -> OpenedModel:
-    artifact, inner = open_best(
+    artifact, _, inner, _ = open_best(
         bundle.path, bundle.artifacts, num_threads=1, num_streams=num_streams
     )
     return OpenedModel(bundle, artifact, PacedRunner(inner, seconds))

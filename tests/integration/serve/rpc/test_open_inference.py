@@ -35,7 +35,7 @@ def bundle(tmp_path_factory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def logits(bundle) -> np.ndarray:
-    with open_best(bundle.path, bundle.artifacts)[1] as runner:
+    with open_best(bundle.path, bundle.artifacts).runner as runner:
         return runner.run(IMAGES)
 
 
@@ -388,7 +388,7 @@ def test_a_client_of_grpc_js_works_unchanged(bundle):
         )
         assert done.returncode == 0, done.stderr
         found = np.reshape(json.loads(done.stdout), (2, 10))
-        with open_best(bundle.path, bundle.artifacts)[1] as runner:
+        with open_best(bundle.path, bundle.artifacts).runner as runner:
             expected = runner.run(np.full((2, SIDE, SIDE, 3), 100, np.uint8))
         np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -179,7 +179,7 @@ def test_probes_are_of_as_many_classes_as_can_be(tmp_path):
 def test_a_real_model_gives_the_same_answers_in_every_batch(tmp_path: Path):
     bundle = Bundle.open(write_tiny_bundle(tmp_path / "b"))
     images = np.random.default_rng(0).integers(0, 256, (8, 75, 75, 3), dtype=np.uint8)
-    with open_best(bundle.path, bundle.artifacts)[1] as runner:
+    with open_best(bundle.path, bundle.artifacts).runner as runner:
         found = check(runner, images, 16)
     assert found.changed == 0
     # Float32 sums of 27 products in another order.
