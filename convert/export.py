@@ -139,7 +139,12 @@ def _judge(
     )
     report = report_on(out, manifest, judged, opened.reasons, reference, images)
     evidence = {REFERENCE: reference.to_bytes(), **ledger_files(report.manifest, judged)}
-    self_test = choose_self_test(predictions, images, checkpoint.preprocess)
+    served = [
+        predicted
+        for run, predicted in zip(opened.runners, predictions[1:], strict=True)
+        if run in judged and judged[run].parity.verdict == "passed"
+    ]
+    self_test = choose_self_test([predictions[0], *served], images, checkpoint.preprocess)
     if self_test and not report.failed:
         evidence[SELF_TEST] = self_test.to_bytes()
     return report, evidence

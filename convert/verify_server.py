@@ -80,7 +80,7 @@ def verify_server(
     artifact, evidence = served_artifact(bundle, model)
     split = open_split(resolve_data(data), "val", bundle.classes, bad_images)
     images, reference, _ = Reference.load(path / REFERENCE).find_images(split)
-    ledger = _load_ledger(path, artifact.ledger(evidence), reference)
+    ledger = _load_ledger(bundle, artifact.ledger(evidence), reference)
     title = f"ask {client.name}"
     alone = list(progress(_ask_alone(client, images), title, len(images), "images"))
     together = list(progress(_ask_together(client, images), title, len(images), "images"))
@@ -140,12 +140,12 @@ def served_artifact(bundle: Bundle, model: classifier_pb2.Model) -> tuple[Artifa
     return found[0]
 
 
-def _load_ledger(path: Path, name: str, reference: Reference) -> Ledger:
+def _load_ledger(bundle: Bundle, name: str, reference: Reference) -> Ledger:
     """What the gate saw of an artefact, in the order of `reference`."""
-    file = path / name
+    file = bundle.path / name
     if not file.is_file():
         way_out = "run `irv2 verify` where the artefact can be run"
-        raise BundleError(path, f"no {name} in it", "the artefact's answers", way_out)
+        raise BundleError(bundle.path, f"no {name} in it", "the artefact's answers", way_out)
     ledger = Ledger.load(file)
     row_of = {key: row for row, key in enumerate(ledger.keys)}
     if missing := sum(key not in row_of for key in reference.keys):

@@ -7,7 +7,7 @@ and the verdicts of the parity gate. It holds its own hash too.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Format = Literal["onnx", "tensorrt", "tensorrt_rtx"]
 Verdict = Literal["passed", "failed", "too_few_images"]
 PerClass = Literal["fail", "report"]  # what a class that is significantly worse leads to
+_Name: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[a-z0-9_-]*$")]  # safe in a file's name
 ONNX_FILE = "model.onnx"  # in float32; all others are made from it
 
 
@@ -116,12 +117,12 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     GPU), `images_per_s` what it classified with them in batches of a server's size.
     """
 
-    backend: str
-    instruction_set: str  # empty in what bundles of before 2026-11-30 say: any
-    threads: int
+    backend: _Name
+    instruction_set: _Name  # empty in what bundles of before 2026-11-30 say: any
+    threads: Annotated[int, msgspec.Meta(ge=0)]
     parity: Parity
     invariance: Invariance | None
-    images_per_s: float | None
+    images_per_s: Annotated[float, msgspec.Meta(gt=0)] | None
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -147,10 +148,21 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     invariance: Invariance | None = None
     evidence: list[Evidence] = []
 
+    def __post_init__(self) -> None:
+        kinds = [row.kind for row in self.evidence]
+        if twice := {" ".join(kind) for kind in kinds if kinds.count(kind) > 1}:
+            raise ValueError(f"evidence: {min(twice)} twice, expected one row of a kind")
+
     @property
     def known(self) -> list[Evidence]:
-        """The evidence, in older bundles too, whose one row says nothing of the processor."""
-        if self.evidence or self.parity is None:
+        """The evidence that counts, in older bundles one row that says nothing of the processor.
+
+        So too if `parity` has not passed and is not the first row's: what wrote it knew no rows.
+        """
+        if self.parity is None:
+            return []
+        has_passed = self.parity.verdict == "passed"
+        if self.evidence and (has_passed or self.evidence[0].parity == self.parity):
             return self.evidence
         return [
             Evidence(

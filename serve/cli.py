@@ -102,7 +102,9 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     help="Threads of the engine on a CPU; 0: one per core, or as many as a quota allows.",
 )
 @click.option(
-    "--choose", type=click.Choice(["recorded", "measure"]), default="recorded",
+    "--choose",
+    type=click.Choice(["recorded", "measure"]),
+    default="recorded",
     help="Serve what was fastest on such a processor when the bundle was judged, or measure all "
     "that may be served at the start, some seconds each.",
 )

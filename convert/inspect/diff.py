@@ -123,12 +123,13 @@ def load_model_ledger(name: str, data: Path | None = None) -> ModelLedger:
         folder, artifact = name.rsplit(":", 1)
         path = Path(folder)
     bundle = Bundle.open(path)
-    ledgers = {name.removesuffix(LEDGER_SUFFIX): name for name in bundle.manifest.files
-               if name.endswith(LEDGER_SUFFIX)}  # fmt: skip
-    known = {**ledgers, "reference": REFERENCE}
-    known |= {each.file: each.ledger(each.known[0]) for each in bundle.artifacts if each.known}
-    file = known.get(artifact, "")
-    if file not in bundle.manifest.files:
+    files = [each for each in bundle.manifest.files if each.endswith(LEDGER_SUFFIX)]
+    known = {each.removesuffix(LEDGER_SUFFIX): each for each in files}
+    first = {each.file: each.ledger(each.known[0]) for each in bundle.artifacts if each.known}
+    known |= {name: file for name, file in first.items() if file in files}
+    known["reference"] = REFERENCE
+    file = known.get(artifact)
+    if file is None:
         raise BundleError(
             path,
             f"no answers of {artifact} in it",

@@ -55,11 +55,12 @@ def open_best(
 ) -> Choice:
     """Open the fastest artefact in a bundle's `folder` that has passed the gate and runs here.
 
-    `precision` and `backend` (one of BACKENDS, or cpu or cuda) narrow the choice. Evidence counts only for the
-    backend and kind of processor that it was taken on. The fastest is the one with the most images
-    per second on record, or by a measurement now if `measure`. Several GPUs split each batch, and a
-    CPU never stands in for them. The runner has as many of `num_streams` as its backend can, which
-    is one on a GPU. Raises BundleError that gives the reason against each artefact.
+    `precision` and `backend` (one of BACKENDS, or cpu or cuda) narrow the choice. Evidence counts
+    only for the backend and kind of processor that it was taken on. The fastest is the one with the
+    most images per second on record, or by a measurement now if `measure`. Several GPUs split each
+    batch, and a CPU never stands in for them. The runner has as many of `num_streams` as its
+    backend can, which is one on a GPU. Raises BundleError that gives the reason against each
+    artefact.
     """
     reasons: list[str] = []
     candidates = []
@@ -83,7 +84,7 @@ def open_best(
                 how = "by order" if rate is None else f"recorded {rate:g} images/s"
                 yield Choice(artifact, evidence, runner, how)
 
-    best = _measured_best(opened()) if measure else next(opened(), None)
+    best = _measured_best(opened(), reasons) if measure else next(opened(), None)
     if best is None:
         raise BundleError(
             folder,
@@ -164,10 +165,10 @@ def _evidence_or_reason(
         here = instruction_set(runs_on)
     except EngineError as error:
         return str(error)
-    evidence = next((row for row in rows if row.instruction_set in (here, "")), None)
+    by_kind = {row.instruction_set: row for row in rows}
+    evidence = by_kind.get(here) or by_kind.get("")  # of an older bundle, for any processor
     if evidence is None:
-        kinds = ", ".join(row.instruction_set for row in rows)
-        return f"was judged with {kinds}, this processor has {here}"
+        return f"was judged with {', '.join(by_kind)}, this processor has {here}"
     if evidence.parity.verdict != "passed":
         return f"parity {evidence.parity.verdict}"
     if artifact.precision == "bf16" and runs_on == "onnxruntime-cpu":
@@ -193,13 +194,18 @@ def _likely_rank(candidate: _Candidate) -> tuple[int, bool, int]:
     return BACKENDS.index(evidence.backend), artifact.file == INT8_TRT, rank
 
 
-def _measured_best(opened: Iterator[Choice]) -> Choice | None:
-    """Time one after the other; two at most are open at a time."""
+def _measured_best(opened: Iterator[Choice], reasons: list[str]) -> Choice | None:
+    """Time one after the other; two at most are open at a time. `reasons` gets what fails."""
     best, best_rate = None, 0.0
     for choice in opened:
-        [rate] = speed.images_per_s([choice.runner])
+        try:
+            [rate] = speed.images_per_s([choice.runner])
+        except EngineError as error:
+            reasons.append(f"{choice.artifact.file} ({choice.evidence.backend}): {error}")
+            rate = 0.0
+        slower: Choice | None = choice
         if rate > best_rate:
-            best, choice, best_rate = choice, best, rate  # noqa: PLW2901 (the other one is closed)
-        if choice is not None:
-            choice.runner.close()
+            best, slower, best_rate = choice, best, rate
+        if slower is not None:
+            slower.runner.close()
     return best and best._replace(how=f"measured {best_rate:g} images/s")

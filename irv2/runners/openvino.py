@@ -66,7 +66,7 @@ class OpenVinoRunner(Runner):
                 compiled[size] = core.compile_model(model, "CPU", properties)
         except Exception as error:  # OpenVINO's exceptions have no common base class
             raise_if_stopped()
-            raise EngineError(model_path, f"OpenVINO can't load it ({error})") from error
+            raise EngineError(model_path, f"OpenVINO can't load it ({_reason(error)})") from error
         found = compiled[SIZES[0]].get_property("INFERENCE_PRECISION_HINT").to_string()
         if found != hint:
             raise EngineError(model_path, f"OpenVINO computes it in {found} here", hint)
@@ -93,7 +93,7 @@ class OpenVinoRunner(Runner):
             parts = [requests[len(part)].infer({0: part})[0].copy() for part in _parts(images)]
         except Exception as error:
             raise_if_stopped()
-            raise EngineError("OpenVINO", str(error)) from error
+            raise EngineError("OpenVINO", _reason(error)) from error
         finally:
             self._free.put(requests)
         return np.concatenate(parts)
@@ -104,6 +104,12 @@ def _parts(images: UInt8Array) -> Iterator[UInt8Array]:
         while len(images) >= size:
             yield images[:size]
             images = images[size:]
+
+
+def _reason(error: Exception) -> str:
+    """OpenVINO's message on one line, without the places in its sources."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith("Exception from"))
 
 
 def is_installed() -> bool:

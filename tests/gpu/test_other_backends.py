@@ -67,7 +67,7 @@ def test_onnxruntime_shares_a_batch_between_two_gpus(onnxruntime, onnx_bundle):
         pytest.skip(f"{found} GPU; expected 2 or more")
     opened = Bundle.open(onnx_bundle)
     [artifact] = opened.manifest.artifacts
-    with open_runner(opened.path / artifact.file, artifact, "cuda", num_gpus=2) as both:
+    with open_runner(opened.path / artifact.file, artifact, "onnxruntime-cuda", num_gpus=2) as both:
         assert both.max_batch == 32
         assert_close(both.run(IMAGES), onnx_bundle / "model.onnx")
 
@@ -91,11 +91,12 @@ def test_evidence_from_a_cpu_is_not_enough_for_cuda_until_verify_took_its_own(
 ):
     bundle = Bundle.open(onnx_bundle)
     [artifact] = bundle.manifest.artifacts
-    assert artifact.parity.ran_on == "onnxruntime-cuda"  # the export took the faster device
-    parity = msgspec.structs.replace(artifact.parity, ran_on="onnxruntime-cpu")
-    artifact = msgspec.structs.replace(artifact, parity=parity)
+    [row] = artifact.evidence
+    assert row.backend == "onnxruntime-cuda"  # the export took the faster device
+    of_a_cpu = msgspec.structs.replace(row, backend="onnxruntime-cpu", instruction_set="avx2")
+    artifact = msgspec.structs.replace(artifact, evidence=[of_a_cpu])
     bundle.with_manifest(msgspec.structs.replace(bundle.manifest, artifacts=[artifact]))
-    with pytest.raises(BundleError, match=r"model\.onnx \(cuda\): was judged on onnxruntime-cpu"):
+    with pytest.raises(BundleError, match=r"\(onnxruntime-cuda\): was judged on onnxruntime-cpu"):
         open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts, backend="onnxruntime-cuda")
     verify(onnx_bundle, data)
     with open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts).runner as runner:
@@ -118,5 +119,7 @@ def test_an_rtx_engine_built_ahead_of_time_passes_verify_here(tensorrt_rtx, onnx
     plan = report.manifest.artifacts[1]
     assert plan.parity.ran_on == "tensorrt_rtx"
     assert {12, 13, 14} <= set(plan.invariance.batch_sizes)
-    with open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts, backend="tensorrt_rtx").runner as runner:
+    with open_best(
+        onnx_bundle, Bundle.open(onnx_bundle).artifacts, backend="tensorrt_rtx"
+    ).runner as runner:
         assert_close(runner.run(IMAGES), onnx_bundle / "model.onnx")

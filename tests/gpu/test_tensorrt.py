@@ -36,7 +36,7 @@ def artifact_of(bundle: Path, file: str) -> Artifact:
 
 def open_plan(bundle: Path, precision: str) -> TensorRTRunner:
     artifact = artifact_of(bundle, f"model.{precision}.plan")
-    runner = open_runner(bundle / artifact.file, artifact, "cuda")
+    runner = open_runner(bundle / artifact.file, artifact, artifact.format)
     assert isinstance(runner, TensorRTRunner)
     return runner
 
@@ -201,7 +201,7 @@ def test_two_gpus_share_a_batch_and_give_what_each_gives_alone(bundle):
     images = np.concatenate([IMAGES, IMAGES[::-1]])
     with (
         open_plan(bundle, "fp16") as one,
-        open_runner(opened.path / artifact.file, artifact, "cuda", num_gpus=2) as both,
+        open_runner(opened.path / artifact.file, artifact, artifact.format, num_gpus=2) as both,
     ):
         assert both.max_batch == 2 * one.max_batch
         memory = both.batch_memory(len(images))

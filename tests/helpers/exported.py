@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from irv2.convert.gate.report import Report
+from irv2.system.machine import instruction_set
 
+LEDGERS = {
+    f"model.onnx.{backend}.{instruction_set(backend)}.ledger.npz"
+    for backend in ("onnxruntime-cpu", "openvino-cpu")
+}
 # What an export of float32 alone leaves.
 BUNDLE_FILES = {
     "bundle.json",
     "model.onnx",
-    "model.onnx.ledger.npz",
+    *LEDGERS,
     "parity.md",
     "reference.npz",
     "selftest.npz",

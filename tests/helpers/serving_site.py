@@ -65,13 +65,10 @@ class Site:
     def __init__(self, bundle: Bundle, seconds: float, **options) -> None:
         self.bundle = bundle
         num_streams = options.get("num_streams", 1)
-        artifact, _, inner, _ = open_best(
-            bundle.path, bundle.artifacts, num_threads=1, num_streams=num_streams
-        )
-        self.runner = PacedRunner(inner, seconds)
-        self.server = Server(
-            OpenedModel(bundle, artifact, self.runner), replace(OPTIONS, **options)
-        )
+        choice = open_best(bundle.path, bundle.artifacts, num_threads=1, num_streams=num_streams)
+        self.runner = PacedRunner(choice.runner, seconds)
+        paced = OpenedModel(bundle, choice._replace(runner=self.runner))
+        self.server = Server(paced, replace(OPTIONS, **options))
 
     def connect(self) -> None:
         address = self.server.ready_line.split()[1]

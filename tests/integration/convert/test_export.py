@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported import BUNDLE_FILES, Exported, tree
+from exported import BUNDLE_FILES, LEDGERS, Exported, tree
 from project import ROOT
 from tiny_checkpoint import CLASSES, NUM_PER_CLASS, make_checkpoint
 
@@ -34,7 +34,7 @@ from irv2.runners.onnx import OnnxRunner
 from irv2.system.files import file_sha256
 from irv2.system.machine import describe_machine
 
-REFERENCE_AND_LEDGER = ("reference.npz", "model.onnx.ledger.npz")
+REFERENCE_AND_LEDGER = ("reference.npz", *sorted(LEDGERS))
 NUM_IMAGES = len(CLASSES) * NUM_PER_CLASS
 
 
@@ -220,7 +220,7 @@ def test_a_wrong_export_is_rejected_and_the_bundle_there_stays(
     text = (tmp_path / "best.bundle.rejected" / "parity.md").read_text()
     assert "model.onnx: fp32 failed: " in text
     rejected = tmp_path / "best.bundle.rejected"
-    assert set(tree(rejected)) == {"parity.md", "reference.npz", "model.onnx.ledger.npz"}
+    assert set(tree(rejected)) == {"parity.md", "reference.npz", *LEDGERS}
     named = [load_model_ledger(str(rejected / file)) for file in REFERENCE_AND_LEDGER]
     lost = sum(row.change == "lost" for row in diff(*named).rows)
     assert lost == artifact.parity.top1.lost

@@ -110,15 +110,20 @@ def test_other_images_are_refused_and_nothing_is_written(bundle, exported, tmp_p
 
 
 def test_evidence_from_another_backend_is_not_enough_until_verify_took_its_own(bundle, exported):
-    parity = Bundle.open(bundle).manifest.artifacts[0].parity
-    forge(bundle, parity=msgspec.structs.replace(parity, ran_on="onnxruntime-cuda"))
+    row = Bundle.open(bundle).manifest.artifacts[0].evidence[0]
+    of_a_gpu = msgspec.structs.replace(row, backend="onnxruntime-cuda", instruction_set="sm_90")
+    forge(bundle, evidence=[of_a_gpu])
     with pytest.raises(BundleError) as caught:
         open_best(bundle, Bundle.open(bundle).artifacts)
-    assert "model.onnx (cpu): was judged on onnxruntime-cuda; expected" in str(caught.value)
+    for backend in ("openvino-cpu", "onnxruntime-cpu"):
+        assert f"model.onnx ({backend}): was judged on onnxruntime-cuda" in str(caught.value)
     assert str(caught.value).endswith(f"run `irv2 verify {bundle}` on this machine")
     verify(bundle, exported.data)
-    with open_best(bundle, Bundle.open(bundle).artifacts).runner as runner:
-        assert runner.backend == "onnxruntime-cpu"
+    [artifact] = Bundle.open(bundle).artifacts
+    backends = [row.backend for row in artifact.evidence]
+    assert (backends[0], len(backends)) == ("onnxruntime-cuda", 3), "another's evidence is kept"
+    with open_best(bundle, [artifact]).runner as runner:
+        assert runner.backend.endswith("-cpu")
 
 
 @pytest.fixture

@@ -233,6 +233,6 @@ def test_of_two_int8_files_the_server_runs_the_one_whose_evidence_it_shows(
     model = Model(
         precision="int8", backend=backend, parity_json=msgspec.json.encode(shown).decode()
     )
-    assert served_artifact(Bundle(bundle.path, manifest), model).file == expected
+    assert served_artifact(Bundle(bundle.path, manifest), model)[0].file == expected
     with pytest.raises(BundleError, match="no fp16 artefact for"):
         served_artifact(Bundle(bundle.path, manifest), Model(precision="fp16", parity_json="null"))

@@ -30,10 +30,8 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 def opened(bundle: Bundle, seconds: float = 0.0, num_streams: int = 1) -> OpenedModel:
-    artifact, _, inner, _ = open_best(
-        bundle.path, bundle.artifacts, num_threads=1, num_streams=num_streams
-    )
-    return OpenedModel(bundle, artifact, PacedRunner(inner, seconds))
+    choice = open_best(bundle.path, bundle.artifacts, num_threads=1, num_streams=num_streams)
+    return OpenedModel(bundle, choice._replace(runner=PacedRunner(choice.runner, seconds)))
 
 
 async def ignore_health() -> None:
@@ -59,7 +57,7 @@ def test_every_certified_size_is_tried_and_goes_the_whole_way(
     async def scenario():
         given = opened(Bundle.open(write_tiny_bundle(tmp_path / "b", batch_sizes=batch_sizes)))
         model = await start(given, max_batch=max_batch)
-        sizes = given.runner.sizes
+        sizes = given.choice.runner.sizes
         assert sizes[: len(expected)] == expected, "the known images, a batch of each size"
         assert sum(sizes) == 2 * sum(expected), "and as many photographs through the decoder"
         assert model.self_test == "passed"
@@ -72,13 +70,14 @@ def test_every_certified_size_is_tried_and_goes_the_whole_way(
 
 def on_two_engines(bundle: Bundle) -> tuple[OpenedModel, list[PacedRunner]]:
     """A model opened on two engines, and these, the first one first."""
-    [artifact] = bundle.manifest.artifacts
+    bundle, choice = opened(bundle)
+    artifact = choice.artifact
     engines = [
         PacedRunner(OnnxRunner(bundle.path / artifact.file, "cpu", 1, artifact.max_batch), 0.0)
         for _ in range(2)
     ]
     runner = ParallelRunner([lambda engine=engine: engine for engine in engines])
-    return OpenedModel(bundle, artifact, runner), engines
+    return OpenedModel(bundle, choice._replace(runner=runner)), engines
 
 
 def test_two_engines_make_batches_twice_as_large_and_each_is_tried_at_every_certified_size(
@@ -131,21 +130,22 @@ class OneBroken(PacedRunner):
 
 
 def on_three_streams(bundle: Bundle) -> OpenedModel:
-    bundle, artifact, runner = opened(bundle, num_streams=3)
-    return OpenedModel(bundle, artifact, OneBroken(runner.inner, 0.0))
+    bundle, choice = opened(bundle, num_streams=3)
+    return OpenedModel(bundle, choice._replace(runner=OneBroken(choice.runner.inner, 0.0)))
 
 
 def test_every_stream_is_tried_at_the_start(bundle):
     async def scenario():
         given = on_three_streams(bundle)
         model = await start(given, max_batch=2, num_streams=3)
-        assert given.runner.sizes[:6] == [1, 1, 1, 2, 2, 2]
+        assert given.choice.runner.sizes[:6] == [1, 1, 1, 2, 2, 2]
         await model.close()
         given = on_three_streams(bundle)
-        given.runner.error, given.runner.fails_on = EngineError("stream", "is broken"), no_other
+        given.choice.runner.error = EngineError("stream", "is broken")
+        given.choice.runner.fails_on = no_other
         with pytest.raises(EngineError, match="is broken"):
             await start(given, num_streams=3)
-        assert given.runner.is_closed
+        assert given.choice.runner.is_closed
 
     asyncio.run(scenario())
 
@@ -171,12 +171,12 @@ def test_a_broken_one_of_three_streams_is_noticed(bundle, caplog):
     async def scenario():
         given = on_three_streams(bundle)
         model = await start(given, max_batch=1, num_streams=3)
-        given.runner.fails_on = no_other
-        given.runner.error = EngineError("stream", "is broken")
+        given.choice.runner.fails_on = no_other
+        given.choice.runner.error = EngineError("stream", "is broken")
         for _ in range(9):
             await model.pipeline.classify(request(0), asyncio.get_running_loop().time() + 10)
         await wait_until(lambda: not model.is_healthy)
-        given.runner.error = None
+        given.choice.runner.error = None
         await wait_until(lambda: model.is_healthy)
         await model.close()
 
@@ -189,7 +189,7 @@ def test_more_streams_than_the_engine_has_are_refused(bundle):
         given = opened(bundle)  # as on a GPU
         with pytest.raises(UsageError, match="--streams: 2; expected 1 on onnxruntime-cpu"):
             await start(given, num_streams=2)
-        assert given.runner.is_closed
+        assert given.choice.runner.is_closed
 
     asyncio.run(scenario())
 
@@ -199,13 +199,13 @@ def test_a_model_that_cannot_be_set_up_leaves_no_engine_behind(bundle, tmp_path)
         given = opened(bundle)
         with pytest.raises(UsageError):
             await start(given, max_batch=17)
-        assert given.runner.is_closed
+        assert given.choice.runner.is_closed
 
         wrong = Bundle.open(write_tiny_bundle(tmp_path / "wrong", passes_self_test=False))
         given = opened(wrong)
         with pytest.raises(EngineError, match="self-test"):
             await start(given)
-        assert given.runner.is_closed
+        assert given.choice.runner.is_closed
 
     asyncio.run(scenario())
 
@@ -218,7 +218,7 @@ def test_a_model_closes_without_stopping_the_event_loop(bundle):
     async def scenario():
         given = opened(bundle)
         model = await start(given, max_image_pixels=25_000_000, max_image_bytes=1_000_000)
-        given.runner.close_s = 0.8
+        given.choice.runner.close_s = 0.8
         given_up = asyncio.create_task(
             model.pipeline.classify(slow_to_decode, asyncio.get_running_loop().time() + 10)
         )
@@ -226,7 +226,7 @@ def test_a_model_closes_without_stopping_the_event_loop(bundle):
         given_up.cancel()
         async with loop_watched() as longest_s:
             await model.close()
-            assert given.runner.is_closed
+            assert given.choice.runner.is_closed
             assert longest_s() < 0.4
 
     asyncio.run(scenario())
@@ -242,7 +242,7 @@ def test_a_model_is_closed_without_stopping_the_loop_while_it_still_warms_up(bun
             with suppress(asyncio.CancelledError):
                 await starting
             assert longest_s() < 0.2
-        assert given.runner.is_closed
+        assert given.choice.runner.is_closed
 
     asyncio.run(scenario())
 

@@ -140,9 +140,9 @@ def test_all_are_closed_even_if_one_raises(bundle):
 def test_several_gpus_are_one_runner_and_no_cpu_stands_in_for_them(bundle):
     [artifact] = bundle.manifest.artifacts
     with open_runner(
-        bundle.path / artifact.file, artifact, "cpu", num_threads=1, num_gpus=2
+        bundle.path / artifact.file, artifact, "onnxruntime-cpu", num_threads=1, num_gpus=2
     ) as runner:
         assert isinstance(runner, ParallelRunner)
         assert runner.max_batch == 2 * artifact.max_batch
-    with pytest.raises(BundleError, match=r"model\.onnx \(cpu\): is for a CPU, asked for 2 GPUs"):
+    with pytest.raises(BundleError, match=r"\(onnxruntime-cpu\): is for a CPU, asked for 2 GPUs"):
         open_best(bundle.path, bundle.artifacts, num_gpus=2)
