@@ -20,7 +20,7 @@ from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import BundleError
 from irv2.ledger import Ledger
-from irv2.manifest import Artifact, Evidence, Parity, Precision
+from irv2.manifest import LEDGER_SUFFIX, Artifact, Evidence, Parity, Precision
 from irv2.results import Result
 from irv2.runners.choose import INT8_CPU, INT8_TRT
 from irv2.system.progress import progress
@@ -145,7 +145,8 @@ def _load_ledger(bundle: Bundle, name: str, reference: Reference) -> Ledger:
     file = bundle.path / name
     if not file.is_file():
         way_out = "run `irv2 verify` where the artefact can be run"
-        raise BundleError(bundle.path, f"no {name} in it", "the artefact's answers", way_out)
+        got = f"no answers of {name.removesuffix(LEDGER_SUFFIX)} in it"
+        raise BundleError(bundle.path, got, way_out=way_out)
     ledger = Ledger.load(file)
     row_of = {key: row for row, key in enumerate(ledger.keys)}
     if missing := sum(key not in row_of for key in reference.keys):

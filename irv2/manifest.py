@@ -130,10 +130,10 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         return self.backend, self.instruction_set
 
 
-class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+class Artifact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One model file. `parity` and `invariance` are None until a machine could run it.
 
-    They are the first row of `evidence`: the exporting machine's best.
+    They are the first row of `evidence`: the exporting machine's best. Defaults are not written.
     """
 
     file: str

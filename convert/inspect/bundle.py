@@ -9,7 +9,7 @@ import msgspec
 from tabulate import tabulate
 
 from irv2.bundle import Bundle
-from irv2.manifest import MANIFEST, Artifact, Imported, Source, read_manifest
+from irv2.manifest import MANIFEST, Artifact, Evidence, Imported, Source, read_manifest
 from irv2.system.text import one_line
 
 _ARTIFACT_HEADERS = (
@@ -22,6 +22,7 @@ _ARTIFACT_HEADERS = (
     "tolerances,\npoints",
     "batches",
     "ran on",
+    "images/s",
     "made by",
 )
 
@@ -73,7 +74,7 @@ class Inspection:
             *[("calibration", line) for line in _calibration(manifest.artifacts)],
             ("hashes", "all hold" if not self.problems else f"{len(self.problems)} wrong"),
         ]
-        artifacts = [_artifact_row(artifact) for artifact in manifest.artifacts]
+        artifacts = [row for artifact in manifest.artifacts for row in _artifact_rows(artifact)]
         files = [self._file_row(path, problem) for path, problem in self.checked.items()]
         return "\n\n".join(
             [
@@ -113,27 +114,37 @@ def _imported(weights: Imported) -> str:
     return f"{line}; from {place}, licence {one_line(weights.license or 'not stated')}"
 
 
-def _artifact_row(artifact: Artifact) -> tuple[str, ...]:
-    parity, found = artifact.parity, artifact.invariance
+def _artifact_rows(artifact: Artifact) -> Iterator[tuple[str, ...]]:
+    """One per backend and kind of processor that it was judged on."""
+    made_by = _made_by(artifact)
+    if not artifact.known:
+        batches = f"to {artifact.max_batch}, not tried"
+        unknown = ("not verified", "", "", "", "", batches, "", "")
+        yield (artifact.file, artifact.precision, *unknown, made_by)
+    for row in artifact.known:
+        yield (artifact.file, artifact.precision, *_evidence_cells(artifact, row), made_by)
+
+
+def _evidence_cells(artifact: Artifact, row: Evidence) -> tuple[str, ...]:
+    parity, found = row.parity, row.invariance
     if found is None:
         batches = f"to {artifact.max_batch}, not tried"
     elif found.changed:
         batches = f"answers change from {found.first_changed_batch} on"
     else:
         batches = f"1 to {artifact.max_batch}"
-    evidence = ("not verified", "", "", "", "")
-    if parity is not None:
-        basis = " (identical)" if parity.basis == "identical" else ""
-        chance = ",\ncheckpoint at chance" if parity.at_chance else ""
-        evidence = (
-            parity.verdict.replace("_", " ") + basis + chance,
-            str(parity.n),
-            f"{parity.top1.lost}, {parity.top1.gained}",
-            f"{parity.top5.lost}, {parity.top5.gained}",
-            f"{parity.top1.tolerance_points:g}, {parity.top5.tolerance_points:g}",
-        )
-    ran_on = "" if parity is None else parity.ran_on
-    return (artifact.file, artifact.precision, *evidence, batches, ran_on, _made_by(artifact))
+    basis = " (identical)" if parity.basis == "identical" else ""
+    chance = ",\ncheckpoint at chance" if parity.at_chance else ""
+    return (
+        parity.verdict.replace("_", " ") + basis + chance,
+        str(parity.n),
+        f"{parity.top1.lost}, {parity.top1.gained}",
+        f"{parity.top5.lost}, {parity.top5.gained}",
+        f"{parity.top1.tolerance_points:g}, {parity.top5.tolerance_points:g}",
+        batches,
+        " ".join(row.kind).strip(),
+        "" if row.images_per_s is None else f"{row.images_per_s:g}",
+    )
 
 
 def _made_by(artifact: Artifact) -> str:

@@ -34,7 +34,7 @@ from irv2.images.preprocess import preprocess
 from irv2.runners.choose import open_best
 from irv2.runners.onnx import OnnxRunner
 from irv2.runners.tensorrt import create, header_problems, shared_logger
-from irv2.system.machine import describe_machine
+from irv2.system.machine import cpu_has_bfloat16, describe_machine, instruction_set
 
 ALL = ("fp32", "fp16", "bf16", "int8")
 ONNX_FILES = [
@@ -76,13 +76,19 @@ def test_inspect_shows_evidence_batches_calibration_and_every_file(bundle):
     facts, artifacts, files = text.split("\n\n")
     method = bundle.manifest.artifacts[3].built_with["calibration_method"]
     assert f"calibration  48 images, {method}, seed 0; blocks in float32: none" in facts
-    rows = {line.split()[0]: " ".join(line.split()) for line in artifacts.splitlines()[3:]}
-    assert list(rows) == ONNX_FILES
-    change = bundle.manifest.artifacts[3].parity.top1
-    counts = f"int8 passed 48 {change.lost}, {change.gained} 0, 0 7, 7 1 to 16 onnxruntime-cpu"
-    assert counts in rows["model.int8-cpu.onnx"]
-    assert "passed (identical) 48 0, 0 0, 0 7, 7 1 to 16 onnxruntime-cpu" in rows["model.onnx"]
-    assert "not verified to 16, not tried" in rows["model.bf16.onnx"]
+    rows = [" ".join(line.split()) for line in artifacts.splitlines()[3:]]
+    assert list(dict.fromkeys(row.split()[0] for row in rows)) == ONNX_FILES
+    for evidence in bundle.manifest.artifacts[3].evidence:
+        change, kind = evidence.parity.top1, " ".join(evidence.kind)
+        counts = f"int8 passed 48 {change.lost}, {change.gained} 0, 0 7, 7 1 to 16 {kind}"
+        row = f"model.int8-cpu.onnx {counts} {evidence.images_per_s:g} onnx"
+        assert row in rows
+    isa = instruction_set("onnxruntime-cpu")
+    for backend in ("onnxruntime-cpu", "openvino-cpu"):
+        found = f"model.onnx fp32 passed (identical) 48 0, 0 0, 0 7, 7 1 to 16 {backend} {isa} "
+        assert any(row.startswith(found) for row in rows)
+    if not cpu_has_bfloat16():
+        assert "model.bf16.onnx bf16 not verified to 16, not tried onnx" in rows
     names = {line.split()[0] for line in files.splitlines()[2:]}
     assert names == {path.name for path in bundle.path.iterdir()}
     assert all(line.endswith(" ok") for line in files.splitlines()[2:])
@@ -437,14 +443,18 @@ def test_blocks_that_only_tensorrts_placement_would_spoil_stay_float32(bundle, d
     assert "int8-trt: " in caplog.text
 
 
-def test_a_cpu_serves_int8_made_for_it_and_the_others_only_if_asked(bundle):
-    with open_best(bundle.path, bundle.artifacts).runner as runner:
-        assert runner.backend == "onnxruntime-cpu"
-    assert open_best(bundle.path, bundle.artifacts)[0].file == "model.int8-cpu.onnx"
-    assert open_best(bundle.path, bundle.artifacts, precision="fp32")[0].file == "model.onnx"
-    assert open_best(bundle.path, bundle.artifacts, precision="fp16")[0].file == "model.fp16.onnx"
-    with pytest.raises(BundleError, match=r"model\.bf16\.onnx \(cpu\): "):
-        open_best(bundle.path, bundle.artifacts, precision="bf16")
+def test_a_cpu_serves_the_fastest_on_record_or_the_precision_that_is_asked_for(bundle):
+    recorded = [row.images_per_s for each in bundle.artifacts for row in each.evidence]
+    best = open_best(bundle.path, bundle.artifacts)
+    best.runner.close()
+    assert best.evidence.images_per_s == max(recorded)
+    for precision in ("fp32", "fp16"):
+        asked = open_best(bundle.path, bundle.artifacts, precision=precision)
+        asked.runner.close()
+        assert asked.artifact.precision == precision
+    if not cpu_has_bfloat16():
+        with pytest.raises(BundleError, match=r"model\.bf16\.onnx \(openvino-cpu\): not verified"):
+            open_best(bundle.path, bundle.artifacts, precision="bf16")
 
 
 needs_rtx = pytest.mark.skipif(

@@ -224,7 +224,11 @@ def test_of_two_int8_files_the_server_runs_the_one_whose_evidence_it_shows(
             file=name,
             precision="int8",
             format="tensorrt" if name.endswith("plan") else "onnx",
-            parity=msgspec.structs.replace(fp32.parity, n=2000 + i),
+            parity=msgspec.structs.replace(
+                fp32.parity,
+                n=2000 + i,
+                ran_on="tensorrt" if name.endswith("plan") else backend.replace("tensorrt", "cuda"),
+            ),
         )
         for i, name in enumerate(names)
     ]
