@@ -24,9 +24,12 @@ from irv2.convert.verify import verify
 from irv2.data.dataset import open_split
 from irv2.errors import BundleError, ParityError
 from irv2.evaluate import classify_folder
-from irv2.manifest import MANIFEST, REPORT, Artifact, bundle_id, read_manifest
+from irv2.manifest import LEDGER_SUFFIX, MANIFEST, REPORT, Artifact, bundle_id, read_manifest
+from irv2.runners.choose import open_best
 from irv2.runners.onnx import OnnxRunner
+from irv2.runners.openvino import OpenVinoRunner
 from irv2.system.files import file_sha256
+from irv2.system.machine import instruction_set
 
 
 @pytest.fixture
@@ -221,3 +224,111 @@ def test_a_bundle_with_fewer_names_than_its_model_has_outputs_is_refused(bundle,
     Bundle(bundle, manifest).with_manifest(manifest.with_artifacts(manifest.artifacts))
     with pytest.raises(BundleError, match=r"gives 10 classes; expected 75 and 9, as bundle\.json"):
         verify(bundle, data)
+
+
+def kinds(bundle: Path) -> list[tuple[str, str, str]]:
+    """(backend, instruction set, verdict) of each row of evidence in a bundle that is whole."""
+    [artifact, *_] = Bundle.open(bundle).artifacts
+    assert artifact.parity == artifact.evidence[0].parity
+    ledgers = {artifact.ledger(row) for row in artifact.evidence}
+    assert {path.name for path in bundle.glob(f"*{LEDGER_SUFFIX}")} == ledgers
+    return [(*row.kind, row.parity.verdict) for row in artifact.evidence]
+
+
+def on(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Run on a processor of this kind."""
+    for module in ("convert.gate.judge", "runners.choose"):
+        monkeypatch.setattr(f"irv2.{module}.instruction_set", lambda backend: name)
+
+
+def on_both(instruction_set: str) -> set[tuple[str, str, str]]:
+    """A passed verdict on each backend of a CPU."""
+    return {(backend, instruction_set, "passed") for backend in ("onnxruntime-cpu", "openvino-cpu")}
+
+
+def test_another_kind_of_processor_adds_its_evidence_and_each_replaces_its_own(
+    bundle, data, monkeypatch
+):
+    on(monkeypatch, "amx")
+    verify(bundle, data)
+    exporters, first = kinds(bundle), Bundle.open(bundle).artifacts[0].parity
+    assert set(exporters) == on_both("amx")
+    on(monkeypatch, "avx2")
+    with pytest.raises(BundleError, match="judged with amx, this processor has avx2"):
+        open_best(bundle, Bundle.open(bundle).artifacts)
+    verify(bundle, data)
+    assert kinds(bundle)[:2] == exporters, "first, as they were"
+    assert set(kinds(bundle)[2:]) == on_both("avx2")
+    assert Bundle.open(bundle).artifacts[0].parity == first
+    table = (bundle / REPORT).read_text()
+    assert all(f"| {backend} {name} " in table for backend, name, _ in kinds(bundle))
+    open_best(bundle, Bundle.open(bundle).artifacts).runner.close()
+    on(monkeypatch, "amx")
+    verify(bundle, data)
+    assert set(kinds(bundle)[:2]) == on_both("amx")
+    assert set(kinds(bundle)[2:]) == on_both("avx2")
+
+
+def mixed_up(run):
+    """A `run` of an engine that gives each class the logit of its neighbour."""
+    return lambda runner, images: np.roll(run(runner, images), 1, axis=1)
+
+
+def test_a_kind_that_fails_leaves_the_others_served(bundle, data, monkeypatch):
+    on(monkeypatch, "amx")
+    verify(bundle, data)
+    on(monkeypatch, "avx2")
+    for engine in (OnnxRunner, OpenVinoRunner):
+        monkeypatch.setattr(engine, "run", mixed_up(engine.run))
+    assert verify(bundle, data).failed == ["model.onnx"]
+    verdicts = [verdict for _, _, verdict in kinds(bundle)]
+    assert verdicts == ["passed", "passed", "failed", "failed"]
+    with pytest.raises(BundleError, match="parity failed"):
+        open_best(bundle, Bundle.open(bundle).artifacts)
+    on(monkeypatch, "amx")
+    open_best(bundle, Bundle.open(bundle).artifacts).runner.close()
+
+
+@pytest.mark.parametrize(
+    ("broken", "backend"), [(OnnxRunner, "onnxruntime-cpu"), (OpenVinoRunner, "openvino-cpu")]
+)
+def test_a_backend_that_fails_beside_one_that_passes_is_said_and_not_served(
+    bundle, data, monkeypatch, broken, backend
+):
+    monkeypatch.setattr(broken, "run", mixed_up(broken.run))
+    report = verify(bundle, data)
+    assert report.failed == []
+    assert report.lines["model.onnx"].startswith("fp32 passed")
+    [said] = [line for line in report.remarks if "not served" in line]
+    assert said.startswith(f"model.onnx is not served on {backend}: fp32 failed")
+    assert said in (bundle / REPORT).read_text()
+    assert [verdict for _, _, verdict in kinds(bundle)] == ["passed", "failed"], "the best first"
+    with open_best(bundle, Bundle.open(bundle).artifacts).runner as runner:
+        assert runner.backend != backend
+
+
+def test_the_one_verdict_of_an_older_bundle_gives_way_to_those_by_kind(bundle, data):
+    [older] = Bundle.open(bundle).artifacts[0].known
+    assert older.kind == ("onnxruntime-cpu", "")
+    ledger = bundle / f"model.onnx{LEDGER_SUFFIX}"
+    ledger.write_bytes(b"its answers")
+    list_file(bundle, ledger.name)
+    verify(bundle, data)
+    assert set(kinds(bundle)) == on_both(instruction_set("onnxruntime-cpu"))
+    assert ledger.name not in read_manifest(bundle / MANIFEST).files
+
+
+def list_file(bundle: Path, name: str) -> None:
+    """Enter a file into bundle.json."""
+    manifest = read_manifest(bundle / MANIFEST)
+    files = manifest.files | {name: file_sha256(bundle / name)}
+    Bundle(bundle, manifest).with_manifest(msgspec.structs.replace(manifest, files=files))
+
+
+def test_files_outside_the_bundle_are_neither_judged_nor_removed(bundle, data):
+    outside = bundle.parent / f"a{LEDGER_SUFFIX}"
+    outside.write_bytes(b"another's")
+    list_file(bundle, f"../{outside.name}")
+    with pytest.raises(BundleError, match="lies outside the bundle"):
+        verify(bundle, data)
+    assert outside.read_bytes() == b"another's"
