@@ -102,14 +102,16 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     help="Threads of the engine on a CPU; 0: one per core, or as many as a quota allows.",
 )
 @click.option(
-    "--choose", type=click.Choice(["recorded", "measure"]), default="recorded",
+    "--choose",
+    type=click.Choice(["recorded", "measure"]),
+    default="recorded",
     help="Serve what was fastest on such a processor when the bundle was judged, or measure all "
     "that may be served at the start, some seconds each.",
 )
 @click.option(
     "--streams", "num_streams", default="auto", metavar="N|auto", callback=_read_streams,
     help="Batches that a CPU runs at once, each on its part of the threads; auto: one for every "
-    f"{THREADS_PER_STREAM} threads.",
+    f"{THREADS_PER_STREAM} threads, with OpenVINO for each.",
 )  # fmt: skip
 @click.option(
     "--gpus", "num_gpus", default="1", metavar="N|all", callback=_read_gpus,

@@ -28,7 +28,15 @@ from irv2.convert.gate.limits import (
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.tolerance import Tolerance
 from irv2.ledger import Ledger
-from irv2.manifest import Disagreement, ErrorChange, Evidence, Invariance, Parity, Precision, Verdict
+from irv2.manifest import (
+    Disagreement,
+    ErrorChange,
+    Evidence,
+    Invariance,
+    Parity,
+    Precision,
+    Verdict,
+)
 from irv2.results import top_k_indices
 from irv2.types import FloatArray, IntArray
 

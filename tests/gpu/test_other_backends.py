@@ -118,5 +118,7 @@ def test_an_rtx_engine_built_ahead_of_time_passes_verify_here(tensorrt_rtx, onnx
     plan = report.manifest.artifacts[1]
     assert plan.parity.ran_on == "tensorrt_rtx"
     assert {12, 13, 14} <= set(plan.invariance.batch_sizes)
-    with open_best(onnx_bundle, Bundle.open(onnx_bundle).artifacts, backend="tensorrt_rtx").runner as runner:
+    with open_best(
+        onnx_bundle, Bundle.open(onnx_bundle).artifacts, backend="tensorrt_rtx"
+    ).runner as runner:
         assert_close(runner.run(IMAGES), onnx_bundle / "model.onnx")
