@@ -13,11 +13,11 @@ from irv2.types import FloatArray, UInt8Array
 # The largest batch that a server makes on a CPU, unless told otherwise: beyond this a CPU gains
 # nothing from larger batches, and requests only wait longer.
 CPU_MAX_BATCH = 8
-# Threads of each stream on a CPU, unless told otherwise: by backend, else this many. Calculated, not
-# measured beyond 2 cores: there a second thread makes a lone image 1.85 times as fast with ONNX
-# Runtime (DECISIONS.md, 2026-11-26), so 8 % of the work is not shared out (Amdahl's law). 4 threads
-# then do 81 % of what they could do apart, 8 do 64 % and 32 only 29 %. With OpenVINO on AMX a
-# second thread gains so little that each is worth more apart.
+# Threads of each stream on a CPU, unless told otherwise. With ONNX Runtime a second one makes a lone
+# image 1.85 times as fast (DECISIONS.md, 2026-11-26), so that 8 % of the work is not shared out
+# (Amdahl's law): 4 threads do 81 % of what they could do apart, 8 do 64 % and 32 only 29 %. This is
+# calculated, not measured, beyond 2 cores. With OpenVINO a second one gains a sixth for a lone
+# image, and two streams of one answer 1.5 times as many as one of two (DECISIONS.md, 2026-11-30).
 THREADS_PER_STREAM = 4
 _THREADS_PER_STREAM = {"openvino-cpu": 1}
 

@@ -55,11 +55,12 @@ def open_best(
 ) -> Choice:
     """Open the fastest artefact in a bundle's `folder` that has passed the gate and runs here.
 
-    `precision` and `backend` (one of BACKENDS, or cpu or cuda) narrow the choice. Evidence counts only for the
-    backend and kind of processor that it was taken on. The fastest is the one with the most images
-    per second on record, or by a measurement now if `measure`. Several GPUs split each batch, and a
-    CPU never stands in for them. The runner has as many of `num_streams` as its backend can, which
-    is one on a GPU; None takes what suits the backend. Raises BundleError that gives the reason against each artefact.
+    `precision` and `backend` (one of BACKENDS, or cpu or cuda) narrow the choice. Evidence counts
+    only for the backend and kind of processor that it was taken on. The fastest is the one with the
+    most images per second on record, or by a measurement now if `measure`. Several GPUs split each
+    batch, and a CPU never stands in for them. The runner has as many of `num_streams` as its
+    backend can, which is one on a GPU; None takes what suits the backend. Raises BundleError that
+    gives the reason against each artefact.
     """
     reasons: list[str] = []
     candidates = []
