@@ -12,14 +12,14 @@ one for 50.
 """
 
 import argparse
+import json
 import sys
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-import transfer
 from tabulate import tabulate
-from transfer import Trial, begin, mean_and_half, options, run
+from transfer import Trial, begin, fork, mean_and_half, options, run, subset
 
 PAIRS = (
     ("inception_resnet_v2_slim", "fashion", "digits"),
@@ -27,6 +27,7 @@ PAIRS = (
     ("inception_resnet_v2", "fashion", "digits"),
     ("inception_resnet_v2_slim", "digits", "fashion"),
 )
+VAL = 500  # images
 DEFAULTS = "defaults"
 # The first phase's alone; all else changes the second, which begins where the first has ended.
 HEAD = {"feature crops 1": "--feature-crops 1", "head epochs 0": None}
@@ -36,7 +37,6 @@ VARIANTS = {
     "backbone's factor 1": "--backbone-lr-factor 1",
     "batch norm of the group": "--batch-norm group",
     "learning rate x0.3": "--learning-rate 0.006",
-    "average of weights, decay 0.9": "--ema-decay 0.9",
     "epochs 30": "--epochs 30",
     "head epochs 0": "",
     "label smoothing 0": "--label-smoothing 0",
@@ -58,7 +58,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", default=VARIANTS, help="Parts of their names.")
     args = parser.parse_args()
-    transfer.VAL = 300  # images
     data = {"fashion": args.fashion.absolute(), "digits": args.digits.absolute()}
     trials = [
         Trial(*PAIRS[pair], num, seed)
@@ -90,17 +89,23 @@ def main() -> None:
 def error(trial: Trial, variant: str, data: dict[str, Path], out: Path) -> float:
     """Top-1 error in percent after both phases."""
     begun, place = begin(trial, data, out), out / trial.name
-    common = options(trial, data, out)
+    common = options(trial, data, out, VAL)
     head = HEAD.get(variant, "")
     if head is not None:
         first = f"{place}-head{'-1' if head else ''}"
         run(f"finetune {begun} {common} --train head {head} --out {first}")
         begun = Path(first, "best.pt")
-    found = run(
-        f"finetune {begun} {common} --head-epochs 0 {VARIANTS[variant]} "
-        f"--out {place}-{variant.replace(' ', '-')}",
-        "ema_" if "ema" in VARIANTS[variant] else "",
+    tuned = Path(f"{place}-{variant.replace(' ', '-')}")
+    # Almost no validation while training, which would take most of the time.
+    run(
+        f"finetune {begun} {options(trial, data, out, num_val=10)} --head-epochs 0 "
+        f"{VARIANTS[variant]} --out {tuned}"
     )
+    weights = tuned / ("best-ema.pt" if "ema" in VARIANTS[variant] else "last.pt")
+    few = subset(trial, data[trial.target], out / "data", VAL)
+    output = f"{tuned}/eval.json"
+    fork(f"eval {weights} --data {few} --workers 1 --device cpu --json", output)
+    found: float = json.loads(Path(output).read_text())["top1_error"]
     print(trial.name, variant, round(found, 2), flush=True, file=sys.stderr)
     return found
 

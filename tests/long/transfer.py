@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from itertools import product
@@ -113,38 +112,41 @@ def begin(trial: Trial, data: dict[str, Path], out: Path) -> Path:
     return begun / "best.pt"
 
 
-def options(trial: Trial, data: dict[str, Path], out: Path) -> str:
+def options(trial: Trial, data: dict[str, Path], out: Path, num_val: int = VAL) -> str:
     """What every training on the few images has in common."""
-    few = subset(trial, data[trial.target], out / "data")
+    few = subset(trial, data[trial.target], out / "data", num_val)
     return f"--data {few} --seed {trial.seed} --batch-size 32 {SHIFT[trial.target]} --device cpu"
 
 
-def run(command: str, kind: str = "") -> float:
-    """Run one training, or find it done; its last epoch's top-1 error, which nobody chose.
+def run(command: str) -> float:
+    """Run one training, or find it done; its last epoch's top-1 error, which nobody chose."""
+    fork(f"{command} --workers 0 --chance-steps 0")
+    out = Path(command.rpartition(" ")[2])
+    last: dict[str, float] = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    return last["val_top1_error"]
 
-    `kind` is "ema_" for the error of the average of the weights.
+
+def fork(command: str, output: str = os.devnull) -> None:
+    """Run a command of irv2 in a process of its own, with its results in the file `output`.
+
+    It is forked, as importing PyTorch takes as long as a short training.
     """
-    program = [*command.split(), "--workers", "0", "--chance-steps", "0"]
-    # Forked, as importing PyTorch takes as long as a short training.
-    process = get_context("fork").Process(target=_run, args=(program,))
+    process = get_context("fork").Process(target=_run, args=(command, output))
     process.start()
     process.join()
     if process.exitcode:
-        sys.exit(f"irv2 {shlex.join(program)}: exit status {process.exitcode}")
-    out = Path(command.rpartition(" ")[2])
-    last: dict[str, float] = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    return last[f"{kind}val_top1_error"]
+        sys.exit(f"irv2 {command}: exit status {process.exitcode}")
 
 
-def _run(program: list[str]) -> None:
-    with Path(os.devnull).open("w") as nothing:
-        os.dup2(nothing.fileno(), sys.stdout.fileno())
-        irv2(program, prog_name="irv2")
+def _run(command: str, output: str) -> None:
+    with Path(output).open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        irv2(command.split(), prog_name="irv2")
 
 
-def subset(trial: Trial, data: Path, place: Path) -> Path:
+def subset(trial: Trial, data: Path, place: Path, num_val: int = VAL) -> Path:
     """A folder of links to `num` training images per class, and to some of validation."""
-    folder = place / f"{trial.target}-{trial.num}-{trial.seed}"
+    folder = place / f"{trial.target}-{trial.num}-{trial.seed}-{num_val}"
     if folder.is_dir():
         return folder
     rng = np.random.default_rng(trial.seed)
@@ -154,7 +156,7 @@ def subset(trial: Trial, data: Path, place: Path) -> Path:
         if split == "train":
             files = [files[i] for i in rng.choice(len(files), trial.num, replace=False)]
         else:
-            files = files[: VAL // 10]
+            files = files[: num_val // 10]
         (folder / split / label).mkdir(parents=True)
         for file in files:
             (folder / split / label / file.name).symlink_to(file)
