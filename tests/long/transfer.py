@@ -24,8 +24,8 @@ import numpy as np
 from scipy.stats import t as student
 from tabulate import tabulate
 
-import irv2.train.cli  # loaded once, for all processes
-from irv2.cli.main import main as irv2
+import irv2.train.cli  # noqa: F401 (loaded once, for all processes)
+from irv2.cli.main import main as program
 
 NETWORKS = ("inception_resnet_v2", "inception_resnet_v2_slim")
 NUMS, SEEDS = (5, 10, 50), (0, 1, 2)
@@ -141,7 +141,7 @@ def fork(command: str, output: str = os.devnull) -> None:
 def _run(command: str, output: str) -> None:
     with Path(output).open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
-        irv2(command.split(), prog_name="irv2")
+        program(command.split(), prog_name="irv2")
 
 
 def subset(trial: Trial, data: Path, place: Path, num_val: int = VAL) -> Path:
