@@ -7,7 +7,7 @@
 A small network of each kind is trained on one data set and fine-tuned on 5, 10 and 50 images per
 class of the other, with three seeds, which choose the images too. Training from scratch has the
 same images and three times the steps. Prints a table in Markdown. What is done is not done again,
-so that a stopped trial goes on. About 90 minutes on two cores; `--only` takes a part.
+so that a stopped trial goes on. Takes hours; `--only` takes a part.
 """
 
 import argparse
@@ -36,7 +36,7 @@ TRAIN = (
 SHIFT = {"digits": "--augmentation shift --max-shift 0.125 --no-flip",
          "fashion": "--augmentation shift --max-shift 0.07"}  # fmt: skip
 BEGIN_EPOCHS = {"digits": 16, "fashion": 4}
-VAL = 2000  # images of validation, evenly over the classes
+VAL = 1000  # images of validation, evenly over the classes
 EPOCHS, HEAD_EPOCHS = 30, 30
 TIMES = 3  # as many steps from scratch
 METHODS = ("fine-tuned", "last layer alone", "from scratch")
@@ -102,9 +102,9 @@ def errors(trial: Trial, data: dict[str, Path], out: Path, more: str) -> dict[st
 
 
 def begin(trial: Trial, data: dict[str, Path], out: Path) -> Path:
-    """Train the network on `source`, unless there is one; return its checkpoint."""
+    """Train the network on `source` and return its checkpoint; one put there alone is taken."""
     begun = out / f"begun-{trial.arch}-{trial.source}"
-    if not (begun / "best.pt").is_file():
+    if (begun / "config.json").is_file() or not (begun / "best.pt").is_file():
         run(
             f"{TRAIN} --arch {trial.arch} --data {data[trial.source]} {SHIFT[trial.source]} "
             f"--epochs {BEGIN_EPOCHS[trial.source]} --device cpu --out {begun}"
