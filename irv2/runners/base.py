@@ -13,7 +13,7 @@ from irv2.types import FloatArray, UInt8Array
 # The largest batch that a server makes on a CPU, unless told otherwise: beyond this a CPU gains
 # nothing from larger batches, and requests only wait longer.
 CPU_MAX_BATCH = 8
-# Threads of each stream on a CPU, unless told otherwise. With ONNX Runtime a second one makes a lone
+# Threads of a stream on a CPU, unless told otherwise. With ONNX Runtime a second one makes a lone
 # image 1.85 times as fast (DECISIONS.md, 2026-11-26), so that 8 % of the work is not shared out
 # (Amdahl's law): 4 threads do 81 % of what they could do apart, 8 do 64 % and 32 only 29 %. This is
 # calculated, not measured, beyond 2 cores. With OpenVINO a second one gains a sixth for a lone

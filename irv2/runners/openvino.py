@@ -23,9 +23,9 @@ SIZES = (4, 1)
 # What layers compute in that the file leaves in floating point. Always said: by default OpenVINO
 # takes bfloat16 on AMX, whatever the file says. float16 files are not for it: it has no such
 # kernels for most processors.
-_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
-PRECISIONS = tuple(_HINTS)
+PRECISIONS = tuple(HINTS)
 
 _Requests: TypeAlias = dict[int, Any]  # by size
 
@@ -49,7 +49,7 @@ class OpenVinoRunner(Runner):
         that precision.
         """
         ov = import_openvino()
-        hint = _HINTS[precision]
+        hint = HINTS[precision]
         self.num_threads = num_threads or num_cores()
         properties = {
             "INFERENCE_PRECISION_HINT": hint,

@@ -26,13 +26,18 @@ def _rate(runner: Runner) -> float:
     size = runner.max_batch
     if runner.backend.endswith("-cpu"):
         size = min(size, CPU_MAX_BATCH)
+    return rate_of(runner, size, ROUND_S)
+
+
+def rate_of(runner: Runner, size: int, seconds: float) -> float:
+    """Images per second with batches of `size` on every stream for so long."""
     shape = (size, runner.image_size, runner.image_size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
     def work(_: int) -> list[float]:
         """The times at which batches ended."""
         ends: list[float] = []
-        while not ends or ends[-1] - start < ROUND_S:
+        while not ends or ends[-1] - start < seconds:
             runner.run(images)
             ends.append(time.perf_counter())
         return ends
