@@ -1,5 +1,6 @@
 """OpenVINO on the CPU, in exactly the precision that is asked for."""
 
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,10 @@ SIZES = (4, 1)
 HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 PRECISIONS = tuple(HINTS)
+
+# A process's first inference must be alone: two threads in it wait for each other, one with Python's
+# lock for a static variable of the bindings, one the other way round (2026.4.1).
+_FIRST = threading.Lock()
 
 _Requests: TypeAlias = dict[int, Any]  # by size
 
@@ -74,6 +79,8 @@ class OpenVinoRunner(Runner):
         self._free: SimpleQueue[_Requests] = SimpleQueue()
         for _ in range(num_streams):
             self._free.put({size: each.create_infer_request() for size, each in compiled.items()})
+        with _FIRST:
+            self.run(np.zeros((1, self.image_size, self.image_size, 3), np.uint8))
 
     def _read_shapes(self, model: Any) -> None:  # noqa: ANN401 (openvino's Model)
         self.image_size = model.input(0).partial_shape[1].get_length()

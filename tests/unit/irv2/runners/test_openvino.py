@@ -1,5 +1,6 @@
 """OpenVINO under our interface."""
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -104,3 +105,26 @@ def test_without_it_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match=r"OpenVINO: can't be imported.*irv2\[openvino\]"):
         import_openvino()
+
+
+@pytest.mark.slow
+def test_the_first_calls_of_a_process_may_come_at_once(model):
+    """Its bindings would wait for each other: seen in one process of two on a busy machine."""
+    code = """
+import sys, threading
+import numpy as np
+from pathlib import Path
+from irv2.runners.openvino import OpenVinoRunner
+sys.setswitchinterval(1e-6)
+runners = [OpenVinoRunner(Path(sys.argv[1]), "fp32", 2, 2) for _ in range(2)]
+image = np.zeros((1, 75, 75, 3), np.uint8)
+start = threading.Barrier(4)
+def ask(runner):
+    start.wait()
+    runner.run(image)
+threads = [threading.Thread(target=ask, args=(each,)) for each in runners * 2]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", code, str(model)], check=True, timeout=60)
