@@ -126,9 +126,7 @@ def classify_part(
 
 
 def _answers(runner: Runner, images: UInt8Array, batch_size: int, crops: int) -> FloatArray:
-    starts = range(0, len(images), batch_size)
-    logits = [runner.run(images[start : start + batch_size]) for start in starts]
-    return combine(np.concatenate(logits), crops)
+    return combine(runner.run_all(images, batch_size), crops)
 
 
 def load_batches(

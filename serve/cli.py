@@ -111,7 +111,7 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
 @click.option(
     "--streams", "num_streams", default="auto", metavar="N|auto", callback=_read_streams,
     help="Batches that a CPU runs at once, each on its part of the threads; auto: one for every "
-    f"{THREADS_PER_STREAM} threads.",
+    f"{THREADS_PER_STREAM} threads, with OpenVINO for each.",
 )  # fmt: skip
 @click.option(
     "--gpus", "num_gpus", default="1", metavar="N|all", callback=_read_gpus,

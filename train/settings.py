@@ -262,7 +262,8 @@ SETTINGS = {
     "2": Recipe(setting="2", epochs=90, decay_steps=25_600, gamma=0.96),
     "paper": Recipe(setting="paper", epochs=300, decay_steps=80_076, gamma=0.94),
 }
-# Found by measurement: docs/own-pictures.md. A cosine over the whole run takes the decays' place.
+# Usual values of the field; docs/own-pictures.md says what has been measured. A cosine over the
+# whole run takes the decays' place.
 FINETUNE = Recipe(
     setting="finetune",
     epochs=10,

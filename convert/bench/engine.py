@@ -1,9 +1,9 @@
-"""`irv2 bench engine`: images/s of each precision on this CPU, and how near to its limit they are.
+"""`irv2 bench engine`: images/s of each precision on each backend of this CPU, and their limits.
 
 Without a bundle: the published network with random weights, exported on the spot, beside PyTorch
-in eager mode. The limit is the faster of ONNX Runtime and PyTorch (oneDNN) at nothing but large
-float32 convolutions, 3x3 over 256 channels of 35x35, as this network's heaviest; it is counted in
-images of the network by their floating-point operations.
+in eager mode. The limit of a precision is the fastest library at nothing but large convolutions in
+it, 3x3 over 256 channels of 35x35, as this network's heaviest; it is counted in images of the
+network by their operations.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,31 +23,34 @@ import click
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from tabulate import tabulate
 from torch.nn import functional as F
 
 from irv2.bench.photos import write_photos
-from irv2.bench.rounds import Rounds, machine, machine_lock, rate, run_rounds
+from irv2.bench.rounds import AA_SUFFIX, Rounds, machine, machine_lock, rate, run_rounds
 from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.cli.options import FloatRange, json_option, print_json
 from irv2.cli.program import Program
+from irv2.convert.bench.peaks import peak_cases
 from irv2.convert.candidate import ExportOptions, make_candidate
 from irv2.convert.onnx.calibrate import DEFAULT_IMAGES
 from irv2.data.dataset import open_split
 from irv2.images.preprocess import Preprocess
-from irv2.manifest import ONNX_FILE
+from irv2.manifest import ONNX_FILE, Artifact, Precision
 from irv2.model import inception_resnet_v2
-from irv2.runners.base import Runner
-from irv2.runners.choose import INT8_CPU
-from irv2.runners.onnx import OnnxRunner, import_onnxruntime
+from irv2.runners.base import CPU_MAX_BATCH, Runner
+from irv2.runners.choose import INT8_CPU, backends, open_runner
+from irv2.runners.speed import rate_of
 from irv2.runners.torch import TorchRunner
 from irv2.system.machine import num_cores
 
-FP32, EAGER = ONNX_FILE, "torch eager NCHW"
-ORT_PEAK, TORCH_PEAK = "onnxruntime convolutions", "torch convolutions"
-CHANNELS, SIDE, NUM_CONVOLUTIONS = 256, 35, 4
+BF16_FILE = "model.bf16.onnx"
+FP32 = f"{ONNX_FILE} on onnxruntime-cpu"
+INT8 = f"{INT8_CPU} on onnxruntime-cpu"
+BF16 = f"{BF16_FILE} on openvino-cpu"
+EAGER = "torch eager NCHW"
+ALONE = ", alone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,14 @@ class ExportCost:
 
     seconds: float
     peak_rss_gb: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What an engine took until its first batch was answered, beside those opened before."""
+
+    seconds: float  # to open: OpenVINO compiles, ONNX Runtime optimises
+    mb: float
 
 
 @click.command(cls=Program)
@@ -74,22 +85,38 @@ def main(
     torch.set_num_threads(threads)
     with machine_lock(), tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         before, cost = machine(), None
+        runners: dict[str, Runner] = {}
         if bundle is None:
-            checkpoint, cost = _export_full_network(Path(folder))
-            runners: dict[str, Runner] = {
-                name: OnnxRunner(Path(folder) / name, num_threads=threads)
-                for name in (FP32, INT8_CPU)
-            }
+            checkpoint, artifacts, cost = _export_full_network(Path(folder))
             runners[EAGER] = TorchRunner(checkpoint)
         else:
-            runners = _runners(Bundle.open(bundle), threads)
+            artifacts = [a for a in Bundle.open(bundle).artifacts if a.format == "onnx"]
+        place = bundle or Path(folder)
+        costs: dict[str, Opening] = {}
+        for artifact in artifacts:
+            for backend in backends(artifact):
+                name = f"{artifact.file} on {backend}"
+                if backend.endswith("-cpu"):
+                    path = place / artifact.file
+                    open_it = partial(open_runner, path, artifact, backend, threads)
+                    runners[name], costs[name] = _opened(open_it)
         for runner in runners.values():
             stack.enter_context(runner)
-        flop = flop_per_image(onnx.load((bundle or Path(folder)) / FP32))
-        cases = {name: _case(runner, batch_size, seconds) for name, runner in runners.items()}
-        cases |= _peaks(batch_size, threads, flop, seconds)
+        flop = flop_per_image(onnx.load(place / ONNX_FILE))
+        cases: dict[str, Callable[[], float]] = {
+            name: partial(rate_of, runner, batch_size, seconds) for name, runner in runners.items()
+        }
+        alone = {name: partial(rate_alone, runner, seconds) for name, runner in runners.items()}
+        peaks = peak_cases(batch_size, threads, flop, seconds)
+        cases |= {f"{name}{ALONE}": case for name, case in alone.items()}
+        cases |= {name: case for name, (_, case) in peaks.items()}
+        for case in cases.values():
+            case()  # allocates, and packs weights
         measured = run_rounds(cases, rounds, aa=FP32, title="engines")
-    result = _result(measured, flop) | {
+    precisions = {name: precision for name, (precision, _) in peaks.items()}
+    of = {f"{a.file} on {b}": a.precision for a in artifacts for b in backends(a)}
+    result = _result(measured, of, precisions, flop) | {
+        "opened": {name: asdict(opening) for name, opening in costs.items()},
         "batch_size": batch_size,
         "threads": threads,
         "machine": before,
@@ -97,75 +124,6 @@ def main(
     }
     result["bars"] = _bars(result)
     print_json(result) if as_json else click.echo(_table(result))
-
-
-def _runners(bundle: Bundle, threads: int) -> dict[str, Runner]:
-    return {
-        artifact.file: OnnxRunner(bundle.path / artifact.file, num_threads=threads)
-        for artifact in bundle.manifest.artifacts
-        if artifact.format == "onnx" and artifact.precision != "bf16"
-    }
-
-
-def _case(runner: Runner, batch_size: int, seconds: float) -> Callable[[], float]:
-    shape = (batch_size, runner.image_size, runner.image_size, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    runner.run(images)  # allocates, and packs weights
-    return lambda: rate(lambda: len(runner.run(images)), seconds)
-
-
-def _peaks(
-    batch_size: int, threads: int, flop_of_image: float, seconds: float
-) -> dict[str, Callable[[], float]]:
-    """Nothing but convolutions, by both libraries; each call counts as images of the network."""
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(batch_size, CHANNELS, SIDE, SIDE)).astype(np.float32)
-    weight = rng.normal(size=(CHANNELS, CHANNELS, 3, 3)).astype(np.float32) / (3 * CHANNELS**0.5)
-    flop: float = NUM_CONVOLUTIONS * 2 * weight.size * SIDE * SIDE * batch_size
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(
-        _convolutions(weight).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    x, w = torch.from_numpy(images), torch.from_numpy(weight)
-
-    def by_onnxruntime() -> int:
-        session.run(None, {"images": images})
-        return 1
-
-    def by_torch() -> int:
-        y = x
-        with torch.inference_mode():
-            for _ in range(NUM_CONVOLUTIONS):
-                y = F.conv2d(y, w, padding=1)
-        return 1
-
-    def images_per_s(work: Callable[[], int]) -> float:
-        work()
-        return rate(work, seconds) * flop / flop_of_image
-
-    return {
-        ORT_PEAK: lambda: images_per_s(by_onnxruntime),
-        TORCH_PEAK: lambda: images_per_s(by_torch),
-    }
-
-
-def _convolutions(weight: np.ndarray[Any, np.dtype[np.float32]]) -> onnx.ModelProto:
-    names = ["images", *(f"layer{i}" for i in range(NUM_CONVOLUTIONS))]
-    nodes = [
-        helper.make_node("Conv", [before, "weight"], [after], pads=[1, 1, 1, 1])
-        for before, after in pairwise(names)
-    ]
-    shape: list[str | int | None] = ["N", CHANNELS, SIDE, SIDE]
-    graph = helper.make_graph(
-        nodes,
-        "convolutions",
-        [helper.make_tensor_value_info(names[0], TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(weight, "weight")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def flop_per_image(model: onnx.ModelProto) -> float:
@@ -182,27 +140,48 @@ def flop_per_image(model: onnx.ModelProto) -> float:
     )
 
 
-def _export_full_network(folder: Path) -> tuple[Checkpoint, ExportCost]:
+def _opened(open_it: Callable[[], Runner]) -> tuple[Runner, Opening]:
+    """Open a runner and run it once, which allocates; what that took."""
+    started, before = time.perf_counter(), _resident_mb()
+    runner = open_it()
+    seconds = time.perf_counter() - started
+    rate_of(runner, CPU_MAX_BATCH, 0)
+    return runner, Opening(seconds=round(seconds, 2), mb=round(_resident_mb() - before))
+
+
+def _resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+def rate_alone(runner: Runner, seconds: float) -> float:
+    """Images per second, one after the other, with nothing beside them."""
+    image = np.zeros((1, runner.image_size, runner.image_size, 3), np.uint8)
+    return rate(lambda: len(runner.run(image)), seconds)
+
+
+def _export_full_network(folder: Path) -> tuple[Checkpoint, list[Artifact], ExportCost]:
     checkpoint = _random_checkpoint()
     # All of one class: random weights would seem to lose by every change of a meaningless answer.
     write_photos(folder / "data" / "train" / "all", DEFAULT_IMAGES, quality=90)
     write_photos(folder / "data" / "val" / "all", 1, quality=89)  # no copy of a training image
     checkpoint.save(folder / "random.pt")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return checkpoint, pool.submit(export_in_folder, folder).result()
+        return checkpoint, *pool.submit(export_in_folder, folder).result()
 
 
-def export_in_folder(folder: Path) -> ExportCost:
+def export_in_folder(folder: Path) -> tuple[list[Artifact], ExportCost]:
     """Time the conversion of `folder`/random.pt with `folder`/data, and leave the files there."""
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # the user's may know the calibration
     started = time.perf_counter()
     checkpoint = Checkpoint.load(folder / "random.pt")
-    options = ExportOptions(precisions=("fp32", "int8"))
-    make_candidate(checkpoint, "0" * 64, folder, options, open_split(folder / "data", "val"))
+    options = ExportOptions(precisions=("fp32", "bf16", "int8"))
+    val = open_split(folder / "data", "val")
+    candidate = make_candidate(checkpoint, "0" * 64, folder, options, val)
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return ExportCost(
+    cost = ExportCost(
         seconds=round(time.perf_counter() - started, 1), peak_rss_gb=round(peak_bytes / 1e9, 2)
     )
+    return candidate.artifacts, cost
 
 
 def _random_checkpoint() -> Checkpoint:
@@ -225,14 +204,25 @@ def _random_checkpoint() -> Checkpoint:
     )
 
 
-def _result(measured: Rounds, flop: float) -> dict[str, Any]:
-    names = [name for name in measured.rates if "again" not in name]
-    peak = max((ORT_PEAK, TORCH_PEAK), key=measured.median)
-    pairs = [(name, FP32) for name in names if name not in (FP32, EAGER, ORT_PEAK, TORCH_PEAK)]
-    pairs += [(INT8_CPU, EAGER)] if EAGER in names and INT8_CPU in names else []
-    pairs += [(FP32, peak)]
+def _result(
+    measured: Rounds, engines: dict[str, Precision], peaks: dict[str, Precision], flop: float
+) -> dict[str, Any]:
+    names = [name for name in measured.rates if AA_SUFFIX not in name]
+    pairs = [(name, FP32) for name in engines if name in names and name != FP32]
+    pairs += [(INT8, EAGER)] if EAGER in names else []
+    for name, precision in engines.items():
+        of_it = [peak for peak in peaks if peaks[peak] == precision]
+        if name in names and of_it:
+            pairs.append((name, max(of_it, key=measured.median)))
     return {
-        "images_per_s": {name: round(measured.median(name), 2) for name in names},
+        "images_per_s": {
+            name: round(measured.median(name), 2) for name in names if not name.endswith(ALONE)
+        },
+        "alone_ms": {
+            name.removesuffix(ALONE): round(1e3 / measured.median(name), 1)
+            for name in names
+            if name.endswith(ALONE)
+        },
         "gflop_per_image": round(flop / 1e9, 2),
         "ratios": {
             f"{name} / {base}": measured.ratio(name, base).to_json() for name, base in pairs
@@ -246,21 +236,34 @@ def _bars(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What the full network has to reach, and what was measured here; None if nothing was."""
     ratios = {name: ratio["ratio"] for name, ratio in result["ratios"].items()}
     export = result["export"] or {}
-    [of_peak] = [name for name in ratios if name.startswith(f"{FP32} / ")]
-    bars = [
-        (f"{INT8_CPU} / {FP32}", "at least 3", ratios.get(f"{INT8_CPU} / {FP32}")),
-        (f"{INT8_CPU} / {EAGER}", "at least 4", ratios.get(f"{INT8_CPU} / {EAGER}")),
-        (of_peak, "at least 0.85", ratios[of_peak]),
+    wanted = [
+        (f"{INT8} / {FP32}", "at least 3"),
+        (f"{INT8} / {EAGER}", "at least 4"),
+        (f"{BF16} / {FP32}", "at least 3 with AMX, 1.5 with AVX512-BF16"),
+    ]
+    wanted += [
+        (name, "at least 0.85") for name in ratios if name.startswith(f"{FP32} / ")
+    ]  # of the peak
+    bars = [(what, bar, ratios.get(what)) for what, bar in wanted]
+    bars += [
         ("export, seconds", "under 120", export.get("seconds")),
         ("export, GB", "under 3", export.get("peak_rss_gb")),
     ]
-    return [
-        {"what": what, "wanted": wanted, "measured": measured} for what, wanted, measured in bars
-    ]
+    return [{"what": what, "wanted": bar, "measured": found} for what, bar, found in bars]
 
 
 def _table(result: dict[str, Any]) -> str:
-    rates = tabulate(result["images_per_s"].items(), ("case", "images/s"), floatfmt=".2f")
+    rows = [
+        (
+            name,
+            rate,
+            result["alone_ms"].get(name),
+            *result["opened"].get(name, {"seconds": None, "mb": None}).values(),
+        )
+        for name, rate in result["images_per_s"].items()
+    ]
+    headers = ("case", "images/s", "ms alone", "s to open", "MB")
+    rates = tabulate(rows, headers, floatfmt=".2f")
     ratios = tabulate(
         [(name, *ratio.values()) for name, ratio in result["ratios"].items()],
         ("ratio", "median", "lower 95 %", "upper 95 %"),
@@ -269,5 +272,5 @@ def _table(result: dict[str, Any]) -> str:
     if result["void"]:
         lines.append("void: a case differs from itself; repeat on a quiet machine")
     bars = [bar.values() for bar in result["bars"]]
-    headers = ("the full network", "wanted", "measured")
-    return "\n".join([*lines, "", tabulate(bars, headers, missingval="not measured")])
+    titles = ("the full network", "wanted", "measured")
+    return "\n".join([*lines, "", tabulate(bars, titles, missingval="not measured")])

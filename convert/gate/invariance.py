@@ -81,8 +81,8 @@ def check(
         Progress(f"batches ({runner.backend})", num_answers) as bar,
         np.errstate(invalid="ignore"),
     ):
-        for rows in batches:
-            logits = runner.run(probes[rows])
+        answers = runner.map(probes[rows] for rows in batches)
+        for rows, logits in zip(batches, answers, strict=True):
             changed[len(rows)] += _num_changed(alone[rows], logits, unit)
             largest = max(largest, _max_probability_diff(alone[rows], logits))
             bar.advance(len(rows))

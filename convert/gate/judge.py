@@ -20,10 +20,10 @@ from irv2.data.dataset import ImageFolder
 from irv2.errors import EngineError
 from irv2.ledger import Ledger, Predictions
 from irv2.manifest import Artifact, Precision
-from irv2.runners.base import Runner, default_streams
+from irv2.runners.base import Runner
 from irv2.runners.choose import backends, open_runner
 from irv2.runners.speed import images_per_s
-from irv2.system.machine import describe_machine, instruction_set, num_cores
+from irv2.system.machine import describe_machine, instruction_set
 from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ def open_artifacts(bundle: Bundle) -> Iterator[OpenArtifacts]:
             for backend in backends(artifact):
                 run = Run(artifact.file, backend)
                 try:
-                    opened.runners[run] = stack.enter_context(_open(bundle, artifact, backend))
+                    path = bundle.path / artifact.file
+                    opened.runners[run] = stack.enter_context(open_runner(path, artifact, backend))
                 except EngineError as error:
                     # Published, unlike the folder, in which the bundle lies only until then.
                     reason = f"{error.what}: {error.got}".replace(f"{bundle.path}/", "")
@@ -137,8 +138,3 @@ def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> dict[s
         if artifact.built_from in models
     }
     return engines | {file: judged[file].line for file in models.values()}
-
-
-def _open(bundle: Bundle, artifact: Artifact, backend: str) -> Runner:
-    streams = default_streams(num_cores())
-    return open_runner(bundle.path / artifact.file, artifact, backend, num_streams=streams)

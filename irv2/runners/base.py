@@ -1,6 +1,9 @@
 """The interface of an engine, as used by the gate, the evaluation and the server."""
 
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
@@ -10,11 +13,13 @@ from irv2.types import FloatArray, UInt8Array
 # The largest batch that a server makes on a CPU, unless told otherwise: beyond this a CPU gains
 # nothing from larger batches, and requests only wait longer.
 CPU_MAX_BATCH = 8
-# Threads of each stream that a server opens on a CPU, unless told otherwise. Calculated, not
-# measured beyond 2 cores: there a second thread makes a lone image 1.85 times as fast
-# (DECISIONS.md, 2026-11-26), so 8 % of the work is not shared out (Amdahl's law). 4 threads then do
-# 81 % of what they could do apart, 8 do 64 % and 32 only 29 %.
+# Threads of a stream on a CPU, unless told otherwise. With ONNX Runtime a second one makes a lone
+# image 1.85 times as fast (DECISIONS.md, 2026-11-26), so that 8 % of the work is not shared out
+# (Amdahl's law): 4 threads do 81 % of what they could do apart, 8 do 64 % and 32 only 29 %. This is
+# calculated, not measured, beyond 2 cores. With OpenVINO a second one gains a sixth for a lone
+# image, and two streams of one answer 1.5 times as many as one of two (DECISIONS.md, 2026-11-30).
 THREADS_PER_STREAM = 4
+_THREADS_PER_STREAM = {"openvino-cpu": 1}
 
 
 class Runner(ABC):
@@ -39,6 +44,26 @@ class Runner(ABC):
         Raises EngineError if the engine fails.
         """
 
+    def run_all(self, images: UInt8Array, batch_size: int) -> FloatArray:
+        """Map any number of images in batches of at most `batch_size`, on all streams at once."""
+        size = min(batch_size, self.max_batch, -(-len(images) // self.num_streams))
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        return np.concatenate(list(self.map(parts)))
+
+    def map(self, batches: Iterable[UInt8Array]) -> Iterator[FloatArray]:
+        """Yield the logits of batches in their order, as many at once as there are streams."""
+        if self.num_streams == 1:
+            yield from map(self.run, batches)
+            return
+        with ThreadPoolExecutor(self.num_streams) as pool:
+            running: deque[Future[FloatArray]] = deque()
+            for batch in batches:
+                running.append(pool.submit(self.run, batch))
+                if len(running) > self.num_streams:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+
     def batch_memory(self, num_images: int) -> UInt8Array:
         """Allocate uint8 (num_images, S, S, 3), the memory from which `run` reads fastest.
 
@@ -61,9 +86,9 @@ class Runner(ABC):
         self.close()
 
 
-def default_streams(num_cores: int) -> int:
-    """How many streams a server opens on so many cores of a CPU, unless told otherwise."""
-    return max(1, num_cores // THREADS_PER_STREAM)
+def default_streams(backend: str, num_threads: int) -> int:
+    """How many streams so many threads of a CPU are divided into, unless told otherwise."""
+    return max(1, num_threads // _THREADS_PER_STREAM.get(backend, THREADS_PER_STREAM))
 
 
 def usual_sizes(max_batch: int) -> list[int]:

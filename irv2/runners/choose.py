@@ -8,10 +8,10 @@ from typing import NamedTuple
 from irv2.errors import BundleError, EngineError
 from irv2.manifest import Artifact, Evidence
 from irv2.runners import openvino, speed
-from irv2.runners.base import Runner
+from irv2.runners.base import Runner, default_streams
 from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 from irv2.runners.parallel import ParallelRunner
-from irv2.system.machine import instruction_set
+from irv2.system.machine import instruction_set, num_cores
 
 # Backends and their precisions, likely fastest first: the order where no speed is recorded. What
 # is not named is no faster than float32. ONNX Runtime has no bf16 on a CPU, and on CUDA it computes
@@ -49,7 +49,7 @@ def open_best(
     backend: str | None = None,
     num_threads: int = 0,
     num_gpus: int = 1,
-    num_streams: int = 1,
+    num_streams: int | None = None,
     *,
     measure: bool = False,
 ) -> Choice:
@@ -59,8 +59,8 @@ def open_best(
     only for the backend and kind of processor that it was taken on. The fastest is the one with the
     most images per second on record, or by a measurement now if `measure`. Several GPUs split each
     batch, and a CPU never stands in for them. The runner has as many of `num_streams` as its
-    backend can, which is one on a GPU. Raises BundleError that gives the reason against each
-    artefact.
+    backend can, which is one on a GPU; None takes what suits the backend. Raises BundleError that
+    gives the reason against each artefact.
     """
     reasons: list[str] = []
     candidates = []
@@ -101,12 +101,15 @@ def open_runner(
     backend: str,
     num_threads: int = 0,
     num_gpus: int = 1,
-    num_streams: int = 1,
+    num_streams: int | None = None,
 ) -> Runner:
     """Open the artefact in the file `path`, verified or not, on one of its `backends`.
 
+    `num_threads` 0 takes one per core, `num_streams` None as many as suit backend and threads.
+
     Raises EngineError if this machine can't run it.
     """
+    num_streams = num_streams or default_streams(backend, num_threads or num_cores())
     open_on = partial(_open_on, path, artifact, backend, num_threads, num_streams)
     if num_gpus == 1:
         return open_on(0)

@@ -1,5 +1,6 @@
 """OpenVINO on the CPU, in exactly the precision that is asked for."""
 
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +24,13 @@ SIZES = (4, 1)
 # What layers compute in that the file leaves in floating point. Always said: by default OpenVINO
 # takes bfloat16 on AMX, whatever the file says. float16 files are not for it: it has no such
 # kernels for most processors.
-_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
-PRECISIONS = tuple(_HINTS)
+PRECISIONS = tuple(HINTS)
+
+# A process's first inference must be alone: two threads in it wait for each other, one with Python's
+# lock for a static variable of the bindings, one the other way round (2026.4.1).
+_FIRST = threading.Lock()
 
 _Requests: TypeAlias = dict[int, Any]  # by size
 
@@ -49,7 +54,7 @@ class OpenVinoRunner(Runner):
         that precision.
         """
         ov = import_openvino()
-        hint = _HINTS[precision]
+        hint = HINTS[precision]
         self.num_threads = num_threads or num_cores()
         properties = {
             "INFERENCE_PRECISION_HINT": hint,
@@ -74,6 +79,8 @@ class OpenVinoRunner(Runner):
         self._free: SimpleQueue[_Requests] = SimpleQueue()
         for _ in range(num_streams):
             self._free.put({size: each.create_infer_request() for size, each in compiled.items()})
+        with _FIRST:
+            self.run(np.zeros((1, self.image_size, self.image_size, 3), np.uint8))
 
     def _read_shapes(self, model: Any) -> None:  # noqa: ANN401 (openvino's Model)
         self.image_size = model.input(0).partial_shape[1].get_length()

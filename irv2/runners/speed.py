@@ -27,13 +27,18 @@ def _rate(runner: Runner) -> float:
     size = runner.max_batch
     if runner.backend.endswith("-cpu"):
         size = min(size, CPU_MAX_BATCH)
+    return rate_of(runner, size, ROUND_S, MAX_BATCHES)
+
+
+def rate_of(runner: Runner, size: int, seconds: float, max_batches: int | None = None) -> float:
+    """Images per second with batches of `size` on every stream for so long, or so many."""
     shape = (size, runner.image_size, runner.image_size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
     def work(_: int) -> list[float]:
         """The times at which batches ended."""
         ends: list[float] = []
-        while not ends or (ends[-1] - start < ROUND_S and len(ends) < MAX_BATCHES):
+        while not ends or (ends[-1] - start < seconds and len(ends) != max_batches):
             runner.run(images)
             ends.append(time.perf_counter())
         return ends

@@ -1,4 +1,6 @@
-"""LitServe with the work of `PillowOnnx`: `python -m irv2.serve.bench.litserve BUNDLE FILE`.
+"""LitServe with the work of `PillowModel`.
+
+    python -m irv2.serve.bench.litserve BUNDLE FILE BACKEND
 
 A module of its own because LitServe's worker process imports it.
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 import litserve
 
 from irv2.bundle import Bundle
-from irv2.serve.bench.peers import BATCH, PillowOnnx, say_ready
+from irv2.serve.bench.peers import BATCH, PillowModel, say_ready
 from irv2.types import FloatArray, UInt8Array
 
 BATCH_WAIT_S = 0.005  # as in most of its examples
@@ -24,7 +26,7 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
 
     def setup(self, device: object) -> None:
         """Open the model, in the worker."""
-        self.model = PillowOnnx(Bundle.open(Path(sys.argv[1])), sys.argv[2])
+        self.model = PillowModel(Bundle.open(Path(sys.argv[1])), *sys.argv[2:])
 
     # Not annotated: LitServe would take an annotation for the schema of a JSON body.
     def decode_request(self, request):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201

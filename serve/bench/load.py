@@ -136,7 +136,7 @@ def _percentiles_ms(seconds: Sequence[float]) -> dict[str, float] | None:
 def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
     """Offer each factor of the capacity, and measure the capacity before and after."""
     pictures = make_pictures()
-    file, expected = our_top1(bundle, pictures)
+    file, _, expected = our_top1(bundle, pictures)
     command = our_server(bundle.path, "--http", "127.0.0.1:0")
     with served(command) as process, asyncio.Runner() as runner:
         target = GrpcTarget(process.address, pictures)

@@ -1,14 +1,18 @@
-"""Peers that `irv2 bench serve` compares with: `python -m irv2.serve.bench.peers KIND BUNDLE FILE`.
+"""Peers that `irv2 bench serve` compares with.
+
+    python -m irv2.serve.bench.peers KIND BUNDLE FILE BACKEND
 
 `bare`: the bundle's engine and our decoder in one loop with nothing around them; for each line of
 seconds on stdin it prints images per second. `naive`: a first attempt, grpc.aio with Pillow and
-ONNX Runtime as they come and no batching; it runs FILE of the bundle, as the others do.
+no batching; it runs FILE of the bundle on BACKEND, as the others do: ONNX Runtime as it comes, or
+OpenVINO with its hint for throughput.
 """
 
 import asyncio
 import io
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
@@ -20,7 +24,9 @@ from PIL import Image
 from irv2.bench.rounds import rate
 from irv2.bundle import Bundle
 from irv2.images.preprocess import center_window, preprocess, resized_shape
+from irv2.manifest import Precision
 from irv2.results import softmax
+from irv2.runners import openvino
 from irv2.runners.choose import open_best
 from irv2.runners.onnx import import_onnxruntime
 from irv2.serve.bench.site import make_pictures
@@ -48,7 +54,7 @@ def bare(bundle: Bundle) -> None:
             nonlocal waiting
             images = np.stack([future.result() for future in waiting])
             waiting = decode_batch()
-            return len(runner.run(images))
+            return len(runner.run_all(images, BATCH))
 
         step()
         say_ready("stdin")
@@ -57,16 +63,17 @@ def bare(bundle: Bundle) -> None:
             sys.stdout.flush()
 
 
-class PillowOnnx:
-    """The peers' work: decode with Pillow, run an artefact with ONNX Runtime's other defaults."""
+class PillowModel:
+    """The peers' work: decode with Pillow, run an artefact with the backend's other defaults."""
 
-    def __init__(self, bundle: Bundle, file: str) -> None:
+    def __init__(self, bundle: Bundle, file: str, backend: str) -> None:
         self._config, self.classes = bundle.preprocess, bundle.classes
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = num_cores()
-        self._session = ort.InferenceSession(
-            str(bundle.path / file), options, providers=["CPUExecutionProvider"]
+        [artifact] = [artifact for artifact in bundle.artifacts if artifact.file == file]
+        path = bundle.path / file
+        self._logits = (
+            _with_openvino(path, artifact.precision, bundle.preprocess.crop)
+            if backend == openvino.BACKEND
+            else _with_onnxruntime(path)
         )
 
     def decode(self, encoded: bytes) -> UInt8Array:
@@ -80,13 +87,44 @@ class PillowOnnx:
 
     def run(self, images: Sequence[UInt8Array]) -> FloatArray:
         """Return probabilities, float32 (N, classes)."""
-        return softmax(self._session.run(["logits"], {"images": np.stack(images)})[0])
+        return softmax(self._logits(np.stack(images)))
+
+
+def _with_onnxruntime(path: Path) -> Callable[[UInt8Array], FloatArray]:
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_cores()
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["logits"], {"images": images})[0]
+
+
+def _with_openvino(
+    path: Path, precision: Precision, side: int
+) -> Callable[[UInt8Array], FloatArray]:
+    """As many streams as OpenVINO chooses for throughput, a request for each thread that asks."""
+    settings = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": openvino.HINTS[precision],
+        "INFERENCE_NUM_THREADS": num_cores(),
+    }
+    compiled = openvino.import_openvino().Core().compile_model(path, "CPU", settings)
+    mine = threading.local()
+    first = compiled.create_infer_request()  # alone: irv2/runners/openvino.py
+    first.infer({0: np.zeros((1, side, side, 3), np.uint8)})
+
+    def logits(images: UInt8Array) -> FloatArray:
+        if not hasattr(mine, "request"):
+            mine.request = compiled.create_infer_request()
+        found: FloatArray = mine.request.infer({0: images})[0].copy()
+        return found
+
+    return logits
 
 
 class Naive(classifier_pb2_grpc.ClassifierServicer):
     """Answer requests of one image, each with a call of the engine."""
 
-    def __init__(self, model: PillowOnnx) -> None:
+    def __init__(self, model: PillowModel) -> None:
         self._model = model
 
     async def Classify(  # noqa: N802 (gRPC's name)
@@ -108,7 +146,7 @@ class Naive(classifier_pb2_grpc.ClassifierServicer):
         return probabilities
 
 
-async def naive(model: PillowOnnx) -> None:
+async def naive(model: PillowModel) -> None:
     """Serve until killed."""
     server = grpc.aio.server()
     classifier_pb2_grpc.add_ClassifierServicer_to_server(Naive(model), server)
@@ -123,13 +161,13 @@ def say_ready(address: str) -> None:
     sys.stderr.write(f"ready {address}\n")
 
 
-def main(kind: str, bundle: Bundle, file: str) -> None:
+def main(kind: str, bundle: Bundle, file: str, backend: str) -> None:
     """Run the peer of this kind until it is killed."""
     if kind == "bare":
         bare(bundle)
     else:
-        asyncio.run(naive(PillowOnnx(bundle, file)))
+        asyncio.run(naive(PillowModel(bundle, file, backend)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Bundle.open(Path(sys.argv[2])), sys.argv[3])
+    main(sys.argv[1], Bundle.open(Path(sys.argv[2])), *sys.argv[3:])

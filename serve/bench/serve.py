@@ -26,7 +26,7 @@ from irv2.cli.program import Program
 from irv2.errors import EngineError
 from irv2.images.resample import RESAMPLERS
 from irv2.serve.bench.clients import ClosedLoop, GrpcTarget, HttpTarget, Target, Window, num_wrong
-from irv2.serve.bench.peers import PillowOnnx
+from irv2.serve.bench.peers import PillowModel
 from irv2.serve.bench.site import (
     Served,
     make_pictures,
@@ -79,14 +79,14 @@ class Case:
 def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
     """Measure irv2-serve with 1, 4 and 16 clients beside the bare loop and the peers."""
     pictures = make_pictures()
-    file, ours = our_top1(bundle, pictures)
-    theirs = _pillow_top1(bundle, file, pictures)
+    file, backend, ours = our_top1(bundle, pictures)
+    theirs = _pillow_top1(bundle, file, backend, pictures)
     with ExitStack() as stack, asyncio.Runner() as runner:
 
         def start(module: str, *arguments: str) -> Served:
             return stack.enter_context(served([sys.executable, "-m", module, *arguments]))
 
-        where = (str(bundle.path), file)
+        where = (str(bundle.path), file, backend)
         processes = {"irv2": stack.enter_context(served(our_server(bundle.path)))}
         idle_mb = round(processes["irv2"].rss_mb(), 1)
         bare = start("irv2.serve.bench.peers", "bare", *where)
@@ -111,7 +111,7 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
         rounds = run_rounds(runs, options.num_rounds, aa=MAIN_CASE, title="bench serve")
         return {
             "machine": machine(),
-            "bundle": _description(bundle, file, ours),
+            "bundle": _description(bundle, file, backend, ours),
             "window_s": options.seconds,
             "rounds": options.num_rounds,
             "cases": {name: case.to_json() for name, case in cases.items()},
@@ -126,9 +126,9 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
         }
 
 
-def _pillow_top1(bundle: Bundle, file: str, pictures: Sequence[bytes]) -> list[int]:
+def _pillow_top1(bundle: Bundle, file: str, backend: str, pictures: Sequence[bytes]) -> list[int]:
     """Return the answers expected from servers that decode with Pillow."""
-    model = PillowOnnx(bundle, file)
+    model = PillowModel(bundle, file, backend)
     return [int(model.run([model.decode(picture)])[0].argmax()) for picture in pictures]
 
 
@@ -153,10 +153,13 @@ def _ratios(rounds: Rounds, cases: dict[str, Case]) -> dict[str, Any]:
     return ratios | {"A/A": rounds.aa(MAIN_CASE).to_json()}
 
 
-def _description(bundle: Bundle, file: str, expected: Sequence[int]) -> dict[str, Any]:
+def _description(
+    bundle: Bundle, file: str, backend: str, expected: Sequence[int]
+) -> dict[str, Any]:
     return {
         "arch": bundle.manifest.source.arch,
         "file": file,
+        "backend": backend,
         "resampling": bundle.preprocess.resampling,
         "distinct_answers": len(set(expected)),
     }

@@ -212,12 +212,12 @@ def _cpu_ticks(pid: int) -> int:
     return int(after_name[11]) + int(after_name[12])  # utime and stime (man 5 proc)
 
 
-def our_top1(bundle: Bundle, pictures: Sequence[bytes]) -> tuple[str, list[int]]:
-    """Return the model file served here, and its best class of each picture, run one at a time."""
-    artifact, _, runner, _ = open_best(bundle.path, bundle.artifacts)
-    with runner:
+def our_top1(bundle: Bundle, pictures: Sequence[bytes]) -> tuple[str, str, list[int]]:
+    """Return the model file and backend served here, and each picture's best class, run alone."""
+    best = open_best(bundle.path, bundle.artifacts)
+    with best.runner as runner:
         logits = [runner.run(preprocess(each, bundle.preprocess)[None])[0] for each in pictures]
-    return artifact.file, [int(row.argmax()) for row in logits]
+    return best.artifact.file, runner.backend, [int(row.argmax()) for row in logits]
 
 
 def our_server(bundle_path: Path, *options: str) -> list[str]:

@@ -15,7 +15,7 @@ from irv2.bundle import Bundle
 from irv2.errors import UsageError
 from irv2.images.decode import ImageLimits
 from irv2.manifest import Evidence
-from irv2.runners.base import CPU_MAX_BATCH, Runner, default_streams
+from irv2.runners.base import CPU_MAX_BATCH, Runner
 from irv2.runners.choose import Choice, open_best
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics
@@ -54,7 +54,7 @@ def open_model(path: Path, options: ServeOptions) -> OpenedModel:
         options.backend,
         options.num_threads,
         options.num_gpus,
-        options.num_streams or default_streams(options.num_threads or num_cores()),
+        options.num_streams,
         measure=options.choose == "measure",
     )
     try:

@@ -93,4 +93,5 @@ def test_the_stream_that_has_rested_longest_is_next_so_that_as_many_calls_reach_
 
 def test_a_machine_of_a_few_cores_has_one_stream():
     expected = {1: 1, 2: 1, 4: 1, 7: 1, 8: 2, 16: 4, 64: 16}
-    assert {cores: default_streams(cores) for cores in expected} == expected
+    assert {n: default_streams("onnxruntime-cpu", n) for n in expected} == expected
+    assert [default_streams("openvino-cpu", n) for n in (1, 2, 16)] == [1, 2, 16]

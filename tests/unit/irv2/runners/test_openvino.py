@@ -1,0 +1,130 @@
+"""OpenVINO under our interface."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import pytest
+from tiny_bundle import tiny_model
+
+from irv2.errors import EngineError
+from irv2.runners.onnx import OnnxRunner
+from irv2.runners.openvino import SIZES, OpenVinoRunner, import_openvino
+from irv2.system.machine import cpu_has_bfloat16, num_cores
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2 * SIZES[0] + 3, 75, 75, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    onnx.save(tiny_model(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return OnnxRunner(model).run(IMAGES)
+
+
+@pytest.fixture(scope="module")
+def fp32(model):
+    return OpenVinoRunner(model, "fp32", num_threads=1)
+
+
+@pytest.mark.parametrize("num", [1, 2, SIZES[0], SIZES[0] + 1, len(IMAGES)])
+def test_any_number_of_images_gives_the_logits_of_the_model(fp32, expected, num):
+    """In float32, which on AMX it would not compute in if left to itself."""
+    assert (fp32.image_size, fp32.num_classes, fp32.num_threads) == (75, 10, 1)
+    logits = fp32.run(IMAGES[:num])
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected[:num], atol=1e-5 * np.abs(expected).max())
+
+
+def test_an_answer_depends_on_neither_the_batch_nor_those_before_it(fp32):
+    alone = np.concatenate([fp32.run(image[None]) for image in IMAGES])
+    for num in (len(IMAGES), 1, 3, 2, 8):
+        np.testing.assert_array_equal(fp32.run(IMAGES[:num]), alone[:num])
+    np.testing.assert_array_equal(np.concatenate([fp32.run(i[None]) for i in IMAGES]), alone)
+
+
+def test_a_runner_keeps_what_it_gave(fp32, expected):
+    """OpenVINO answers in memory that it uses again."""
+    first = fp32.run(IMAGES[:1])
+    fp32.run(IMAGES[1:2])
+    np.testing.assert_allclose(first, expected[:1], atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason="the processor has no bfloat16")
+def test_bf16_is_less_exact_than_float32(model, fp32):
+    logits = OpenVinoRunner(model, "bf16").run(IMAGES)
+    difference = np.abs(logits - fp32.run(IMAGES)).max()
+    assert 1e-5 < difference / np.abs(logits).max() < 0.05
+
+
+@pytest.mark.skipif(cpu_has_bfloat16(), reason="the processor has bfloat16")
+def test_bf16_is_refused_by_a_processor_that_would_compute_in_float32(model):
+    with pytest.raises(EngineError, match=r"OpenVINO computes it in f32 here; expected bf16"):
+        OpenVinoRunner(model, "bf16")
+
+
+def test_streams_answer_calls_at_once_each_its_own(model, expected):
+    runner = OpenVinoRunner(model, "fp32", num_threads=3, num_streams=3)
+    assert runner.num_streams == 3
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda i: runner.run(IMAGES[i][None]), [*range(len(IMAGES))] * 9))
+    close = {"atol": 1e-5 * np.abs(expected).max()}
+    np.testing.assert_allclose(np.concatenate(answers), np.tile(expected, (9, 1)), **close)
+
+
+def test_its_threads_are_as_many_as_cores_may_be_used(model):
+    assert OpenVinoRunner(model, "fp32").num_threads == num_cores()
+
+
+def test_a_batch_of_another_size_of_image_is_an_error_and_the_next_is_answered(fp32, expected):
+    for _ in range(3):
+        with pytest.raises(EngineError, match="OpenVINO"):
+            fp32.run(np.zeros((1, 74, 75, 3), np.uint8))
+    np.testing.assert_allclose(
+        fp32.run(IMAGES[:1]), expected[:1], atol=1e-5 * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model"])
+def test_a_file_that_is_no_model_is_one_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(EngineError, match=r"m\.onnx: OpenVINO can't load it") as caught:
+        OpenVinoRunner(tmp_path / "m.onnx", "fp32")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_it_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(EngineError, match=r"OpenVINO: can't be imported.*irv2\[openvino\]"):
+        import_openvino()
+
+
+@pytest.mark.slow
+def test_the_first_calls_of_a_process_may_come_at_once(model):
+    """Its bindings would wait for each other: seen in one process of two on a busy machine."""
+    code = """
+import sys, threading
+import numpy as np
+from pathlib import Path
+from irv2.runners.openvino import OpenVinoRunner
+sys.setswitchinterval(1e-6)
+runners = [OpenVinoRunner(Path(sys.argv[1]), "fp32", 2, 2) for _ in range(2)]
+image = np.zeros((1, 75, 75, 3), np.uint8)
+start = threading.Barrier(4)
+def ask(runner):
+    start.wait()
+    runner.run(image)
+threads = [threading.Thread(target=ask, args=(each,)) for each in runners * 2]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", code, str(model)], check=True, timeout=60)
