@@ -31,6 +31,7 @@ from irv2.images.preprocess import Preprocess
 from irv2.model.paper import Normalized
 from irv2.runners.choose import open_best
 from irv2.runners.onnx import OnnxRunner
+from irv2.runners.openvino import OpenVinoRunner
 from irv2.system.files import file_sha256
 from irv2.system.machine import describe_machine
 
@@ -229,6 +230,24 @@ def test_a_wrong_export_is_rejected_and_the_bundle_there_stays(
         "best.bundle.rejected",
         "candidate",
     }
+
+
+def test_a_backend_that_fails_alone_is_named_and_costs_neither_bundle_nor_self_test(
+    exported, tmp_path, monkeypatch
+):
+    run = OpenVinoRunner.run
+    monkeypatch.setattr(
+        OpenVinoRunner, "run", lambda runner, images: np.roll(run(runner, images), 1, axis=1)
+    )
+    options = ExportOptions(precisions=("fp32",))
+    report = export(exported.checkpoint_path, exported.data, tmp_path / "b", options)
+    assert report.failed == []
+    assert "model.onnx is not served on openvino-cpu: fp32 failed" in report.to_table()
+    assert set(tree(tmp_path / "b")) == BUNDLE_FILES
+    bundle = Bundle.open(tmp_path / "b")
+    assert [row.parity.verdict for row in bundle.artifacts[0].evidence] == ["passed", "failed"]
+    with open_best(bundle.path, bundle.artifacts).runner as runner:
+        assert runner.backend == "onnxruntime-cpu"
 
 
 def test_program_exits_3_and_publishes_nothing_when_the_gate_is_not_met(exported, tmp_path):

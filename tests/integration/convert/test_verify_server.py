@@ -240,3 +240,22 @@ def test_of_two_int8_files_the_server_runs_the_one_whose_evidence_it_shows(
     assert served_artifact(Bundle(bundle.path, manifest), model)[0].file == expected
     with pytest.raises(BundleError, match="no fp16 artefact for"):
         served_artifact(Bundle(bundle.path, manifest), Model(precision="fp16", parity_json="null"))
+
+
+def test_of_an_artefacts_verdicts_the_servers_own_kind_of_processor_counts(bundle):
+    [fp32] = bundle.manifest.artifacts
+    [row] = fp32.known
+    rows = [
+        msgspec.structs.replace(
+            row, instruction_set=name, parity=msgspec.structs.replace(row.parity, machine=name)
+        )
+        for name in ("amx", "avx2")
+    ]
+    judged = msgspec.structs.replace(fp32, parity=rows[0].parity, evidence=rows)
+    manifest = msgspec.structs.replace(bundle.manifest, artifacts=[judged])
+    for row in rows:
+        shown = msgspec.json.encode(row.parity).decode()
+        model = Model(precision="fp32", backend="onnxruntime-cpu", parity_json=shown)
+        assert served_artifact(Bundle(bundle.path, manifest), model) == (judged, row)
+        kind = f"onnxruntime-cpu.{row.instruction_set}"
+        assert judged.ledger(row) == f"model.onnx.{kind}{LEDGER_SUFFIX}"

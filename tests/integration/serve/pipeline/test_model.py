@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -11,17 +12,19 @@ import PIL.Image
 import pytest
 from grpc_health.v1 import health_pb2
 from serving_site import OPTIONS, PacedRunner, loop_watched, request, scenario_with
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import edit, write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.errors import EngineError, UsageError
+from irv2.manifest import MANIFEST, read_manifest
 from irv2.runners.choose import open_best
 from irv2.runners.onnx import OnnxRunner
 from irv2.runners.parallel import ParallelRunner
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics
 from irv2.serve.pipeline.model import OpenedModel, start_model
-from irv2.v1.classifier_pb2 import ClassifyRequest, Image
+from irv2.system.machine import instruction_set
+from irv2.v1.classifier_pb2 import ClassifyRequest, GetModelRequest, Image
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,32 @@ def test_every_stream_is_tried_at_the_start(bundle):
 
 def no_other(images) -> bool:
     return False
+
+
+def test_the_ready_line_and_get_model_say_how_the_engine_was_chosen(tmp_path):
+    async def scenario(site):
+        assert site.server.ready_line.endswith(" chosen=recorded:41.5images/s")
+        assert site.server.description["choice"] == "recorded 41.5 images/s"
+        model = (await site.stub.GetModel(GetModelRequest())).model
+        assert (model.backend, model.choice) == ("onnxruntime-cpu", "recorded 41.5 images/s")
+        assert json.loads(model.parity_json)["ran_on"] == "onnxruntime-cpu"
+
+    def record(manifest):
+        [artifact] = manifest["artifacts"]
+        artifact["evidence"] = [
+            {
+                "backend": "onnxruntime-cpu",
+                "instruction_set": instruction_set("onnxruntime-cpu"),
+                "threads": 2,
+                "parity": artifact["parity"],
+                "invariance": None,
+                "images_per_s": 41.5,
+            }
+        ]
+
+    path = write_tiny_bundle(tmp_path / "b")
+    edit(path, record)
+    scenario_with(Bundle(path, read_manifest(path / MANIFEST)), scenario)
 
 
 def test_two_streams_answer_two_requests_at_once(bundle):
