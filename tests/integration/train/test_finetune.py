@@ -112,6 +112,39 @@ def test_a_run_killed_while_it_computes_features_goes_on_where_it_was(begun, dat
     assert_same_run(killed, whole)
 
 
+def test_a_head_killed_between_saves_trains_the_epochs_since_again(begun, data, tmp_path):
+    """Its epochs are shorter than writing a checkpoint, so not every one is saved."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    more = ("--train", "head", "--epochs", "100", "--feature-crops", "1")
+    finetune(begun, data, whole, *more)
+    command = [sys.executable, "-m", "irv2", "finetune", str(begun), "--data", str(data),
+               "--out", str(killed), *OPTIONS, *more]  # fmt: skip
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    try:
+        while num_unsaved(killed) < 2:
+            assert process.poll() is None
+            os.kill(process.pid, signal.SIGCONT)
+            time.sleep(0.02)
+            os.kill(process.pid, signal.SIGSTOP)
+    finally:
+        process.kill()
+        process.wait()
+    saved = Checkpoint.load(killed / "last.pt").step
+    best = Checkpoint.load(killed / "best.pt").metrics["val_top1_error"]
+    assert best <= min(r["val_top1_error"] for r in rows(killed) if r["step"] <= saved)
+    assert "are trained again" in finetune(begun, data, killed, *more)
+    assert [row["epoch"] for row in rows(killed)] == list(range(1, 101))
+    assert_same_run(killed, whole)
+
+
+def num_unsaved(run: Path) -> int:
+    """How many of its finished epochs ended after the last save."""
+    if not (run / "metrics.jsonl").exists():
+        return 0
+    saved = Checkpoint.load(run / "last.pt").step
+    return sum(row["step"] > saved for row in rows(run))
+
+
 def test_patience_ends_a_run_that_gets_no_better(begun, data, tmp_path):
     more = ("--head-epochs", "0", "--epochs", "50", "--learning-rate", "1e-9", "--patience", "2")
     finetune(begun, data, tmp_path / "run", *more)
