@@ -247,7 +247,7 @@ class Learner:
         """Whether every weight and running statistic is a finite number, averages included."""
         average = self.ema.state_dict if self.ema is not None else {}
         values = [*self.model.state_dict().values(), *average.values()]
-        # A sum is finite if all its terms are, and takes a tenth of the time of looking at each.
+        # A sum is finite if all its terms are, and takes a third of the time of a look at each.
         return bool(torch.stack([value.sum().double() for value in values]).isfinite().all())
 
     def state(self) -> dict[str, Any]:
