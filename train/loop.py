@@ -40,7 +40,7 @@ from irv2.train.validation import count_wrong
 logger = logging.getLogger(__name__)
 
 SHOW_EVERY_STEPS = 10
-SAVE_AFTER = 10  # times what the last save took: an epoch of a head is shorter than one
+SAVE_AFTER = 30  # times as long as the last save took: epochs of a head are shorter than that
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
