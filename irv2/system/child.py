@@ -1,6 +1,7 @@
 """A program in a child of its own, where a library may end the process when memory runs out.
 
-What ends by a signal can neither say so nor remove what it made: its parent does both.
+What ends by a signal can neither say so nor remove what it made: its parent does both. Whoever
+started the program knows the parent alone, which passes on every signal and stops with the child.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from types import FrameType
 from irv2.system.stop import LINES
 
 _PR_SET_PDEATHSIG = 1
+_FORWARDED = (*LINES, signal.SIGTSTP, signal.SIGCONT)
 _parent: int | None = None  # where the child writes what is to be removed
 
 
@@ -25,13 +27,12 @@ def go_on_in_child(name: str) -> None:
     """
     global _parent
     to_remove, _parent = os.pipe()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, LINES)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     me, child = os.getpid(), os.fork()
     if child == 0:
         os.close(to_remove)
         _end_with(me)
-        # A Ctrl-C comes once, from the parent, and not a second time from the terminal.
-        os.setpgid(0, 0)
+        _leave_group()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
 
@@ -39,11 +40,13 @@ def go_on_in_child(name: str) -> None:
         os.kill(child, number)
 
     os.close(_parent)
-    for number in LINES:
+    for number in _FORWARDED:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    _, status = os.waitpid(child, 0)
+    while os.WIFSTOPPED(status := os.waitpid(child, os.WUNTRACED)[1]):
+        _stop()
+        os.kill(child, signal.SIGCONT)
     exit_code = os.waitstatus_to_exitcode(status)
     if exit_code < 0:
         os.set_blocking(to_remove, False)
@@ -65,6 +68,23 @@ def _end_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _leave_group() -> None:
+    """Let signals of the terminal, such as Ctrl-C, come once, from the parent.
+
+    Then the terminal takes this process for one in the background, whose output it may hold up
+    (`stty tostop`); so that is ignored.
+    """
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+
+def _stop() -> None:
+    """Stop this process as Ctrl-Z does; return when it is continued, or if nobody could do so."""
+    handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, handler)
 
 
 def _explain(name: str, number: int) -> int:
