@@ -10,12 +10,12 @@ import shutil
 import signal
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
+from irv2.system.cgroup import num_killed, why_killed
 from irv2.system.stop import LINES
 
 _PR_SET_PDEATHSIG = 1
-_FORWARDED = (*LINES, signal.SIGTSTP, signal.SIGCONT)
+_WATCHED = {*LINES, signal.SIGTSTP, signal.SIGCONT, signal.SIGCHLD}
 _parent: int | None = None  # where the child writes what is to be removed
 
 
@@ -27,7 +27,9 @@ def go_on_in_child(name: str) -> None:
     """
     global _parent
     to_remove, _parent = os.pipe()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    killed = num_killed()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller may have had it ignored
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     me, child = os.getpid(), os.fork()
     if child == 0:
         os.close(to_remove)
@@ -36,24 +38,15 @@ def go_on_in_child(name: str) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
 
-    def forward(number: int, _frame: FrameType | None) -> None:
-        os.kill(child, number)
-
     os.close(_parent)
-    for number in _FORWARDED:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, forward)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    while os.WIFSTOPPED(status := os.waitpid(child, os.WUNTRACED)[1]):
-        _stop()
-        os.kill(child, signal.SIGCONT)
+    status = _wait_for(child)
     exit_code = os.waitstatus_to_exitcode(status)
     if exit_code < 0:
         os.set_blocking(to_remove, False)
         with suppress(BlockingIOError):  # nothing was named, and a child of the child lives on
             for folder in os.read(to_remove, 65536).split(b"\0")[:-1]:
                 shutil.rmtree(folder, ignore_errors=True)
-        exit_code = _explain(name, -exit_code)
+        exit_code = _explain(name, -exit_code, killed)
     os._exit(exit_code)
 
 
@@ -80,22 +73,45 @@ def _leave_group() -> None:
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
+def _wait_for(child: int) -> int:
+    """Pass signals on to the child, and stop with it, until it has ended; return its status.
+
+    They stay blocked: one that came just before a waitpid would not interrupt it.
+    """
+    watched = {number for number in _WATCHED if signal.getsignal(number) != signal.SIG_IGN}
+    while True:
+        number = signal.sigwait(watched)
+        if number != signal.SIGCHLD:
+            os.kill(child, number)
+            continue
+        pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+        if pid and not os.WIFSTOPPED(status):
+            return status
+        if pid:
+            _stop()
+            os.kill(child, signal.SIGCONT)
+
+
 def _stop() -> None:
     """Stop this process as Ctrl-Z does; return when it is continued, or if nobody could do so."""
-    handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
     signal.raise_signal(signal.SIGTSTP)
-    signal.signal(signal.SIGTSTP, handler)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
 
 
-def _explain(name: str, number: int) -> int:
-    """Write the line of a process that a signal ended; return the exit status."""
+def _explain(name: str, number: int, killed: int) -> int:
+    """Write the line of a process that a signal ended; return the exit status.
+
+    `killed` is what `num_killed` was before.
+    """
     if number in LINES:
         line, exit_code = LINES[signal.Signals(number)], 128 + number
     else:
-        how = (
-            f"ended by {signal.Signals(number).name}, as systems and libraries do when it runs out"
+        how = why_killed(killed) or "as systems and libraries do when it runs out"
+        got = f"{name} was ended by {signal.Signals(number).name}, {how}"
+        way_out = (
+            "what was not published is removed; free some, raise the limit, or lower --max-batch"
         )
-        way_out = "what was not published yet is removed; free some, or raise the limit"
-        line, exit_code = f"memory: {name} was {how}; {way_out}", 1
+        line, exit_code = f"memory: {got}; expected room for the whole program; {way_out}", 1
     os.write(2, f"error: {line}\n".encode())
     return exit_code

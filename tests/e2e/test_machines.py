@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cgroups import NoGroup, memory_group
 from odd_disk import odd_disk
 from project import ROOT
 
@@ -78,6 +79,19 @@ def test_too_little_memory_is_one_line(tmp_path, program, mebibytes):
     assert f"ulimit -v {mebibytes << 10}" in line
     assert "Traceback" not in "".join(before)
     assert not [*tmp_path.glob(".b.*")]
+
+
+def test_an_export_at_the_limit_of_its_cgroup_names_the_limit(tmp_path):
+    try:
+        with memory_group(300) as group:
+            done = irv2(*EXPORT, tmp_path / "b.bundle", preexec_fn=group.enter)
+    except NoGroup as error:
+        pytest.skip(str(error))
+    assert done.returncode == 1, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "memory: irv2 export was ended by SIGKILL, by the kernel, at the memory limit" in line
+    assert f"300 MiB ({group.limit})" in line
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.fixture

@@ -21,12 +21,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import grpc
+from cgroups import NoGroup, memory_group
 from fuzzing import CLASSIFY, memory_mb
 from refused_calls import KINDS, LARGEST, MB, OPTIONS, Caller
 from serving_process import LOOPBACK, serving
@@ -37,7 +38,6 @@ from irv2.serve.process import LOOK_EVERY_S
 from irv2.v1.classifier_pb2 import ClassifyResponse
 
 MAX_GROWTH_MB, MAX_HEALTHZ_MS, ONE_IN, NUM_OF_KIND = 50.0, 200.0, 20, 6
-CGROUPS = Path("/sys/fs/cgroup")
 
 
 def main() -> int:
@@ -61,20 +61,14 @@ def main() -> int:
 @contextmanager
 def limited(pid: int, most_mb: int):
     """Put a process into a cgroup of its own, or say why it can't be."""
-    is_v2 = (CGROUPS / "cgroup.controllers").exists()
-    group = (CGROUPS if is_v2 else CGROUPS / "memory") / f"irv2-soak-{pid}"
-    limit = group / ("memory.max" if is_v2 else "memory.limit_in_bytes")
     try:
-        group.mkdir()
-        limit.write_text(str(most_mb * 2**20))
-        (group / "cgroup.procs").write_text(str(pid))
-        print(f"memory is limited to {most_mb} MiB")
-    except OSError as error:
+        with memory_group(most_mb) as group:
+            group.add(pid)
+            print(f"memory is limited to {most_mb} MiB")
+            yield
+    except NoGroup as error:
         print(f"memory is not limited: {error}")
-    yield
-    with suppress(OSError):
-        (group.parent / "cgroup.procs").write_text(str(pid))
-        group.rmdir()
+        yield
 
 
 def ask_healthz(address: str, pid: int, worst_ms, peak_mb) -> None:
