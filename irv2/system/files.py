@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -63,6 +64,8 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
     except OSError as error:
         if error.filename in (None, str(temporary)):
             error.filename = str(path)
+        if error.errno in NO_ROOM and isinstance(content, bytes):
+            error.strerror = _measured(error, path, len(content))
         raise
     finally:
         with suppress(OSError):  # renamed by now, or never written
@@ -74,6 +77,17 @@ def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
         path.write_bytes(content)
     else:
         content(path)
+
+
+def _measured(error: OSError, path: Path, num_bytes: int) -> str:
+    """Add to what the system says how much was to be written, and how much may be."""
+    line = f"{error.strerror}: {num_bytes / 1e6:.1f} MB to write"
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if error.errno == errno.EFBIG and limit != resource.RLIM_INFINITY:
+        return f"{line}, {limit / 1e6:.1f} MB by ulimit -f"
+    if error.errno == errno.ENOSPC:
+        return f"{line}, {shutil.disk_usage(path.parent).free / 1e6:.1f} MB free"
+    return line  # a quota can be asked for in another way on every file system
 
 
 def _fsync(path: Path) -> None:
@@ -152,8 +166,13 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
-    """Around the writing of `path`: raise Irv2Error if the disk is full."""
+def explain_full_disk(
+    path: Path, way_out: str = GO_ON, num_bytes: int | None = None
+) -> Iterator[None]:
+    """Around the writing of `path`: raise Irv2Error if there is no room for its `num_bytes`.
+
+    The disk may be full, the user's quota be used up, or a file have reached `ulimit -f`.
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -161,9 +180,8 @@ def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__context__  # torch wraps it
         if not isinstance(cause, OSError) or cause.errno not in NO_ROOM:
             raise
-        raise Irv2Error(
-            path, f"can't be written ({cause.strerror})", "free space", way_out
-        ) from error
+        reason = cause.strerror if num_bytes is None else _measured(cause, path, num_bytes)
+        raise Irv2Error(path, f"can't be written ({reason})", "free space", way_out) from error
 
 
 def is_hidden(name: str) -> bool:

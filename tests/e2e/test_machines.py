@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cgroups import NoGroup, memory_group
-from odd_disk import odd_disk
+from odd_disk import odd_disk, used_up_quota
 from project import ROOT
 
 BEFORE = ROOT / "tests" / "data" / "before_rooms"
@@ -161,6 +162,30 @@ def test_a_full_disk_names_the_place_and_the_way_out(tmp_path, full_disk):
         assert "expected free space; free some" in line
         assert "Traceback" not in done.stderr
     assert [*tmp_path.glob(".b.*")] == []
+
+
+def test_a_full_disk_a_quota_and_a_limit_of_files_say_how_much_was_to_be_written(
+    tmp_path, full_disk
+):
+    quota, limit = tmp_path / "quota", 8192
+    quota.mkdir()
+    for place, number, said, options in (
+        (full_disk, errno.ENOSPC, r", 0\.0 MB free", {}),
+        (quota, errno.EDQUOT, "", {"env": used_up_quota(tmp_path, quota)}),
+        (
+            quota,
+            errno.EFBIG,
+            r", 0\.0 MB by ulimit -f",
+            {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))},
+        ),
+    ):
+        done = irv2(*EXPORT, place / "b.bundle", **options)
+        assert done.returncode == 1, done.stderr
+        line = done.stderr.splitlines()[-1]
+        reason = rf"{os.strerror(number)}: \d+\.[1-9] MB to write{said}"
+        start = rf"error: {place}/b.bundle/model.onnx: can't be written \({reason}\); "
+        assert re.match(start + "expected free space; free some", line), line
+        assert [*place.iterdir()] == []
 
 
 def test_a_cache_without_room_does_not_fail_the_work(full_disk):
