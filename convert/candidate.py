@@ -12,6 +12,7 @@ from irv2.convert.engine.options import EngineOptions
 from irv2.convert.gate.limits import CONFIDENCE
 from irv2.convert.gate.tolerance import Tolerance, tolerance_for
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
+from irv2.convert.onnx.choose_method import choose_method
 from irv2.convert.onnx.half import Half, require_fp16_range, write_half
 from irv2.convert.onnx.int8 import write_int8
 from irv2.convert.onnx.sensitivity import sensitive_blocks
@@ -59,6 +60,10 @@ class ExportOptions:
             raise UsageError(
                 "--calibration", "int8 is not made", way_out="name int8 in --precision too"
             )
+        if self.calibration.method != "auto" and "int8" not in self.wanted:
+            raise UsageError(
+                "--calibration-method", "int8 is not made", way_out="name int8 in --precision too"
+            )
         if self.trt:
             self.engine.profiles_up_to(self.max_batch)
         elif self.engine != EngineOptions():
@@ -70,6 +75,26 @@ class ExportOptions:
         default = ("fp32", "fp16", "int8") if self.trt else ("fp32", "int8")
         asked = self.precisions or default
         return [name for name in PRECISIONS if name == "fp32" or name in asked]
+
+    def worth_making(self, images: ImageFolder) -> list[Precision]:
+        """Those of `wanted` that were asked for, or that so many images can pass at all."""
+        if self.precisions is not None:
+            return self.wanted
+        kept: list[Precision] = ["fp32"]
+        for name in self.wanted[1:]:
+            least = self.tolerance(name, images).fewest_images
+            if len(images) >= least:
+                kept.append(name)
+            else:
+                logger.warning(
+                    "%s is left out: %d images can't pass it, even with every answer alike; %d "
+                    "can (make it all the same with --precision %s)",
+                    name,
+                    len(images),
+                    least,
+                    name,
+                )
+        return kept
 
     def tolerance(self, precision: Precision, images: ImageFolder) -> Tolerance:
         """What the gate accepts of an artefact that is judged on these images."""
@@ -119,8 +144,9 @@ def make_candidate(
     """
     from irv2.convert.onnx.float32 import versions, write_onnx
 
+    wanted = options.worth_making(val.first(options.limit))
     training_images = None
-    if "int8" in options.wanted:
+    if "int8" in wanted:
         _require_finite(checkpoint)
         training_images = choose_images(val, options.calibration, options.bad_images)
     # First, so that an option that the library lacks is refused before any work is done.
@@ -129,11 +155,11 @@ def make_candidate(
     onnx_path = folder / ONNX_FILE
     write_onnx(checkpoint, checkpoint_sha256, onnx_path)
     fp32 = new_artifact(onnx_path, "fp32", options.max_batch, checkpoint_sha256, versions())
-    if "fp16" in options.wanted:
+    if "fp16" in wanted:
         few = val.first(NUM_RANGE_IMAGES)
         for batch in load_batches(few, checkpoint.preprocess, len(few), options.bad_images):
             require_fp16_range(onnx_path, batch.images)
-    artifacts = [fp32, *_halves(fp32, folder, options)]
+    artifacts = [fp32, *_halves(fp32, folder, wanted)]
     if training_images is not None:
         points = options.tolerance("int8", val).top1_points
         artifacts += _int8(fp32, folder, checkpoint.preprocess, options, training_images, points)
@@ -160,11 +186,9 @@ def _require_finite(checkpoint: Checkpoint) -> None:
             )
 
 
-def _halves(fp32: Artifact, folder: Path, options: ExportOptions) -> list[Artifact]:
+def _halves(fp32: Artifact, folder: Path, wanted: list[Precision]) -> list[Artifact]:
     halves: tuple[Half, ...] = ("fp16", "bf16")
-    return [
-        write_half(fp32, folder, precision) for precision in halves if precision in options.wanted
-    ]
+    return [write_half(fp32, folder, precision) for precision in halves if precision in wanted]
 
 
 def _int8(
@@ -175,10 +199,14 @@ def _int8(
     training_images: ImageFolder,
     tolerance_points: float,
 ) -> list[Artifact]:
-    """Calibrate, find the blocks that 8 bits would spoil, and write both files."""
+    """Calibrate, choose ranges, find the blocks that 8 bits would spoil, and write both files."""
     path, bad_images = folder / fp32.file, options.bad_images
     seed = options.calibration.seed
     calibration = calibrate(path, training_images, preprocess, seed, bad_images)
     model = onnx.load(path)
+    if options.calibration.method == "auto":
+        calibration = choose_method(model, calibration, preprocess, bad_images)
+    else:
+        calibration = calibration.using(options.calibration.method)
     in_float32 = sensitive_blocks(model, calibration, preprocess, tolerance_points, bad_images)
     return write_int8(model, fp32, folder, calibration, in_float32)

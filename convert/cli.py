@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -22,6 +22,7 @@ from irv2.errors import ParityError, UsageError
 if TYPE_CHECKING:
     from irv2.client import Client
     from irv2.convert.gate.report import Report
+    from irv2.convert.onnx.ranges import Method
     from irv2.data.dataset import BadImages
     from irv2.manifest import PerClass
 
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
     help="How many of them, drawn at random.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of that draw.")
+@click.option(
+    "--calibration-method", type=click.Choice(["auto", "minmax", "percentile", "mse"]),
+    default="auto",
+    help="Range of each activation: all values, 99.99 % of them, that of the least squared error, "
+    "or what changes the fewest answers to the calibration images.",
+)  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="BUNDLE",
     help="The bundle's folder.  [default: CHECKPOINT with the suffix .bundle]",
@@ -89,6 +96,7 @@ def export(
     calibration: Path | None,
     calibration_images: int,
     seed: int,
+    calibration_method: 'Method | Literal["auto"]',
     out: Path | None,
     limit: int | None,
     tolerance_top1: float | None,
@@ -118,7 +126,10 @@ def export(
         trt=trt,
         engine=EngineOptions(**engine),
         calibration=CalibrationOptions(
-            folder=calibration, num_images=calibration_images, seed=seed
+            folder=calibration,
+            num_images=calibration_images,
+            seed=seed,
+            method=calibration_method,
         ),
         max_batch=max_batch,
         limit=limit,

@@ -198,11 +198,12 @@ def evaluate_model(
     device: str,
     bad_images: BadImages,
     options: EvaluationOptions,
+    split: str = "val",
 ) -> Evaluation:
-    """Ask a checkpoint (in torch) or a bundle (as a server here would run it) about DIR/val."""
+    """Ask a checkpoint (in torch) or a bundle (as a server here would run it) about a split."""
     data = resolve_data(data)
     with _open(model, device) as (runner, config, classes):
-        folder = open_split(data, "val", classes, bad_images).first(limit)
+        folder = open_split(data, split, classes, bad_images).first(limit)
         [predictions] = classify_folder(
             [runner], folder, config, bad_images=bad_images, options=options
         )
@@ -213,6 +214,7 @@ def evaluate_model(
         data=data,
         backend=runner.backend,
         crops=options.crops,
+        split=split,
     )
 
 

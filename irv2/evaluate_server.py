@@ -25,9 +25,13 @@ LOG_OF_ZERO = -104.0
 
 
 def evaluate_server(
-    client: Client, data: Path | None, limit: int | None, bad_images: BadImages
+    client: Client,
+    data: Path | None,
+    limit: int | None,
+    bad_images: BadImages,
+    split: str = "val",
 ) -> Evaluation:
-    """Ask a server about DIR/val; its classes are the model's.
+    """Ask a server about a split; its classes are the model's.
 
     Raises EngineError if it changes its model meanwhile, ImageError for an image that it refuses
     unless `bad_images` is skip, and a RequestError if it does not answer.
@@ -35,7 +39,7 @@ def evaluate_server(
     data = resolve_data(data)
     model = client.model()
     classes = list(model.classes)
-    folder = open_split(data, "val", classes, bad_images).first(limit)
+    folder = open_split(data, split, classes, bad_images).first(limit)
     found: list[int] = []
     hashes, rows = [], []
     answers = _ask(client, folder, len(classes))
@@ -58,7 +62,12 @@ def evaluate_server(
     predictions = Predictions(images.files, tuple(hashes), images.labels, np.stack(rows))
     backend = f"{model.backend} at {client.name}"
     return Evaluation(
-        predictions=predictions, images=images, classes=classes, data=data, backend=backend
+        predictions=predictions,
+        images=images,
+        classes=classes,
+        data=data,
+        backend=backend,
+        split=split,
     )
 
 

@@ -87,7 +87,10 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     help="Backend to run the model with.  [default: the fastest here]",
 )
 @click.option(
-    "--threads", type=_NUM_THREADS, default=0, help="Threads of the engine; 0: one per core."
+    "--threads",
+    type=_NUM_THREADS,
+    default=0,
+    help="Threads of the engine on a CPU; 0: one per core, or as many as a quota allows.",
 )
 @click.option(
     "--gpus", "num_gpus", default="1", metavar="N|all", callback=_read_gpus,
@@ -97,7 +100,7 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     "--workers",
     type=_NUM_THREADS,
     default=0,
-    help="Threads that decode images; 0: one per core.",
+    help="Threads that decode images; 0: one per core, or as many as a quota allows.",
 )
 @click.option(
     "--max-batch",

@@ -197,6 +197,8 @@ class Server:
             "precision": model.precision,
             "backend": model.backend,
             "max_batch": model.max_batch,
+            "threads": self._model.num_threads,
+            "workers": self._model.num_workers,
         }
 
     @property
@@ -211,7 +213,8 @@ class Server:
         return (
             f"model={model.id[:12]} precision={model.precision} backend={model.backend} "
             f"artifact={self._model.artifact.file} selftest={self._model.self_test} "
-            f"max_batch={model.max_batch}"
+            f"max_batch={model.max_batch} threads={self._model.num_threads} "
+            f"workers={self._model.num_workers}"
         )
 
     async def _started(self, bundle_path: Path) -> ServedModel:

@@ -1,15 +1,15 @@
 """`irv2-train`: train the network and leave a checkpoint."""
 
-import dataclasses
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from irv2.block_names import STAGES, Stage
+from irv2.block_names import STAGES
 from irv2.cli.options import (
     FloatRange,
     bad_images_option,
@@ -23,17 +23,19 @@ from irv2.cli.program import Program
 from irv2.data.dataset import BadImages
 from irv2.images.orientation import ORIENTATIONS
 from irv2.images.resample import RESAMPLERS
+from irv2.train.defaults import RecipeOption
+
+recipe_option = partial(click.option, cls=RecipeOption)
 
 
 @click.command(cls=Program)
 @click.option("--setting", type=click.Choice(["1", "2", "paper"]), required=True,
               help="The original's settings: rate 0.045 x 0.96 every 12,800 (1) or 25,600 (2) "
               "steps of 64 images, 90 epochs; paper: x 0.94 every 80,076, 300 epochs.")  # fmt: skip
-@click.option(
+@recipe_option(
     "--arch",
     type=click.Choice(["inception_resnet_v2", "inception_resnet_v2_slim"]),
-    help="The network: the paper's, as the original, or TF-slim's, as timm and Keras.  [default: "
-    "that of --init-from, else the paper's]",
+    help="The network: the paper's, as the original, or TF-slim's, as timm and Keras.",
 )
 @data_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -41,24 +43,27 @@ from irv2.images.resample import RESAMPLERS
 @click.option("--resume", is_flag=True,
               help="Fail unless DIR holds a run; one is resumed in any case.")  # fmt: skip
 @click.option("--show-model", is_flag=True, help="Print the network's blocks and exit.")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the images.")
-@click.option("--learning-rate", type=FloatRange(0, min_open=True),
-              help="Initial rate, for steps of 64 images.")  # fmt: skip
-@click.option("--gamma", type=FloatRange(0, 1, min_open=True), help="Factor of each decay.")
-@click.option("--decay-steps", type=click.IntRange(1), help="Steps of 64 images between decays.")
-@click.option(
+@recipe_option("--epochs", type=click.IntRange(1), help="Passes over the images.")
+@recipe_option(
+    "--learning-rate",
+    type=FloatRange(0, min_open=True),
+    help="Initial rate, for steps of 64 images.",
+)
+@recipe_option("--gamma", type=FloatRange(0, 1, min_open=True), help="Factor of each decay.")
+@recipe_option("--decay-steps", type=click.IntRange(1), help="Steps of 64 images between decays.")
+@recipe_option(
     "--momentum",
     type=FloatRange(0, 1, min_open=True, max_open=True),
-    help="Nesterov momentum. The original ran with 0.4737; 0.9, the paper's according to "
-    "one reader, makes the effective rate 5.3 times larger; the only report of such runs "
-    "is that they came out wrong.",
+    help="Nesterov momentum. In a setting, 0.9 instead of the original's 0.4737 makes the "
+    "effective rate 5.3 times larger; it is the paper's according to one reader, and the "
+    "only report of such runs is that they came out wrong.",
 )
-@click.option("--weight-decay", type=FloatRange(0), help="Weight decay, on every parameter.")
-@click.option(
+@recipe_option("--weight-decay", type=FloatRange(0), help="Weight decay, on what --decay says.")
+@recipe_option(
     "--batch-size",
     type=click.IntRange(2),
     metavar="IMAGES",
-    help="Images per step over all processes.  [default: 64, or a group per process if more]",
+    help="Images per step over all processes; at least a batch-norm group for each.",
 )
 @click.option(
     "--micro-batch",
@@ -66,80 +71,121 @@ from irv2.images.resample import RESAMPLERS
     metavar="IMAGES",
     help="Images per pass; gradients add up over passes, which saves memory.  [default: all]",
 )
-@click.option("--bn-group", type=click.IntRange(2), metavar="IMAGES",
-              help="Images that share batch-norm statistics.")  # fmt: skip
-@click.option("--bn-momentum", type=FloatRange(0, 1, min_open=True),
-              help="Weight of a step's batch-norm statistics in the running ones, with which "
-              "the network is evaluated.  [default: 0.1; TF-slim's network: 0.0003]")  # fmt: skip
-@click.option("--image-size", type=click.IntRange(75), metavar="PIXELS",
-              help="Side of the crop.  [default: 299, or as --init-from]")  # fmt: skip
-@click.option(
+@recipe_option(
+    "--bn-group",
+    type=click.IntRange(2),
+    metavar="IMAGES",
+    help="Images that share batch-norm statistics.",
+)
+@recipe_option(
+    "--bn-momentum",
+    type=FloatRange(0, 1, min_open=True),
+    help="Weight of a step's batch-norm statistics in the running ones, with which the network "
+    "is evaluated.",
+)
+@recipe_option("--image-size", type=click.IntRange(75), metavar="PIXELS", help="Side of the crop.")
+@recipe_option(
     "--resize",
     type=click.IntRange(75),
     metavar="PIXELS",
-    help="Shorter side of an evaluation image before its centre is cut out.  [default: "
-    "328/299 of --image-size, or as --init-from]",
+    help="Shorter side of an evaluation image before its centre is cut out; follows --image-size.",
 )
-@click.option(
+@recipe_option(
     "--resampling",
     type=click.Choice(list(RESAMPLERS)),
-    help="Method for every resized image, in training and evaluation.  [default: "
-    "torch7-bicubic, the original's, or as --init-from]",
+    help="Method for every resized image, in training and evaluation.",
 )
-@click.option("--mean", nargs=3, type=FloatRange(-1, 1), metavar="R G B",
-              help="Mean of pixels scaled to 0..1.  [default: ImageNet's, or as "
-              "--init-from]")  # fmt: skip
-@click.option("--std", nargs=3, type=FloatRange(0, min_open=True), metavar="R G B",
-              help="Their standard deviation.  [default: ImageNet's, or as "
-              "--init-from]")  # fmt: skip
-@click.option(
+@recipe_option(
+    "--mean",
+    nargs=3,
+    type=FloatRange(-1, 1),
+    metavar="R G B",
+    help="Mean of pixels scaled to 0..1.",
+)
+@recipe_option(
+    "--std",
+    nargs=3,
+    type=FloatRange(0, min_open=True),
+    metavar="R G B",
+    help="Their standard deviation.",
+)
+@recipe_option(
     "--orientation",
     type=click.Choice(ORIENTATIONS),
     help="Pixels as they are stored, or turned as EXIF says, which photographs of phones need; "
-    "in training, evaluation and wherever the model is used.  [default: stored]",
+    "in training, evaluation and wherever the model is used.",
 )
-@click.option(
+@recipe_option(
     "--augmentation",
     type=click.Choice(["area-crop", "shift"]),
-    help="area-crop: the original's random areas of photographs; shift: whole images "
-    "moved by up to --max-shift, for small ones.  [default: area-crop]",
+    help="area-crop: the original's random areas of photographs; shift: whole images moved by up "
+    "to --max-shift, for small ones.",
 )
-@click.option("--max-shift", type=FloatRange(0, 0.5), metavar="FRACTION",
-              help="Largest shift, as a fraction of the image's side.  [default: 0]")  # fmt: skip
-@click.option(
+@recipe_option(
+    "--max-shift",
+    type=FloatRange(0, 0.5),
+    metavar="FRACTION",
+    help="Largest shift, as a fraction of the image's side.",
+)
+@recipe_option(
     "--flip/--no-flip",
     default=None,
-    help="Mirror half of the training images.  [default: flip; no-flip for the sample]",
+    help="Mirror half of the training images; not those of the built-in sample, unless asked to.",
 )
-@click.option("--min-area", type=FloatRange(0, 1, min_open=True), metavar="FRACTION",
-              help="Smallest area of a random crop, as a fraction of the image.  [default: "
-              "0.08]")  # fmt: skip
-@click.option("--auto-augment", type=click.Choice(["none", "trivial"]),
-              help="trivial: TrivialAugment, one random operation of random strength for each "
-              "image.  [default: none]")  # fmt: skip
-@click.option("--erase", type=FloatRange(0, 1), metavar="PROBABILITY",
-              help="Fill a random part of an image with random pixels.  [default: 0]")  # fmt: skip
-@click.option("--mixup", type=FloatRange(0), metavar="ALPHA",
-              help="Blend each image with another one; parameter of the share's beta "
-              "distribution, 0.2 is usual.  [default: 0, none]")  # fmt: skip
-@click.option("--cutmix", type=FloatRange(0), metavar="ALPHA",
-              help="Cut a part of another image into each one; 1 is usual. With --mixup, each "
-              "takes half of the steps.  [default: 0, none]")  # fmt: skip
-@click.option("--width", type=FloatRange(0, 4, min_open=True),
-              help="Factor of every channel count.")  # fmt: skip
-@click.option("--blocks", type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
-              metavar="A B C", help="Residual blocks of each grid; published: 5 10 5, "
-              "TF-slim's network 10 20 10.")  # fmt: skip
-@click.option(
+@recipe_option(
+    "--min-area",
+    type=FloatRange(0, 1, min_open=True),
+    metavar="FRACTION",
+    help="Smallest area of a random crop, as a fraction of the image.",
+)
+@recipe_option(
+    "--auto-augment",
+    type=click.Choice(["none", "trivial"]),
+    help="trivial: TrivialAugment, one random operation of random strength for each image.",
+)
+@recipe_option(
+    "--erase",
+    type=FloatRange(0, 1),
+    metavar="PROBABILITY",
+    help="Fill a random part of an image with random pixels.",
+)
+@recipe_option(
+    "--mixup",
+    type=FloatRange(0),
+    metavar="ALPHA",
+    help="Blend each image with another one; parameter of the share's beta distribution, 0.2 is "
+    "usual.",
+)
+@recipe_option(
+    "--cutmix",
+    type=FloatRange(0),
+    metavar="ALPHA",
+    help="Cut a part of another image into each one; 1 is usual. With --mixup, each takes half "
+    "of the steps.",
+)
+@recipe_option(
+    "--width", type=FloatRange(0, 4, min_open=True), help="Factor of every channel count."
+)
+@recipe_option(
+    "--blocks",
+    type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
+    metavar="A B C",
+    help="Residual blocks of each grid.",
+)
+@recipe_option(
     "--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of weights, order and augmentation."
 )
-@click.option(
+@recipe_option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="Type of forward and backward pass; weights stay float32. TF32 is off.  [default: fp32]",
+    help="Type of forward and backward pass; weights stay float32. TF32 is off.",
 )
-@click.option("--deterministic", is_flag=True, default=None,
-              help="Make runs repeatable to the bit on GPUs too, more slowly.")  # fmt: skip
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    default=None,
+    help="Make runs repeatable to the bit on GPUs too, more slowly.",
+)
 @click.option("--compile", is_flag=True, help="Use torch.compile (minutes at first); for GPUs.")
 @click.option(
     "--checkpoint-activations",
@@ -153,53 +199,78 @@ from irv2.images.resample import RESAMPLERS
     help="modern: momentum 0.9, label smoothing 0.1, warm-up, cosine, and an average of "
     "the weights in best-ema.pt; not the original's.",
 )
-@click.option("--residual-scale", type=FloatRange(0, min_open=True),
-              help="Factor of every residual; of the paper's network.  [default: 0.1]")  # fmt: skip
-@click.option("--dropout", type=FloatRange(0, 1, max_open=True),
-              help="Fraction of features dropped before classifying.  [default: 0.2]")  # fmt: skip
-@click.option(
+@recipe_option(
+    "--residual-scale",
+    type=FloatRange(0, min_open=True),
+    help="Factor of every residual; of the paper's network.",
+)
+@recipe_option(
+    "--dropout",
+    type=FloatRange(0, 1, max_open=True),
+    help="Fraction of features dropped before classifying.",
+)
+@recipe_option(
     "--train",
     "trained",
     type=click.Choice(STAGES),
     help="The first part that is trained; what lies before it keeps its weights and batch-norm "
-    "statistics. head: the last layer alone, on features computed once.  [default: all]",
+    "statistics. head: the last layer alone, on features computed once.",
 )
-@click.option(
+@recipe_option(
     "--batch-norm",
     type=click.Choice(["group", "held"]),
-    help="Statistics of batch norm in trained parts: of each group, or those it began with.  "
-    "[default: group]",
+    help="Statistics of batch norm in trained parts: of each group, or those it began with.",
 )
-@click.option("--decay", type=click.Choice(["all", "weights"]),
-              help="What weight decay acts on; weights: neither batch norm nor biases.  "
-              "[default: all]")  # fmt: skip
-@click.option(
+@recipe_option(
+    "--decay",
+    type=click.Choice(["all", "weights"]),
+    help="What weight decay acts on; weights: neither batch norm nor biases.",
+)
+@recipe_option(
     "--backbone-lr-factor",
     type=FloatRange(0, 1, min_open=True),
     metavar="FACTOR",
-    help="Rate of the stem as a share of the last layer's; those between in equal ratios.  "
-    "[default: 1]",
+    help="Rate of the stem as a share of the last layer's; those between in equal ratios.",
 )
-@click.option("--feature-crops", type=click.IntRange(1), metavar="N",
-              help="Augmentations of each image whose features a head is trained on.  "
-              "[default: 4]")  # fmt: skip
-@click.option("--class-weights", type=click.Choice(["none", "balanced"]),
-              help="Weights of images in the loss; balanced: every class counts alike, however "
-              "few images it has.  [default: none]")  # fmt: skip
-@click.option("--sampling", type=click.Choice(["uniform", "balanced"]),
-              help="Images of an epoch: each once, or as many of every class (balanced), those of "
-              "small classes repeatedly.  [default: uniform]")  # fmt: skip
-@click.option("--patience", type=click.IntRange(0), metavar="EPOCHS",
-              help="End after this many epochs without a lower top-1 error; 0: never.  "
-              "[default: 0]")  # fmt: skip
+@recipe_option(
+    "--feature-crops",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Augmentations of each image whose features a head is trained on; for --train head.",
+)
+@recipe_option(
+    "--class-weights",
+    type=click.Choice(["none", "balanced"]),
+    help="Weights of images in the loss; balanced: every class counts alike, however few images "
+    "it has.",
+)
+@recipe_option(
+    "--sampling",
+    type=click.Choice(["uniform", "balanced"]),
+    help="Images of an epoch: each once, or as many of every class (balanced), those of small "
+    "classes repeatedly.",
+)
+@recipe_option(
+    "--patience",
+    type=click.IntRange(0),
+    metavar="EPOCHS",
+    help="End after this many epochs without a lower top-1 error; 0: never.",
+)
 @click.option("--time-budget", "time_budget_minutes", type=FloatRange(0, min_open=True),
               metavar="MINUTES", help="End in time, with the best weights so far.")  # fmt: skip
-@click.option("--label-smoothing", type=FloatRange(0, 1, max_open=True),
-              help="Fraction of a label spread evenly over all classes.  [default: 0]")  # fmt: skip
-@click.option("--warmup-steps", type=click.IntRange(0),
-              help="Steps of 64 images until the full rate.  [default: 0]")  # fmt: skip
-@click.option("--ema-decay", type=FloatRange(0, 1, max_open=True),
-              help="Decay of an average of the weights; 0: no average.  [default: 0]")  # fmt: skip
+@recipe_option(
+    "--label-smoothing",
+    type=FloatRange(0, 1, max_open=True),
+    help="Fraction of a label spread evenly over all classes.",
+)
+@recipe_option(
+    "--warmup-steps", type=click.IntRange(0), help="Steps of 64 images until the full rate."
+)
+@recipe_option(
+    "--ema-decay",
+    type=FloatRange(0, 1, max_open=True),
+    help="Decay of an average of the weights; 0: no average.",
+)
 @click.option(
     "--init-from",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -268,17 +339,17 @@ def main(
         device=device,
         limit=limit,
         bad_images=bad_images,
-        command=_command(),
+        command=command_line(),
         overrides={name: value for name, value in overrides.items() if value is not None},
     )
     if show_model:
         model = start.show_model(request)
         print_json(model) if as_json else click.echo(model["table"])
         return
-    _print(start.train(request), as_json)
+    print_result(start.train(request), as_json)
 
 
-def _print(result: dict[str, Any] | None, as_json: bool) -> None:
+def print_result(result: dict[str, Any] | None, as_json: bool) -> None:
     """Print a run's result; only the first of its processes has one."""
     if result is None:
         return
@@ -294,63 +365,7 @@ def _print(result: dict[str, Any] | None, as_json: bool) -> None:
                 )
 
 
-def _finetune(
-    checkpoint: Path,
-    head_epochs: int | None,
-    trained: Stage | None,
-    out: Path | None,
-    as_json: bool,
-    **options: Any,  # noqa: ANN401 (fields of Request and Recipe)
-) -> None:
-    """Fine-tune CKPT, of either network, on the pictures of --data.
-
-    CKPT comes from irv2 import or irv2-train. Its last layer is trained first, on features that
-    the rest gives once; then the whole network, or the stages from --train on. Leaves what
-    irv2-train leaves, and the first phase's run in DIR/head. The same command again resumes.
-    """
-    from irv2.train.finetune import finetune
-    from irv2.train.start import Request
-
-    own = {field.name for field in dataclasses.fields(Request)}
-    request = Request(
-        setting="finetune",
-        out=out or Path("runs/finetune"),
-        init_from=checkpoint,
-        command=_command(),
-        overrides={n: v for n, v in options.items() if n not in own and v is not None},
-        **{name: value for name, value in options.items() if name in own},
-    )
-    _print(finetune(request, trained or "all", head_epochs), as_json)
-
-
-def _options_of_finetune() -> list[click.Parameter]:
-    """Those of irv2-train, but what CKPT decides or fine-tuning replaces."""
-    left_out = {"setting", "recipe", "init_from", "show_model", "debug", "version", "arch", "width",
-                "blocks", "residual_scale", "gamma", "decay_steps", "out"}  # fmt: skip
-    kept = [parameter for parameter in main.params if parameter.name not in left_out]
-    out = click.Option(["--out"], type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-                       help="The run's folder.  [default: runs/finetune]")  # fmt: skip
-    checkpoint = click.Argument(["checkpoint"], type=click.Path(path_type=Path, dir_okay=False),
-                                metavar="CKPT")  # fmt: skip
-    head_epochs = click.Option(
-        ["--head-epochs"],
-        type=click.IntRange(0),
-        metavar="N",
-        help="Epochs of the last layer alone, before --train; 0: none.  [default: 30]",
-    )
-    return [checkpoint, out, head_epochs, *kept]
-
-
-finetune = Program(
-    "finetune",
-    params=_options_of_finetune(),
-    callback=_finetune,
-    help=_finetune.__doc__,
-    short_help="Train on from weights that know other pictures.",
-)
-
-
-def _command() -> str:
+def command_line() -> str:
     """Return the command line to start this run again: torchrun's, or this program's."""
     launcher = Path(f"/proc/{os.getppid()}/cmdline")
     if "TORCHELASTIC_RUN_ID" in os.environ and launcher.is_file():

@@ -13,7 +13,7 @@ from typing import Any
 from irv2.block_names import Stage
 from irv2.errors import CheckpointError, UsageError
 from irv2.system.machine import world_size
-from irv2.train.run.folder import HEAD
+from irv2.train.curves.curves import HEAD
 from irv2.train.start import Request, train
 
 logger = logging.getLogger(__name__)
@@ -38,23 +38,51 @@ def finetune(request: Request, stage: Stage, head_epochs: int | None) -> dict[st
             "one, for the features of a head",
             "leave out torchrun; or pass --head-epochs 0, with the best.pt of such a run as CKPT",
         )
+    if stage == "head":
+        _refuse_without_phases(request, head_epochs)
     if stage != "head" and head_epochs != 0:
         logger.info("phase 1 of 2: the last layer alone")
         began_at = time.monotonic()
-        best = _train_head(request, head_epochs)
+        head = _train_head(request, head_epochs)
         left = request.time_budget_minutes
         if left is not None:
             left = max(0.0, left - (time.monotonic() - began_at) / 60)
         overrides = {n: v for n, v in request.overrides.items() if n != "feature_crops"}
         request = dataclasses.replace(
-            request, init_from=best, time_budget_minutes=left, overrides=overrides
+            request, init_from=Path(head["best"]), time_budget_minutes=left, overrides=overrides
         )
         logger.info("phase 2 of 2: --train %s", stage)
+        result = train(request)
+        compare_phases(head, result)
+        return result
     return train(request)
 
 
-def _train_head(request: Request, epochs: int | None) -> Path:
-    """Train the last layer in OUT/head and return its best checkpoint."""
+def compare_phases(head: dict[str, Any], network: dict[str, Any] | None) -> None:
+    """Say so where the first phase left better weights than the second, which begins with them."""
+    if network and network.get("top1_error", 0.0) > head["top1_error"]:
+        logger.warning(
+            "the last layer alone did better: %s has a top-1 error of %.3f %%",
+            head["best"],
+            head["top1_error"],
+        )
+
+
+def _refuse_without_phases(request: Request, head_epochs: int | None) -> None:
+    """Raise UsageError for an option about what a head alone has not: two phases, and stages."""
+    given = ["head_epochs"] if head_epochs is not None else []
+    given += [name for name in ("backbone_lr_factor", "batch_norm") if name in request.overrides]
+    for name in given:
+        raise UsageError(
+            f"--{name.replace('_', '-')}",
+            "given with --train head",
+            "another stage: here the last layer alone is trained",
+            "pass --epochs" if name == "head_epochs" else "leave it out",
+        )
+
+
+def _train_head(request: Request, epochs: int | None) -> dict[str, Any]:
+    """Train the last layer in OUT/head and return its best checkpoint and errors."""
     kept = {n: v for n, v in request.overrides.items() if n not in _SECOND_ALONE}
     given = {} if epochs is None else {"epochs": epochs}
     first = dataclasses.replace(
@@ -72,7 +100,7 @@ def _train_head(request: Request, epochs: int | None) -> Path:
             "the weights that the first phase left",
             f"put it back; or remove {first.out}, and the first phase begins again",
         )
-    return Path(result["best"])
+    return result
 
 
 def _with(request: Request, **overrides: Any) -> Request:  # noqa: ANN401 (fields of Recipe)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import BadImages, ImageFolder
-from irv2.errors import DataError, EngineError, ImageError, Irv2Error
+from irv2.errors import DataError, EngineError, ImageError, Irv2Error, UsageError
 from irv2.evaluate import EvaluationOptions
 from irv2.manifest import Source
 from irv2.model.build import Network
@@ -131,9 +131,23 @@ class Trainer:
         features = Features(self._run.path, self._recipe, data, network, self._device)
         with self._interrupt.at_once():
             features.compute(
-                workers=machine.workers, threads=machine.threads, bad_images=machine.bad_images
+                workers=machine.workers,
+                threads=machine.threads,
+                bad_images=machine.bad_images,
+                before_file=self._require_time,
             )
         return features
+
+    def _require_time(self) -> None:
+        """Raise UsageError if the time is up while there are no weights, but features to keep."""
+        if self._is_time_up():
+            raise UsageError(
+                "--time-budget",
+                f"{self._machine.time_budget_minutes:g} minutes are up, and features of images "
+                "are still missing: there are no weights yet",
+                "time for them and for an epoch",
+                "the same command goes on from here",
+            )
 
     def _train_and_evaluate(self) -> None:
         started, images_before = time.monotonic(), self._totals[3].item()

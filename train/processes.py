@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from irv2.errors import Irv2Error, UsageError
 from irv2.runners.torch import resolve_device
-from irv2.system.cgroup import num_killed, why_killed
+from irv2.system.cgroups import num_killed, why_killed
 from irv2.system.machine import world_size
 from irv2.system.stop import wanted
 

@@ -279,6 +279,7 @@ FINETUNE = Recipe(
 )
 HEAD_EPOCHS = 30
 FEATURE_CROPS = 4
+WARMUP_PARTS = 20  # into which a cosine divides a run: the first is the warm-up
 RECIPES = {**SETTINGS, "finetune": FINETUNE}
 PUBLISHED = {
     "1": "setting 1 reached 24.407 / 7.407 % top-1 / top-5 error on ImageNet",
@@ -338,6 +339,18 @@ def sample_recipe(
     )
 
 
+def finetune_recipe(trained: Stage, on_sample: bool = False) -> Recipe:
+    """Return fine-tuning's recipe for the stage to train, and for the built-in digits."""
+    base = FINETUNE
+    if trained == "head":
+        base = dataclasses.replace(
+            base, trained="head", epochs=HEAD_EPOCHS, feature_crops=FEATURE_CROPS
+        )
+    if on_sample:  # a mirrored digit is a different symbol
+        base = dataclasses.replace(base, augmentation="shift", max_shift=1 / 8, flip=False)
+    return base
+
+
 def modern_recipe(base: Recipe, num_images: int) -> Recipe:
     """Add to `base` what later work introduced and the original lacks, over the same epochs.
 
@@ -353,7 +366,7 @@ def with_cosine(base: Recipe, num_images: int) -> Recipe:
     batches = base.epochs * base.num_batches(num_images)
     # Rounded up, so that the rate is above 0 to the last step.
     steps = math.ceil(batches * base.batch_size / REFERENCE_BATCH)
-    return dataclasses.replace(base, warmup_steps=max(1, steps // 20), cosine_steps=steps)
+    return dataclasses.replace(base, warmup_steps=max(1, steps // WARMUP_PARTS), cosine_steps=steps)
 
 
 def split_groups(num_images: int, num_groups: int) -> int:

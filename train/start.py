@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from irv2 import __version__
@@ -23,6 +24,7 @@ from irv2.runners.torch import resolve_device
 from irv2.system.files import file_sha256
 from irv2.system.machine import num_cores
 from irv2.system.stop import Terminated
+from irv2.system.text import quoted
 from irv2.train.data.loader import num_batches
 from irv2.train.data.workers import require_resources
 from irv2.train.learner.initial_weights import (
@@ -36,12 +38,10 @@ from irv2.train.loop import Machine, Trainer
 from irv2.train.processes import Processes, joined
 from irv2.train.run.folder import Run
 from irv2.train.settings import (
-    FEATURE_CROPS,
-    FINETUNE,
-    HEAD_EPOCHS,
     PUBLISHED,
     RECIPES,
     Recipe,
+    finetune_recipe,
     from_json,
     modern_recipe,
     sample_recipe,
@@ -153,8 +153,29 @@ def _train(
 def _open_data(request: Request) -> tuple[ImageFolder, ImageFolder]:
     data, bad_images = resolve_data(request.data), request.bad_images
     train_set = open_split(data, "train", bad_images=bad_images).first(request.limit)
+    if len(train_set.classes) == 1:
+        raise DataError(
+            train_set.place,
+            f"only one class, {quoted(train_set.classes[0])}",
+            "two or more, which the network is to tell apart",
+            "add images of another one",
+        )
+    _warn_of_single_images(train_set)
     val_set = open_split(data, "val", train_set.classes, bad_images).first(request.limit)
     return train_set, val_set
+
+
+def _warn_of_single_images(train_set: ImageFolder) -> None:
+    single = np.flatnonzero(np.bincount(train_set.labels, minlength=len(train_set.classes)) == 1)
+    if len(single):
+        named = ", ".join(quoted(train_set.classes[i]) for i in single[:5])
+        logger.warning(
+            "%s: %d of %d classes have a single image, from which little can be learnt: %s",
+            train_set.place,
+            len(single),
+            len(train_set.classes),
+            named + ", ..." * (len(single) > 5),
+        )
 
 
 def resolve_recipe(
@@ -174,7 +195,7 @@ def resolve_recipe(
     arch = decided.get("arch") or overrides.get("arch", ModelConfig.arch)
     epochs = {"epochs": overrides["epochs"]} if "epochs" in overrides else {}
     if request.setting == "finetune":
-        base = _finetune_recipe(overrides, on_sample)
+        base = finetune_recipe(overrides.get("trained", "all"), on_sample)
     elif on_sample:
         base = sample_recipe(request.setting, num_images, arch=arch, **epochs)
     else:
@@ -186,6 +207,14 @@ def resolve_recipe(
             f"given for {base.arch}",
             f"{ModelConfig.arch}, the paper's network",
             "leave it out: TF-slim's has one for each grid",
+        )
+    held = overrides.get("batch_norm", base.batch_norm) == "held"
+    if held and "bn_momentum" in overrides:
+        raise UsageError(
+            "--bn-momentum",
+            "given where batch norm keeps its statistics",
+            "--batch-norm group, which adds to them",
+            "pass that too, or leave it out",
         )
     if request.modern and overrides.keys() & {"gamma", "decay_steps"}:
         raise UsageError(
@@ -206,18 +235,6 @@ def resolve_recipe(
     if request.modern:  # computed last: its cosine depends on the final epochs and batch size
         recipe = dataclasses.replace(modern_recipe(recipe, num_images), **overrides)
     return recipe
-
-
-def _finetune_recipe(overrides: dict[str, Any], on_sample: bool) -> Recipe:
-    """Fill in what the stage to train decides, and what the built-in digits need."""
-    base = FINETUNE
-    if overrides.get("trained") == "head":
-        base = dataclasses.replace(
-            base, trained="head", epochs=HEAD_EPOCHS, feature_crops=FEATURE_CROPS
-        )
-    if on_sample:  # a mirrored digit is a different symbol
-        base = dataclasses.replace(base, augmentation="shift", max_shift=1 / 8, flip=False)
-    return base
 
 
 def _decided_by_checkpoint(request: Request) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from irv2.runners.base import Runner
 from irv2.runners.choose import INT8_CPU
 from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 from irv2.runners.torch import TorchRunner
+from irv2.system.machine import num_cores
 
 FP32, EAGER = ONNX_FILE, "torch eager NCHW"
 ORT_PEAK, TORCH_PEAK = "onnxruntime convolutions", "torch convolutions"
@@ -63,7 +64,8 @@ class ExportCost:
 @click.option("--rounds", type=click.IntRange(1), default=9, help="Times that each case is run.")
 @click.option("--seconds", type=FloatRange(0.01), default=5.0, help="Length of one run.")
 @click.option("--batch-size", type=click.IntRange(1, 64), default=8, help="Images per batch.")
-@click.option("--threads", type=click.IntRange(1), default=2, help="Threads of every engine.")
+@click.option("--threads", type=click.IntRange(1), default=num_cores,
+              show_default="one per core", help="Threads of every engine.")  # fmt: skip
 @json_option
 def main(
     bundle: Path | None, rounds: int, seconds: float, batch_size: int, threads: int, as_json: bool

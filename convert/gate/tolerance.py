@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from irv2.convert.gate.limits import CONFIDENCE
+from irv2.convert.gate.limits import CONFIDENCE, smallest_passing_n
 from irv2.errors import UsageError
 from irv2.manifest import AcceptedLoss, PerClass, Precision
 
@@ -31,6 +31,12 @@ class Tolerance:
             raise UsageError("tolerance", f"{smallest}", "more than 0 points")
         if not 0.5 <= self.confidence < 1:
             raise UsageError("confidence", f"{self.confidence}", "0.5 to below 1")
+
+    @property
+    def fewest_images(self) -> int:
+        """The fewest that can pass, with every answer like the checkpoint's."""
+        strictest = min(self.top1_points, self.top5_points, self.disagreement_points)
+        return smallest_passing_n(strictest, self.confidence)
 
     @property
     def accepted_loss(self) -> AcceptedLoss:

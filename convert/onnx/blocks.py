@@ -13,6 +13,7 @@ import numpy as np
 from irv2.block_names import block_of
 from irv2.errors import EngineError
 from irv2.runners.onnx import import_onnxruntime
+from irv2.system.machine import num_cores
 from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray, UInt8Array
 
@@ -39,8 +40,11 @@ def block_outputs(onnx_path: Path, images: UInt8Array) -> BlockOutputs:
         if tensor not in declared:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(tensor))
     try:
-        session = import_onnxruntime().InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = num_cores()
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         values = session.run(list(tensors.values()), {"images": images})
     except Exception as error:  # ONNX Runtime's exceptions have no common base class

@@ -1,21 +1,23 @@
 """The range of every activation over training images, from which int8 scales follow.
 
 The float32 model runs over the images once. The graph itself reduces each activation to one
-smallest and one largest value per image, so memory does not grow with images or network. The result
-is kept in the user's cache.
+smallest and one largest value per image, exactly, and to an even sample of its positions. The
+samples are counted in histograms, from which the other methods estimate their ranges. So memory
+does not grow with the number of images. The result is kept in the user's cache.
 """
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from irv2.convert.onnx.ranges import METHODS, PERCENTAGE, Histogram, Method, Range, estimate
 from irv2.data.dataset import BadImages, ImageFolder, find_images, open_split, splits_of
 from irv2.data.hashes import hash_files, same_size
 from irv2.errors import DataError, EngineError, UsageError
@@ -25,47 +27,63 @@ from irv2.runners.onnx import import_onnxruntime
 from irv2.system.arrays import bytes_from_arrays, load_arrays
 from irv2.system.cache import cached
 from irv2.system.files import file_sha256
+from irv2.system.machine import num_cores
 from irv2.system.progress import Progress
 from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 
-METHOD = "minmax"
 DEFAULT_IMAGES = 256
 BATCH_SIZE = 2  # every activation of a batch is alive until it is reduced: 0.2 GB per image
-_SMALLEST, _LARGEST = ".smallest", ".largest"
+_SMALLEST, _LARGEST, _SAMPLE = ".smallest", ".largest", ".sample"
+_SAMPLED_SIDE = 8  # positions per row and column; channels, which differ more, are all taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationOptions:
-    """Which images: those of `folder`, or of the data's train/ if it is None."""
+    """Which images, those of `folder`, or of the data's train/ if it is None, and which ranges."""
 
     folder: Path | None = None
     num_images: int = DEFAULT_IMAGES
     seed: int = 0
+    method: Method | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What one pass over the calibration images found."""
 
-    ranges: dict[str, tuple[float, float]]  # activation -> smallest, largest value
+    ranges_by: dict[Method, dict[str, Range]]  # method -> activation -> smallest, largest value
     labels: IntArray  # (n,); -1 if unknown
     logits: FloatArray  # (n, num_classes): the float32 model's own
     images: ImageFolder
-    origin: dict[str, str]  # method, seed and hash of the images
+    origin: dict[str, str]  # seed and hash of the images
+    method: Method = "minmax"
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """Activation -> range, by the method in use."""
+        return self.ranges_by[self.method]
 
     @property
     def record(self) -> dict[str, str]:
         """How it was made, for the metadata of what is made of it."""
-        return {**self.origin, "calibration_images": str(len(self.labels))}
+        return {
+            "calibration_method": self.method,
+            **self.origin,
+            "calibration_images": str(len(self.labels)),
+        }
+
+    def using(self, method: Method) -> Self:
+        """The same with another method's ranges, which come from the same pass."""
+        return replace(self, method=method)
 
     def to_bytes(self) -> bytes:
         """The contents of a file in the cache."""
         return bytes_from_arrays(
             names=list(self.ranges),
-            ranges=list(self.ranges.values()),
+            ranges=[list(self.ranges_by[method].values()) for method in METHODS],
             labels=self.labels,
             logits=self.logits,
         )
@@ -74,9 +92,11 @@ class Calibration:
     def load(cls, content: bytes, images: ImageFolder, origin: dict[str, str]) -> Self:
         """Read `to_bytes` back; raises ValueError if it is damaged."""
         names, limits, labels, logits = load_arrays(content, "names", "ranges", "labels", "logits")
-        pairs = zip(names.tolist(), limits.tolist(), strict=True)
-        ranges = {name: (low, high) for name, (low, high) in pairs}
-        return cls(ranges=ranges, labels=labels, logits=logits, images=images, origin=origin)
+        ranges_by = {
+            method: dict(zip(names.tolist(), map(tuple, pairs), strict=True))
+            for method, pairs in zip(METHODS, limits.tolist(), strict=True)
+        }
+        return cls(ranges_by=ranges_by, labels=labels, logits=logits, images=images, origin=origin)
 
 
 def choose_images(
@@ -136,7 +156,6 @@ def calibrate(
     names = observed(model.graph)
     images_sha256 = _content_sha256(images)
     origin = {
-        "calibration_method": METHOD,
         "calibration_seed": str(seed),
         "calibration_images_sha256": images_sha256,
     }
@@ -144,7 +163,7 @@ def calibrate(
         "model": file_sha256(model_path),
         "preprocess": config.sha256,
         "images": images_sha256,
-        "method": METHOD,
+        "methods": [*METHODS, PERCENTAGE, _SAMPLED_SIDE],
         "activations": names,
         "versions": {**library_versions(), "onnxruntime": import_onnxruntime().__version__},
     }
@@ -187,21 +206,29 @@ def _observe(
     bad_images: BadImages,
 ) -> Calibration:
     session = _session(_with_observers(model, names))
-    wanted = ["logits", *(name + _SMALLEST for name in names), *(name + _LARGEST for name in names)]
+    suffixes = (_SMALLEST, _LARGEST, _SAMPLE)
+    wanted = ["logits", *(name + suffix for suffix in suffixes for name in names)]
+    histograms = [Histogram() for _ in names]
     logits, smallest, largest, labels = [], [], [], []
     with Progress("calibrate", len(images), "images") as bar:
         for batch in load_batches(images, config, BATCH_SIZE, bad_images):
-            answers, *extremes = session.run(wanted, {"images": batch.images})
+            answers, *seen = session.run(wanted, {"images": batch.images})
             logits.append(answers)
             labels.append(batch.labels)
-            smallest.append([column.min() for column in extremes[: len(names)]])
-            largest.append([column.max() for column in extremes[len(names) :]])
+            smallest.append([column.min() for column in seen[: len(names)]])
+            largest.append([column.max() for column in seen[len(names) : -len(names)]])
+            for histogram, sample in zip(histograms, seen[-len(names) :], strict=True):
+                histogram.add(sample)
             bar.advance(len(batch.files))
     if not logits:
         raise DataError(images.place, "no image to calibrate with", "at least one")
-    limits = zip(np.min(smallest, axis=0).tolist(), np.max(largest, axis=0).tolist(), strict=True)
+    lows, highs = np.min(smallest, axis=0).tolist(), np.max(largest, axis=0).tolist()
+    estimates = list(map(estimate, histograms, lows, highs))
     return Calibration(
-        ranges=dict(zip(names, limits, strict=True)),
+        ranges_by={
+            method: {name: found[method] for name, found in zip(names, estimates, strict=True)}
+            for method in METHODS
+        },
         labels=np.concatenate(labels),
         logits=np.concatenate(logits),
         images=images,
@@ -210,18 +237,29 @@ def _observe(
 
 
 def _with_observers(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """The model with two more outputs (N,) per activation: its extremes image by image."""
+    """The model with three more outputs per activation: extremes of each image, and a sample."""
     graph = model.graph
-    ranks = {
-        value.name: len(value.type.tensor_type.shape.dim)
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in [*graph.value_info, *graph.output]
     }
     for name in names:
-        axes = numpy_helper.from_array(np.arange(1, ranks[name]), f"{name}.axes")
-        graph.initializer.append(axes)
+        _, _, *sides = shape = shapes[name]
+        steps = np.array([1, *(-(-side // _SAMPLED_SIDE) for side in sides)])
+        ends = np.full_like(steps, np.iinfo(np.int64).max)
+        axes = np.arange(1, len(shape))
+        arrays = {"axes": axes, "steps": steps, "starts": steps // 2, "ends": ends}
+        for part, array in arrays.items():
+            graph.initializer.append(numpy_helper.from_array(array, f"{name}.{part}"))
+        sliced = [name, *(f"{name}.{part}" for part in ("starts", "ends", "axes", "steps"))]
+        reduced = [name, f"{name}.axes"]
+        graph.node.append(helper.make_node("Slice", sliced, [name + _SAMPLE]))
+        graph.output.append(
+            helper.make_tensor_value_info(name + _SAMPLE, TensorProto.FLOAT, [None] * len(shape))
+        )
         for operator, suffix in (("ReduceMin", _SMALLEST), ("ReduceMax", _LARGEST)):
-            inputs, output = [name, axes.name], name + suffix
-            graph.node.append(helper.make_node(operator, inputs, [output], keepdims=0))
+            output = name + suffix
+            graph.node.append(helper.make_node(operator, reduced, [output], keepdims=0))
             graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N"]))
     return model
 
@@ -230,6 +268,7 @@ def _session(model: onnx.ModelProto) -> Any:  # noqa: ANN401 (onnxruntime has no
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = num_cores()
     try:
         return ort.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

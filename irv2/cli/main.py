@@ -12,7 +12,9 @@ PROGRAMS = {
     "data": Entry("irv2.commands.data:main", "Make, divide and check data folders.", "train"),
     "train": Entry("irv2.train.cli:main", "Train a network; leaves a checkpoint.", "train"),
     "finetune": Entry(
-        "irv2.train.cli:finetune", "Train on from weights that know other pictures.", "train"
+        "irv2.train.finetune_cli:finetune",
+        "Train on from weights that know other pictures.",
+        "train",
     ),
     "plot": Entry("irv2.train.curves.cli:main", "Draw training curves.", "train"),
     "import": Entry(

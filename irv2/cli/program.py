@@ -20,11 +20,17 @@ import click
 from irv2 import __version__
 from irv2.errors import EngineError, Irv2Error
 from irv2.system.files import NO_ROOM, WAYS_OUT
+from irv2.system.machine import num_cores
 from irv2.system.memory import explain_lack_of_memory
 from irv2.system.stop import LINES, Terminated, unwinding
 
 # Set before gRPC is imported: its C core would add its own lines to our one-line errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# Set before torch, NumPy and OpenCV are imported: they know nothing of a container's quota.
+os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))  # OpenMP, MKL and OpenBLAS
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(32, num_cores())))
+# Images are decoded in threads or processes of our own; OpenCV's would spin beside them.
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 F = TypeVar("F", bound=Callable[..., Any])
 

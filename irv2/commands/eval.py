@@ -17,6 +17,7 @@ from irv2.cli.options import (
 from irv2.cli.program import Program
 from irv2.cli.server_options import connect, connection_options
 from irv2.data.dataset import BadImages
+from irv2.data.lists import SPLITS
 from irv2.errors import UsageError
 from irv2.evaluate import BATCH_SIZE, EvaluationOptions, evaluate_model
 from irv2.images.contact_sheet import MAX_PICTURES
@@ -35,6 +36,11 @@ HERE_ONLY = ("crops", "batch_size", "workers", "device")  # what a server decide
     metavar="CHECKPOINT|BUNDLE",
 )  # fmt: skip
 @data_option
+@click.option(
+    "--split", type=click.Choice(SPLITS), default="val",
+    help="Part of the data to measure. What a model was chosen on (val) or trained on (train) "
+    "flatters it; `irv2 data split --test` sets images aside.",
+)  # fmt: skip
 @click.option(
     "--server", metavar="HOST:PORT[,...]",
     help="Ask this server instead, or these in turn; or one at a socket, unix:PATH.",
@@ -76,6 +82,7 @@ HERE_ONLY = ("crops", "batch_size", "workers", "device")  # what a server decide
 def main(
     model: Path | None,
     data: Path | None,
+    split: str,
     server: str | None,
     crops: str,
     legacy_average: bool,
@@ -90,7 +97,7 @@ def main(
     as_json: bool,
     **connection: Any,  # noqa: ANN401 (click checked each)
 ) -> None:
-    """Measure a model over DIR/val, each image counted exactly once.
+    """Measure a model over DIR/val or another --split, each image counted exactly once.
 
     Gives top-1 and top-5 error, precision, recall and F1 of each class with exact 95 % intervals,
     the confusion matrix and the calibration error.
@@ -109,11 +116,11 @@ def main(
     if out is not None and num_worst is None:  # a missing matplotlib is told before the work
         from irv2.measures.picture import draw_evaluation
     if server:
-        evaluation = _ask_server(server, connection, data, limit, bad_images)
+        evaluation = _ask_server(server, connection, data, split, limit, bad_images)
     else:
         assert model
         options = EvaluationOptions(batch_size=batch_size, workers=workers, crops=int(crops))
-        evaluation = evaluate_model(model, data, limit, device, bad_images, options)
+        evaluation = evaluate_model(model, data, limit, device, bad_images, options, split)
     if ledger_path is not None:
         write_atomically(ledger_path, evaluation.ledger.to_bytes())
     bad_answers = worst(evaluation, num_worst or 0)
@@ -141,6 +148,7 @@ def _ask_server(
     server: str,
     connection: dict[str, Any],
     data: Path | None,
+    split: str,
     limit: int | None,
     bad_images: BadImages,
 ) -> Evaluation:
@@ -154,4 +162,4 @@ def _ask_server(
             "irv2 eval", f"{got} given with --server", "the server's own", "leave it out"
         )
     with connect(server, **connection) as client:
-        return evaluate_server(client, data, limit, bad_images)
+        return evaluate_server(client, data, limit, bad_images, split)

@@ -231,11 +231,26 @@ def _list(data: Path, split: str) -> Listing:
     if is_list(data):
         return list_rows(data, split)
     root = data / split
+    if data.is_file():
+        expected = f"a folder with {LAYOUT}, or a list named .csv"
+        raise DataError(data, "a single file", expected, "see --data, IRV2_DATA")
     if not data.is_dir():
         raise DataError(data, "no such folder", f"a folder with {LAYOUT}", "see --data, IRV2_DATA")
     if not root.is_dir():
-        raise DataError(data, f"no folder {split}/ in it", LAYOUT, "pass --data DIR")
+        raise _no_split(data, split)
     return _list_shards(root) if is_sharded(root) else list_folder(root)
+
+
+def _no_split(data: Path, split: str) -> DataError:
+    """Return the error that names the splits there are, or the way to them."""
+    found = splits_of(data)
+    if found:
+        named = " and ".join(f"{name}/" for name in found)
+        got, way_out = f"no folder {split}/ in it, but {named}", "irv2 data split makes all of them"
+    else:
+        got = f"no folder {split}/ in it"
+        way_out = f"if it holds class folders, irv2 data split {quoted(str(data))} OUT --val 15%"
+    return DataError(data, got, LAYOUT, f"pass --data DIR; {way_out}")
 
 
 def _list_shards(root: Path) -> Listing:
@@ -304,7 +319,7 @@ def _tell_classes(
 ) -> None:
     """Log one line if there is only one class, or if some of those given have no images."""
     missing = sorted(set(range(len(names))) - set(labels.tolist())) if is_given else []
-    if len(names) == 1:
+    if len(names) == 1 and is_given:
         logger.warning(
             "%s: only one class, %s: every answer is right", listing.place, quoted(names[0])
         )

@@ -10,6 +10,7 @@ import msgspec
 from irv2.data.dataset import ImageFolder
 from irv2.data.shards import shard_state
 from irv2.system.cache import cached
+from irv2.system.machine import num_cores
 from irv2.system.progress import progress
 
 
@@ -19,7 +20,8 @@ def hash_files(folder: ImageFolder) -> list[str]:
     def hash_image(i: int) -> str:
         return hashlib.sha256(folder.read(i)).hexdigest()
 
-    with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter lock
+    # Hashing and reading release the interpreter lock; some threads wait for the disk.
+    with ThreadPoolExecutor(num_cores() + 4) as pool:
         hashes = pool.map(hash_image, range(len(folder)))
         return list(progress(hashes, f"find images in {folder.place}", len(folder), "images"))
 

@@ -102,8 +102,13 @@ def _records(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise _at_line(path, reader.line_num, str(error), "CSV", "check the quotes") from error
     columns = [name.strip().lower() for name in records[0][1]] if records else []
     if not {"path", "label"} <= set(columns) or len(set(columns)) < len(columns):
+        if not records:
+            raise _at_line(path, 1, "nothing in the file", HEADERS, "write a row for each image")
         got = quoted(",".join(columns), always=True)
-        raise _at_line(path, 1, got, HEADERS, "separate the columns with commas")
+        way_out = "separate the columns with commas" if len(columns) < 2 else "add that line"
+        raise _at_line(path, 1, got, HEADERS, way_out)
+    if len(records) == 1:
+        raise DataError(path, "no rows below its first line", "one for each image")
     return columns, records[1:]
 
 

@@ -101,12 +101,13 @@ def _checked(split: ImageFolder) -> Iterator[bytes | ImageError]:
             return error.about(split.path(i))
         return encoded
 
-    with ThreadPoolExecutor(num_cores()) as pool:  # the libraries release the interpreter lock
+    num_threads = num_cores()
+    with ThreadPoolExecutor(num_threads) as pool:  # the libraries release the interpreter lock
         ahead: deque[Future[bytes | ImageError]] = deque()
         try:
             for i in range(len(split)):
                 ahead.append(pool.submit(check, i))
-                if len(ahead) > 4 * num_cores():
+                if len(ahead) > 4 * num_threads:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

@@ -29,9 +29,10 @@ class Evaluation:
     predictions: Predictions
     images: ImageFolder
     classes: Sequence[str]
-    data: Path  # the folder with val/ in it
+    data: Path  # the folder with val/ in it, or the list
     backend: str
     crops: int = 1
+    split: str = "val"
 
     def __post_init__(self) -> None:
         if bad := int((~np.isfinite(self.predictions.logits).all(axis=1)).sum()):
@@ -83,6 +84,7 @@ class Evaluation:
             "crops": self.crops,
             "backend": self.backend,
             "data": str(self.data),
+            "split": self.split,
             "data_sha256": self.ledger.data_sha256,
             **self.confusion.to_json(),
             "calibration": self.calibration.to_json(),
@@ -91,8 +93,9 @@ class Evaluation:
     def headline(self) -> str:
         """The errors in one line."""
         errors = self.predictions.errors()
+        images = "images" if self.split == "val" else f"images of {self.split}"
         return (
-            f"{errors['n']} images: top-1 error {errors['top1_error']:.3f} %, "
+            f"{errors['n']} {images}: top-1 error {errors['top1_error']:.3f} %, "
             f"top-5 error {errors['top5_error']:.3f} % ({self.backend})"
         )
 

@@ -23,6 +23,7 @@ class Runner(ABC):
     num_classes: int
     max_batch: int  # the largest N of `run`
     num_engines: int = 1  # among which each batch is split
+    num_threads: int = 0  # that compute on the CPU
 
     @abstractmethod
     def run(self, images: UInt8Array) -> FloatArray:

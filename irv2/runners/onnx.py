@@ -7,6 +7,7 @@ from typing import Any
 from irv2.errors import EngineError
 from irv2.runners.base import Runner
 from irv2.runners.cuda import PinnedBatches
+from irv2.system.machine import num_cores
 from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray, UInt8Array
 
@@ -27,11 +28,14 @@ class OnnxRunner(Runner):
     ) -> None:
         """Load the model onto `device`, cpu or cuda; `gpu` is the GPU's index.
 
-        `num_threads` 0 takes one thread per core. Raises EngineError if the model can't run there.
+        `num_threads` 0 takes one per core that may be used. Raises EngineError if the model can't
+        run there.
         """
         ort = import_onnxruntime()
         options = ort.SessionOptions()
-        options.intra_op_num_threads = num_threads
+        # Never its own default: one per core of the machine, whatever the quota, each bound to one.
+        self.num_threads = num_threads or num_cores()
+        options.intra_op_num_threads = self.num_threads
         # Spinning threads would steal cores from decoding; not spinning costs the engine 1-3 %.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not _has_vnni():

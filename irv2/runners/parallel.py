@@ -39,6 +39,7 @@ class ParallelRunner(Runner):
         self.backend = first.backend
         self.image_size, self.num_classes = first.image_size, first.num_classes
         self.num_engines = len(self._engines)
+        self.num_threads = sum(engine.num_threads for _, engine in self._engines)
         self.max_batch = self.num_engines * first.max_batch
         self._first = first
 

@@ -11,7 +11,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from irv2.system.cgroup import num_killed, why_killed
+from irv2.system.cgroups import num_killed, why_killed
 from irv2.system.stop import LINES
 
 _PR_SET_PDEATHSIG = 1

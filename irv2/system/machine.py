@@ -1,5 +1,6 @@
 """A description of the machine that this process runs on, for evidence and measurements."""
 
+import math
 import os
 import platform
 from contextlib import suppress
@@ -7,13 +8,14 @@ from functools import cache
 from pathlib import Path
 
 from irv2.errors import EngineError
+from irv2.system.cgroups import cpu_quota
 from irv2.system.gpu import find_gpu
 
 
 @cache
 def describe_machine() -> str:
     """Name the processor, the cores that may be used, the system, and the GPU if there is one."""
-    parts = [processor(), f"{num_cores()} cores", f"{platform.system()} {platform.release()}"]
+    parts = [processor(), _cores(), f"{platform.system()} {platform.release()}"]
     with suppress(EngineError):  # no GPU, or nothing installed that could use it
         parts.append(str(find_gpu()))
     return ", ".join(parts)
@@ -35,8 +37,23 @@ def world_size() -> int:
 
 
 def num_cores() -> int:
-    """Count the cores that this process may use."""
+    """Count the cores that this process may use, by affinity and quota; a part of one counts whole.
+
+    As many threads as this, of engines, decoders and libraries, are started unless told otherwise.
+    """
+    allowed, quota = _num_allowed(), cpu_quota()
+    return allowed if quota is None else min(allowed, math.ceil(quota))
+
+
+def _num_allowed() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def _cores() -> str:
+    allowed, quota = _num_allowed(), cpu_quota()
+    if quota is None or quota >= allowed:
+        return f"{allowed} cores"
+    return f"{num_cores()} of {allowed} cores (quota {quota:g})"
 
 
 def cpu_has_bfloat16() -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from irv2.errors import EngineError, Irv2Error
-from irv2.system.cgroup import memory_limit
+from irv2.system.cgroups import memory_limit
 from irv2.system.stop import raise_if_stopped
 
 WHAT = "memory"

@@ -58,12 +58,15 @@ def bare(bundle: Bundle) -> None:
 
 
 class PillowOnnx:
-    """The peers' work: decode with Pillow, run an artefact with ONNX Runtime's defaults."""
+    """The peers' work: decode with Pillow, run an artefact with ONNX Runtime's other defaults."""
 
     def __init__(self, bundle: Bundle, file: str) -> None:
         self._config, self.classes = bundle.preprocess, bundle.classes
-        self._session = import_onnxruntime().InferenceSession(
-            str(bundle.path / file), providers=["CPUExecutionProvider"]
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = num_cores()
+        self._session = ort.InferenceSession(
+            str(bundle.path / file), options, providers=["CPUExecutionProvider"]
         )
 
     def decode(self, encoded: bytes) -> UInt8Array:

@@ -96,8 +96,9 @@ class ServedModel:
         image_limits = ImageLimits(
             max_bytes=options.max_image_bytes, max_pixels=options.max_image_pixels
         )
-        num_threads = options.num_decode_threads or num_cores()
-        self._decoder = Decoder(bundle.preprocess, image_limits, num_threads)
+        self.num_threads = self._runner.num_threads  # of the engine
+        self.num_workers = options.num_decode_threads or num_cores()
+        self._decoder = Decoder(bundle.preprocess, image_limits, self.num_workers)
         self._batcher = Batcher(
             self._runner,
             max_batch=max_batch,

@@ -1,49 +1,56 @@
-"""Real cgroups with a limit of memory, on machines where one may be made."""
+"""Real control groups, of version 1 or 2, where this machine lets them be made: else OSError."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
-
-
-class NoGroup(Exception):
-    """This machine lets no cgroup be made, or puts no limit on it."""
-
-
-class MemoryGroup:
-    """A cgroup with a limit, which processes enter by their ids."""
-
-    def __init__(self, folder: Path, limit: Path) -> None:
-        self.folder, self.limit = folder, limit
-
-    def add(self, pid: int) -> None:
-        (self.folder / "cgroup.procs").write_text(str(pid))
-
-    def enter(self) -> None:
-        """Put this process into the group: a `preexec_fn`."""
-        self.add(os.getpid())
+ROOT = Path("/sys/fs/cgroup")
+IS_V2 = (ROOT / "cgroup.controllers").exists()
+MEMORY_LIMIT = "memory.max" if IS_V2 else "memory.limit_in_bytes"  # the file of a group
 
 
 @contextmanager
-def memory_group(mebibytes: int) -> Iterator[MemoryGroup]:
-    """Make a group for the time of the block; whoever is left in it then leaves it."""
-    is_v2 = (CGROUPS / "cgroup.controllers").exists()
-    parent = CGROUPS if is_v2 else CGROUPS / "memory"
-    folder = parent / f"irv2-test-{os.getpid()}"
-    limit = folder / ("memory.max" if is_v2 else "memory.limit_in_bytes")
+def limited_memory(num_bytes: int) -> Iterator[Path]:
+    """A group of processes that may use so much memory."""
+    with group_in(_top("memory")) as group:
+        (group / MEMORY_LIMIT).write_text(str(num_bytes))
+        yield group
+
+
+@contextmanager
+def limited_time(cores: float) -> Iterator[Path]:
+    """A group that may use the time of so many cores."""
+    with group_in(_top("cpu")) as group:
+        quota_us = round(cores * 100_000)
+        if IS_V2:
+            (group / "cpu.max").write_text(f"{quota_us} 100000")
+        else:
+            (group / "cpu.cfs_quota_us").write_text(str(quota_us))
+        yield group
+
+
+def within(group: Path) -> list[str]:
+    """What to put before a command so that it runs in the group."""
+    return ["sh", "-c", f'echo $$ > "{group}/cgroup.procs" && exec "$@"', "sh"]
+
+
+@contextmanager
+def group_in(parent: Path) -> Iterator[Path]:
+    """A group within another, without limits of its own. Its processes leave it at the end."""
+    group = parent / f"irv2-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    group.mkdir()
     try:
-        folder.mkdir()
-    except OSError as error:
-        raise NoGroup(f"no cgroup can be made: {error}") from error
-    try:
-        try:
-            limit.write_text(str(mebibytes << 20))
-        except OSError as error:
-            raise NoGroup(f"no limit on a cgroup: {error}") from error
-        yield MemoryGroup(folder, limit)
-        for pid in (folder / "cgroup.procs").read_text().split():
-            (parent / "cgroup.procs").write_text(pid)
+        yield group
     finally:
-        folder.rmdir()
+        for pid in (group / "cgroup.procs").read_text().split():
+            (parent / "cgroup.procs").write_text(pid)
+        group.rmdir()
+
+
+def _top(controller: str) -> Path:
+    if not IS_V2:
+        return ROOT / controller
+    (ROOT / "cgroup.subtree_control").write_text(f"+{controller}")
+    return ROOT

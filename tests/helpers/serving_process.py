@@ -9,6 +9,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,8 +25,17 @@ LOOPBACK = "127.0.0.1:0"
 class Process:
     """`irv2 serve` and what its ready line says."""
 
-    def __init__(self, bundle: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "irv2", "serve", str(bundle), "--listen", LOOPBACK]
+    def __init__(self, bundle: Path, *options: str, prefix: Sequence[str] = ()) -> None:
+        command = [
+            *prefix,
+            sys.executable,
+            "-m",
+            "irv2",
+            "serve",
+            str(bundle),
+            "--listen",
+            LOOPBACK,
+        ]
         self.popen = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
         self.ready_line = self.popen.stderr.readline()
         match = re.match(r"ready (\S+) ", self.ready_line)
@@ -41,8 +51,8 @@ class Process:
 
 
 @contextmanager
-def serving(bundle: Path, *options: str):
-    process = Process(bundle, *options)
+def serving(bundle: Path, *options: str, prefix: Sequence[str] = ()):
+    process = Process(bundle, *options, prefix=prefix)
     try:
         yield process
     finally:

@@ -74,9 +74,7 @@ class End:
         if self.status == -signal.SIGKILL and self.kill in ("parent", "both"):
             is_known = all(name.lstrip(".").startswith("b.bundle") for name in self.left)
             return "killed" if is_known else f"left {self.left}"
-        if self.left and not (
-            self.kill and self.left == ["b.bundle"]
-        ):  # it was published
+        if self.left and not (self.kill and self.left == ["b.bundle"]):  # it was published
             return f"left {self.left[0]}"
         if "Traceback" in self.stderr or "Fatal Python error" in self.stderr:
             began = "irv2/cli" in self.stderr or "irv2/system" in self.stderr

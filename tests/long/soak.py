@@ -21,13 +21,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import grpc
-from cgroups import NoGroup, memory_group
+from cgroups import limited_memory
 from fuzzing import CLASSIFY, memory_mb
 from refused_calls import KINDS, LARGEST, MB, OPTIONS, Caller
 from serving_process import LOOPBACK, serving
@@ -61,13 +61,13 @@ def main() -> int:
 @contextmanager
 def limited(pid: int, most_mb: int):
     """Put a process into a cgroup of its own, or say why it can't be."""
-    try:
-        with memory_group(most_mb) as group:
-            group.add(pid)
+    with ExitStack() as stack:
+        try:
+            group = stack.enter_context(limited_memory(most_mb * 2**20))
+            (group / "cgroup.procs").write_text(str(pid))
             print(f"memory is limited to {most_mb} MiB")
-            yield
-    except NoGroup as error:
-        print(f"memory is not limited: {error}")
+        except OSError as error:
+            print(f"memory is not limited: {error}")
         yield
 
 

@@ -32,7 +32,7 @@ FLOORS = {
     "checkpoint runners bundle data measures evaluate self_test client evaluate_server cli "
     "bench commands __main__",
     "train": "settings processes data learner curves run divergence validation signals loop start "
-    "finetune cli bench",
+    "finetune defaults cli finetune_cli bench",
     "convert": "provenance engine importing onnx gate publish inspect candidate export verify "
     "rebuild verify_server cli bench",
     "serve": "process access options operations pipeline rpc reload server cli bench",

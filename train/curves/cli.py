@@ -29,14 +29,14 @@ def main(
     """Draw errors over epochs from run folders, metrics.jsonl files and Torch7 logs.
 
     A single run has training in red and validation in blue; several have one colour each. Top-5 is
-    dashed.
+    dashed. A fine-tuning's two phases follow each other, with a dotted line between.
     """
-    from irv2.train.curves.curves import Curve, draw_curves, read_curve
+    from irv2.train.curves.curves import draw_curves, read_curve
 
     check_folder_of(out)
     curves = [read_curve(run) for run in runs]
     if len({curve.name for curve in curves}) < len(curves):  # folders of the same name: use paths
-        curves = [Curve(str(run), curve.rows) for run, curve in zip(runs, curves, strict=True)]
+        curves = [curve._replace(name=str(run)) for run, curve in zip(runs, curves, strict=True)]
     draw_curves(curves, out, published=published, max_error=max_error)
     if as_json:
         print_json({"out": str(out), "runs": [curve.name for curve in curves]})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 METRICS = "metrics.jsonl"
+HEAD = "head"  # in a fine-tuning's folder: the run of its first phase
 _DRAWN = {
     "epoch",
     *(f"{split}_{top}_error" for split in ("train", "val") for top in ("top1", "top5")),
@@ -29,10 +30,14 @@ _PUBLISHED_SPIKE = (22, 51, 30)  # a single epoch, drawn without a line to it
 
 
 class Curve(NamedTuple):
-    """The errors of one run in percent: a row per epoch, with the keys of metrics.jsonl."""
+    """The errors of one run in percent: a row per epoch, with the keys of metrics.jsonl.
+
+    The first `head_epochs` rows are of a fine-tuning's first phase, the last layer alone.
+    """
 
     name: str
     rows: list[dict[str, float]]
+    head_epochs: int = 0
 
 
 def read_curve(path: Path) -> Curve:
@@ -49,7 +54,9 @@ def read_curve(path: Path) -> Curve:
     rows = read_metrics(log) if is_json or log.name == METRICS else read_torch7_log(log)
     if not rows:
         raise DataError(log, "no finished epoch in it", "a run of irv2-train or a Torch7 log")
-    return Curve(name, rows)
+    head = read_metrics(log.parent / HEAD / METRICS) if log.name == METRICS else []
+    num = int(head[-1]["epoch"]) if head else 0
+    return Curve(name, [*head, *({**row, "epoch": num + row["epoch"]} for row in rows)], num)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -73,16 +80,17 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def draw_curves(
-    curves: Sequence[tuple[str, list[dict[str, float]]]],
+    curves: Sequence[Curve],
     out: Path,
     *,
     published: bool = False,
     max_error: float = 100.0,
 ) -> None:
-    """Draw errors over epochs of (name, rows) curves, up to `max_error` percent, as a PNG.
+    """Draw errors over epochs, up to `max_error` percent, as a PNG.
 
     One run has training in red, validation in blue, and green for averaged weights. Several have
-    one colour each, with thin training curves. Top-5 is dashed.
+    one colour each, with thin training curves. Top-5 is dashed. A dotted line ends the epochs of a
+    fine-tuning's first phase.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -91,7 +99,15 @@ def draw_curves(
     axes = figure.add_subplot()
     if published:
         _draw_published(axes)
-    for i, (name, rows) in enumerate(curves):
+    for i, (name, rows, head_epochs) in enumerate(curves):
+        if head_epochs:
+            is_alone = len(curves) == 1
+            axes.axvline(
+                head_epochs + 0.5,
+                color="purple" if is_alone else f"C{i}",
+                linestyle="dotted",
+                label="before this line: the last layer alone" if is_alone else None,
+            )
         if len(curves) == 1:
             for title, split, color in (
                 ("training", "train", "red"),

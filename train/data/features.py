@@ -9,7 +9,7 @@ what it would have computed.
 import hashlib
 import json
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -63,12 +63,23 @@ class Features:
         self._train_set, self._val_set = data
         self._folder = place / FOLDER / _identity(recipe, data, network)
 
-    def compute(self, *, workers: int, threads: int, bad_images: BadImages) -> None:
-        """Compute what is not on file yet; raises as `load_epoch` of the loader does."""
+    def compute(
+        self,
+        *,
+        workers: int,
+        threads: int,
+        bad_images: BadImages,
+        before_file: Callable[[], None],
+    ) -> None:
+        """Compute what is not on file yet; raises as `load_epoch` of the loader does.
+
+        `before_file` is called before each file is computed, and may raise to end it there.
+        """
         precision = self._precision()
         for crop in range(1, self._recipe.feature_crops + 1):
-            self._compute_train(crop, precision, workers, bad_images)
+            self._compute_train(crop, precision, workers, bad_images, before_file)
         if not self._val.is_file():
+            before_file()
             write_atomically(self._val, self._compute_val(threads, bad_images))
 
     def load_epoch(
@@ -123,7 +134,12 @@ class Features:
             return self._network.features(images_nchw).float().cpu()
 
     def _compute_train(
-        self, crop: int, precision: str, workers: int, bad_images: BadImages
+        self,
+        crop: int,
+        precision: str,
+        workers: int,
+        bad_images: BadImages,
+        before_file: Callable[[], None],
     ) -> None:
         missing = {file: part for file, part in self._train_files(crop) if not file.is_file()}
         if not missing:  # no workers for nothing
@@ -146,6 +162,7 @@ class Features:
         num_images, done = len(self._train_set), len(self._train_set) - sum(map(len, batches))
         with closing(loading), Progress(title, num_images, "images", done) as bar:
             for file, part in missing.items():
+                before_file()
                 indices: list[int] = []
                 rows: list[Tensor] = []
                 for _ in range(0, len(part), BATCH_SIZE):

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from irv2.errors import EngineError
-from irv2.system.cgroup import num_killed, why_killed
+from irv2.system.cgroups import num_killed, why_killed
 from irv2.system.stop import LINES, raise_if_stopped
 
 T = TypeVar("T")

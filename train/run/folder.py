@@ -19,7 +19,7 @@ from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError, DataError, UsageError
 from irv2.system.files import explain_full_disk, try_lock, write_atomically
 from irv2.system.stop import raise_if_stopped
-from irv2.train.curves.curves import METRICS, draw_curves, read_metrics
+from irv2.train.curves.curves import HEAD, METRICS, draw_curves, read_curve, read_metrics
 from irv2.train.run import mlflow
 from irv2.train.run.tensorboard import FOLDER, write_scalars
 from irv2.train.settings import RECIPE_DEFAULTS, shown
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 CURVES = "curves.png"
 DRAW_EVERY_S = 10.0
-HEAD = "head"  # the run of a fine-tuning's first phase, inside that of its second
 FILES = ("config.json", "last.pt", "best.pt", "best-ema.pt", METRICS, CURVES, mlflow.STATE)
 # What differs where hashes do, which tell people nothing.
 HASHED = {
@@ -191,8 +190,8 @@ class Run:
 
     def draw(self) -> None:
         """Draw the curves of the finished epochs; a failure only logs a warning."""
-        rows = self.metrics()
-        self._try(str(self.path / CURVES), lambda: draw_curves([("", rows)], self.path / CURVES))
+        picture = self.path / CURVES
+        self._try(str(picture), lambda: draw_curves([read_curve(self.path)], picture))
 
     def _load_last(self) -> Checkpoint:
         way_out = START_OVER.format(best=self.best)

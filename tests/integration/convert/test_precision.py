@@ -1,6 +1,7 @@
 """fp16, bf16 and int8 of a real, small network: made, calibrated, judged, chosen, built."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
+from PIL import Image
 from tiny_checkpoint import CLASSES, PREPROCESS, make_checkpoint, write_images
 
 from irv2.bundle import Bundle
@@ -23,6 +25,7 @@ from irv2.convert.export import export
 from irv2.convert.inspect.bundle import inspect_bundle
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
 from irv2.convert.onnx.half import to_half
+from irv2.convert.onnx.ranges import METHODS
 from irv2.convert.onnx.sensitivity import sensitive_blocks
 from irv2.data.dataset import find_images, open_split
 from irv2.data.shard_writer import write_shards
@@ -71,7 +74,8 @@ def bundle(data: Path, checkpoint_path: Path) -> Bundle:
 def test_inspect_shows_evidence_batches_calibration_and_every_file(bundle):
     text = inspect_bundle(bundle.path).to_text()
     facts, artifacts, files = text.split("\n\n")
-    assert "calibration  48 images, minmax, seed 0; blocks in float32: none" in facts
+    method = bundle.manifest.artifacts[3].built_with["calibration_method"]
+    assert f"calibration  48 images, {method}, seed 0; blocks in float32: none" in facts
     rows = {line.split()[0]: " ".join(line.split()) for line in artifacts.splitlines()[3:]}
     assert list(rows) == ONNX_FILES
     change = bundle.manifest.artifacts[3].parity.top1
@@ -203,7 +207,8 @@ def test_int8_for_tensorrt_is_symmetric_and_leaves_outputs_and_biases_alone(bund
 
 def test_calibration_is_recorded_and_never_sees_an_evaluation_image(bundle, data):
     record = bundle.manifest.artifacts[3].built_with
-    assert (record["calibration_method"], record["calibration_images"]) == ("minmax", "48")
+    assert record["calibration_method"] in METHODS
+    assert record["calibration_images"] == "48"
     assert record["float32_blocks"] == "none"
     val = open_split(data, "val", CLASSES)
     images = choose_images(val, CalibrationOptions(num_images=10, seed=1))
@@ -324,10 +329,22 @@ def test_too_few_images_fail_what_was_named_and_leave_out_what_was_not(
     assert not (tmp_path / "named").exists()
     default = export(checkpoint_path, data, tmp_path / "default")
     assert not default.failed
-    assert "model.int8-cpu.onnx is left out: int8 too few images" in caplog.text
+    num = default.manifest.artifacts[0].parity.n
+    assert f"int8 is left out: {num} images can't pass it, even with every answer" in caplog.text
+    assert "299 can" in caplog.text
+    assert "calibrate" not in caplog.text  # nor was it made
     published = Bundle.open(tmp_path / "default")
     assert [artifact.file for artifact in published.manifest.artifacts] == ["model.onnx"]
     assert not list((tmp_path / "default").glob("*int8*"))
+
+
+def test_what_too_few_images_turn_out_to_judge_is_left_out(
+    checkpoint_path, data, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(ExportOptions, "worth_making", lambda options, _: options.wanted)
+    assert not export(checkpoint_path, data, tmp_path / "b").failed
+    assert "model.int8-cpu.onnx is left out: int8 too few images" in caplog.text
+    assert not list((tmp_path / "b").glob("*int8*"))
 
 
 def test_blocks_that_int8_would_spoil_stay_float32(checkpoint_path, data, tmp_path, caplog):
@@ -350,6 +367,61 @@ def test_blocks_that_int8_would_spoil_stay_float32(checkpoint_path, data, tmp_pa
     assert {"model.stem.0.0.weight", "model.stem.1.0.weight"} <= read
 
 
+@pytest.fixture(scope="module")
+def with_outlier(checkpoint_path: Path, data: Path, tmp_path_factory) -> tuple[Path, Path]:
+    """A checkpoint one channel of which answers hugely, to white alone, and data with one spot."""
+    root = tmp_path_factory.mktemp("outlier")
+    shutil.copytree(data, root / "data")
+    path = root / "data" / "train" / "red" / "3.png"
+    with Image.open(path) as image:
+        image.paste((255, 255, 255), (40, 40, 46, 46))
+        image.save(path)
+    checkpoint = Checkpoint.load(checkpoint_path)
+    weights = {name: value.clone() for name, value in checkpoint.state_dict.items()}
+    weights["stem.0.0.weight"][0] = 1 / 27
+    weights["stem.0.1.running_mean"][0], weights["stem.0.1.running_var"][0] = 1.5, 1
+    weights["stem.0.1.weight"][0], weights["stem.0.1.bias"][0] = 1000, 0
+    weights["stem.1.0.weight"][:, 0] = 0  # nothing reads it
+    replace(checkpoint, state_dict=weights).save(root / "outlier.pt")
+    return root / "outlier.pt", root / "data"
+
+
+def test_ranges_are_chosen_by_the_answers_to_the_calibration_images(with_outlier, caplog):
+    checkpoint_path, data = with_outlier
+    caplog.set_level("INFO")
+    options = ExportOptions(
+        precisions=("int8",), **LENIENT, accept_chance=True, max_disagreement=20
+    )
+    report = export(checkpoint_path, data, None, options)
+    assert not report.failed, report.to_table()
+    [line] = [text for text in caplog.messages if text.startswith("int8: ranges by")]
+    found = re.fullmatch(
+        r"int8: ranges by (\w+); other answers than float32's on 48 calibration images: "
+        r"minmax (\d+), percentile (\d+), mse (\d+|not tried)",
+        line,
+    )
+    assert found, line
+    assert int(found[2]) > int(found[3]) + 5
+    for artifact in report.manifest.artifacts[1:]:
+        assert artifact.built_with["calibration_method"] == found[1] != "minmax"
+        assert artifact.built_with["float32_blocks"] == "none"
+
+
+def test_ranges_of_a_named_method_are_taken_as_they_are(with_outlier, tmp_path, caplog):
+    checkpoint_path, data = with_outlier
+    caplog.set_level("INFO")
+    options = ExportOptions(
+        precisions=("int8",),
+        **LENIENT,
+        accept_chance=True,
+        calibration=CalibrationOptions(method="minmax"),
+    )
+    report = export(checkpoint_path, data, tmp_path / "minmax", options)
+    assert report.manifest.artifacts[1].built_with["calibration_method"] == "minmax"
+    assert "int8: ranges by" not in caplog.text
+    assert "looking for the blocks at fault" in caplog.text
+
+
 def test_blocks_that_only_tensorrts_placement_would_spoil_stay_float32(bundle, data, caplog):
     """The CPU's reads the pixels themselves, whatever range their normalised values have."""
     path = bundle.path / "model.onnx"
@@ -357,7 +429,9 @@ def test_blocks_that_only_tensorrts_placement_would_spoil_stay_float32(bundle, d
     images = choose_images(open_split(data, "val", CLASSES), CalibrationOptions())
     calibration = calibrate(path, images, PREPROCESS, seed=0)
     normalised = next(node.input[0] for node in model.graph.node if node.op_type == "Conv")
-    absurd = replace(calibration, ranges=calibration.ranges | {normalised: (-1e4, 1e4)})
+    absurd = replace(
+        calibration, ranges_by={"minmax": calibration.ranges | {normalised: (-1e4, 1e4)}}
+    )
     assert sensitive_blocks(model, calibration, PREPROCESS, 7.0) == {}
     assert list(sensitive_blocks(model, absurd, PREPROCESS, 7.0)) == ["stem.0"]
     assert "int8-trt: " in caplog.text

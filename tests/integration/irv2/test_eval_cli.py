@@ -12,6 +12,7 @@ from tiny_checkpoint import CLASSES, make_checkpoint, write_images
 
 from irv2.checkpoint import Checkpoint
 from irv2.cli.main import main
+from irv2.data.shard_writer import write_shards
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,34 @@ def test_every_image_is_counted_once_with_any_number_of_crops(arguments, crops):
     assert found["top1_error"] < 50  # of six classes; most colours are told apart
     assert [entry["label"] for entry in found["classes"]] == CLASSES
     assert sum(map(sum, found["confusion_matrix"])) == found["calibration"]["n"] == 48
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "shards"])
+def test_any_split_is_measured_and_a_missing_one_names_those_there_are(arguments, tmp_path, kind):
+    """Of the 48 images, 8 become test; nothing else is in that split."""
+    model, _, source, *rest = arguments
+    data = tmp_path / "data"
+    for i, file in enumerate(sorted((Path(source) / "val").rglob("*.png"))):
+        to = data / ("val" if i % 6 else "test") / file.parent.name / file.name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.symlink_to(file)
+    if kind == "list":
+        rows = [f"{f},{f.parent.name},{f.parents[1].name}" for f in data.rglob("*.png")]
+        data = tmp_path / "list.csv"
+        data.write_text("\n".join(["path,label,split", *rows]) + "\n")
+    elif kind == "shards":
+        write_shards(data, tmp_path / "shards", 1_000_000)
+        data = tmp_path / "shards"
+    data_options = [model, "--data", str(data), *rest]
+    assert [evaluate(data_options, "--split", name)["n"] for name in ("val", "test")] == [40, 8]
+    assert evaluate(data_options, "--split", "test")["split"] == "test"
+    result = CliRunner().invoke(main, ["eval", *data_options, "--split", "train"])
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    got = "no rows of split train, but of " if kind == "list" else "no folder train/ in it, but "
+    assert got in line
+    assert "val" in line.partition(got)[2]
+    assert "test" in line.partition(got)[2]
 
 
 def test_144_crops_of_a_few_images_are_counted_exactly(arguments):

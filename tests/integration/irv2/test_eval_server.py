@@ -50,6 +50,13 @@ def test_a_server_gets_the_numbers_of_its_bundle(site, tmp_path):
     assert [w["file"] for w in there["worst"]] == [w["file"] for w in here["worst"]]
 
 
+def test_a_server_is_asked_about_any_split(site, tmp_path):
+    _, address, data = site
+    (tmp_path / "test").symlink_to(data / "val")
+    found = evaluate("--server", address, "--data", tmp_path, "--split", "test", "--json")
+    assert (json.loads(found.stdout)["n"], json.loads(found.stdout)["split"]) == (40, "test")
+
+
 def test_a_servers_answers_are_compared_with_its_bundles(site, tmp_path):
     bundle, address, data = site
     ledgers = [str(tmp_path / name) for name in ("here.npz", "there.npz")]

@@ -1,4 +1,8 @@
-"""irv2 finetune as real processes: both phases, killed, out of time, given nonsense."""
+"""irv2 finetune: both phases, killed, out of time, given nonsense.
+
+Most commands run in this process, which has imported torch already; a run that is killed, and the
+one that it must equal, are processes.
+"""
 
 import json
 import os
@@ -6,26 +10,43 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from kill_and_resume import ENVIRONMENT, write_images
+from click.testing import CliRunner
+from kill_and_resume import ENVIRONMENT
+from PIL import Image
 from same_run import assert_same_run, rows
-from small_run import SMALL
 
 from irv2.checkpoint import Checkpoint
+from irv2.cli.main import main
+from irv2.train.curves.curves import read_curve
 
-OPTIONS = ("--batch-size", "16", "--bn-group", "4", "--device", "cpu", "--workers", "0")
+TINY = ("--width", "0.03", "--blocks", "1", "1", "1", "--image-size", "75")
+OPTIONS = ("--batch-size", "8", "--bn-group", "4", "--device", "cpu", "--workers", "0")
+SLIM = "inception_resnet_v2_slim"
+Finetune = Callable[..., str]
+
+
+def write_images(folder: Path, num: int, *labels: str) -> None:
+    """Classes that differ in brightness."""
+    rng = np.random.default_rng(num)
+    for i, label in enumerate(labels):
+        (folder / label).mkdir(parents=True)
+        for k in range(num):
+            pixels = rng.integers(100 * i, 100 * i + 56, (80, 80, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{k}.png")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 training images of two classes that differ in brightness; few of validation."""
-    root = write_images(tmp_path_factory.mktemp("data"))
-    for file in (root / "val").rglob("*.png"):
-        if int(file.stem) >= 10:
-            file.unlink()
+    """16 training images of two classes, and 4 of validation."""
+    root = tmp_path_factory.mktemp("data")
+    write_images(root / "train", 8, "dark", "light")
+    write_images(root / "val", 2, "dark", "light")
     return root
 
 
@@ -33,22 +54,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of TF-slim's network that has hardly been trained."""
     out = tmp_path_factory.mktemp("begun") / "run"
-    irv2("train", *SMALL, "--arch", "inception_resnet_v2_slim", "--epochs", "1", "--workers", "0",
+    irv2("train", "--setting", "2", "--arch", SLIM, *TINY, *OPTIONS, "--epochs", "1",
          "--data", str(data), "--out", str(out))  # fmt: skip
     return out / "best.pt"
 
 
-def irv2(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "irv2", *arguments]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    return done
+def irv2(*arguments: str, status: int = 0) -> tuple[str, str]:
+    """Its stdout and stderr."""
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == status, done.output
+    return done.stdout, done.stderr
 
 
-def finetune(begun: Path, data: Path, out: Path, *more: str, status: int = 0) -> str:
-    """Its stderr."""
-    arguments = ("finetune", str(begun), "--data", str(data), "--out", str(out), *OPTIONS, *more)
-    return irv2(*arguments, status=status).stderr
+@pytest.fixture
+def finetune(begun: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Finetune:
+    """Fine-tune on `data`, or on other images, in `tmp_path`/run; returns what is logged."""
+    caplog.set_level("INFO")
+
+    def run(*more: str, status: int = 0) -> str:
+        caplog.clear()
+        out = ("--data", str(data), "--out", str(tmp_path / "run"))
+        _, stderr = irv2("finetune", str(begun), *out, *OPTIONS, *more, status=status)
+        return caplog.text + stderr
+
+    return run
 
 
 def changed(one: Path, other: Path) -> set[str]:
@@ -57,49 +86,55 @@ def changed(one: Path, other: Path) -> set[str]:
     return {n.partition(".")[0] for n in mine if not torch.equal(mine[n], theirs[n])}
 
 
-def test_both_phases_train_what_they_say_and_leave_runs_of_their_own(begun, data, tmp_path):
+def recipe_of(run: Path) -> dict[str, object]:
+    recipe: dict[str, object] = json.loads((run / "config.json").read_text())["recipe"]
+    return recipe
+
+
+def test_both_phases_train_what_they_say_and_leave_runs_of_their_own(begun, finetune, tmp_path):
     out = tmp_path / "run"
     more = ("--train", "blocks_c", "--feature-crops", "2", "--head-epochs", "3", "--epochs", "2")
-    stderr = finetune(begun, data, out, *more)
-    assert "phase 1 of 2" in stderr
-    assert "phase 2 of 2" in stderr
+    said = finetune(*more)
+    assert "phase 1 of 2" in said
+    assert "phase 2 of 2" in said
     assert changed(begun, out / "head" / "best.pt") == {"classifier"}
     assert changed(out / "head" / "best.pt", out / "best.pt") == {"blocks_c", "head", "classifier"}
     assert [len(rows(run)) for run in (out / "head", out)] == [3, 2]
-    recipe = json.loads((out / "config.json").read_text())["recipe"]
+    assert [row["epoch"] for row in read_curve(out).rows] == [1, 2, 3, 4, 5]
+    assert (out / "curves.png").is_file()
+    recipe = recipe_of(out)
     assert (recipe["setting"], recipe["trained"]) == ("finetune", "blocks_c")
-    assert recipe["arch"] == "inception_resnet_v2_slim"
-    assert "already finished" in finetune(begun, data, out, *more)
+    assert recipe["arch"] == SLIM
+    assert "already finished" in finetune(*more)
 
 
 def test_every_augmentation_is_for_both_phases_except_that_a_head_s_images_are_not_mixed(
-    begun, data, tmp_path
+    finetune, tmp_path
 ):
     out = tmp_path / "run"
-    more = ("--min-area", "0.5", "--auto-augment", "trivial", "--erase", "0.25", "--mixup", "0.2",
-            "--cutmix", "1", "--head-epochs", "1", "--epochs", "1")  # fmt: skip
-    finetune(begun, data, out, *more)
+    finetune("--min-area", "0.5", "--auto-augment", "trivial", "--erase", "0.25", "--mixup", "0.2",
+             "--cutmix", "1", "--head-epochs", "1", "--epochs", "1")  # fmt: skip
     for run, mixed in ((out / "head", [0, 0]), (out, [0.2, 1])):
-        recipe = json.loads((run / "config.json").read_text())["recipe"]
+        recipe = recipe_of(run)
         named = [recipe[name] for name in ("min_area", "auto_augment", "erase")]
         assert named == [0.5, "trivial", 0.25]
         assert [recipe["mixup"], recipe["cutmix"]] == mixed
 
 
-def test_a_head_alone_has_the_errors_that_eval_finds(begun, data, tmp_path):
-    finetune(begun, data, tmp_path / "run", "--train", "head", "--epochs", "3")
-    best = Checkpoint.load(tmp_path / "run" / "best.pt")
-    found = irv2("eval", str(tmp_path / "run" / "best.pt"), "--data", str(data), "--json")
-    assert json.loads(found.stdout)["top1_error"] == best.metrics["val_top1_error"]
+def test_a_head_alone_has_the_errors_that_eval_finds(data, finetune, tmp_path):
+    finetune("--train", "head", "--epochs", "2")
+    best = tmp_path / "run" / "best.pt"
+    found, _ = irv2("eval", str(best), "--data", str(data), "--json")
+    assert json.loads(found)["top1_error"] == Checkpoint.load(best).metrics["val_top1_error"]
 
 
 def test_a_run_killed_while_it_computes_features_goes_on_where_it_was(begun, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    more = ("--train", "head", "--epochs", "2", "--feature-crops", "20")
-    finetune(begun, data, whole, *more)
-    command = [sys.executable, "-m", "irv2", "finetune", str(begun), "--data", str(data),
-               "--out", str(killed), *OPTIONS, *more]  # fmt: skip
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "irv2", "finetune", str(begun), "--data", str(data), *OPTIONS,
+               "--train", "head", "--epochs", "2", "--feature-crops", "12", "--out"]  # fmt: skip
+    options = {"env": ENVIRONMENT, "stderr": subprocess.DEVNULL}
+    subprocess.run([*command, str(whole)], check=True, **options)
+    process = subprocess.Popen([*command, str(killed)], **options)
     while not (files := list(killed.rglob("train-3-*.npz"))):
         assert process.poll() is None
         time.sleep(0.01)
@@ -107,26 +142,35 @@ def test_a_run_killed_while_it_computes_features_goes_on_where_it_was(begun, dat
     process.wait()
     written = files[0].stat().st_mtime_ns
     assert not (killed / "metrics.jsonl").exists()
-    finetune(begun, data, killed, *more)
+    subprocess.run([*command, str(killed)], check=True, **options)
     assert files[0].stat().st_mtime_ns == written
     assert_same_run(killed, whole)
 
 
-def test_patience_ends_a_run_that_gets_no_better(begun, data, tmp_path):
+def test_patience_ends_a_run_that_gets_no_better(finetune, tmp_path):
     more = ("--head-epochs", "0", "--epochs", "50", "--learning-rate", "1e-9", "--patience", "2")
-    finetune(begun, data, tmp_path / "run", *more)
+    finetune(*more)
     assert len(rows(tmp_path / "run")) == 3
-    assert "already finished" in finetune(begun, data, tmp_path / "run", *more)
+    assert "already finished" in finetune(*more)
 
 
-def test_a_time_budget_shorter_than_an_epoch_leaves_the_best_there_is(begun, data, tmp_path):
-    more = ("--head-epochs", "0", "--epochs", "50", "--time-budget", "0.001")
-    stderr = finetune(begun, data, tmp_path / "run", *more)
-    assert "time is up after 1 of 4 steps" in stderr
+def test_a_time_budget_shorter_than_an_epoch_leaves_the_best_there_is(finetune, tmp_path):
+    more = ("--head-epochs", "0", "--epochs", "50", "--time-budget", "0.0001")
+    assert "time is up after 1 of 2 steps" in finetune(*more)
     [row] = rows(tmp_path / "run")
     assert row["step"] == 1
     assert (tmp_path / "run" / "best.pt").is_file()
-    assert "already finished" in finetune(begun, data, tmp_path / "run", *more)
+    assert "already finished" in finetune(*more)
+
+
+def test_a_time_budget_shorter_than_the_features_says_that_there_are_no_weights(finetune, tmp_path):
+    more = ("--train", "head", "--epochs", "1", "--feature-crops", "2")
+    said = finetune(*more, "--time-budget", "0.00001", status=2)
+    assert "error: --time-budget: 1e-05 minutes are up" in said
+    assert "there are no weights yet" in said
+    assert not (tmp_path / "run" / "best.pt").exists()
+    finetune(*more)
+    assert (tmp_path / "run" / "best.pt").is_file()
 
 
 @pytest.mark.parametrize(
@@ -135,11 +179,75 @@ def test_a_time_budget_shorter_than_an_epoch_leaves_the_best_there_is(begun, dat
         (("--train", "stem"), "'stem' is not one of 'head', 'blocks_c', 'blocks_b', 'all'"),
         (("--train", "head", "--mixup", "0.2"), "--mixup: given with --train head"),
         (("--train", "head", "--cutmix", "1"), "--cutmix: given with --train head"),
+        (("--train", "head", "--head-epochs", "3"), "--head-epochs: given with --train head; "),
+        (("--train", "head", "--batch-norm", "group"), "--batch-norm: given with --train head; "),
+        (("--bn-momentum", "0.1"), "--bn-momentum: given where batch norm keeps its statistics"),
         (("--feature-crops", "2", "--head-epochs", "0"), "--feature-crops: 2 with --train all"),
+        (("--arch", "inception_resnet_v2"), "No such option '--arch'; see "),
     ],
 )
-def test_nonsense_is_one_line_and_leaves_nothing(begun, data, tmp_path, more, line):
-    stderr = finetune(begun, data, tmp_path / "run", *more, status=2)
-    [error] = [line for line in stderr.splitlines() if line.startswith("error:")]
-    assert line in error
+def test_nonsense_is_one_line_and_leaves_nothing(finetune, tmp_path, more, line):
+    assert_one_line(finetune(*more, status=2), line)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_the_other_network_than_arch_says_are_one_line(begun, data, tmp_path):
+    _, stderr = irv2("train", "--setting", "2", "--arch", "inception_resnet_v2", *OPTIONS,
+                     "--init-from", str(begun), "--data", str(data), "--out", str(tmp_path / "run"),
+                     status=2)  # fmt: skip
+    assert_one_line(stderr, f"another network, {SLIM}; ")
+    assert not (tmp_path / "run").exists()
+
+
+LISTS = {
+    "missing.csv": ("path,label\nat/0.png,cat\ngone.png,dog\n", "line 3: gone.png: missing; "),
+    "case.csv": (
+        "path,label\nat/0.png,cat\nat/1.png,Cat\n",
+        'line 3: label "Cat", but "cat" on line 2',
+    ),
+    "empty.csv": ("", "line 1: nothing in the file; expected a first line path,label"),
+    "nothing.csv": ("path,label\n", "no rows below its first line; expected one for each image"),
+    "headless.csv": (
+        "at/0.png,cat\nat/1.png,dog\n",
+        "expected a first line path,label or path,label,sp",
+    ),
+    "singles.csv": (
+        "path,label\nat/0.png,cat\nat/1.png,dog\n",
+        "no rows of split val, but of train",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_with_a_mistake_is_one_line_and_leaves_nothing(finetune, tmp_path, name):
+    content, line = LISTS[name]
+    write_images(tmp_path, 2, "at")
+    (tmp_path / name).write_text(content)
+    assert_one_line(finetune("--data", str(tmp_path / name), status=2), line)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_class_is_refused_and_single_images_are_named(finetune, tmp_path):
+    one, singles = tmp_path / "one", tmp_path / "singles"
+    for split in ("train", "val"):
+        write_images(one / split, 2, "cat")
+        write_images(singles / split, 1, "cat", "dog")
+    line = finetune("--data", str(one), status=2)
+    assert_one_line(line, f"{one}/train: only one class, cat; expected two or more, ")
+    assert not (tmp_path / "run").exists()
+    said = finetune("--data", str(singles), "--train", "head", "--epochs", "1")
+    assert "2 of 2 classes have a single image, from which little can be learnt: cat, dog" in said
+    assert (tmp_path / "run" / "best.pt").is_file()
+
+
+def test_what_is_no_divided_folder_names_the_way_to_one(finetune, data, tmp_path):
+    picture = data / "val" / "dark" / "0.png"
+    assert_one_line(finetune("--data", str(picture), status=2), f"{picture}: a single file; ")
+    line = f"irv2 data split {data / 'train'} OUT --val 15%"
+    assert_one_line(finetune("--data", str(data / "train"), status=2), line)
+    assert not (tmp_path / "run").exists()
+
+
+def assert_one_line(said: str, line: str) -> None:
+    [error] = [line for line in said.splitlines() if line.startswith("error:")]
+    assert line in error

@@ -22,7 +22,7 @@ def test_weights_that_are_not_finite_are_named_before_int8_is_made_of_them(data,
     checkpoint = make_checkpoint(data)
     checkpoint.state_dict["classifier.weight"][0, 0] = value
     images = open_split(data, "val", checkpoint.classes)
-    options = ExportOptions()
+    options = ExportOptions(precisions=("int8",))
     with pytest.raises(EngineError, match=r"int8: classifier\.weight holds values that are not"):
         make_candidate(checkpoint, "0" * 64, tmp_path, options, images)
     assert list(tmp_path.iterdir()) == []

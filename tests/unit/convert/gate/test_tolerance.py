@@ -33,3 +33,12 @@ def test_an_accepted_loss_is_an_accepted_disagreement_unless_the_user_names_one(
 def test_a_tolerance_or_confidence_that_proves_nothing_is_refused(wrong):
     with pytest.raises(UsageError):
         tolerance_for("fp32", **wrong)
+
+
+@pytest.mark.parametrize(("precision", "fewest"), [("fp32", 2995), ("fp16", 1197), ("int8", 299)])
+def test_the_fewest_images_that_can_pass_are_those_of_the_table(precision, fewest):
+    assert tolerance_for(precision).fewest_images == fewest  # docs/gate.md
+
+
+def test_the_strictest_limit_decides_how_many_images_can_pass():
+    assert tolerance_for("int8", top5_points=0.1).fewest_images == 2995

@@ -108,7 +108,7 @@ def test_labels_in_composed_and_decomposed_unicode_are_one_class(pictures, caplo
         (['pictures/0.png,"cat,train'], "line 2: "),
         (['pictures/0.png,"c"at,train'], "line 2: "),
         (["pictures/0.png,cat\0,train", "pictures/\0.png,cat,train"], "line 3: "),
-        ([], "no rows of split train, but of nothing"),
+        ([], "list.csv: no rows below its first line; expected one for each image"),
     ],
 )
 def test_a_bad_row_is_one_line_with_its_number(pictures, rows, message):
@@ -129,10 +129,17 @@ def test_missing_files_are_skipped_where_asked_for(pictures, caplog):
     [
         ("path,label\na.png,caf\xe9\n".encode("latin-1"), "line 2: not UTF-8; expected UTF-8;"),
         ("path,label\na.png,cat\n".encode("utf-16"), "line 1: UTF-16; expected UTF-8; save the"),
-        (b"a.png,cat\n", 'line 1: "a.png,cat"; expected a first line path,label or path,label,sp'),
-        (b"path;label\na;b\n", 'line 1: "path;label"; expected a first line path,label'),
+        (
+            b"a.png,cat\n",
+            'line 1: "a.png,cat"; expected a first line path,label or path,label,split; add that',
+        ),
+        (
+            b"path;label\na;b\n",
+            'line 1: "path;label"; expected a first line path,label or path,label,split; sep',
+        ),
         (b"path,label,label\n", "line 1: "),
-        (b"", "line 1: "),
+        (b"", "line 1: nothing in the file; expected a first line path,label or path,label,split;"),
+        (b"\n\n", "line 1: nothing in the file; "),
     ],
 )
 def test_a_file_that_is_no_such_list_is_refused(pictures, content, message):

@@ -63,6 +63,7 @@ def colours(path):
 
 
 RED, BLUE, FIRST, SECOND = (255, 0, 0), (0, 0, 255), (31, 119, 180), (255, 127, 14)
+PURPLE = (128, 0, 128)
 
 
 def test_one_run_is_red_and_blue_and_several_have_a_colour_each(run, log, tmp_path):
@@ -82,6 +83,21 @@ def test_a_run_that_averages_its_weights_shows_them_in_green(run, tmp_path):
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
         assert plot(run, "-o", tmp_path / f"{name}.png").exit_code == 0
         assert ((0, 128, 0) in colours(tmp_path / f"{name}.png")) == (name == "averaged")
+
+
+def test_both_phases_of_a_fine_tuning_follow_each_other_with_a_line_between(run, tmp_path):
+    plain, both = tmp_path / "plain.png", tmp_path / "both.png"
+    assert plot(run, "-o", plain).exit_code == 0
+    (run / "head").mkdir()
+    shutil.copy(run / "metrics.jsonl", run / "head")
+    curve = read_curve(run)
+    assert [row["epoch"] for row in curve.rows] == [1, 2, 3, 4]
+    assert [row["val_top1_error"] for row in curve.rows] == [40, 20, 40, 20]
+    assert curve.head_epochs == 2
+    assert read_curve(run / "head").head_epochs == 0
+    assert plot(run, "-o", both).exit_code == 0
+    assert PURPLE in colours(both) - colours(plain)
+    assert plot(run, run / "head", "-o", tmp_path / "two.png").exit_code == 0
 
 
 def test_the_published_curve_is_added_when_asked_for(log, tmp_path):
@@ -138,7 +154,7 @@ def test_a_picture_may_have_any_name(run, tmp_path):
 
 @pytest.mark.parametrize(("name", "shown"), [("_under", " _under"), ("x$_{$", r"x\$_{\$")])
 def test_any_name_of_a_run_is_a_line_of_the_legend_as_it_stands(run, tmp_path, name, shown):
-    _, rows = read_curve(run)
+    rows = read_curve(run).rows
     assert legend_label(name, rows[-1], "val").startswith(f"{shown}: ")
     odd = run.rename(run.with_name(name))
     other = tmp_path / "other"

@@ -47,7 +47,7 @@ def network(seed: int = 0) -> Network:
 
 def features(place: Path, data: Data, seed: int = 0, bad_images: str = "error") -> Features:
     found = Features(place, RECIPE, data, network(seed), CPU)
-    found.compute(workers=0, threads=1, bad_images=bad_images)
+    found.compute(workers=0, threads=1, bad_images=bad_images, before_file=lambda: None)
     return found
 
 
@@ -134,7 +134,7 @@ def test_other_weights_have_other_files(tmp_path, data):
 def test_other_augmentations_have_other_files(tmp_path, data, values):
     recipe = dataclasses.replace(RECIPE, **values)
     mine = Features(tmp_path, recipe, data, network(), CPU)
-    mine.compute(workers=0, threads=1, bad_images="error")
+    mine.compute(workers=0, threads=1, bad_images="error", before_file=lambda: None)
     features(tmp_path, data)
     assert len(list((tmp_path / "features").iterdir())) == 2
 

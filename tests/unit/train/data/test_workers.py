@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cgroups import NoGroup, memory_group
+from cgroups import MEMORY_LIMIT, limited_memory, within
 from torch.utils.data import DataLoader, Dataset
 
 from irv2.errors import EngineError
@@ -67,7 +68,7 @@ def test_workers_of_another_loader_go_on():
 
 
 def run(
-    program: str, *arguments: str, before: tuple[str, ...] = (), **options: Any
+    program: str, *arguments: str, before: Sequence[str] = (), **options: Any
 ) -> tuple[int, str]:
     """Run Python code, in which `DataLoader`, `Failing`, `sent` and so on are known."""
     start = (
@@ -131,13 +132,13 @@ except EngineError as error:
 
 def test_a_worker_that_is_killed_at_the_limit_of_its_cgroup_names_the_limit():
     try:
-        with memory_group(2000) as group:
-            status, stderr = run(HUNGRY, preexec_fn=group.enter)
-    except NoGroup as error:
-        pytest.skip(str(error))
+        with limited_memory(2000 << 20) as group:
+            status, stderr = run(HUNGRY, before=within(group))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
     assert status == 1
     assert stderr.startswith("error: a decoding process: was lost (killed by the kernel, at the ")
-    assert f"2000 MiB ({group.limit})" in stderr
+    assert f"2000 MiB ({group / MEMORY_LIMIT})" in stderr
 
 
 STARTED_IN_PART = """
