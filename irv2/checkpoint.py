@@ -67,7 +67,7 @@ class Checkpoint:
             "begun_from": msgspec.to_builtins(self.begun_from),
         }
         content["sha256"] = content_sha256(content)
-        with explain_full_disk(path, num_bytes=_num_bytes(content)):
+        with explain_full_disk(path, num_bytes=lambda: _num_bytes(content)):
             write_atomically(path, lambda temporary: _write(content, temporary))
 
     @classmethod
