@@ -192,8 +192,11 @@ def test_a_full_disk_a_quota_and_a_limit_of_files_say_how_much_was_to_be_written
         assert [*place.iterdir()] == []
 
 
-def test_a_cache_without_room_does_not_fail_the_work(full_disk):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(full_disk)}
-    arguments = ("eval", BEFORE / "bundle", "--data", BEFORE / "data", "--json")
-    done = irv2(*arguments, env=environment)
+def test_a_cache_without_room_does_not_fail_the_work_and_is_told_of_once(tmp_path, full_disk):
+    arguments = (*EXPORT, tmp_path / "b.bundle")
+    done = irv2(*arguments, env={**os.environ, "XDG_CACHE_HOME": str(full_disk)})
     assert done.returncode == 0, done.stderr
+    [notice] = [line for line in done.stderr.splitlines() if "cache" in line]
+    reason = rf"can't be written \({os.strerror(errno.ENOSPC)}: \d+\.\d MB to write, 0\.0 MB free\)"
+    assert re.match(rf"cache: {full_disk}/irv2\S*: {reason}; ", notice), notice
+    assert "every start takes the time again" in notice
