@@ -1,7 +1,8 @@
 """A program in a child of its own, where a library may end the process when memory runs out.
 
-What ends by a signal can neither say so nor remove what it made: its parent does both. Whoever
-started the program knows the parent alone, which passes on every signal and stops with the child.
+What ends by a signal can neither say so nor remove what it made: its parent does both, and says
+what was published all the same. Whoever started the program knows the parent alone, which passes on
+every signal and stops with the child.
 """
 
 import ctypes
@@ -16,23 +17,23 @@ from irv2.system.stop import LINES
 
 _PR_SET_PDEATHSIG = 1
 _WATCHED = {*LINES, signal.SIGTSTP, signal.SIGCONT, signal.SIGCHLD}
-_parent: int | None = None  # where the child writes what is to be removed
+_parent: int | None = None  # where the child writes what it makes
 
 
 def go_on_in_child(name: str) -> None:
     """Return in a forked child; this process waits for it, then exits with its status.
 
-    If the child is lost, say so, remove what `remove_if_lost` named, and exit with 1. Call this
-    before there are threads.
+    If the child is lost, say so, remove what `tell_parent` named, and exit with 1. If it fails or
+    is stopped once that is published, say so too. Call this before there are threads.
     """
     global _parent
-    to_remove, _parent = os.pipe()
+    told, _parent = os.pipe()
     killed = num_killed()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller may have had it ignored
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     me, child = os.getpid(), os.fork()
     if child == 0:
-        os.close(to_remove)
+        os.close(told)
         _end_with(me)
         _leave_group()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -41,19 +42,39 @@ def go_on_in_child(name: str) -> None:
     os.close(_parent)
     status = _wait_for(child)
     exit_code = os.waitstatus_to_exitcode(status)
+    holder, place = _made(told)
     if exit_code < 0:
-        os.set_blocking(to_remove, False)
-        with suppress(BlockingIOError):  # nothing was named, and a child of the child lives on
-            for folder in os.read(to_remove, 65536).split(b"\0")[:-1]:
-                shutil.rmtree(folder, ignore_errors=True)
+        if holder:
+            shutil.rmtree(holder, ignore_errors=True)
         exit_code = _explain(name, -exit_code, killed)
+    if exit_code and place:
+        os.write(2, place + b": was published before that, and is whole\n")
     os._exit(exit_code)
 
 
-def remove_if_lost(folder: Path) -> None:
-    """Have `folder` removed if this process is ended by a signal before it can do so itself."""
+def tell_parent(holder: Path, folder: Path, place: Path) -> None:
+    """Tell of `folder`, which is made within `holder` and published by renaming it to `place`.
+
+    The parent removes `holder` if this process is ended by a signal before it can do so itself.
+    """
     if _parent is not None:
-        os.write(_parent, os.fsencode(folder.absolute()) + b"\0")
+        fields = str(folder.stat().st_ino), str(holder.absolute()), str(place.absolute())
+        os.write(_parent, b"\0".join(map(os.fsencode, fields)))
+
+
+def _made(told: int) -> tuple[bytes | None, bytes | None]:
+    """Return the holder that the child told of, and the place if its folder was published there."""
+    os.set_blocking(told, False)
+    fields = b""
+    with suppress(BlockingIOError):  # it told of none, and a child of it lives on
+        fields = os.read(told, 65536)
+    if not fields:
+        return None, None
+    inode, holder, place = fields.split(b"\0")
+    with suppress(OSError):
+        if os.stat(place).st_ino == int(inode):  # a renamed folder keeps it  # noqa: PTH116
+            return holder, place
+    return holder, None
 
 
 def _end_with(parent: int) -> None:

@@ -9,7 +9,8 @@ can't be mended by it, and are counted apart.
 
 With --kill, an export's processes get SIGKILL instead, as from a kernel that is out of memory. A
 killed child is told of by its parent, which leaves nothing (status 1). A killed parent leaves no
-process, but perhaps its hidden folder, which the next export removes.
+process, but perhaps its hidden folder, which the next export removes. A bundle that was published
+by then stays, whoever was stopped; the line after the error says so.
 """
 
 import os
@@ -74,7 +75,8 @@ class End:
         if self.status == -signal.SIGKILL and self.kill in ("parent", "both"):
             is_known = all(name.lstrip(".").startswith("b.bundle") for name in self.left)
             return "killed" if is_known else f"left {self.left}"
-        if self.left and not (self.kill and self.left == ["b.bundle"]):  # it was published
+        is_told = self.stderr.endswith("b.bundle: was published before that, and is whole\n")
+        if self.left and not (is_told and self.left == ["b.bundle"]):
             return f"left {self.left[0]}"
         if "Traceback" in self.stderr or "Fatal Python error" in self.stderr:
             began = "irv2/cli" in self.stderr or "irv2/system" in self.stderr
@@ -84,8 +86,8 @@ class End:
         if self.status == 0:
             return "done"
         if self.status == 1 and self.kill == "child":
-            is_told = self.stderr.count("error: memory: irv2 export was ended by SIGKILL") == 1
-            return "told" if is_told and self.stderr.count("error: ") == 1 else "not one line"
+            is_one = self.stderr.count("error: memory: irv2 export was ended by SIGKILL") == 1
+            return "told" if is_one and self.stderr.count("error: ") == 1 else "not one line"
         if self.status != 130:
             return f"status {self.status}"
         # A server says nothing when it stops.

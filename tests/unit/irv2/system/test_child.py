@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from project import ROOT
 
 PROGRAM = """
 import os, sys, time
@@ -196,3 +197,49 @@ def test_without_a_shell_that_could_continue_it_a_program_ignores_ctrl_z():
             assert process.stdout.readline() == "at work\n"
         process.send_signal(signal.SIGTERM)
     assert process.returncode == 143
+
+
+PUBLISHING = """
+import os, sys, time
+from pathlib import Path
+from irv2.system.child import go_on_in_child, tell_parent
+from irv2.system.stop import end_at_once
+
+end_at_once()
+go_on_in_child("the program")
+holder, place, is_published = Path("holder"), Path("place"), sys.argv[1] == "True"
+folder = holder / "folder"
+folder.mkdir(parents=True)
+tell_parent(holder, folder, place)
+if is_published:
+    folder.rename(place)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, 1), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_what_was_published_before_the_end_is_told_of(tmp_path, is_published, number, status):
+    if not is_published:
+        (tmp_path / "place").mkdir()  # what the program would have replaced
+    with subprocess.Popen(
+        [sys.executable, "-c", PUBLISHING, str(is_published)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        child = int(process.stdout.readline())
+        os.kill(child, number)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert stderr.count("error: ") == 1
+    line = f"{tmp_path}/place: was published before that, and is whole\n"
+    assert stderr.endswith(line) == is_published
+    assert (tmp_path / "place").is_dir()
+    if number == signal.SIGKILL:  # otherwise the program does so itself
+        assert not (tmp_path / "holder").exists()
