@@ -67,7 +67,7 @@ class Checkpoint:
             "begun_from": msgspec.to_builtins(self.begun_from),
         }
         content["sha256"] = content_sha256(content)
-        with explain_full_disk(path):
+        with explain_full_disk(path, num_bytes=lambda: _num_bytes(content)):
             write_atomically(path, lambda temporary: _write(content, temporary))
 
     @classmethod
@@ -165,6 +165,15 @@ def load_model(path: str | Path) -> Network:
     Raises CheckpointError if `path` is not an undamaged checkpoint.
     """
     return Checkpoint.load(Path(path)).build_model()
+
+
+def _num_bytes(content: object) -> int:
+    """Count the bytes of all tensors of a checkpoint, which are nearly all of its file."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    if isinstance(content, dict):
+        return sum(map(_num_bytes, content.values()))
+    return sum(map(_num_bytes, content)) if isinstance(content, list | tuple) else 0
 
 
 def _write(content: dict[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, checkpoints, evaluation of the file just written.
+"""The training loop: epochs of steps, checkpoints, evaluation.
 
 Source: fb.resnet.torch's train.lua with the fork's learning rate per iteration. Resuming is exact:
 the order of images, their augmentation, the learning rate and dropout are functions of seed and
@@ -40,6 +40,7 @@ from irv2.train.validation import count_wrong
 logger = logging.getLogger(__name__)
 
 SHOW_EVERY_STEPS = 10
+SAVE_AFTER = 30  # times as long as the last save took: epochs of a head are shorter than that
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,7 @@ class Trainer:
         self._totals = self._zeros()  # of the epoch: loss, wrong in top 1 and top 5, images
         self._waited_s = 0.0  # waiting for images, in this epoch
         self._saved_at = self._began_at = time.monotonic()
+        self._saved_step = 0  # in this process
         self._evaluation_s = 0.0  # how long the last evaluation took
         self._is_out_of_time = False
 
@@ -154,9 +156,10 @@ class Trainer:
         self._waited_s = 0.0
         self._train_epoch()
         seconds = time.monotonic() - started
-        self._save()
-        self._wait_for_save()
-        self._finish_epoch(seconds, self._totals[3].item() - images_before)
+        is_saved = self._processes.from_first(lambda: self._is_save_worthwhile)
+        if is_saved:
+            self._save_now()
+        self._finish_epoch(seconds, self._totals[3].item() - images_before, is_saved)
 
     def _zeros(self) -> Tensor:
         return torch.zeros(4, dtype=torch.float64, device=self._device)
@@ -227,8 +230,7 @@ class Trainer:
         self._waited_s += time.monotonic() - asked
         num_images, num_failures = self._processes.totals(num_images, int(bool(failure)))
         if num_failures:
-            self._save()
-            self._wait_for_save()
+            self._save_now()
             raise failure or SystemExit(Irv2Error.exit_code)
         return number, batch, num_images
 
@@ -281,14 +283,35 @@ class Trainer:
         elapsed = time.monotonic() - self._began_at
         return elapsed + ahead_s + self._evaluation_s >= 60 * self._machine.time_budget_minutes
 
+    @property
+    def _is_save_worthwhile(self) -> bool:
+        """Whether to save at the end of an epoch: if saving takes little of the time.
+
+        What is not saved is trained again, the same, by a run that was killed. An epoch whose last
+        step is saved counts as finished with its row, and so needs its best weights on file.
+        """
+        if self._saved_step == self._step:
+            return True
+        since_s = time.monotonic() - self._saved_at
+        return since_s > min(60 * self._machine.save_minutes, SAVE_AFTER * self._saver.took_s)
+
+    def _save_now(self) -> None:
+        """Save, and wait until the file is complete."""
+        self._save()
+        self._wait_for_save()
+
     def _save(self) -> None:
         # Check more than the loss: it does not show a bad last step, and a step that fp16 skips may
         # leave statistics that are not finite.
         is_finite = self._learner.is_finite and bool(self._totals.isfinite().all())
         [is_bad] = self._processes.largest(int(not is_finite))
         self._guard.check_finite(self._step, "weights, statistics or loss are", not is_bad)
-        self._saved_at = time.monotonic()
-        self._processes.from_first(lambda: self._saver.save(self._checkpoint(), self._run.last))
+        self._saved_at, self._saved_step = time.monotonic(), self._step
+        self._processes.from_first(self._write)
+
+    def _write(self) -> None:
+        self._run.write_best()  # first: a resumed run has the best of its finished epochs
+        self._saver.save(self._checkpoint(), self._run.last)
 
     def _wait_for_save(self) -> None:
         """Make all processes wait: torchrun kills the others once one has ended."""
@@ -317,10 +340,10 @@ class Trainer:
             begun_from=self._begun_from,
         )
 
-    def _finish_epoch(self, seconds: float, num_images: float) -> None:
-        """Evaluate the file just written and record its errors."""
+    def _finish_epoch(self, seconds: float, num_images: float, is_saved: bool) -> None:
+        """Evaluate the file just written, or the weights in memory, and record the errors."""
         began_at = time.monotonic()
-        candidates = self._processes.from_first(self._candidates)
+        candidates = self._processes.from_first(lambda: self._candidates(is_saved))
         row = {
             "epoch": self._epoch,
             "step": self._step,
@@ -334,16 +357,20 @@ class Trainer:
         self._evaluation_s = time.monotonic() - began_at
         if self._is_out_of_time or self._is_time_up(ahead_s=seconds / 10):
             row["out_of_time"] = 1
-        self._processes.from_first(lambda: self._run.finish_epoch(row, candidates))
+        rows = self._processes.from_first(self._run.metrics)
+        if not is_saved and self._recipe.is_over([*rows, row]):
+            self._save_now()
+            is_saved = True
+        self._processes.from_first(lambda: self._run.finish_epoch(row, candidates, is_saved))
         self._log_epoch(row, seconds)
 
-    def _candidates(self) -> dict[str, Checkpoint]:
-        """Load the networks in the file: the weights (""), and their average ("ema_") if any."""
-        written = Checkpoint.load(self._run.last)
-        raw = dataclasses.replace(written, training={})
-        if "ema" not in written.training:
+    def _candidates(self, is_saved: bool) -> dict[str, Checkpoint]:
+        """Return the networks in file or memory: the weights (""), and any average ("ema_")."""
+        found = Checkpoint.load(self._run.last) if is_saved else self._checkpoint()
+        raw = dataclasses.replace(found, training={})
+        if "ema" not in found.training:
             return {"": raw}
-        return {"": raw, "ema_": dataclasses.replace(raw, state_dict=written.training["ema"])}
+        return {"": raw, "ema_": dataclasses.replace(raw, state_dict=found.training["ema"])}
 
     def _evaluate(self, candidates: dict[str, Checkpoint]) -> dict[str, float]:
         """Measure each candidate's errors in percent; every image is counted by one process."""

@@ -27,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from irv2.errors import Irv2Error, UsageError
 from irv2.runners.torch import resolve_device
+from irv2.system.cgroups import num_killed, why_killed
 from irv2.system.machine import world_size
 from irv2.system.stop import wanted
 
@@ -117,7 +118,7 @@ def joined(device: str) -> Iterator[Processes]:
     DistributedDataParallel, may outlive the block. Raises Irv2Error if the device is missing or
     a process is lost: torchrun then ends, or restarts, all.
     """
-    processes = _from_environment()
+    processes, killed = _from_environment(), num_killed()
     if processes.size == 1:
         resolve_device(device)
         yield processes
@@ -145,12 +146,18 @@ def joined(device: str) -> Iterator[Processes]:
             raise
         raise Irv2Error(
             f"process {processes.rank} of {processes.size}",
-            "lost the others",
+            f"lost the others{_killed(killed)}",
             "all of them alive",
             "see which ended first; torchrun --max-restarts N restarts all from the last save",
         ) from error
     else:
         dist.destroy_process_group()
+
+
+def _killed(before: int) -> str:
+    """Say that one of the others on this machine was killed for lack of memory, if so."""
+    how = why_killed(before)
+    return f", one of which was killed {how}" if how else ""
 
 
 def _forget_locals(error: BaseException | None) -> None:

@@ -6,7 +6,6 @@ or of another key, is computed again. The oldest entries make room for new ones.
 
 import logging
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from irv2.ledger import Predictions
 from irv2.runners.base import Runner
 from irv2.runners.torch import TorchRunner, resolve_device
 from irv2.system.arrays import bytes_from_arrays, load_arrays
-from irv2.system.cache import cache_folder, cached
+from irv2.system.cache import cached
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +55,10 @@ def classify_with_reference(
         return together[0]
 
     key = _key(checkpoint, checkpoint_sha256, images, device)
-    known = cached("reference", key, load=_load, make=ask_together, dump=_dump)
+    known = cached(
+        "reference", key, load=_load, make=ask_together, dump=_dump, most_bytes=MAX_CACHE_BYTES
+    )
     if together:
-        _make_room(cache_folder("reference"))
         return together
     predictions = ask(runners)
     if any(each.sha256 != known.sha256 for each in predictions):
@@ -91,13 +91,3 @@ def _dump(predictions: Predictions) -> bytes:
         labels=predictions.labels,
         logits=predictions.logits,
     )
-
-
-def _make_room(folder: Path) -> None:
-    """Remove the oldest entries beyond the limit; the newest stays, whatever its size."""
-    entries = sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    size_bytes = 0
-    for i, path in enumerate(entries):
-        size_bytes += path.stat().st_size
-        if i and size_bytes > MAX_CACHE_BYTES:
-            path.unlink()

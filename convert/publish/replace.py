@@ -13,7 +13,7 @@ from pathlib import Path
 
 from irv2.errors import BundleError, Irv2Error
 from irv2.manifest import MANIFEST
-from irv2.system.child import remove_if_lost
+from irv2.system.child import tell_parent
 from irv2.system.files import try_lock
 
 logger = logging.getLogger(__name__)
@@ -58,13 +58,14 @@ def with_own_name(place: Path) -> Path:
 def folder_beside(place: Path) -> Iterator[Path]:
     """A new folder on the same file system, gone afterwards unless it was renamed.
 
-    First, what killed processes left beside `place` is removed, or put back. Errors that come out
+    What killed processes left beside `place` is removed first, or put back. Errors that come out
     name `place`, not this folder, which is gone by then.
     """
     with _holder(place, _NEW) as holder:
-        _sweep(place)
         folder = holder / place.name
         folder.mkdir()
+        tell_parent(holder, folder, place)
+        _sweep(place)
         try:
             yield folder
         except (Irv2Error, OSError) as error:
@@ -120,8 +121,6 @@ def _holder(place: Path, suffix: str) -> Iterator[Path]:
             try_lock(lock, fcntl.flock)
             # Only now does it get a name that is swept.
             holder = holder.rename(holder.with_name(holder.name + suffix))
-            if suffix == _NEW:
-                remove_if_lost(holder)
             yield holder
     finally:
         shutil.rmtree(holder, ignore_errors=True)

@@ -19,7 +19,7 @@ import click
 
 from irv2 import __version__
 from irv2.errors import EngineError, Irv2Error
-from irv2.system.files import NO_ROOM, WAYS_OUT
+from irv2.system.files import NO_ROOM, no_room
 from irv2.system.machine import num_cores
 from irv2.system.memory import explain_lack_of_memory
 from irv2.system.stop import LINES, Terminated, unwinding
@@ -173,7 +173,7 @@ def _line_about(error: OSError) -> str:
         return f"{error.filename or 'system'}: {error.strerror or error}"
     unnamed = f"standard output or {tempfile.tempdir}" if tempfile.tempdir else "standard output"
     what = error.filename or unnamed  # a temporary file is possible only once its folder is known
-    return f"{what}: can't be written ({error.strerror}); expected free space; {WAYS_OUT}"
+    return str(no_room(what, error))
 
 
 def _fail(line: str, exit_code: int) -> NoReturn:

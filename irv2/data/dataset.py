@@ -10,6 +10,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,16 @@ class ImageFolder:
     def path(self, i: int) -> Path:
         """Return where image `i` lies, for messages; `read` returns its bytes."""
         return self.root / self.files[i]
+
+    def num_bytes(self) -> int:
+        """Count the bytes of the images that are there."""
+        if self.spans is not None:
+            return int(self.spans[:, 1].sum())
+        num_bytes = 0
+        for i in range(len(self)):
+            with suppress(OSError):
+                num_bytes += self.path(i).stat().st_size
+        return num_bytes
 
     def read(self, i: int) -> bytes:
         """Return the encoded image `i`; raises ImageError if it can't be read."""

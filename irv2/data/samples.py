@@ -7,6 +7,7 @@ dataset-fashion-mnist, 28x28 grey, as PNG.
 
 import gzip
 import hashlib
+import io
 import logging
 import math
 import shutil
@@ -157,9 +158,15 @@ def _read_idx(source: Path, name: str, rank: int) -> UInt8Array:
 def _write_folder(out: Path, pictures: list[_Picture]) -> int:
     if out.exists() and any(out.iterdir()):
         raise DataError(out.absolute(), "is not empty", "a new folder", "pass another --out")
-    with new_folder(out) as folder:
+    with new_folder(out, lambda: sum(len(_png(image)) for _, image in pictures)) as folder:
         for name, image in progress(pictures, f"write {out}", len(pictures), "images"):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
+            path.write_bytes(_png(image))
     return len(pictures)
+
+
+def _png(image: UInt8Array) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "png")
+    return content.getvalue()

@@ -36,7 +36,10 @@ def write_shards(source: Path, out: Path, shard_bytes: int, bad_images: BadImage
     splits = dict(_open_splits(source, bad_images))
     num_images, errors = 0, list[ImageError]()
     total = sum(map(len, splits.values()))
-    with new_folder(out) as folder, Progress(f"write {out}", total) as bar:
+    with (
+        new_folder(out, lambda: sum(split.num_bytes() for split in splits.values())) as folder,
+        Progress(f"write {out}", total) as bar,
+    ):
         for name, split in splits.items():
             num_written, bad = _write_split(split, folder / name, shard_bytes, bar)
             num_images += num_written

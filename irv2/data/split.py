@@ -178,7 +178,7 @@ def _write_folders(
             raise DataError(out, got, expected, "write a list instead: OUT.csv")
     place = {"hard": _hard_link, "symbolic": _symbolic_link, "copy": _copy}[link]
     written: set[str] = set()
-    with new_folder(out) as folder:
+    with new_folder(out, lambda: images.num_bytes() if link == "copy" else None) as folder:
         for side in dict.fromkeys(side for side in SPLITS if side in sides):
             for name in images.classes:
                 (folder / side / name).mkdir(parents=True)

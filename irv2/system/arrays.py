@@ -10,10 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from irv2.system.stop import raise_if_stopped
 
 
-def bytes_from_arrays(**arrays: ArrayLike) -> bytes:
-    """Return the contents of a compressed .npz file."""
+def bytes_from_arrays(*, compress: bool = True, **arrays: ArrayLike) -> bytes:
+    """Return the contents of an .npz file."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    save = np.savez_compressed if compress else np.savez
+    save(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from irv2.system.stop import raise_if_stopped
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_temporary_folders: list["tempfile.TemporaryDirectory[str]"] = []  # removed when the process ends
+_is_told = False
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -32,15 +33,15 @@ class _Entry(msgspec.Struct, frozen=True):
 def cache_folder(*names: str) -> Path:
     """Return the path of the cache, or of a folder in it, which may not exist yet.
 
-    Without a home, or permission to use it, this is a temporary folder; a log line says so.
+    Without a home, or permission to use it, this is a temporary folder, and a notice says so.
     """
     try:
         folder = Path(platformdirs.user_cache_dir("irv2"), *names)
     except RuntimeError as error:  # no HOME, and the user id is not in the list of users
         raise_if_stopped()
-        return Path(_temporary(str(error)).name, *names)
+        return _temporary(str(error)).joinpath(*names)
     if not _is_allowed(folder):
-        return Path(_temporary(f"{folder}: no permission").name, *names)
+        return _temporary(f"{folder}: no permission").joinpath(*names)
     return folder
 
 
@@ -60,13 +61,15 @@ def cached(
     make: Callable[[], T],
     dump: Callable[[T], bytes],
     name: object = None,
+    most_bytes: int | None = None,
 ) -> T:
     """Return what the cache holds of this kind under `key`, or else make it and keep it there.
 
     `key` is everything that the content follows from, as plain values; the entry holds it whole.
     `name` (None: the key) names the file, so entries of one name replace each other. `load` raises
-    ValueError or MsgspecError for a damaged entry. If the cache can't be written, a log line says
-    so; if an entry can't be read, another, and it is left as it is.
+    ValueError or MsgspecError for a damaged entry. Beyond `most_bytes` the kind's oldest entries
+    are removed. Where the cache can't be used, nothing fails, and one notice says so; an entry that
+    can't be read is left as it is.
     """
     text = json.dumps(key)
     file = hashlib.sha256((text if name is None else json.dumps(name)).encode()).hexdigest()
@@ -80,7 +83,7 @@ def cached(
                 return load(entry.content)
             logger.info("%s: the %s of something else, made again", path, kind)
         except OSError as error:  # as of another user, left by sudo
-            logger.warning("%s: the %s can't be read (%s)", path, kind, error.strerror)
+            _notice(f"{path}: can't be read ({error.strerror})")
             return make()
         except (ValueError, msgspec.MsgspecError) as error:
             logger.warning("%s: unreadable %s, made again (%s)", path, kind, error)
@@ -90,17 +93,44 @@ def cached(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, msgspec.msgpack.encode(entry))
+        if most_bytes is not None:
+            _make_room(path.parent, most_bytes)
     except OSError as error:
-        logger.warning("%s: the %s can't be kept (%s)", path, kind, error.strerror)
+        _notice(f"{error.filename}: can't be written ({error.strerror})")
     return made
 
 
-def _temporary(reason: str) -> "tempfile.TemporaryDirectory[str]":
-    """Return the one temporary cache of this process; the first time, say why."""
-    if not _temporary_folders:
-        _temporary_folders.append(tempfile.TemporaryDirectory(prefix="irv2-cache-"))
-        logger.warning("cache: %s; for this process it is %s", reason, _temporary_folders[0].name)
-    return _temporary_folders[0]
+def _make_room(folder: Path, most_bytes: int) -> None:
+    """Remove the oldest entries beyond the limit; the newest stays, whatever its size."""
+    entries = sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    size_bytes = 0
+    for i, path in enumerate(entries):
+        size_bytes += path.stat().st_size
+        if i and size_bytes > most_bytes:
+            path.unlink()
+
+
+def _notice(reason: str) -> None:
+    """Say once per process that the cache can't be used, and what that costs."""
+    global _is_told
+    if not _is_told:
+        _is_told = True
+        logger.warning(
+            "cache: %s; indexes, hashes, ranges and a checkpoint's answers are not kept: "
+            "every start takes the time again; XDG_CACHE_HOME names another place",
+            reason,
+        )
+
+
+def _temporary(reason: str) -> Path:
+    """Return the temporary cache of this process, and say why there is one."""
+    _notice(reason)
+    return Path(_temporary_folder().name)
+
+
+@cache
+def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="irv2-cache-")  # removed when the process ends
 
 
 def _sha256(content: bytes) -> str:

@@ -1,7 +1,10 @@
-"""The quota of processor time that control groups set, as containers do (Linux, versions 1 and 2).
+"""The limits that control groups (cgroups) set on this process (Linux, versions 1 and 2).
 
-A quota is seen neither in the number of cores nor in the affinity: the kernel lets all threads run
-on any core, and stops them for the rest of a tenth of a second once their time is used up.
+Containers, batch jobs and systemd's units have them. A quota of processor time is seen neither in
+the number of cores nor in the affinity: the kernel lets all threads run on any core, and stops them
+for the rest of a tenth of a second once their time is used up. At a limit of memory the kernel
+kills a process of the group, which can say nothing. Another one that is left can, since the kernel
+counts them.
 """
 
 import logging
@@ -15,52 +18,94 @@ from typing import NamedTuple
 logger = logging.getLogger(__name__)
 _warn_once = cache(logger.warning)
 
+_SELF = Path("/proc/self")
+_NO_LIMIT = 2**60  # version 1 writes the largest number of pages, version 2 "max"
+
 
 class _Group(NamedTuple):
     folder: Path
     is_v2: bool
 
 
-def cpu_quota(process: Path = Path("/proc/self")) -> float | None:
+def cpu_quota(process: Path = _SELF) -> float | None:
     """Return the number of cores' time that this process may use; None if nothing limits it.
 
     The least of the quotas of its group and of all groups around it, as far as they are mounted.
     One that can't be read does not count, and a warning says so.
     """
-    quotas = [_quota(group) for group in _groups(process)]
+    quotas = [_quota(group) for group in _groups("cpu", process)]
     return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def memory_limit(process: Path = _SELF) -> str | None:
+    """Name the lowest limit of this process's group and those around it; None if there is none."""
+    limits = []
+    for folder, is_v2 in _groups("memory", process):
+        file = folder / ("memory.max" if is_v2 else "memory.limit_in_bytes")
+        if (text := _read(file)) and text.strip().isdigit():
+            limits.append((int(text), file))
+    num_bytes, file = min(limits, default=(_NO_LIMIT, _SELF))
+    return None if num_bytes >= _NO_LIMIT else f"{num_bytes >> 20} MiB ({file})"
+
+
+def num_killed(process: Path = _SELF) -> int:
+    """Count the processes of this group that the kernel has killed for lack of memory."""
+    for folder, is_v2 in _groups("memory", process):
+        # A group without the file is not controlled: its memory counts in the group around it.
+        if text := _read(folder / ("memory.events" if is_v2 else "memory.oom_control")):
+            return sum(int(number) for number in re.findall(r"^oom_kill (\d+)$", text, re.M))
+    return 0
+
+
+def why_killed(before: int, process: Path = _SELF) -> str | None:
+    """Say why the kernel has killed more of the group than `before`; None if it has not."""
+    if num_killed(process) <= before:
+        return None
+    limit = memory_limit(process)
+    if limit is None:
+        return "by the kernel, since this machine had no memory left"
+    return f"by the kernel, at the memory limit of its cgroup, {limit}"
 
 
 def _quota(group: _Group) -> float | None:
     names = ["cpu.max"] if group.is_v2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-    text = ""
+    texts = [text for name in names if (text := _read(group.folder / name)) is not None]
+    if len(texts) < len(names):  # none in a root, nor where processor time is not controlled
+        return None
+    text = " ".join(texts)
     try:
-        text = " ".join((group.folder / name).read_text() for name in names)
         quota_us, period_us = text.split()
         if quota_us in ("max", "-1"):
             return None
         quota = int(quota_us) / int(period_us)
         if quota <= 0:
             raise ValueError("not positive")
-    except FileNotFoundError:  # no root has one, nor a group whose processor time is not controlled
-        return None
-    except (OSError, ValueError, ArithmeticError) as error:
-        reason = error if isinstance(error, OSError) else f"got {text!r}, expected two numbers"
-        _warn_once(
-            "%s: %s; threads are counted without this quota", group.folder / names[0], reason
-        )
+    except (ValueError, ArithmeticError):
+        file = group.folder / names[0]
+        _warn_once("%s: got %r, expected two numbers; this quota does not count", file, text)
         return None
     return quota
 
 
-def _groups(process: Path) -> Iterator[_Group]:
-    """Yield the process's groups that can control processor time, and all groups around them."""
+def _read(file: Path) -> str | None:
+    """Return None if there is no such file, and if it can't be read, which a warning says."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _warn_once("%s: can't be read (%s); this limit does not count", file, error.strerror)
+        return None
+
+
+def _groups(controller: str, process: Path) -> Iterator[_Group]:
+    """Yield the process's groups that can have the controller, each before those around it."""
     try:
         groups, mounts = _lines(process / "cgroup"), _lines(process / "mountinfo")
     except FileNotFoundError:  # no Linux, or one without control groups
         return
     except OSError as error:
-        _warn_once("%s; threads are counted without a quota of processor time", error)
+        _warn_once("%s; limits of control groups do not count", error)
         return
     # Formats: man 7 cgroups, "/proc files"; man 5 proc_pid_mountinfo.
     memberships = [line.split(":", 2) for line in groups]
@@ -70,8 +115,8 @@ def _groups(process: Path) -> Iterator[_Group]:
         root, point = map(_unescaped, place.split(" ")[3:5])
         file_system, _, options = kind.split(" ", 2)
         is_v2 = file_system == "cgroup2"
-        path = paths.get("" if is_v2 else "cpu")
-        if path and (is_v2 or (file_system == "cgroup" and "cpu" in options.split(","))):
+        path = paths.get("" if is_v2 else controller)
+        if path and (is_v2 or (file_system == "cgroup" and controller in options.split(","))):
             for folder in _upwards(Path(path), Path(root), Path(point)):
                 yield _Group(folder, is_v2)
 

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,9 +19,9 @@ from irv2.system.stop import raise_if_stopped
 logger = logging.getLogger(__name__)
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-GO_ON = "free some; the same command goes on where this one stopped"
-START_AGAIN = "free some; the same command starts again"
-WAYS_OUT = "free some, or name another disk (--out, or TMPDIR for temporary files)"
+GO_ON = "the same command goes on where this one stopped"
+START_AGAIN = "the same command starts again"
+_OTHER_DISK = "name another disk (--out, or TMPDIR for temporary files)"
 # What fsync says of folders on SMB, on disks shared with virtual machines, on some FUSE disks.
 _NO_FSYNC = (
     errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOSYS,
@@ -56,17 +57,20 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
         if path.exists() and not path.is_file():
             _write(path, content)
             return
-        _write(temporary, content)
-        _fsync(temporary)
-        temporary.replace(path)
-        _fsync(path.parent)
+        try:
+            _write(temporary, content)
+            _fsync(temporary)
+            temporary.replace(path)
+            _fsync(path.parent)
+        finally:
+            with suppress(OSError):  # renamed by now, or never written
+                temporary.unlink()
     except OSError as error:
         if error.filename in (None, str(temporary)):
             error.filename = str(path)
+        if error.errno in NO_ROOM and isinstance(content, bytes):
+            error.strerror = _measured(error, path.parent, len(content))
         raise
-    finally:
-        with suppress(OSError):  # renamed by now, or never written
-            temporary.unlink()
 
 
 def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
@@ -74,6 +78,38 @@ def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
         path.write_bytes(content)
     else:
         content(path)
+
+
+def no_room(what: object, error: OSError, then: str = "") -> Irv2Error:
+    """Build the error for one of NO_ROOM; `then` says what the same command will do.
+
+    The disk may be full, the user's quota be used up, or a file be larger than it may be.
+    """
+    if error.errno != errno.EFBIG:
+        expected = "free space"
+        way_out = f"free some; {then}" if then else f"free some, or {_OTHER_DISK}"
+    elif _file_limit() is not None:
+        expected = "a limit that allows files of this size"
+        way_out = f"raise ulimit -f; {then}" if then else "raise ulimit -f"
+    else:
+        expected, way_out = "a file system for files of this size", _OTHER_DISK
+    return Irv2Error(what, f"can't be written ({error.strerror})", expected, way_out)
+
+
+def _measured(error: OSError, folder: Path, num_bytes: int) -> str:
+    """Add to what the system says how much was to be written, and how much may be."""
+    line = f"{error.strerror}: {num_bytes / 1e6:.1f} MB to write"
+    if error.errno == errno.EFBIG and (limit := _file_limit()) is not None:
+        return f"{line}, {limit / 1e6:.1f} MB by ulimit -f"
+    if error.errno == errno.ENOSPC:
+        return f"{line}, {shutil.disk_usage(folder).free / 1e6:.1f} MB free"
+    return line  # a quota can be asked for in another way on every file system
+
+
+def _file_limit() -> int | None:
+    """Return how large a file may be, as `ulimit -f` sets it."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _fsync(path: Path) -> None:
@@ -128,17 +164,22 @@ def _notice(about: str, line: str, *args: object) -> None:
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, num_bytes: Callable[[], int | None]) -> Iterator[Path]:
     """Yield a temporary folder that becomes `out`, whole or not at all, after the block.
 
-    `out` may be an empty folder. Raises Irv2Error if the disk is full, and InputError if another
-    process has filled `out` meanwhile.
+    `out` may be an empty folder. Raises Irv2Error if the disk is full, which says how many bytes
+    were to be written, if that is known; and InputError if another process has filled `out`
+    meanwhile.
     """
     out = out.absolute()  # gives "." a name
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        with explain_full_disk(out, START_AGAIN):
-            yield temporary
+        with explain_full_disk(out, START_AGAIN, num_bytes):
+            try:
+                yield temporary
+            except BaseException:  # its room is free again for the next try
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
         try:
             if out.is_dir():  # a shell may be in it, and would be left in a removed folder
                 for part in temporary.iterdir():
@@ -152,8 +193,10 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
-    """Around the writing of `path`: raise Irv2Error if the disk is full."""
+def explain_full_disk(
+    path: Path, then: str = GO_ON, num_bytes: Callable[[], int | None] = lambda: None
+) -> Iterator[None]:
+    """Around the writing of `path`: raise Irv2Error (`no_room`) if there is no room for it."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -161,9 +204,9 @@ def explain_full_disk(path: Path, way_out: str = GO_ON) -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__context__  # torch wraps it
         if not isinstance(cause, OSError) or cause.errno not in NO_ROOM:
             raise
-        raise Irv2Error(
-            path, f"can't be written ({cause.strerror})", "free space", way_out
-        ) from error
+        if (size := num_bytes()) is not None:
+            cause.strerror = _measured(cause, path.parent, size)
+        raise no_room(path, cause, then) from error
 
 
 def is_hidden(name: str) -> bool:
@@ -175,7 +218,7 @@ def is_hidden(name: str) -> bool:
 def temporary_folder() -> Iterator[Path]:
     """Yield a folder in TMPDIR, gone afterwards; raises Irv2Error if the disk there is full."""
     place = Path(tempfile.gettempdir())
-    with explain_full_disk(place, WAYS_OUT), tempfile.TemporaryDirectory() as folder:
+    with explain_full_disk(place, ""), tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from irv2.errors import EngineError, Irv2Error
+from irv2.system.cgroups import memory_limit
 from irv2.system.stop import raise_if_stopped
 
 WHAT = "memory"
@@ -68,8 +69,10 @@ def _words_of(error: BaseException) -> str | None:
 
 
 def _in_use() -> str:
-    """Say how much memory this process has, and how much address space it may have."""
+    """Say how much memory this process has, and what limits it."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     line = f"{pages * resource.getpagesize() >> 20} MiB in use"
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return line if limit == resource.RLIM_INFINITY else f"{line}, ulimit -v {limit >> 10}"
+    if limit != resource.RLIM_INFINITY:
+        line += f", ulimit -v {limit >> 10}"
+    return f"{line}, its cgroup's limit {of_group}" if (of_group := memory_limit()) else line

@@ -2,15 +2,17 @@
 
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from odd_disk import odd_disk
+from cgroups import MEMORY_LIMIT, limited_memory, within
+from odd_disk import odd_disk, used_up_quota
 from project import ROOT
 
 BEFORE = ROOT / "tests" / "data" / "before_rooms"
@@ -25,8 +27,10 @@ TRAIN = (
 )
 
 
-def irv2(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "irv2", *map(str, arguments)]
+def irv2(
+    *arguments: object, before: Sequence[str] = (), **options
+) -> subprocess.CompletedProcess[str]:
+    command = [*before, sys.executable, "-m", "irv2", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=120, **options
     )
@@ -78,6 +82,19 @@ def test_too_little_memory_is_one_line(tmp_path, program, mebibytes):
     assert f"ulimit -v {mebibytes << 10}" in line
     assert "Traceback" not in "".join(before)
     assert not [*tmp_path.glob(".b.*")]
+
+
+def test_an_export_at_the_limit_of_its_cgroup_names_the_limit(tmp_path):
+    try:
+        with limited_memory(300 << 20) as group:
+            done = irv2(*EXPORT, tmp_path / "b.bundle", before=within(group))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    assert done.returncode == 1, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "memory: irv2 export was ended by SIGKILL, by the kernel, at the memory limit" in line
+    assert f"300 MiB ({group / MEMORY_LIMIT})" in line
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.fixture
@@ -149,8 +166,37 @@ def test_a_full_disk_names_the_place_and_the_way_out(tmp_path, full_disk):
     assert [*tmp_path.glob(".b.*")] == []
 
 
-def test_a_cache_without_room_does_not_fail_the_work(full_disk):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(full_disk)}
-    arguments = ("eval", BEFORE / "bundle", "--data", BEFORE / "data", "--json")
-    done = irv2(*arguments, env=environment)
+def test_a_full_disk_a_quota_and_a_limit_of_files_say_how_much_was_to_be_written(
+    tmp_path, full_disk
+):
+    quota, limit = tmp_path / "quota", 8192
+    quota.mkdir()
+    free_some = "free space; free some, or name another disk"
+    for place, number, said, way_out, options in (
+        (full_disk, errno.ENOSPC, r", 0\.0 MB free", free_some, {}),
+        (quota, errno.EDQUOT, "", free_some, {"env": used_up_quota(tmp_path, quota)}),
+        (
+            quota,
+            errno.EFBIG,
+            r", 0\.0 MB by ulimit -f",
+            "a limit that allows files of this size; raise ulimit -f$",
+            {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))},
+        ),
+    ):
+        done = irv2(*EXPORT, place / "b.bundle", **options)
+        assert done.returncode == 1, done.stderr
+        line = done.stderr.splitlines()[-1]
+        reason = rf"{os.strerror(number)}: \d+\.[1-9] MB to write{said}"
+        start = rf"error: {place}/b.bundle/model.onnx: can't be written \({reason}\); "
+        assert re.match(start + f"expected {way_out}", line), line
+        assert [*place.iterdir()] == []
+
+
+def test_a_cache_without_room_does_not_fail_the_work_and_is_told_of_once(tmp_path, full_disk):
+    arguments = (*EXPORT, tmp_path / "b.bundle")
+    done = irv2(*arguments, env={**os.environ, "XDG_CACHE_HOME": str(full_disk)})
     assert done.returncode == 0, done.stderr
+    [notice] = [line for line in done.stderr.splitlines() if "cache" in line]
+    reason = rf"can't be written \({os.strerror(errno.ENOSPC)}: \d+\.\d MB to write, 0\.0 MB free\)"
+    assert re.match(rf"cache: {full_disk}/irv2\S*: {reason}; ", notice), notice
+    assert "every start takes the time again" in notice

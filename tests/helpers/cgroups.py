@@ -8,13 +8,14 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 IS_V2 = (ROOT / "cgroup.controllers").exists()
+MEMORY_LIMIT = "memory.max" if IS_V2 else "memory.limit_in_bytes"  # the file of a group
 
 
 @contextmanager
 def limited_memory(num_bytes: int) -> Iterator[Path]:
     """A group of processes that may use so much memory."""
     with group_in(_top("memory")) as group:
-        (group / ("memory.max" if IS_V2 else "memory.limit_in_bytes")).write_text(str(num_bytes))
+        (group / MEMORY_LIMIT).write_text(str(num_bytes))
         yield group
 
 

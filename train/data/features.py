@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from irv2.checkpoint import content_sha256
@@ -172,7 +172,7 @@ class Features:
                     indices += kept
                     bar.advance(len(kept))
                 features = torch.cat(rows).numpy() if rows else np.empty((0, 0), np.float32)
-                write_atomically(file, bytes_from_arrays(indices=indices, features=features))
+                write_atomically(file, _bytes(indices=indices, features=features))
 
     def _colored(self, batch: Batch) -> Tensor:
         parts = (batch.images, batch.matrices, batch.flips)
@@ -193,7 +193,7 @@ class Features:
                 bar.advance(len(batch.labels))
         if not rows:
             raise DataError(self._val_set.place, "no image could be read", "at least one")
-        return bytes_from_arrays(labels=np.concatenate(labels), features=torch.cat(rows).numpy())
+        return _bytes(labels=np.concatenate(labels), features=torch.cat(rows).numpy())
 
     def _load_train(self, crop: int) -> tuple[dict[int, int], FloatArray]:
         """Return the row of each image that could be read, and the rows."""
@@ -234,6 +234,11 @@ def _identity(recipe: Recipe, data: tuple[ImageFolder, ImageFolder], network: Ne
         digest.update("\n".join(split.files).encode())
         digest.update(split.labels.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _bytes(**arrays: ArrayLike) -> bytes:
+    """Return a file's contents, which every epoch reads again: unpacking would take its time."""
+    return bytes_from_arrays(compress=False, **arrays)
 
 
 def _load(file: Path, *names: str) -> list[NDArray[Any]]:

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from irv2.errors import EngineError
+from irv2.system.cgroups import num_killed, why_killed
 from irv2.system.stop import LINES, raise_if_stopped
 
 T = TypeVar("T")
@@ -66,7 +67,7 @@ def sent(loader: DataLoader[T]) -> Generator[T, None, None]:
     if not loader.num_workers:
         yield from loader
         return
-    others = multiprocessing.active_children()
+    others, killed = multiprocessing.active_children(), num_killed()
     workers = []
     try:
         try:
@@ -82,13 +83,17 @@ def sent(loader: DataLoader[T]) -> Generator[T, None, None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise EngineError(
             "a decoding process",
-            f"was lost ({lines[-1] if lines else type(error).__name__})",
+            f"was lost ({_killed(killed) or (lines[-1] if lines else type(error).__name__)})",
             "memory, processes and open files for all, and room in /dev/shm",
             "lower --workers; with 0 the trainer decodes",
         ) from error
     finally:
         for worker in workers:
             worker.kill()
+
+
+def _killed(before: int) -> str | None:
+    return f"killed {how}" if (how := why_killed(before)) else None
 
 
 def prepare_worker(_worker: int) -> None:

@@ -1,9 +1,11 @@
 """A run's folder: config.json, last.pt, best.pt, metrics.jsonl, curves.png; starting and resuming.
 
 `last.pt` is everything needed to resume. An epoch counts as finished when its line is in
-metrics.jsonl, which is written last: a run killed in between evaluates `last.pt` again.
+metrics.jsonl, which is written last: a run killed in between evaluates `last.pt` again. Short
+epochs share a save: those finished after `last.pt` are trained again, and their lines dropped.
 """
 
+import copy
 import json
 import logging
 import math
@@ -47,8 +49,12 @@ class Run:
     path: Path
     config: dict[str, Any]
     _failed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
-    # The lowest top-1 errors, those of the files below, by their names in metrics.jsonl.
+    # The lowest top-1 errors so far, by their names in metrics.jsonl.
     _lowest: dict[str, float] = field(default_factory=dict, init=False, compare=False, repr=False)
+    # Their weights, by kind, where the file below is not written yet.
+    _best: dict[str, Checkpoint] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @property
     def _config_path(self) -> Path:
@@ -170,23 +176,38 @@ class Run:
                 logger.warning("%s is gone: of later epochs, the best will be kept there", path)
         return found
 
-    def finish_epoch(self, row: dict[str, float], candidates: Mapping[str, Checkpoint]) -> None:
-        """Save each candidate that is better than the saved one of its kind; then add the row.
+    def finish_epoch(
+        self, row: dict[str, float], candidates: Mapping[str, Checkpoint], is_saved: bool
+    ) -> None:
+        """Keep each candidate that is better than those before of its kind; then add the row.
 
         `candidates` are the weights ("") and their average ("ema_"), by the prefix of their errors.
+        Write the best ones if last.pt holds the epoch (`is_saved`), else leave that to the next
+        save, and keep a copy.
         """
-        rows = self.metrics()
         for kind, candidate in candidates.items():
             name = f"{kind}val_top1_error"
             if row[name] < self._lowest.get(name, math.inf):
-                replace(candidate, metrics=row).save(self._best_of[kind])
+                best = replace(candidate, metrics=row)
+                self._best[kind] = best if is_saved else copy.deepcopy(best)
                 self._lowest[name] = row[name]
-        rows.append(row)
+        if is_saved:
+            self.write_best()
+        rows = [*self.metrics(), row]
         self._write_metrics(rows)
         self._try(str(self.path / FOLDER), lambda: write_scalars(self.path, row))
         self._try("MLflow", lambda: mlflow.log_epochs(self.path, self.config["recipe"], rows))
         if self._is_picture_old():
             self.draw()
+
+    def write_best(self) -> None:
+        """Write the best weights that are not on file yet.
+
+        Always before an epoch counts as finished for a resumed run, by its row and last.pt.
+        """
+        for kind, best in self._best.items():
+            best.save(self._best_of[kind])
+        self._best.clear()
 
     def draw(self) -> None:
         """Draw the curves of the finished epochs; a failure only logs a warning."""

@@ -22,6 +22,7 @@ class Saver:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "saver")
         self._writing: Future[None] | None = None
+        self.took_s = 0.0  # the last save, pause and write
 
     def __enter__(self) -> Self:
         return self
@@ -35,7 +36,7 @@ class Saver:
         self.wait()
         mine = copy.deepcopy(checkpoint)
         paused_s = time.monotonic() - started
-        self._writing = self._pool.submit(_write, mine, path, paused_s)
+        self._writing = self._pool.submit(self._write, mine, path, paused_s)
 
     @property
     def has_failed(self) -> bool:
@@ -49,14 +50,15 @@ class Saver:
             writing, self._writing = self._writing, None
             writing.result()
 
-
-def _write(checkpoint: Checkpoint, path: Path, paused_s: float) -> None:
-    started = time.monotonic()
-    checkpoint.save(path)
-    logger.info(
-        "saved %s after step %d: training paused %.3f s, written in %.3f s",
-        path,
-        checkpoint.step,
-        paused_s,
-        time.monotonic() - started,
-    )
+    def _write(self, checkpoint: Checkpoint, path: Path, paused_s: float) -> None:
+        started = time.monotonic()
+        checkpoint.save(path)
+        written_s = time.monotonic() - started
+        self.took_s = paused_s + written_s
+        logger.info(
+            "saved %s after step %d: training paused %.3f s, written in %.3f s",
+            path,
+            checkpoint.step,
+            paused_s,
+            written_s,
+        )

@@ -147,6 +147,40 @@ def test_a_run_killed_while_it_computes_features_goes_on_where_it_was(begun, dat
     assert_same_run(killed, whole)
 
 
+def test_a_head_killed_between_saves_trains_the_epochs_since_again(begun, data, tmp_path):
+    """Its epochs are shorter than writing a checkpoint, so not every one is saved."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "irv2", "finetune", str(begun), "--data", str(data), *OPTIONS,
+               "--train", "head", "--epochs", "100", "--feature-crops", "1", "--out"]  # fmt: skip
+    subprocess.run([*command, str(whole)], check=True, env=ENVIRONMENT, capture_output=True)
+    process = subprocess.Popen([*command, str(killed)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    try:
+        while num_unsaved(killed) < 2:
+            assert process.poll() is None
+            os.kill(process.pid, signal.SIGCONT)
+            time.sleep(0.02)
+            os.kill(process.pid, signal.SIGSTOP)
+    finally:
+        process.kill()
+        process.wait()
+    saved = Checkpoint.load(killed / "last.pt").step
+    best = Checkpoint.load(killed / "best.pt").metrics["val_top1_error"]
+    assert best <= min(r["val_top1_error"] for r in rows(killed) if r["step"] <= saved)
+    again = [*command, str(killed)]
+    done = subprocess.run(again, check=True, env=ENVIRONMENT, capture_output=True, text=True)
+    assert "are trained again" in done.stderr
+    assert [row["epoch"] for row in rows(killed)] == list(range(1, 101))
+    assert_same_run(killed, whole)
+
+
+def num_unsaved(run: Path) -> int:
+    """How many of its finished epochs ended after the last save."""
+    if not (run / "metrics.jsonl").exists():
+        return 0
+    saved = Checkpoint.load(run / "last.pt").step
+    return sum(row["step"] > saved for row in rows(run))
+
+
 def test_patience_ends_a_run_that_gets_no_better(finetune, tmp_path):
     more = ("--head-epochs", "0", "--epochs", "50", "--learning-rate", "1e-9", "--patience", "2")
     finetune(*more)

@@ -344,6 +344,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_leaves_the_last_save(data, 
         assert result.returncode == 1, result.stderr
         [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
         assert line.startswith(f"error: {out}/last.pt: can't be written")
+        assert "MB to write, 0." in line
         assert line.endswith("free some; the same command goes on where this one stopped")
         assert (out / "last.pt").read_bytes() == before
         assert not list(out.glob(".*.tmp"))

@@ -167,10 +167,14 @@ def test_a_full_disk_is_one_line():
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("program", ["sample", "shard"])
+@pytest.mark.parametrize("program", ["sample", "shard", "split"])
 def test_a_data_folder_that_has_no_room_is_named(sample, tmp_path, program):
     out = tmp_path / "out"
-    arguments = ["--out", out] if program == "sample" else [sample, out]
+    arguments = {
+        "sample": ["--out", out],
+        "shard": [sample, out],
+        "split": [sample / "train", out, "--val", "10%", "--link", "copy"],
+    }[program]
     done = subprocess.run(
         [BIN / "irv2", "data", program, *arguments],
         capture_output=True,
@@ -179,10 +183,13 @@ def test_a_data_folder_that_has_no_room_is_named(sample, tmp_path, program):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (  # after, perhaps, a warning about the index
-        f"error: {out}: can't be written ({os.strerror(errno.EFBIG)}); expected free space; "
-        "free some; the same command starts again"
-    )
+    line = done.stderr.splitlines()[-1]  # after, perhaps, a warning about the cache
+    size = r"[1-9]\.\d MB to write, 0\.0 MB by ulimit -f"
+    assert re.fullmatch(
+        rf"error: {out}: can't be written \({os.strerror(errno.EFBIG)}: {size}\); expected a limit "
+        r"that allows files of this size; raise ulimit -f; the same command starts again",
+        line,
+    ), line
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """Entries of the user's cache are used, made again, or done without."""
 
+import errno
 import logging
 import os
 import shutil
@@ -22,6 +23,7 @@ def made() -> list[str]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of words in an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("irv2.system.cache._is_told", False)  # as in a new process
     return tmp_path / "irv2" / "word"
 
 
@@ -96,8 +98,12 @@ def test_without_a_cache_it_is_made_every_time(made, cache, caplog):
     cache.write_text("a file where the folder would be")
     assert [entry(made), entry(made)] == ["made of key"] * 2
     assert made == ["key", "key"]
-    assert all("the word can't be kept" in line for line in caplog.messages)
-    assert len(caplog.messages) == 2
+    cache.with_name("number").touch()
+    cached("number", 7, load=int, make=lambda: 7, dump=lambda number: b"%d" % number)
+    [notice] = caplog.messages
+    reason = f"{cache}: can't be written ({os.strerror(errno.EEXIST)})"
+    assert notice.startswith(f"cache: {reason}; indexes, hashes, ranges and a checkpoint's answers")
+    assert "every start takes the time again" in notice
 
 
 def test_the_cache_lies_where_the_user_says(tmp_path):
@@ -138,7 +144,7 @@ def test_without_a_home_the_cache_is_temporary_with_one_notice():
     assert [first, second] == ["made", "made"]
     [notice] = stderr
     assert "home" in notice
-    assert "for this process it is" in notice
+    assert "every start takes the time again" in notice
     assert not Path(folder).parent.exists()
 
 
@@ -164,5 +170,16 @@ def test_an_entry_that_cannot_be_read_is_left_with_a_notice(made, cache, caplog)
     path.symlink_to("/proc/self/mem")  # its first page can't be read, by root either
     assert entry(made) == "made of key"
     [notice] = caplog.messages
-    assert "the word can't be read (" in notice
+    assert f"cache: {path}: can't be read (" in notice
     assert path.is_symlink()
+
+
+def test_the_oldest_entries_beyond_the_limit_make_room(cache):
+    for number in range(4):
+        cached(
+            "word", number, load=bytes.decode, make=lambda: "x" * 1000, dump=str.encode,
+            most_bytes=2500,
+        )  # fmt: skip
+        [newest] = [path for path in cache.iterdir() if path.stat().st_mtime > 2**30]
+        os.utime(newest, (number, number))
+    assert sorted(path.stat().st_mtime for path in cache.iterdir()) == [2, 3]

@@ -1,14 +1,18 @@
-"""Quotas of processor time, from files as the kernel writes them."""
+"""Quotas of processor time and limits of memory, from files as the kernel writes them."""
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from cgroups import MEMORY_LIMIT, limited_memory, within
 
-from irv2.system.cgroups import cpu_quota
+from irv2.system.cgroups import cpu_quota, memory_limit, num_killed, why_killed
 
 V2, V1 = "cgroup2 cgroup2 rw,nsdelegate", "cgroup cgroup rw,cpu,cpuacct"
+V1_MEMORY = "cgroup cgroup rw,memory"
 
 
 class Written:
@@ -74,7 +78,7 @@ def test_version_1_with_other_controllers_in_other_groups(tmp_path, quota, expec
         tmp_path,
         "12:cpuset:/sets\n4:memory:/m\n3:cpu,cpuacct:/box\n1:name=systemd:/s\n0::/\n",
         ("/", "cpuset", "cgroup cgroup rw,cpuset"),
-        ("/", "memory", "cgroup cgroup rw,memory"),
+        ("/", "memory", V1_MEMORY),
         ("/", "cpu,cpuacct", V1),
         ("/", "unified", V2),
     )
@@ -147,7 +151,7 @@ def test_a_malformed_quota_does_not_count_and_is_said_once(nested_v2, caplog, co
     [line] = caplog.messages
     assert line.startswith(f"{path}: ")
     assert repr(content) in line
-    assert "without this quota" in line
+    assert "does not count" in line
 
 
 def test_an_unreadable_quota_does_not_count_and_is_said(v2, caplog):
@@ -181,3 +185,62 @@ def test_without_the_kernels_lists_there_is_no_quota(v2, caplog, file):
         assert v2.quota is None
     [line] = caplog.messages
     assert file in line
+
+
+def test_the_lowest_memory_limit_around_a_group_of_version_2_counts(nested_v2):
+    nested_v2.write("cg/pods/pod7/box/memory.max", "max\n")
+    lowest = nested_v2.write("cg/pods/pod7/memory.max", "104857600\n")
+    nested_v2.write("cg/pods/memory.max", "209715200\n")
+    events = "low 0\noom 2\noom_kill 1\noom_group_kill 7\n"
+    nested_v2.write("cg/pods/pod7/box/memory.events", events)
+    nested_v2.write("cg/pods/pod7/memory.events", "oom_kill 5\n")  # some of other groups
+    limit, process = f"100 MiB ({lowest})", nested_v2.process
+    assert (memory_limit(process), num_killed(process)) == (limit, 1)
+    assert why_killed(1, process) is None
+    assert why_killed(0, process) == f"by the kernel, at the memory limit of its cgroup, {limit}"
+
+
+def test_where_memory_is_not_controlled_the_group_around_counts(nested_v2):
+    nested_v2.write("cg/pods/pod7/memory.events", "oom_kill 5\n")
+    assert num_killed(nested_v2.process) == 5
+
+
+@pytest.mark.parametrize(("root", "seen"), [("/", "memory/job"), ("/job", "memory")])
+def test_version_1_has_a_tree_for_memory(tmp_path, root, seen):
+    groups = "9:cpu:/elsewhere\n4:memory:/job\n0::/\n"
+    written = Written(tmp_path, groups, (root, "memory", V1_MEMORY), ("/", "unified", V2))
+    limit = written.write(f"{seen}/memory.limit_in_bytes", "209715200\n")
+    written.write(f"{seen}/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
+    assert memory_limit(written.process) == f"200 MiB ({limit})"
+    assert num_killed(written.process) == 3
+    limit.write_text("9223372036854771712\n")
+    assert memory_limit(written.process) is None
+    killed = why_killed(2, written.process)
+    assert killed == "by the kernel, since this machine had no memory left"
+
+
+@pytest.mark.parametrize("groups", ["", "1:cpu:/\n", "0::/\n"])
+def test_without_limits_of_memory_there_are_none(tmp_path, groups):
+    process = Written(tmp_path, groups, ("/", "cg", V2)).process
+    for each in (process, tmp_path / "nothing"):
+        assert (memory_limit(each), num_killed(each), why_killed(0, each)) == (None, 0, None)
+
+
+PROGRAM = """
+from irv2.system.cgroups import num_killed, why_killed
+import subprocess, sys
+before = num_killed()
+hog = subprocess.run([sys.executable, "-c", "bytearray(10**9)"])
+print(hog.returncode, why_killed(before))
+"""
+
+
+def test_a_real_group_tells_who_was_killed():
+    try:
+        with limited_memory(64 << 20) as group:
+            command = [*within(group), sys.executable, "-c", PROGRAM]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    limit = f"64 MiB ({group / MEMORY_LIMIT})"
+    assert done.stdout == f"-9 by the kernel, at the memory limit of its cgroup, {limit}\n"

@@ -11,8 +11,8 @@ import pytest
 from odd_disk import odd_disk
 from unreadable import file_in_a_closed_folder, unreadable_paths
 
-from irv2.errors import ImageError, ImageReason
-from irv2.system.files import files_below, read_encoded, write_atomically
+from irv2.errors import ImageError, ImageReason, Irv2Error
+from irv2.system.files import files_below, new_folder, no_room, read_encoded, write_atomically
 
 
 def test_an_atomic_write_replaces_the_file_by_bytes_or_by_a_function(tmp_path):
@@ -135,3 +135,29 @@ def test_a_disk_that_knows_no_locks_is_named_once_and_used(tmp_path, code):
 def run_on(disk: dict[str, str], program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program, str(folder)]
     return subprocess.run(command, env=disk, capture_output=True, text=True, check=False)
+
+
+def test_a_file_that_the_file_system_can_not_hold_is_not_laid_to_the_limit():
+    """As one of 4 GiB on FAT: nothing that is freed or raised would help."""
+    error = no_room("big.tar", OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
+    assert "expected a file system for files of this size; name another disk" in str(error)
+
+
+def test_room_that_a_folder_took_in_vain_counts_as_free(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a small disk")
+
+    def fill() -> None:
+        with new_folder(disk / "out", lambda: 3_000_000) as folder:
+            folder.mkdir()
+            (folder / "file").write_bytes(bytes(3_000_000))
+
+    try:
+        with pytest.raises(Irv2Error, match=r"3\.0 MB to write, 1\.0 MB free"):
+            fill()
+        assert [*disk.iterdir()] == []
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cgroups import MEMORY_LIMIT, limited_memory, within
 from torch.utils.data import DataLoader, Dataset
 
 from irv2.errors import EngineError
@@ -65,7 +67,9 @@ def test_workers_of_another_loader_go_on():
     second.close()
 
 
-def run(program: str, *arguments: str, before: tuple[str, ...] = ()) -> tuple[int, str]:
+def run(
+    program: str, *arguments: str, before: Sequence[str] = (), **options: Any
+) -> tuple[int, str]:
     """Run Python code, in which `DataLoader`, `Failing`, `sent` and so on are known."""
     start = (
         "from test_workers import *; import resource\n"
@@ -77,6 +81,7 @@ def run(program: str, *arguments: str, before: tuple[str, ...] = ()) -> tuple[in
         capture_output=True,
         text=True,
         timeout=120,
+        **options,
     )
     return done.returncode, done.stderr
 
@@ -105,6 +110,35 @@ def test_the_soft_limit_of_open_files_is_raised_to_what_workers_need():
 
 def test_a_limit_is_left_alone_without_workers():
     assert run(LIMITED, "64", "64", "0") == (0, "(64, 64)\n")
+
+
+HUNGRY = """
+import torch
+
+class Hungry(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return torch.ones(2**30).sum()
+
+data = DataLoader(Hungry(), num_workers=1, worker_init_fn=prepare_worker)
+try:
+    next(sent(data))
+except EngineError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def test_a_worker_that_is_killed_at_the_limit_of_its_cgroup_names_the_limit():
+    try:
+        with limited_memory(2000 << 20) as group:
+            status, stderr = run(HUNGRY, before=within(group))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    assert status == 1
+    assert stderr.startswith("error: a decoding process: was lost (killed by the kernel, at the ")
+    assert f"2000 MiB ({group / MEMORY_LIMIT})" in stderr
 
 
 STARTED_IN_PART = """

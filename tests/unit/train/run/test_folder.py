@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError, DataError, UsageError
@@ -74,7 +75,7 @@ def test_a_start_that_failed_before_its_first_save_binds_nobody(tmp_path):
 def test_epochs_after_an_older_checkpoint_are_trained_again(begun, caplog):
     run = run_in(begun)
     for epoch in (1, 2, 3):
-        run.finish_epoch(row(epoch), {})
+        run.finish_epoch(row(epoch), {}, True)
     assert run.start().step == 10
     assert run.metrics() == [row(1), row(2)]  # the third ended at step 12
     assert "epochs after step 10 are trained again" in caplog.text
@@ -82,7 +83,7 @@ def test_epochs_after_an_older_checkpoint_are_trained_again(begun, caplog):
 
 def test_finished_epochs_without_a_checkpoint_do_not_begin_anew(begun):
     run = run_in(begun)
-    run.finish_epoch(row(1), {})
+    run.finish_epoch(row(1), {}, True)
     run.last.unlink()
     with pytest.raises(UsageError, match=r"1 finished epochs, but no last\.pt.* --init-from "):
         run.start()
@@ -226,10 +227,11 @@ def row(epoch: int) -> dict[str, float]:
     }
 
 
-def finish(run: Run, epoch: int, top1_error: float) -> None:
+def finish(run: Run, epoch: int, top1_error: float, is_saved: bool = True) -> Checkpoint:
     errors = {"val_top1_error": top1_error, "ema_val_top1_error": top1_error}
     made = checkpoint(run, step=4 * epoch, training={})
-    run.finish_epoch({**row(epoch), **errors}, {"": made, "ema_": made})
+    run.finish_epoch({**row(epoch), **errors}, {"": made, "ema_": made}, is_saved)
+    return made
 
 
 def resumed(path: Path) -> Run:
@@ -248,6 +250,21 @@ def test_the_best_of_a_run_that_was_stopped_stays_the_best(begun, caplog):
     finish(run, 3, 4.0)
     assert run.best_rows()[""]["epoch"] == 3
     assert "is gone" not in caplog.text
+
+
+def test_the_best_of_epochs_that_were_not_saved_is_written_with_the_next_save(begun):
+    run = run_in(begun)
+    finish(run, 1, 5.0)
+    made = finish(run, 2, 4.0, is_saved=False)
+    weight = next(iter(made.state_dict.values()))
+    before = weight.clone()
+    weight += 1  # training goes on in the same memory
+    finish(run, 3, 6.0, is_saved=False)
+    assert run.best_rows()[""]["epoch"] == 1
+    run.write_best()
+    assert {kind: best["epoch"] for kind, best in run.best_rows().items()} == {"": 2, "ema_": 2}
+    written = next(iter(Checkpoint.load(run.best).state_dict.values()))
+    assert torch.equal(written, before)
 
 
 @pytest.mark.parametrize("name", ["best.pt", "best-ema.pt"])
@@ -277,7 +294,7 @@ def test_mlflow_that_can_not_be_reached_or_is_missing_is_said_once(tmp_path, cap
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "bad://away")
     run = run_in(tmp_path)
     for epoch in (1, 2, 3):
-        run.finish_epoch(row(epoch), {})
+        run.finish_epoch(row(epoch), {}, True)
     assert len(run.metrics()) == 3
     assert caplog.text.count("MLflow: can't be written (") == 1
     if find_spec("mlflow") is None:
@@ -288,9 +305,9 @@ def test_curves_that_can_not_be_drawn_are_named_and_drawn_after_the_next_epoch(t
     run = run_in(tmp_path)
     obstacle = tmp_path / "curves.png"
     obstacle.mkdir()
-    run.finish_epoch(row(1), {})
+    run.finish_epoch(row(1), {}, True)
     assert "curves.png: can't be written" in caplog.text
     assert len(run.metrics()) == 1
     obstacle.rmdir()
-    run.finish_epoch(row(2), {})
+    run.finish_epoch(row(2), {}, True)
     assert obstacle.read_bytes().startswith(b"\x89PNG")
