@@ -28,8 +28,8 @@ HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 PRECISIONS = tuple(HINTS)
 
-# A process's first inference must be alone: two threads in it wait for each other, one with
-# Python's lock for a static variable of the bindings, one the other way round (2026.4.1).
+# A process's first inference must be alone: two threads in it wait for each other for ever, one
+# with Python's lock for a static variable of the bindings, one the other way round (2026.4.1).
 _FIRST = threading.Lock()
 
 _Requests: TypeAlias = dict[int, Any]  # by size
