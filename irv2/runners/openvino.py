@@ -1,7 +1,9 @@
 """OpenVINO on the CPU, in exactly the precision that is asked for."""
 
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -125,12 +127,30 @@ def is_installed() -> bool:
 
 
 def import_openvino() -> Any:  # noqa: ANN401 (a module)
-    """Import openvino; raises EngineError naming the extra if that fails."""
+    """Import openvino, its telemetry off; raises EngineError naming the extra if that fails.
+
+    It reports its own import to Google Analytics, from a thread and a file in the user's home,
+    unless the package openvino_telemetry can't be imported: then it does without.
+    """
     try:
-        import openvino
+        with _hidden("openvino_telemetry"):
+            import openvino
     except ImportError as error:
         raise_if_stopped()
         raise EngineError(
             "OpenVINO", f"can't be imported ({error})", way_out='pip install "irv2[openvino]"'
         ) from error
     return openvino
+
+
+@contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Let imports of a package fail, unless it was imported before."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]

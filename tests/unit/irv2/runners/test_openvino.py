@@ -1,5 +1,6 @@
 """OpenVINO under our interface."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -128,3 +129,19 @@ for thread in threads: thread.join()
 """
     for _ in range(3):
         subprocess.run([sys.executable, "-c", code, str(model)], check=True, timeout=60)
+
+
+def test_its_import_reports_nothing_and_leaves_nothing_in_the_home(tmp_path):
+    """By itself it starts a thread that tells Google Analytics, but not where CI is set."""
+    code = """
+import sys, threading
+from irv2.runners.openvino import import_openvino
+import_openvino().Core()
+assert "openvino_telemetry" not in sys.modules
+assert threading.active_count() == 1, threading.enumerate()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**environment, "HOME": str(tmp_path)}
+    )
+    assert list(tmp_path.iterdir()) == []
