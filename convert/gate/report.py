@@ -155,7 +155,11 @@ def report_on(
         },
         remarks=[*remarks, *(found.explanation for found in judged.values() if found.explanation)],
         classes={file: found.classes for file, found in best.items() if found.classes},
-        failed=[file for file, found in best.items() if found.parity.verdict != "passed"],
+        failed=[
+            artifact.file
+            for artifact in artifacts
+            if artifact.file in best and best[artifact.file].parity.verdict != "passed"
+        ],
     )
 
 

@@ -37,6 +37,7 @@ from irv2.serve.bench.site import (
 )
 
 CLIENTS = (1, 4, 16)
+ONNXRUNTIME = "onnxruntime-cpu"  # our server on it, where it takes another backend
 MAIN_CASE = "irv2 16"  # compared with the others, and with itself
 
 
@@ -94,6 +95,12 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
         target: Target = GrpcTarget(processes["irv2"].address, pictures)
         for n in CLIENTS:
             cases[f"irv2 {n}"] = _case(processes["irv2"], target, n, ours)
+        if backend != ONNXRUNTIME and _is_served_on(bundle, ONNXRUNTIME):
+            command = our_server(bundle.path, "--backend", ONNXRUNTIME)
+            processes[ONNXRUNTIME] = stack.enter_context(served(command))
+            target = GrpcTarget(processes[ONNXRUNTIME].address, pictures)
+            *_, expected = our_top1(bundle, pictures, ONNXRUNTIME)
+            cases[f"{ONNXRUNTIME} 16"] = _case(processes[ONNXRUNTIME], target, 16, expected)
         if options.peers:
             processes["naive"] = start("irv2.serve.bench.peers", "naive", *where)
             target = GrpcTarget(processes["naive"].address, pictures)
@@ -124,6 +131,11 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
             }
             | {"irv2 before the load": {"rss_mb": idle_mb}},
         }
+
+
+def _is_served_on(bundle: Bundle, backend: str) -> bool:
+    rows = [row for artifact in bundle.artifacts for row in artifact.known]
+    return any((row.backend, row.parity.verdict) == (backend, "passed") for row in rows)
 
 
 def _pillow_top1(bundle: Bundle, file: str, backend: str, pictures: Sequence[bytes]) -> list[int]:

@@ -212,9 +212,11 @@ def _cpu_ticks(pid: int) -> int:
     return int(after_name[11]) + int(after_name[12])  # utime and stime (man 5 proc)
 
 
-def our_top1(bundle: Bundle, pictures: Sequence[bytes]) -> tuple[str, str, list[int]]:
+def our_top1(
+    bundle: Bundle, pictures: Sequence[bytes], backend: str | None = None
+) -> tuple[str, str, list[int]]:
     """Return the model file and backend served here, and each picture's best class, run alone."""
-    best = open_best(bundle.path, bundle.artifacts)
+    best = open_best(bundle.path, bundle.artifacts, backend=backend)
     with best.runner as runner:
         logits = [runner.run(preprocess(each, bundle.preprocess)[None])[0] for each in pictures]
     return best.artifact.file, runner.backend, [int(row.argmax()) for row in logits]
