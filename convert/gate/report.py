@@ -153,7 +153,7 @@ def report_on(
             else _not_run(artifact, reasons[artifact.file])
             for artifact in artifacts
         },
-        remarks=[*remarks, *(found.explanation for found in judged.values() if found.explanation)],
+        remarks=[*remarks, *_explanations(judged, best)],
         classes={file: found.classes for file, found in best.items() if found.classes},
         failed=[
             artifact.file
@@ -161,6 +161,16 @@ def report_on(
             if artifact.file in best and best[artifact.file].parity.verdict != "passed"
         ],
     )
+
+
+def _explanations(judged: dict[Run, Judgement], best: dict[str, Judgement]) -> list[str]:
+    """Why artefacts failed: once for each that failed everywhere, and where one failed alone."""
+    return [
+        found.explanation
+        for run, found in judged.items()
+        if found.explanation
+        and (found is best[run.file] or best[run.file].parity.verdict == "passed")
+    ]
 
 
 def _with_evidence(artifact: Artifact, judged: dict[Run, Judgement]) -> Artifact:
