@@ -110,7 +110,7 @@ def test_without_it_the_extra_is_named(monkeypatch):
 
 @pytest.mark.slow
 def test_the_first_calls_of_a_process_may_come_at_once(model):
-    """Its bindings would wait for each other: seen in one process of two on a busy machine."""
+    """Its bindings would wait for each other: seen twice on a busy machine."""
     code = """
 import sys, threading
 import numpy as np
