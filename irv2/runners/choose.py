@@ -1,5 +1,6 @@
 """The choice of an artefact of a bundle and its backend: the fastest proven for this machine."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from irv2.runners.base import Runner, default_streams
 from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 from irv2.runners.parallel import ParallelRunner
 from irv2.system.machine import instruction_set, num_cores
+
+logger = logging.getLogger(__name__)
 
 # Backends and their precisions, likely fastest first: the order where no speed is recorded. What
 # is not named is no faster than float32. ONNX Runtime has no bf16 on a CPU, and on CUDA it computes
@@ -63,6 +66,7 @@ def open_best(
     gives the reason against each artefact.
     """
     reasons: list[str] = []
+    failures: list[str] = []  # of what was proven, and should have run
     candidates = []
     for artifact in artifacts:
         for runs_on in backends(artifact):
@@ -78,20 +82,22 @@ def open_best(
                 path, runs_on = folder / artifact.file, evidence.backend
                 runner = open_runner(path, artifact, runs_on, num_threads, num_gpus, num_streams)
             except EngineError as error:
-                reasons.append(f"{artifact.file} ({evidence.backend}): {error}")
+                failures.append(f"{artifact.file} ({evidence.backend}): {error}")
             else:
                 rate = evidence.images_per_s
                 how = "by order" if rate is None else f"recorded {rate:g} images/s"
                 yield Choice(artifact, evidence, runner, how)
 
-    best = _measured_best(opened(), reasons) if measure else next(opened(), None)
+    best = _measured_best(opened(), failures) if measure else next(opened(), None)
     if best is None:
         raise BundleError(
             folder,
-            "nothing in it can be served here: " + ", ".join(reasons),
+            "nothing in it can be served here: " + ", ".join([*reasons, *failures]),
             "an artefact with a passed parity verdict",
             f"run `irv2 verify {folder}` on this machine",
         )
+    for failure in failures:
+        logger.warning("passed over: %s", failure)
     return best
 
 
@@ -197,14 +203,14 @@ def _likely_rank(candidate: _Candidate) -> tuple[int, bool, int]:
     return BACKENDS.index(evidence.backend), artifact.file == INT8_TRT, rank
 
 
-def _measured_best(opened: Iterator[Choice], reasons: list[str]) -> Choice | None:
-    """Time one after the other; two at most are open at a time. `reasons` gets what fails."""
+def _measured_best(opened: Iterator[Choice], failures: list[str]) -> Choice | None:
+    """Time one after the other; two at most are open at a time. `failures` gets what fails."""
     best, best_rate = None, 0.0
     for choice in opened:
         try:
             [rate] = speed.images_per_s([choice.runner])
         except EngineError as error:
-            reasons.append(f"{choice.artifact.file} ({choice.evidence.backend}): {error}")
+            failures.append(f"{choice.artifact.file} ({choice.evidence.backend}): {error}")
             rate = 0.0
         slower: Choice | None = choice
         if rate > best_rate:

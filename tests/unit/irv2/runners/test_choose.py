@@ -122,7 +122,9 @@ def test_measuring_takes_the_faster_whatever_is_on_record_and_closes_the_other(
     assert closed == ["openvino-cpu"]
 
 
-def test_an_engine_that_fails_while_it_is_measured_is_passed_over(bundle, monkeypatch, closed):
+def test_an_engine_that_fails_while_it_is_measured_is_passed_over_and_named(
+    bundle, monkeypatch, closed, caplog
+):
     def images_per_s(runners: Sequence[Runner]) -> list[float]:
         if runners[0].backend == "openvino-cpu":
             raise EngineError("OpenVINO", "is broken")
@@ -132,5 +134,6 @@ def test_an_engine_that_fails_while_it_is_measured_is_passed_over(bundle, monkey
     rows = row("openvino-cpu", 90.0), row("onnxruntime-cpu", 10.0)
     assert best(bundle, *rows, measure=True).runner.backend == "onnxruntime-cpu"
     assert closed == ["openvino-cpu"]
+    assert "passed over: model.onnx (openvino-cpu): OpenVINO: is broken" in caplog.text
     with pytest.raises(BundleError, match=r"\(openvino-cpu\): OpenVINO: is broken"):
         best(bundle, rows[0], measure=True)
