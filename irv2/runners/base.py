@@ -36,6 +36,7 @@ class Runner(ABC):
     num_engines: int = 1  # among which each batch is split
     num_threads: int = 0  # that compute on the CPU
     num_streams: int = 1  # each runs a batch of its own, on its part of the cores
+    part_sizes: tuple[int, ...] = ()  # of the parts that it makes of each batch, if it does
 
     @abstractmethod
     def run(self, images: UInt8Array) -> FloatArray:

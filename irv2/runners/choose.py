@@ -80,7 +80,9 @@ def open_best(
         for artifact, evidence in _fastest_first(candidates):
             try:
                 path, runs_on = folder / artifact.file, evidence.backend
-                runner = open_runner(path, artifact, runs_on, num_threads, num_gpus, num_streams)
+                runner = open_runner(
+                    path, artifact, runs_on, num_threads, num_gpus, num_streams, use_cache=True
+                )
             except EngineError as error:
                 failures.append(f"{artifact.file} ({evidence.backend}): {error}")
             else:
@@ -108,26 +110,39 @@ def open_runner(
     num_threads: int = 0,
     num_gpus: int = 1,
     num_streams: int | None = None,
+    *,
+    use_cache: bool = False,
 ) -> Runner:
     """Open the artefact in the file `path`, verified or not, on one of its `backends`.
 
     `num_threads` 0 takes one per core, `num_streams` None as many as suit backend and threads.
-
+    `use_cache` is for what will be opened again: what the engine compiles is kept for the user.
     Raises EngineError if this machine can't run it.
     """
     num_streams = num_streams or default_streams(backend, num_threads or num_cores())
-    open_on = partial(_open_on, path, artifact, backend, num_threads, num_streams)
+    open_on = partial(_open_on, path, artifact, backend, num_threads, num_streams, use_cache)
     if num_gpus == 1:
         return open_on(0)
     return ParallelRunner([partial(open_on, gpu) for gpu in range(num_gpus)])
 
 
 def _open_on(
-    path: Path, artifact: Artifact, backend: str, num_threads: int, num_streams: int, gpu: int
+    path: Path,
+    artifact: Artifact,
+    backend: str,
+    num_threads: int,
+    num_streams: int,
+    use_cache: bool,
+    gpu: int,
 ) -> Runner:
     if backend == openvino.BACKEND:
         return openvino.OpenVinoRunner(
-            path, artifact.precision, num_threads, num_streams, artifact.max_batch
+            path,
+            artifact.precision,
+            num_threads,
+            num_streams,
+            artifact.max_batch,
+            use_cache=use_cache,
         )
     if artifact.format == "onnx":
         device = backend.removeprefix("onnxruntime-")
