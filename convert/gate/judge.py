@@ -105,6 +105,7 @@ def judge_all(
         judgement = dataclasses.replace(
             judgement,
             parity=parity,
+            backend_version=runner.backend_version,
             instruction_set=instruction_set(runner.backend),
             threads=runner.num_threads,
             images_per_s=rate,

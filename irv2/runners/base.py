@@ -30,6 +30,7 @@ class Runner(ABC):
     """
 
     backend: str  # the library and device, e.g. "onnxruntime-cpu"
+    backend_version: str = ""  # of the library
     image_size: int  # S: images are (N, S, S, 3)
     num_classes: int
     max_batch: int  # the largest N of `run`

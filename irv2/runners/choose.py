@@ -100,6 +100,12 @@ def open_best(
         )
     for failure in failures:
         logger.warning("passed over: %s", failure)
+    judged_with, here = best.evidence.backend_version, best.runner.backend_version
+    if judged_with and judged_with != here:
+        logger.info(
+            "%s was judged on %s %s, here is %s: run `irv2 verify %s` to judge it with that",
+            *(best.artifact.file, best.evidence.backend, judged_with, here, folder),
+        )
     return best
 
 

@@ -62,7 +62,7 @@ class OnnxRunner(Runner):
         found = first.get_providers()[0]
         if found != provider:
             raise EngineError(model_path, f"runs on {found}", provider, "check driver and CUDA")
-        self.backend = f"onnxruntime-{device}"
+        self.backend, self.backend_version = f"onnxruntime-{device}", str(ort.__version__)
         self.max_batch = max_batch
         self.image_size = int(first.get_inputs()[0].shape[1])
         self.num_classes = int(first.get_outputs()[0].shape[1])

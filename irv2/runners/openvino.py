@@ -93,6 +93,7 @@ class OpenVinoRunner(Runner):
         found = compiled[SIZES[0]].get_property("INFERENCE_PRECISION_HINT").to_string()
         if found != hint:
             raise EngineError(model_path, f"OpenVINO computes it in {found} here", hint)
+        self.backend_version = ov.get_version().partition("-")[0]  # without the build
         self.num_streams, self.max_batch = num_streams, max_batch
         self._free: SimpleQueue[_Requests] = SimpleQueue()
         for _ in range(num_streams):

@@ -1,6 +1,7 @@
 """Which artefact and backend a bundle is served with here, and why not with another."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -29,10 +30,15 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def row(
-    backend: str, rate: float | None, instruction_set: str = HERE, verdict: str = "passed"
+    backend: str,
+    rate: float | None,
+    instruction_set: str = HERE,
+    verdict: str = "passed",
+    version: str = "",
 ) -> Evidence:
     return Evidence(
         backend=backend,
+        backend_version=version,
         instruction_set=instruction_set,
         threads=2,
         parity=passed_parity(verdict),
@@ -89,6 +95,18 @@ def test_what_says_nothing_of_the_processor_counts_where_there_is_nothing_better
 def test_without_every_speed_the_likely_order_decides(bundle):
     chosen = best(bundle, row("onnxruntime-cpu", 90.0), row("openvino-cpu", None))
     assert (chosen.runner.backend, chosen.how) == ("openvino-cpu", "by order")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "openvino-cpu"])
+def test_a_backend_of_another_version_serves_and_both_are_named(bundle, caplog, backend):
+    caplog.set_level("INFO", "irv2.runners.choose")
+    here = best(bundle, row(backend, 40.0)).runner.backend_version
+    assert here == version(backend.removesuffix("-cpu"))
+    best(bundle, row(backend, 40.0, version=here))
+    assert caplog.messages == []
+    assert best(bundle, row(backend, 40.0, version="1.2.3")).runner.backend == backend
+    [line] = caplog.messages
+    assert f"was judged on {backend} 1.2.3, here is {here}: run `irv2 verify {bundle.path}`" in line
 
 
 @pytest.fixture
