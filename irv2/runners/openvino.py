@@ -55,28 +55,18 @@ class OpenVinoRunner(Runner):
         `num_threads` 0 takes one thread per core. Raises EngineError if the model can't run here in
         that precision.
         """
-        ov = import_openvino()
-        hint = HINTS[precision]
+        core = import_openvino().Core()
         self.num_threads = num_threads or num_cores()
-        properties = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": self.num_threads,
-            "NUM_STREAMS": num_streams,
-        }
-        core = ov.Core()
-        try:
-            compiled = {}
+        compiled = {}
+        with translated(model_path, "OpenVINO can't load it"):
             for size in SIZES:
                 model = core.read_model(model_path)
                 self._read_shapes(model)
                 model.reshape({0: [size, self.image_size, self.image_size, 3]})
-                compiled[size] = core.compile_model(model, "CPU", properties)
-        except Exception as error:  # OpenVINO's exceptions have no common base class
-            raise_if_stopped()
-            raise EngineError(model_path, f"OpenVINO can't load it ({_reason(error)})") from error
-        found = compiled[SIZES[0]].get_property("INFERENCE_PRECISION_HINT").to_string()
-        if found != hint:
-            raise EngineError(model_path, f"OpenVINO computes it in {found} here", hint)
+                compiled[size] = core.compile_model(
+                    model, "CPU", properties(precision, self.num_threads, num_streams)
+                )
+        require_precision(compiled[SIZES[0]], precision, model_path)
         self.num_streams, self.max_batch = num_streams, max_batch
         self._free: SimpleQueue[_Requests] = SimpleQueue()
         for _ in range(num_streams):
@@ -106,6 +96,32 @@ class OpenVinoRunner(Runner):
         finally:
             self._free.put(requests)
         return np.concatenate(parts)
+
+
+def properties(precision: Precision, num_threads: int, num_streams: int) -> dict[str, Any]:
+    """Return the properties with which a model is compiled for the CPU."""
+    return {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_NUM_THREADS": num_threads,
+        "NUM_STREAMS": num_streams,
+    }
+
+
+def require_precision(compiled: Any, precision: Precision, what: object) -> None:  # noqa: ANN401 (openvino's CompiledModel)
+    """Raise EngineError about `what` if OpenVINO computes it in another precision here."""
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if found != HINTS[precision]:
+        raise EngineError(what, f"OpenVINO computes it in {found} here", HINTS[precision])
+
+
+@contextmanager
+def translated(what: object, failure: str) -> Iterator[None]:
+    """Within the block, raise what OpenVINO raises as an EngineError about `what`."""
+    try:
+        yield
+    except Exception as error:  # OpenVINO's exceptions have no common base class
+        raise_if_stopped()
+        raise EngineError(what, f"{failure} ({_reason(error)})") from error
 
 
 def _parts(images: UInt8Array) -> Iterator[UInt8Array]:
