@@ -56,6 +56,7 @@ lock:
 	printf '%s\n' $(CUDA) | $(COMPILE) --extra dev --excludes - --no-emit-package torch -o requirements/dev.lock
 	echo "setuptools>=77" | $(COMPILE:pyproject.toml=-) -c requirements/dev.lock -o requirements/build.lock
 	$(COMPILE) --extra cpu -c requirements/dev.lock -o requirements/serve.lock
+	$(COMPILE) --extra cpu --extra openvino -c requirements/dev.lock -o requirements/serve-openvino.lock
 	$(COMPILE) --extra train --extra convert --extra gpu -c requirements/dev.lock -o requirements/gpu.lock
 
 # The JavaScript client that a test uses; without it the test is skipped, in CI it fails.
