@@ -4,6 +4,7 @@ A part holds the rows of a stretch of names; its own name is the position of the
 whole, by rename. So the parts are the journal: what they do not hold is still to do.
 """
 
+import glob
 import json
 import shutil
 import time
@@ -103,11 +104,10 @@ class Parts:
                 raise UsageError(
                     self.out, "another irv2 batch is writing it", "one at a time", "wait for it"
                 )
+            self._remove_what_a_kill_left()
             try:
                 yield self
             finally:
-                for sorting in self.folder.glob(".sort-*"):  # of a listing that was killed
-                    shutil.rmtree(sorting)
                 if not self._paths():
                     self.names.unlink(missing_ok=True)
                     lock.unlink()
@@ -179,6 +179,13 @@ class Parts:
                     pending = []
             if pending:
                 writer.write_table(pa.concat_tables(pending))
+
+    def _remove_what_a_kill_left(self) -> None:
+        for sorting in self.folder.glob(".sort-*"):
+            shutil.rmtree(sorting)
+        half = f".{glob.escape(self.out.name)}.*.tmp"
+        for path in [*self.folder.glob(".part-*.tmp"), *self.out.parent.glob(half)]:
+            path.unlink()
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))

