@@ -25,7 +25,7 @@ PROGRAMS = {
     ),
     "features": Entry("irv2.commands.features:main", "Write the last layer's features.", "train"),
     "export": Entry("irv2.convert.cli:export", "Convert and verify a checkpoint.", "convert"),
-    "verify": Entry("irv2.convert.cli:verify", "Judge a bundle again, on this machine.", "convert"),
+    "verify": Entry("irv2.convert.cli:verify", "Judge a bundle again, on this machine.", "verify"),
     "inspect": Entry("irv2.convert.inspect.cli:inspect", "Show a bundle and check its hashes."),
     "diff": Entry(
         "irv2.convert.inspect.cli:diff", "List the images on which two models differ.", "convert"

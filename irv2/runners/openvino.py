@@ -68,31 +68,21 @@ class OpenVinoRunner(Runner):
         precision.
         """
         ov = import_openvino()
-        hint = HINTS[precision]
-        self.num_threads = num_threads or num_cores()
-        properties = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": self.num_threads,
-            "NUM_STREAMS": num_streams,
-        }
         core = ov.Core()
-        try:
+        self.num_threads = num_threads or num_cores()
+        wanted = properties(precision, self.num_threads, num_streams)
+        compiled = {}
+        with translated(model_path, "OpenVINO can't load it"):
             sha256 = file_sha256(model_path) if use_cache else None
             model = core.read_model(model_path)
             self._read_shapes(model)
-            compiled = {}
             for size in SIZES:
                 shape = [size, self.image_size, self.image_size, 3]
-                make = partial(_compile, core, model, shape, properties)
+                make = partial(_compile, core, model, shape, wanted)
                 compiled[size] = (
-                    make() if sha256 is None else _cached(core, sha256, shape, properties, make)
+                    make() if sha256 is None else _cached(core, sha256, shape, wanted, make)
                 )
-        except Exception as error:  # OpenVINO's exceptions have no common base class
-            raise_if_stopped()
-            raise EngineError(model_path, f"OpenVINO can't load it ({_reason(error)})") from error
-        found = compiled[SIZES[0]].get_property("INFERENCE_PRECISION_HINT").to_string()
-        if found != hint:
-            raise EngineError(model_path, f"OpenVINO computes it in {found} here", hint)
+        require_precision(compiled[SIZES[0]], precision, model_path)
         self.backend_version = ov.get_version().partition("-")[0]  # without the build
         self.num_streams, self.max_batch = num_streams, max_batch
         self._free: SimpleQueue[_Requests] = SimpleQueue()
@@ -125,13 +115,39 @@ class OpenVinoRunner(Runner):
         return np.concatenate(parts)
 
 
-def _compile(core: _Any, model: _Any, shape: list[int], properties: dict[str, Any]) -> _Any:
+def properties(precision: Precision, num_threads: int, num_streams: int) -> dict[str, Any]:
+    """Return the properties with which a model is compiled for the CPU."""
+    return {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_NUM_THREADS": num_threads,
+        "NUM_STREAMS": num_streams,
+    }
+
+
+def require_precision(compiled: _Any, precision: Precision, what: object) -> None:
+    """Raise EngineError about `what` if OpenVINO computes it in another precision here."""
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if found != HINTS[precision]:
+        raise EngineError(what, f"OpenVINO computes it in {found} here", HINTS[precision])
+
+
+@contextmanager
+def translated(what: object, failure: str) -> Iterator[None]:
+    """Within the block, raise what OpenVINO raises as an EngineError about `what`."""
+    try:
+        yield
+    except Exception as error:  # OpenVINO's exceptions have no common base class
+        raise_if_stopped()
+        raise EngineError(what, f"{failure} ({_reason(error)})") from error
+
+
+def _compile(core: _Any, model: _Any, shape: list[int], wanted: dict[str, Any]) -> _Any:
     model.reshape({0: shape})
-    return core.compile_model(model, "CPU", properties)
+    return core.compile_model(model, "CPU", wanted)
 
 
 def _cached(
-    core: _Any, sha256: str, shape: list[int], properties: dict[str, Any], make: Callable[[], _Any]
+    core: _Any, sha256: str, shape: list[int], wanted: dict[str, Any], make: Callable[[], _Any]
 ) -> _Any:
     """Take the compiled model from the cache, or else `make` it and keep it there.
 
@@ -140,7 +156,7 @@ def _cached(
 
     def load(content: bytes) -> _Any:
         try:
-            return core.import_model(io.BytesIO(content), "CPU", properties)
+            return core.import_model(io.BytesIO(content), "CPU", wanted)
         except Exception as error:
             raise_if_stopped()
             raise ValueError(_reason(error)) from error
@@ -148,7 +164,7 @@ def _cached(
     key = {
         "model": sha256,
         "shape": shape,
-        "properties": properties,
+        "properties": wanted,
         "version": import_openvino().get_version(),
         "processor": [processor(), *sorted(cpu_flags())],
     }

@@ -38,7 +38,7 @@ from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.tolerance import tolerance_for
 from irv2.convert.gate.verdict import judge
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
-from irv2.convert.onnx.float32 import fold, write_onnx
+from irv2.convert.onnx.float32 import write_onnx
 from irv2.convert.onnx.half import to_half
 from irv2.convert.onnx.int8 import quantize
 from irv2.data.dataset import open_split
@@ -46,6 +46,7 @@ from irv2.data.samples import is_sample, resolve_data
 from irv2.evaluate import load_batches
 from irv2.ledger import Predictions
 from irv2.manifest import Parity, Precision, Verdict
+from irv2.model.fold import fold
 from irv2.runners.base import Runner
 from irv2.runners.choose import backends, open_runner
 from irv2.runners.onnx import OnnxRunner
