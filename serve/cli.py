@@ -9,6 +9,7 @@ import click
 
 from irv2.cli.options import FloatRange, json_option, json_text
 from irv2.cli.program import Program
+from irv2.cli.signing_options import require_signature_option
 from irv2.errors import UsageError
 from irv2.runners.base import THREADS_PER_STREAM
 from irv2.runners.choose import BACKENDS
@@ -81,6 +82,7 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     "--token-file", type=_FILE, metavar="FILE",
     help="Lines NAME TOKEN: answer only calls with one as bearer token. Reloaded when it changes.",
 )  # fmt: skip
+@require_signature_option
 @click.option(
     "--watch", is_flag=True,
     help="Serve a new bundle soon after it appears at BUNDLE; SIGHUP does so at once.",

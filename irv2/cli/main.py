@@ -27,6 +27,7 @@ PROGRAMS = {
     "export": Entry("irv2.convert.cli:export", "Convert and verify a checkpoint.", "convert"),
     "verify": Entry("irv2.convert.cli:verify", "Judge a bundle again, on this machine.", "convert"),
     "inspect": Entry("irv2.convert.inspect.cli:inspect", "Show a bundle and check its hashes."),
+    "sign": Entry("irv2.commands.sign:main", "Sign a bundle."),
     "diff": Entry(
         "irv2.convert.inspect.cli:diff", "List the images on which two models differ.", "convert"
     ),
