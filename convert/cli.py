@@ -226,8 +226,8 @@ def verify(
 
 def _require_signature(bundle: Path, trusted: Path) -> None:
     from irv2.bundle import Bundle
+    from irv2.trust.check import require_signature
     from irv2.trust.keys import read_trusted, signer_of
-    from irv2.trust.sign import require_signature
 
     signature = require_signature(Bundle.open(bundle), read_trusted(trusted))
     click.echo(f"{bundle}: signed by {signer_of(signature)}", err=True)

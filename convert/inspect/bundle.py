@@ -198,8 +198,8 @@ def inspect_bundle(path: Path, trusted: Path | None = None) -> Inspection:
     checked = dict(bundle.check())
     if trusted is None and not (path / SIGNATURE).is_file():
         return Inspection(bundle, checked)
+    from irv2.trust.check import require_signature
     from irv2.trust.keys import read_trusted, signer_of
-    from irv2.trust.sign import require_signature
     from irv2.trust.signature import read_signature
 
     believed, signer = read_trusted(trusted) if trusted else None, ""

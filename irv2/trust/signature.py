@@ -121,7 +121,8 @@ class Signature:
         if MANIFEST not in signed:
             raise BundleError(self.path, f"does not cover {MANIFEST}", way_out=_SIGN_AGAIN)
         found = digests(bundle, ignored)
-        for name in sorted(signed.keys() | found.keys()):
+        names = sorted(signed.keys() | found.keys())
+        for name in sorted(names, key=lambda name: name != MANIFEST):  # it says most: come first
             if name not in found:
                 problem = "is signed, but is missing"
             elif name not in signed:

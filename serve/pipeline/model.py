@@ -69,8 +69,8 @@ def open_model(path: Path, options: ServeOptions) -> OpenedModel:
 
 def _check_signature(bundle: Bundle, trusted: Path) -> None:
     """Raise BundleError unless whom the file names has signed it, before an engine reads it."""
+    from irv2.trust.check import require_signature
     from irv2.trust.keys import read_trusted  # brings cryptography for this alone
-    from irv2.trust.sign import require_signature
 
     require_signature(bundle, read_trusted(trusted))  # read anew, since keys may be replaced
 

@@ -39,8 +39,9 @@ from irv2.runners.onnx import OnnxRunner
 from irv2.runners.openvino import OpenVinoRunner
 from irv2.system.files import file_sha256
 from irv2.system.machine import instruction_set
+from irv2.trust.check import require_signature
 from irv2.trust.keys import read_signer, read_trusted
-from irv2.trust.sign import require_signature, sign
+from irv2.trust.sign import sign
 
 
 @pytest.fixture

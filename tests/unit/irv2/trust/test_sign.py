@@ -21,8 +21,9 @@ from irv2.bundle import Bundle
 from irv2.errors import BundleError, InputError, UsageError
 from irv2.manifest import MANIFEST, SIGNATURE, manifest_json, read_manifest
 from irv2.system.files import file_sha256
+from irv2.trust.check import require_signature
 from irv2.trust.keys import read_signer, read_trusted, signer_of
-from irv2.trust.sign import require_signature, sign
+from irv2.trust.sign import sign
 from irv2.trust.signature import read_signature, signed_bytes
 
 VECTORS = ROOT.parent / "shared" / "schemas" / "oms" / "vectors"
@@ -327,7 +328,8 @@ socket.socket.connect = socket.getaddrinfo = refuse
 from pathlib import Path
 from irv2.bundle import Bundle
 from irv2.trust.keys import read_signer, read_trusted
-from irv2.trust.sign import require_signature, sign
+from irv2.trust.check import require_signature
+from irv2.trust.sign import sign
 sign(Path({str(signed)!r}), read_signer(Path({str(keys["ours"].private)!r})))
 require_signature(Bundle.open({str(signed)!r}), read_trusted(Path({str(keys["ours"].public)!r})))
 """
