@@ -4,7 +4,7 @@ import torch
 
 from irv2.model.build import build
 from irv2.model.fold import fold
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 
 
 @torch.inference_mode()

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from irv2.errors import EngineError
 from irv2.model.build import Network, build
-from irv2.model.paper import ModelConfig
-from irv2.model.slim import InceptionResNetV2Slim, SlimConfig
+from irv2.model.slim import InceptionResNetV2Slim
+from irv2.network_config import ModelConfig, SlimConfig
 from irv2.system.machine import cpu_has_bfloat16
 from irv2.train.data.feature_engine import WORTH_OPENVINO, FeatureEngine, require_right
 
