@@ -271,7 +271,7 @@ SETTINGS = {
 # whole run takes the decays' place.
 FINETUNE = Recipe(
     setting="finetune",
-    epochs=10,
+    epochs=30,
     decay_steps=1,
     gamma=1.0,
     learning_rate=0.02,
@@ -283,7 +283,6 @@ FINETUNE = Recipe(
     decay="weights",
     backbone_lr_factor=0.1,
 )
-HEAD_EPOCHS = 30
 FEATURE_CROPS = 4
 WARMUP_PARTS = 20  # into which a cosine divides a run: the first is the warm-up
 RECIPES = {**SETTINGS, "finetune": FINETUNE}
@@ -349,9 +348,7 @@ def finetune_recipe(trained: Stage, on_sample: bool = False) -> Recipe:
     """Return fine-tuning's recipe for the stage to train, and for the built-in digits."""
     base = FINETUNE
     if trained == "head":
-        base = dataclasses.replace(
-            base, trained="head", epochs=HEAD_EPOCHS, feature_crops=FEATURE_CROPS
-        )
+        base = dataclasses.replace(base, trained="head", feature_crops=FEATURE_CROPS)
     if on_sample:  # a mirrored digit is a different symbol
         base = dataclasses.replace(base, augmentation="shift", max_shift=1 / 8, flip=False)
     return base
