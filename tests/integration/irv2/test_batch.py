@@ -59,6 +59,7 @@ def test_killed_work_goes_on_and_has_every_file_once(many, bundle, tmp_path):
     assert not killed.folder.exists()
 
 
+@pytest.mark.slow
 def test_servers_may_all_be_killed_and_a_bundle_of_their_model_goes_on(many, bundle, tmp_path):
     out = tmp_path / "out.parquet"
     with serving(bundle, "--threads", "1") as first, serving(bundle, "--threads", "1") as second:
