@@ -13,8 +13,7 @@ from irv2.block_names import Stage
 from irv2.errors import UsageError
 from irv2.images.orientation import Orientation
 from irv2.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from irv2.model.build import FULL_SIZE, config_from_json
-from irv2.model.paper import ModelConfig, NetworkConfig
+from irv2.network_config import FULL_SIZE, ModelConfig, NetworkConfig, config_from_json
 
 Augmentation = Literal["area-crop", "shift"]
 AutoAugment = Literal["none", "trivial"]
@@ -251,6 +250,10 @@ def shown(value: Any) -> str:  # noqa: ANN401 (any value of a recipe)
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+INHERITED = (  # fields of Recipe that the checkpoint of --init-from decides
+    *("init_sha256", "arch", "blocks", "width", "residual_scale"),
+    *("resize", "image_size", "resampling", "mean", "std", "orientation"),
+)
 # Values that runs of older versions lack, because they were not options yet.
 RECIPE_DEFAULTS = {
     field.name: _plain(field.default)

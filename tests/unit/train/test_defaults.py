@@ -10,7 +10,7 @@ import pytest
 from irv2.checkpoint import Checkpoint
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 from irv2.train.cli import main as train
 from irv2.train.finetune_cli import finetune
 from irv2.train.settings import FEATURE_CROPS, FINETUNE, SETTINGS, Recipe
