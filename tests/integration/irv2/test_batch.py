@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from batch_folder import ALL_NAMES, BAD_NAMES, write_folder
 from batch_kills import Batch, require_once, write_many
@@ -15,8 +16,6 @@ from serving_process import serving
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
-
-pq = pytest.importorskip("pyarrow.parquet")
 
 NUM = 1500
 

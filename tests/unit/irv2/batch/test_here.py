@@ -4,8 +4,6 @@ import pytest
 from batch_folder import jpeg
 from tiny_bundle import write_tiny_bundle
 
-pytest.importorskip("pyarrow")
-
 from irv2.batch import here as module
 from irv2.batch.here import Here
 from irv2.batch.source import Picture, Source
