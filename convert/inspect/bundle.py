@@ -142,7 +142,7 @@ def _evidence_cells(artifact: Artifact, row: Evidence) -> tuple[str, ...]:
         f"{parity.top5.lost}, {parity.top5.gained}",
         f"{parity.top1.tolerance_points:g}, {parity.top5.tolerance_points:g}",
         batches,
-        " ".join(row.kind).strip(),
+        row.ran_on,
         "" if row.images_per_s is None else f"{row.images_per_s:g}",
     )
 

@@ -35,6 +35,7 @@ PROGRAMS = {
     ),
     "serve": Entry("irv2.serve.cli:main", "Serve a bundle over gRPC."),
     "classify": Entry("irv2.commands.classify:main", "Classify image files."),
+    "batch": Entry("irv2.commands.batch:main", "Classify millions of files, resumably.", "batch"),
     "bench": Entry("irv2.bench.cli:main", "Measure this machine, as ratios within one run."),
 }
 

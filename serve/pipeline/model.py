@@ -136,8 +136,8 @@ class ServedModel:
         return self._batcher.num_running
 
     async def start(self) -> None:
-        """Pass the self-test and warm up, at every certified batch size. Raises EngineError."""
-        sizes = _warm_up_sizes(self._evidence, self._runner.num_engines, self.description.max_batch)
+        """Pass the self-test and warm up, at every size of `_warm_up_sizes`. Raises EngineError."""
+        sizes = _warm_up_sizes(self._evidence, self._runner, self.description.max_batch)
         for size in sizes:
             await self._try_engine(size)
         for size in sizes:
@@ -199,10 +199,15 @@ class ServedModel:
         return None
 
 
-def _warm_up_sizes(evidence: Evidence, num_engines: int, most: int) -> list[int]:
-    """1, `most`, and the batches in between that give each engine a certified size."""
+def _warm_up_sizes(evidence: Evidence, runner: Runner, most: int) -> list[int]:
+    """1, `most`, and the batches in between that give each engine a certified size.
+
+    Where batches are made of parts, these tell what all batches will do, and how long they take.
+    """
+    if runner.part_sizes:
+        return sorted(size for size in runner.part_sizes if size <= most)
     certified = evidence.invariance.batch_sizes if evidence.invariance else WARM_UP_SIZES
-    batches = [num_engines * size for size in certified]
+    batches = [runner.num_engines * size for size in certified]
     return sorted({1, most, *(size for size in batches if size < most)})
 
 

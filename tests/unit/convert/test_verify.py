@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from PIL import Image
 from tiny_bundle import CLASSES, PREPROCESS, write_tiny_bundle
 
 import irv2.convert.cli
+import irv2.convert.inspect.bundle
 import irv2.convert.inspect.cli
 from irv2.bundle import Bundle
 from irv2.convert.gate.reference import REFERENCE, Reference
@@ -261,7 +263,11 @@ def test_another_kind_of_processor_adds_its_evidence_and_each_replaces_its_own(
     assert set(kinds(bundle)[2:]) == on_both("avx2")
     assert Bundle.open(bundle).artifacts[0].parity == first
     table = (bundle / REPORT).read_text()
-    assert all(f"| {backend} {name} " in table for backend, name, _ in kinds(bundle))
+    described = irv2.convert.inspect.bundle.inspect_bundle(bundle).to_text()
+    for backend, name, _ in kinds(bundle):
+        ran_on = f"{backend} {version(backend.removesuffix('-cpu'))} {name} "
+        assert f"| {ran_on}" in table
+        assert f"  {ran_on}" in described
     open_best(bundle, Bundle.open(bundle).artifacts).runner.close()
     on(monkeypatch, "amx")
     verify(bundle, data)
