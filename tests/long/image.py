@@ -5,10 +5,10 @@
 Needs root, Linux, buildah and debootstrap, a mirror of Debian and an index of Python packages;
 skipped with a reason where the programs are absent. The base bears the official one's name and
 holds Debian's Python. The image's own entry point and arguments then run as user 10001 on a
-read-only root: the server must get ready, pass the image's health check, classify a picture and
-end with SIGTERM. Prints what the image weighs over its base, part by part. Exit status 1 where
-anything fails, where a part of the build is left behind, or above 330 MB. --work keeps base and
-storage for the next time; --twice builds again and compares every file. --openvino builds the image with that
+read-only root: the server must get ready, pass the image's health check, classify a picture and end
+with SIGTERM. Prints what the image weighs over its base, part by part. Exit status 1 where anything
+fails, where a part of the build is left behind, or above 330 MB. --work keeps base and storage for
+the next time; --twice builds again and compares every file. --openvino builds the image with that
 engine too, which has no bar.
 """
 
