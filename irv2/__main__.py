@@ -18,6 +18,8 @@ def run(*program: str) -> NoReturn:
 
     end_at_once()
     arguments = [*program, *sys.argv[1:]]
+    if arguments[:1] == ["doctor"]:
+        sys.dont_write_bytecode = True  # it changes nothing, caches of bytecode included
     if arguments[:1] == ["export"]:
         from irv2.system.child import go_on_in_child
 
