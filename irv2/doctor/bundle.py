@@ -47,8 +47,10 @@ def _check_choice(path: Path, answer: Answer, backends: Mapping[str, Answer]) ->
         found = f"{_named(each)}, {_speed(each)}: {each['backend']} {how}"
         yield note("not served", found, way_out)
     for each in answer["rejected"]:
-        way_out = verify if each["is_unjudged"] else ""
-        yield note("not served", f"{each['what']}: {each['reason']}", way_out)
+        is_idle = each["backend"] in backends and not runs(backends, each["backend"])
+        found = f"{each['what']}: {each['reason']}"
+        found += ", and its backend does not run here" if is_idle else ""
+        yield note("not served", found, verify if each["is_unjudged"] and not is_idle else "")
     for each in running[1:]:
         yield ok("not served", f"{_named(each)}: comes after it, {_speed(each)}")
 

@@ -41,10 +41,13 @@ def examine(bundle: Path | None, listen: str, http: str | None, timeout_s: float
     found = run_children([*engines, *groups, *judged, _KERNEL, _CACHE, _GPU], timeout_s)
 
     backends = _merged(found, engines)
+    libraries = [*check_libraries(packages, _merged(found, groups))]
+    is_broken = any(each.level == "problem" for each in libraries)
+    first = "mend the libraries above first" if is_broken else ""
     findings = [
         *check_packages(packages),
-        *check_libraries(packages, _merged(found, groups)),
-        check_kernel(found[_KERNEL][_KERNEL[1]]),
+        *libraries,
+        check_kernel(found[_KERNEL][_KERNEL[1]], first),
         check_processor(),
         check_cores(),
         check_memory(),
@@ -52,7 +55,7 @@ def examine(bundle: Path | None, listen: str, http: str | None, timeout_s: float
         *check_working_folder({each.module.partition(".")[0] for each in packages}),
         *ports,
         check_gpus(found[_GPU][_GPU[1]]),
-        *check_backends(backends),
+        *check_backends(backends, first),
     ]
     if bundle:
         findings += check_bundle(bundle, _merged(found, judged)[str(bundle.absolute())], backends)

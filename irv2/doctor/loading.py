@@ -66,11 +66,14 @@ def check_libraries(packages: list[Package], answers: Mapping[str, Answer]) -> I
             way_out = reinstall or "install the protobuf that irv2 asks for"
             wrong.append(problem("libraries", f"{name} does not load ({answer['error']})", way_out))
     yield from wrong
-    yield ok("libraries", f"{len(answers) - len(wrong)} of {len(answers)} load")
+    yield ok("libraries", f"{'the other' if wrong else 'all'} {len(answers) - len(wrong)} load")
 
 
-def check_backends(answers: Mapping[str, Answer]) -> Iterator[Finding]:
-    """Report what each installed backend made of the tiny model."""
+def check_backends(answers: Mapping[str, Answer], first: str = "") -> Iterator[Finding]:
+    """Report what each installed backend made of the tiny model.
+
+    `first` is the way out of what else is wrong, and the likely reason of what is wrong here.
+    """
     for name, answer in answers.items():
         subject = f"backend {name}"
         packages = [each for each in _BACKENDS[name] if version_of(each)]
@@ -78,7 +81,8 @@ def check_backends(answers: Mapping[str, Answer]) -> Iterator[Finding]:
         if answer.get("is_late"):
             yield late(subject, f"{versions}: {answer['error']}")
         elif "error" in answer:
-            way_out = answer.get("way_out") or f"pip install --force-reinstall {packages[0]}"
+            reinstall = f"pip install --force-reinstall {packages[0]}"
+            way_out = answer.get("way_out") or first or reinstall
             yield problem(subject, f"{versions}: {answer['error']}", way_out)
         elif answer.get("lacks_gpu"):
             yield note(subject, f"{versions} loads; there is no GPU to run it on")
@@ -87,7 +91,8 @@ def check_backends(answers: Mapping[str, Answer]) -> Iterator[Finding]:
             yield ok(subject, f"{answer['version']} {does}")
     if not is_servable(answers):
         found = "no backend that serves runs here"
-        yield problem("backends", found, 'pip install "irv2[cpu]", or "irv2[gpu]" for a GPU')
+        install = 'pip install "irv2[cpu]", or "irv2[gpu]" for a GPU'
+        yield problem("backends", found, first or install)
 
 
 def runs(answers: Mapping[str, Answer], backend: str) -> bool:
@@ -101,12 +106,12 @@ def is_servable(answers: Mapping[str, Answer]) -> bool:
     return any(runs(answers, name) for name in answers if name != "torch")
 
 
-def check_kernel(answer: Answer) -> Finding:
-    """Say which kernel resamples, the compiled one or NumPy's."""
+def check_kernel(answer: Answer, first: str = "") -> Finding:
+    """Say which kernel resamples, the compiled one or NumPy's; `first` as for backends."""
     if answer.get("is_late"):
         return late("kernel", f"torch7-bicubic: {answer['error']}")
     if "error" in answer:
-        return problem("kernel", f"torch7-bicubic: {answer['error']}", "reinstall irv2")
+        return problem("kernel", f"torch7-bicubic: {answer['error']}", first or "reinstall irv2")
     if answer["kernel"] == "NumPy":
         found = "torch7-bicubic is computed by NumPy, thirty times slower: it was not compiled"
         return note("kernel", found, "install a C compiler and reinstall irv2")

@@ -31,6 +31,8 @@ _MODULES = {
     "protobuf": "google.protobuf.message",
     "scikit-learn": "sklearn",
 }
+# Extras, with the package that must not be installed beside them: both fill the same folder.
+_RIVALS = {"cpu": "onnxruntime-gpu", "gpu": "onnxruntime"}
 _HIDDEN = {"dev"}  # for those who work on irv2 itself
 
 
@@ -108,12 +110,16 @@ def _check_extras(packages: list[Package]) -> Iterator[Finding]:
         asked = [each for each in packages if each.extra == extra]
         here = [f"{each.name} {each.version}" for each in asked if each.version]
         missing = [each.name for each in asked if not each.version]
+        rival = _RIVALS.get(extra, "")
+        has_rival = bool(rival) and bool(version_of(rival))
         if not missing:
             yield ok(f"extra {extra}", ", ".join(here))
         elif here:
             found = f"lacks {', '.join(missing)}; has {', '.join(here)}"
-            yield note(f"extra {extra}", found, f'pip install "irv2[{extra}]" if you need it')
-        else:
+            first = f"pip uninstall {rival} first, then " if has_rival else ""
+            install = f'{first}pip install "irv2[{extra}]" if you need it'
+            yield note(f"extra {extra}", found, install)
+        elif not has_rival:
             absent.append(extra)
     if absent:
         way_out = f'pip install "irv2[{absent[0]}]" adds one; README.md says what each is for'

@@ -193,7 +193,7 @@ def read_bundle(path: str) -> Answer:
             }
             for artifact, evidence in candidates
         ],
-        "rejected": [each._asdict() for each in rejected],
+        "rejected": [{"what": each.what, **each._asdict()} for each in rejected],
     }
 
 

@@ -50,9 +50,15 @@ class Candidate(NamedTuple):
 class Rejection(NamedTuple):
     """What may not be served, and why; `is_unjudged` if a verdict of this machine is missing."""
 
-    what: str  # the artefact, mostly with its backend
+    file: str
+    backend: str  # empty if nothing that is installed runs it
     reason: str
     is_unjudged: bool = False
+
+    @property
+    def what(self) -> str:
+        """The artefact and its backend, for people."""
+        return f"{self.file} ({self.backend})" if self.backend else self.file
 
 
 def open_best(
@@ -86,7 +92,7 @@ def open_best(
                     path, artifact, runs_on, num_threads, num_gpus, num_streams, use_cache=True
                 )
             except EngineError as error:
-                failures.append(Rejection(f"{artifact.file} ({evidence.backend})", str(error)))
+                failures.append(Rejection(artifact.file, evidence.backend, str(error)))
             else:
                 rate = evidence.images_per_s
                 how = "by order" if rate is None else f"recorded {rate:g} images/s"
@@ -128,7 +134,7 @@ def rank(
     for artifact in artifacts:
         possible = backends(artifact) + _missing_backends(artifact)
         if not possible:
-            rejected.append(Rejection(artifact.file, NO_BACKEND))
+            rejected.append(Rejection(artifact.file, "", NO_BACKEND))
         for runs_on in possible:
             found = _candidate_or_rejection(artifact, runs_on, precision, backend, num_gpus)
             if isinstance(found, Candidate):
@@ -221,7 +227,7 @@ def _candidate_or_rejection(
     artifact: Artifact, runs_on: str, precision: str | None, backend: str | None, num_gpus: int
 ) -> Candidate | Rejection:
     """Find the evidence by which the artefact may be served on `runs_on`, or why it may not."""
-    rejection = partial(Rejection, f"{artifact.file} ({runs_on})")
+    rejection = partial(Rejection, artifact.file, runs_on)
     if precision and artifact.precision != precision:
         return rejection(f"is {artifact.precision}, asked for {precision}")
     if backend and not runs_on.endswith(backend):
@@ -275,8 +281,7 @@ def _measured_best(opened: Iterator[Choice], failures: list[Rejection]) -> Choic
         try:
             [rate] = speed.images_per_s([choice.runner])
         except EngineError as error:
-            what = f"{choice.artifact.file} ({choice.evidence.backend})"
-            failures.append(Rejection(what, str(error)))
+            failures.append(Rejection(choice.artifact.file, choice.evidence.backend, str(error)))
             rate = 0.0
         slower: Choice | None = choice
         if rate > best_rate:

@@ -8,6 +8,7 @@ from irv2.doctor import loading
 from irv2.doctor.bundle import check_bundle
 from irv2.doctor.finding import Report, note, ok, problem
 from irv2.doctor.loading import check_backends, check_gpus, check_kernel
+from irv2.runners.choose import Rejection
 
 WELL, LATE = {"version": "1.32.0"}, {"error": "no answer within 4 s", "is_late": True}
 
@@ -57,6 +58,11 @@ def candidate(file: str, backend: str, rate: float | None) -> dict:
     return {"file": file, "backend": backend, "images_per_s": rate, "threads": 0}
 
 
+def rejected(file: str, backend: str, reason: str, *, is_unjudged: bool = False) -> dict:
+    found = Rejection(file, backend, reason, is_unjudged)
+    return {"what": found.what, **found._asdict()}
+
+
 def test_what_would_be_faster_is_told_with_the_reason_against_it():
     answer = {
         "id": "0" * 64,
@@ -68,19 +74,21 @@ def test_what_would_be_faster_is_told_with_the_reason_against_it():
             candidate("d.onnx", "onnxruntime-cpu", None),
         ],
         "rejected": [
-            {"what": "e.onnx (onnxruntime-cpu)", "reason": "not verified", "is_unjudged": True},
-            {"what": "f.onnx (onnxruntime-cpu)", "reason": "parity failed", "is_unjudged": False},
+            rejected("e.onnx", "onnxruntime-cpu", "not verified", is_unjudged=True),
+            rejected("f.onnx", "onnxruntime-cpu", "parity failed"),
+            rejected("g.plan", "tensorrt", "not verified", is_unjudged=True),
         ],
     }
     backends = {"onnxruntime-cpu": WELL, "tensorrt": {"error": "no library"}}
     found = list(check_bundle(Path("best.bundle"), answer, backends))
-    assert [each.level for each in found] == ["ok", "ok", "note", "note", "note", "note", "ok"]
+    assert [each.level for each in found] == ["ok", "ok", *["note"] * 5, "ok"]
     texts = [f"{each.found}; {each.way_out}" for each in found]
     assert "c.onnx (onnxruntime-cpu) would be: 40 images/s on record" in texts[1]
     assert "900 images/s on record: tensorrt does not run here, see above" in texts[2]
     assert 'openvino-cpu not installed; pip install "irv2[openvino]"' in texts[3]
     assert "not verified; run `irv2 verify best.bundle` on this machine" in texts[4]
     assert texts[5].endswith("parity failed; ")
+    assert texts[6].endswith("not verified, and its backend does not run here; ")
     [_, nothing, *_] = check_bundle(Path("best.bundle"), answer, {})
     assert nothing.level == "problem"
 
