@@ -1,18 +1,24 @@
 """`irv2 doctor` on machines that are well, and on such as have one fault or several."""
 
 import os
+import re
 import resource
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import broken_machine
 import pytest
 from broken_machine import Machine, rewrite_evidence
+from project import ROOT
 from tiny_bundle import passed_parity
 
+from irv2.bundle import Bundle
 from irv2.manifest import Evidence
+from irv2.runners.choose import open_best
 from irv2.system.machine import instruction_set, num_cores
 
+PAGE = (ROOT / "docs" / "doctor.md").read_text()
 # Runs, by the faults that a machine has at the same time; each costs seconds.
 RUNS = {
     "many": (
@@ -26,7 +32,7 @@ RUNS = {
 }
 # How each fault is told: level, subject, what is found, the way out.
 TOLD = {
-    "read_only_cache": ("problem", "cache", "irv2 can't be written", "XDG_CACHE_HOME"),
+    "read_only_cache": ("problem", "cache", "can't be written", "XDG_CACHE_HOME"),
     "port_in_use": ("problem", "port", "address already in use", "another --listen"),
     "modules_in_working_folder": ("note", "working folder", "numpy.py, train.py in ", "rename"),
     "no_compiled_kernel": ("note", "kernel", "computed by NumPy", "install a C compiler"),
@@ -187,6 +193,27 @@ def test_nothing_is_written_whatever_is_installed(tmp_path):
     [(found, _)] = lines_of(report, "ok", "libraries")
     assert found.startswith("all ")
     assert int(found.split()[1]) > 25
+    assert transcript_subjects() == subjects(each["subject"] for each in report["findings"])
+    best = open_best(machine.bundle, Bundle.open(machine.bundle).artifacts)
+    with best.runner:
+        assert (best.artifact.file, best.runner.backend) == ("model.onnx", "openvino-cpu")
+
+
+def transcript_subjects() -> list[str]:
+    """Of the lines that docs/doctor.md shows."""
+    return subjects(re.findall(r"^(?:ok|note|problem) +(\S+(?: \S+)*)", PAGE, re.MULTILINE))
+
+
+def subjects(names: Iterable[str]) -> list[str]:
+    """Each once, in order; of the extras the page shows some."""
+    return list(dict.fromkeys(name for name in names if not name.startswith("extra")))
+
+
+def test_the_page_explains_every_fault():
+    rows = re.findall(r"^\| `(.+?)` \| `(.+?)` \| \w", PAGE, re.MULTILINE)
+    told = {(subject, found) for _, subject, found, _ in TOLD.values()}
+    assert told <= set(rows)
+    assert {subject for subject, _ in set(rows) - told} == {"cores", "memory"}  # test_machine.py
 
 
 def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
