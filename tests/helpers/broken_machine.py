@@ -77,8 +77,9 @@ class Machine:
 
     @property
     def environment(self) -> dict[str, str]:
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         return {
-            **os.environ,
+            **mine,
             "PYTHONPATH": f"{self.site}:{self.programs}",
             "LD_LIBRARY_PATH": str(self.libraries),
             "HOME": str(self.home),

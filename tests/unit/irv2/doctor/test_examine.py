@@ -1,6 +1,7 @@
 """`irv2 doctor` on machines that are well, and on such as have one fault or several."""
 
 import os
+import py_compile
 import re
 import resource
 import subprocess
@@ -173,6 +174,8 @@ def test_nothing_is_written_whatever_is_installed(tmp_path):
     ]
     rewrite_evidence(machine.bundle, evidence)
     broken_machine.no_compiled_kernel(machine)  # a copy of irv2 without bytecode
+    for name in ("__init__.py", "__main__.py"):  # Python's own doing, before ours begins
+        py_compile.compile(str(machine.programs / "irv2" / name))
     machine.write_requirements()
     before = state_of(machine.folder)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
