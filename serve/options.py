@@ -40,6 +40,7 @@ class ServeOptions:
     num_gpus: int = 1
     num_streams: int | None = None  # by the number of cores
     choose: Literal["recorded", "measure"] = "recorded"
+    require_signature: Path | None = None
 
     def __post_init__(self) -> None:
         if self.max_queue < self.max_images:

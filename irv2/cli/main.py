@@ -27,6 +27,9 @@ PROGRAMS = {
     "export": Entry("irv2.convert.cli:export", "Convert and verify a checkpoint.", "convert"),
     "verify": Entry("irv2.convert.cli:verify", "Judge a bundle again, on this machine.", "verify"),
     "inspect": Entry("irv2.convert.inspect.cli:inspect", "Show a bundle and check its hashes."),
+    "sign": Entry("irv2.commands.sign:main", "Sign a bundle.", "verify"),
+    "push": Entry("irv2.commands.registry:push", "Upload a bundle to a registry."),
+    "pull": Entry("irv2.commands.registry:pull", "Download a bundle from a registry."),
     "diff": Entry(
         "irv2.convert.inspect.cli:diff", "List the images on which two models differ.", "convert"
     ),

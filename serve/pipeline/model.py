@@ -47,6 +47,8 @@ class OpenedModel(NamedTuple):
 def open_model(path: Path, options: ServeOptions) -> OpenedModel:
     """Open the fastest artefact that passed. Raises BundleError or EngineError."""
     bundle = Bundle.open(path)
+    if options.require_signature:
+        _check_signature(bundle, options.require_signature)
     choice = open_best(
         bundle.path,
         bundle.artifacts,
@@ -63,6 +65,14 @@ def open_model(path: Path, options: ServeOptions) -> OpenedModel:
         choice.runner.close()
         raise
     return OpenedModel(bundle, choice)
+
+
+def _check_signature(bundle: Bundle, trusted: Path) -> None:
+    """Raise BundleError unless whom the file names has signed it, before an engine reads it."""
+    from irv2.trust.check import require_signature
+    from irv2.trust.keys import read_trusted  # brings cryptography for this alone
+
+    require_signature(bundle, read_trusted(trusted))  # read anew, since keys may be replaced
 
 
 async def start_model(

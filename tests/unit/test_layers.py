@@ -30,8 +30,8 @@ WITHOUT_TORCH = [
 # What each room, or file beside the rooms, may import: what is named before it.
 FLOORS = {
     "irv2": "errors types block_names network_config system manifest results ledger images "
-    "protocol model checkpoint runners bundle data measures evaluate self_test client "
-    "evaluate_server batch cli bench commands __main__",
+    "protocol model checkpoint runners bundle data measures trust delivery evaluate self_test "
+    "client evaluate_server batch cli bench commands __main__",
     "train": "settings processes data learner curves run divergence validation signals loop start "
     "finetune defaults cli finetune_cli bench",
     "convert": "provenance engine importing onnx gate publish inspect candidate export verify "

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from exported import LEDGERS, tree
 from PIL import Image
+from signing import key_pair
 from tiny_bundle import CLASSES, PREPROCESS, write_tiny_bundle
 
 import irv2.convert.cli
@@ -26,12 +27,23 @@ from irv2.convert.verify import verify
 from irv2.data.dataset import open_split
 from irv2.errors import BundleError, ParityError
 from irv2.evaluate import classify_folder
-from irv2.manifest import LEDGER_SUFFIX, MANIFEST, REPORT, Artifact, bundle_id, read_manifest
+from irv2.manifest import (
+    LEDGER_SUFFIX,
+    MANIFEST,
+    REPORT,
+    SIGNATURE,
+    Artifact,
+    bundle_id,
+    read_manifest,
+)
 from irv2.runners.choose import open_best
 from irv2.runners.onnx import OnnxRunner
 from irv2.runners.openvino import OpenVinoRunner
 from irv2.system.files import file_sha256
 from irv2.system.machine import instruction_set
+from irv2.trust.check import require_signature
+from irv2.trust.keys import read_signer, read_trusted
+from irv2.trust.sign import sign
 
 
 @pytest.fixture
@@ -67,6 +79,22 @@ def refer_to(model_path: Path, bundle: Path, data: Path) -> None:
 @pytest.fixture
 def bundle(data: Path, tmp_path: Path) -> Path:
     return write_bundle(tmp_path / "b", data)
+
+
+def test_a_new_verdict_is_signed_again_or_left_unsigned(bundle, data, tmp_path):
+    pair, options = key_pair(tmp_path), ["--data", str(data)]
+    command = [str(bundle), *options]
+    sign(bundle, read_signer(pair.private))
+    for way, is_signed in (
+        (["--key", str(pair.private)], True),
+        (["--drop-signature"], False),
+        (["--key", str(pair.private)], True),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            irv2.convert.cli.verify.main([*command, *way])
+        has_failed = bool(stopped.value.code)
+        assert (bundle / SIGNATURE).exists() is (is_signed and not has_failed)
+    require_signature(Bundle.open(bundle), read_trusted(pair.public))
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 import itertools
 
+import pyarrow.parquet as pq
 import pytest
 
-pq = pytest.importorskip("pyarrow.parquet")
-
-from irv2.batch import parts as module  # noqa: E402
-from irv2.batch.parts import Parts, Row, Work, count_reasons  # noqa: E402
-from irv2.errors import ImageError, ImageReason, InputError, UsageError  # noqa: E402
-from irv2.results import Result, Score  # noqa: E402
+from irv2.batch import parts as module
+from irv2.batch.parts import Parts, Row, Work, count_reasons
+from irv2.errors import ImageError, ImageReason, InputError, UsageError
+from irv2.results import Result, Score
 
 WORK = Work(source="/photos", names_sha256="5", num_names=10, model_id="model", top_k=1)
 
