@@ -1,21 +1,23 @@
 """Prometheus metrics of one server, in a registry of its own."""
 
-from collections import Counter as Tally
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     ProcessCollector,
     generate_latest,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from irv2.types import IntArray
 from irv2.v1 import classifier_pb2
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -33,22 +35,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)  # memory, processor time, open files; on Linux
-        self._info = Gauge(
-            "irv2_model_info",
-            "The served model.",
-            ["model_id", "artifact", "precision", "backend"],
-            registry=registry,
-        )
-        self._queue = Gauge(
-            "irv2_queue_images", "Images admitted and not yet answered.", registry=registry
-        )
-        self._wait = Gauge(
-            "irv2_predicted_wait_seconds", "Time to answer one more image.", registry=registry
-        )
-        self._running = Gauge(
-            "irv2_running_batches", "Batches in the engine, one per stream.", registry=registry
-        )
-        self._ready = Gauge("irv2_ready", "1 while new requests are wanted.", registry=registry)
+        self._served: tuple[str, str, str, str] | None = None
         self.batch_images = Histogram(
             "irv2_batch_images", "Images per batch.", buckets=_BATCH_SIZES, registry=registry
         )
@@ -122,16 +109,26 @@ class Metrics:
         num_lines_lost: Callable[[], int],
     ) -> None:
         """Read these numbers at each scrape: queue, wait, batches, readiness, lost log lines."""
-        self._queue.set_function(num_images)
-        self._wait.set_function(wait_s)
-        self._running.set_function(num_batches)
-        self._ready.set_function(is_ready)
-        self._registry.register(_LinesLost(num_lines_lost))
+        gauge, lost = GaugeMetricFamily, "Log lines that stderr didn't take."
+        families: list[Callable[[], Metric]] = [
+            lambda: gauge(
+                "irv2_queue_images", "Images admitted and not yet answered.", num_images()
+            ),
+            lambda: gauge(
+                "irv2_predicted_wait_seconds", "Time to answer one more image.", wait_s()
+            ),
+            lambda: gauge(
+                "irv2_running_batches", "Batches in the engine, one per stream.", num_batches()
+            ),
+            lambda: gauge("irv2_ready", "1 while new requests are wanted.", is_ready()),
+            lambda: CounterMetricFamily("irv2_log_lines_lost", lost, num_lines_lost()),
+            self._info,
+        ]
+        self._registry.register(_ReadAtScrape(families))
 
     def serving(self, model: classifier_pb2.Model, artifact_file: str) -> None:
         """Record that this model takes the requests from now on."""
-        self._info.clear()
-        self._info.labels(model.id, artifact_file, model.precision, model.backend).set(1)
+        self._served = (model.id, artifact_file, model.precision, model.backend)
 
     def observe_request(self, outcome: str) -> None:
         """Count a request that ended as "ok", "cancelled" or the name of its status code.
@@ -175,61 +172,108 @@ class Metrics:
             encode, content_type = choose_encoder("")
         return content_type, encode(self._registry)
 
-
-class _LinesLost(Collector):
-    """A counter that is read when it is scraped, which the library has for gauges alone."""
-
-    def __init__(self, num_lines_lost: Callable[[], int]) -> None:
-        self._num_lines_lost = num_lines_lost
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        yield CounterMetricFamily(
-            "irv2_log_lines_lost",
-            "Log lines that stderr didn't take.",
-            value=self._num_lines_lost(),
-        )
+    def _info(self) -> Metric:
+        labels = ["model_id", "artifact", "precision", "backend"]
+        info = GaugeMetricFamily("irv2_model_info", "The served model.", labels=labels)
+        if self._served:
+            info.add_metric(self._served, 1)
+        return info
 
 
-@dataclass(slots=True)
+class _ReadAtScrape(Collector):
+    """Metrics that are made when they are scraped; the library has that for gauges alone."""
+
+    def __init__(self, families: list[Callable[[], Metric]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
+            yield family()
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What was counted since a model took over, int64, perhaps in memory of several processes."""
+
+    requests: IntArray  # (processes, len(_OF_REQUESTS)), each row written by one process
+    batches: IntArray  # (2, max_batch + 1), by size: how many, and their nanoseconds
+    last_ms: IntArray  # (1,): when the newest batch ended, since 1970
+
+    @classmethod
+    def shapes(cls, num_processes: int, max_batch: int) -> list[tuple[int, ...]]:
+        """The shapes of the arrays."""
+        return [(num_processes, len(_OF_REQUESTS)), (2, max_batch + 1), (1,)]
+
+    @classmethod
+    def of_one_process(cls, max_batch: int) -> Self:
+        """Nothing counted yet."""
+        return cls(*(np.zeros(shape, np.int64) for shape in cls.shapes(1, max_batch)))
+
+
+_OF_REQUESTS = ("num_requests", "num_failures", "failure_ns", *_STAGES)
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """Sums since a model took over, for the Open Inference Protocol; times in nanoseconds."""
 
-    num_images: int = 0
-    num_requests: int = 0  # answered
-    num_failures: int = 0  # refused, expired, failed or cancelled
-    failure_ns: int = 0  # from arrival to failure
-    batches: "Tally[int]" = field(default_factory=Tally)  # number of batches by size
-    batch_ns: "Tally[int]" = field(default_factory=Tally)  # by size
-    stage_ns: "Tally[str]" = field(default_factory=Tally)
-    last_ms: int = 0  # when the newest batch ended, since 1970
+    num_images: int
+    num_requests: int  # answered
+    num_failures: int  # refused, expired, failed or cancelled
+    failure_ns: int  # from arrival to failure
+    batches: dict[int, int]  # number of batches by size
+    batch_ns: dict[int, int]  # by size
+    stage_ns: dict[str, int]
+    last_ms: int  # when the newest batch ended, since 1970; 0 before the first
 
 
 class ModelMetrics:
     """Report what one model does to the server's metrics, and sum it up for that model."""
 
-    def __init__(self, metrics: Metrics, model_id: str, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        model_id: str,
+        sums: Sums,
+        row: int = 0,
+        now_ms: Callable[[], int] = lambda: int(time.time() * 1e3),
+    ) -> None:
+        """Requests are counted in this `row` of `sums`."""
         self._metrics, self._now_ms = metrics, now_ms
         self._images = metrics.model_images.labels(model_id)
-        self.statistics = Statistics()
+        self._sums, self._requests = sums, sums.requests[row]
+
+    @property
+    def statistics(self) -> Statistics:
+        """What all processes have done."""
+        requests = dict(zip(_OF_REQUESTS, self._sums.requests.sum(axis=0).tolist(), strict=True))
+        counts, batch_ns = self._sums.batches.tolist()
+        sizes = [size for size, count in enumerate(counts) if count]
+        return Statistics(
+            num_images=sum(size * counts[size] for size in sizes),
+            num_requests=requests["num_requests"],
+            num_failures=requests["num_failures"],
+            failure_ns=requests["failure_ns"],
+            batches={size: counts[size] for size in sizes},
+            batch_ns={size: batch_ns[size] for size in sizes},
+            stage_ns={stage: requests[stage] for stage in _STAGES},
+            last_ms=int(self._sums.last_ms[0]),
+        )
 
     def observe_batch(self, size: int, seconds: float) -> None:
         """Count a batch of `size` images that took `seconds` in the engine."""
         self._metrics.batch_images.observe(size)
         self._metrics.batch_seconds.observe(seconds)
         self._images.inc(size)
-        sums = self.statistics
-        sums.num_images += size
-        sums.batches[size] += 1
-        sums.batch_ns[size] += round(seconds * 1e9)
-        sums.last_ms = self._now_ms()
+        self._sums.batches[:, size] += (1, round(seconds * 1e9))
+        self._sums.last_ms[0] = self._now_ms()
 
     def observe_timing(self, timing: classifier_pb2.Timing) -> None:
         """Count an answered request."""
-        self.statistics.num_requests += 1
-        for name, stage in self._metrics.stages.items():
-            microseconds = getattr(timing, f"{name}_us")
-            stage.observe(microseconds / 1e6)
-            self.statistics.stage_ns[name] += microseconds * 1000
+        microseconds = [getattr(timing, f"{name}_us") for name in _STAGES]
+        for stage, time_us in zip(self._metrics.stages.values(), microseconds, strict=True):
+            stage.observe(time_us / 1e6)
+        self._requests += (1, 0, 0, *(time_us * 1000 for time_us in microseconds))
 
     def observe_image_error(self, reason: str) -> None:
         """Count an image that failed while its request went on."""
@@ -241,5 +285,4 @@ class ModelMetrics:
 
     def observe_failure(self, seconds: float) -> None:
         """Count a request that failed `seconds` after its arrival."""
-        self.statistics.num_failures += 1
-        self.statistics.failure_ns += round(seconds * 1e9)
+        self._requests[1:3] += (1, round(seconds * 1e9))

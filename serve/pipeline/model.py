@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +17,9 @@ from irv2.manifest import Evidence
 from irv2.runners.base import CPU_MAX_BATCH, Runner
 from irv2.runners.choose import Choice, open_best
 from irv2.self_test import SELF_TEST, SelfTest
-from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics
+from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics, Sums
 from irv2.serve.options import ServeOptions
-from irv2.serve.pipeline.admission import Admission
+from irv2.serve.pipeline.admission import Admission, LocalPromises
 from irv2.serve.pipeline.batcher import Batcher
 from irv2.serve.pipeline.decode_pool import Decoder
 from irv2.serve.pipeline.request import Pipeline
@@ -95,7 +94,7 @@ class ServedModel:
         _check_streams(self._runner, options.num_streams)
         self.description = _description(opened, max_batch)
         self.image_shape = (self._runner.image_size, self._runner.image_size, 3)
-        self._metrics = ModelMetrics(metrics, self.description.id, lambda: int(time.time() * 1e3))
+        self._metrics = ModelMetrics(metrics, self.description.id, Sums.of_one_process(max_batch))
         image_limits = ImageLimits(
             max_bytes=options.max_image_bytes, max_pixels=options.max_image_pixels
         )
@@ -109,7 +108,10 @@ class ServedModel:
             on_batch=self._note_batch,
             on_failure=self._note_failure,
         )
-        self.admission = Admission(self._batcher, options.max_queue, self._decoder.predict)
+        promises = LocalPromises(self._batcher)
+        self.admission = Admission(
+            self._batcher, promises, options.max_queue, self._decoder.predict
+        )
         self.pipeline = Pipeline(
             self.description, options.limits, self._decoder, self.admission, self._metrics
         )

@@ -42,7 +42,7 @@ def model_statistics(sums: Statistics) -> oip.ModelStatistics:
     return oip.ModelStatistics(
         last_inference=sums.last_ms,
         inference_count=sums.num_images,
-        execution_count=sums.batches.total(),
+        execution_count=sum(sums.batches.values()),
         inference_stats=oip.InferStatistics(
             fail=duration(count=sums.num_failures, ns=sums.failure_ns), **by_stage
         ),
