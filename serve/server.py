@@ -6,13 +6,17 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Protocol
 
 from irv2.errors import Irv2Error
-from irv2.serve.access.address import Address
+from irv2.serve.access.address import Address, UnixSocket
 from irv2.serve.access.tls import Tls
+from irv2.serve.front_ends.choose import metrics_folder, with_front_ends
+from irv2.serve.front_ends.shared_model import SharedModel
+from irv2.serve.front_ends.supervisor import FrontEnds
 from irv2.serve.operations.logs import num_lines_lost
-from irv2.serve.operations.metrics import Metrics
+from irv2.serve.operations.metrics import Metrics, share_metrics
 from irv2.serve.options import ServeOptions
 from irv2.serve.pipeline.engine import OpenedModel, open_model
 from irv2.serve.pipeline.model import ServedModel, start_model
@@ -50,7 +54,9 @@ async def serve_until_signal(
         signal.SIGHUP, reloader.want
     )  # first, since SIGHUP would end the process
     # Nothing else may refer to the opened model, so that it is freed when another takes over.
-    server = (build or Server)(open_model(bundle_path, options), options)
+    opened = open_model(bundle_path, options)
+    server = (build or Server)(opened, with_front_ends(options, opened.choice.evidence))
+    del opened
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, signals.put_nowait, each)
@@ -77,15 +83,52 @@ async def serve_until_signal(
     return stopped_by
 
 
+class Port(Protocol):
+    """The gRPC port, of this process or of several front ends."""
+
+    def bind(self, names: list[str], listen: Address | UnixSocket) -> int:
+        """Take gRPC's `names` of the address `listen`; return the port. Raises Irv2Error."""
+
+    async def start(self) -> None:
+        """Answer calls, refusing requests so far. Raises Irv2Error."""
+
+    async def use(self, model: Any) -> None:  # noqa: ANN401 (of the kind that it was made with)
+        """Answer requests with this model from now on; the one before may be closed then."""
+
+    async def tell_health(self, *, is_ready: bool) -> None:
+        """Tell clients and load balancers whether new requests are wanted."""
+
+    async def stop(self) -> None:
+        """Refuse new requests and answer the open ones."""
+
+    async def close(self) -> None:
+        """Free what is left, once all calls have ended."""
+
+
 class Server:
-    """The ports of one process and the services behind them. Belongs to one event loop."""
+    """The ports and what answers behind them. Belongs to one event loop.
+
+    With several front ends the gRPC port is theirs, and this process runs the engine.
+    """
 
     def __init__(self, opened: OpenedModel, options: ServeOptions) -> None:
         self._options = options
-        self._metrics = Metrics()
-        self._model = ServedModel(opened, options, self._metrics, self._tell_health)
-        self._closing: set[asyncio.Task[None]] = set()  # of models that were replaced
-        self._wants_requests = False
+        self._metrics_folder: TemporaryDirectory[str] | None = None
+        self._tls = Tls(options.tls) if options.tls else None
+        self._build: type[ServedModel | SharedModel]
+        self._model: ServedModel | SharedModel
+        self._port: Port
+        if options.num_front_ends > 1:
+            self._metrics_folder = metrics_folder()
+            share_metrics(self._metrics_folder.name, "engine")
+            self._metrics, self._build = Metrics(), SharedModel
+            self._model = shared = SharedModel(opened, options, self._metrics, self._tell_health)
+            self._port = front_ends = FrontEnds(options, shared, self._metrics_folder.name)
+            self._metrics.watch_processes(lambda: front_ends.pids)
+        else:
+            self._metrics, self._build = Metrics(), ServedModel
+            self._model = local = ServedModel(opened, options, self._metrics, self._tell_health)
+            self._port = GrpcPort(options, self._metrics, local, self._tls)
         self._metrics.watch(
             lambda: self._model.admission.num_admitted,
             lambda: self._model.admission.predicted_wait_s(),
@@ -93,8 +136,8 @@ class Server:
             lambda: self.is_ready,
             num_lines_lost,
         )
-        self._tls = Tls(options.tls) if options.tls else None
-        self._port = GrpcPort(options, self._metrics, lambda: self._model, self._tls)
+        self._closing: set[asyncio.Task[None]] = set()  # of models that were replaced
+        self._wants_requests = False
         self._background: list[asyncio.Task[None]] = []
         self._http: HttpServer | None = None
         self._listen, self._http_listen = options.listen, options.http
@@ -109,6 +152,7 @@ class Server:
         await self._port.start()
         self._background.append(asyncio.create_task(return_memory()))
         await self._model.start()
+        await self._port.use(self._model)
         tidy_up()
         self._metrics.serving(self._model.description, self._model.artifact_file)
         self._wants_requests = True
@@ -123,8 +167,7 @@ class Server:
             logger.error("reload_failed error=%s", error, exc_info=not foreseen)
             self._metrics.observe_reload("failed")
             return
-        # A request is admitted in the step of the event loop in which it takes its model, so the
-        # old model knows all of its requests, and closes once they are answered.
+        await self._port.use(new)
         old, self._model = self._model, new
         closing = asyncio.create_task(self._close(old))  # not awaited: its engine may never return
         self._closing.add(closing)
@@ -149,6 +192,8 @@ class Server:
         if self._http:
             await self._http.stop()
         await self._port.close()
+        if self._metrics_folder:
+            self._metrics_folder.cleanup()
 
     def metrics_text(self) -> bytes:
         """The metrics as Prometheus scrapes them."""
@@ -174,6 +219,7 @@ class Server:
             "max_batch": model.max_batch,
             "threads": engine.num_threads,
             "workers": self._model.num_workers,
+            "front_ends": self._options.num_front_ends,
             "streams": engine.batcher.num_streams,
             "choice": engine.how_chosen,
         }
@@ -186,21 +232,29 @@ class Server:
 
     @property
     def _what_is_served(self) -> str:
-        model, engine = self._model.description, self._model.engine
+        model, engine, num = (
+            self._model.description,
+            self._model.engine,
+            self._options.num_front_ends,
+        )
+        front_ends = f"front_ends={num} " if num > 1 else ""
         return (
             f"model={model.id[:12]} precision={model.precision} backend={model.backend} "
             f"artifact={self._model.artifact_file} selftest={engine.self_test} "
             f"max_batch={model.max_batch} streams={engine.batcher.num_streams} "
             f"threads={engine.num_threads} workers={self._model.num_workers} "
+            f"{front_ends}"
             f"chosen={engine.how_chosen.replace(' ', ':', 1).replace(' ', '')}"
         )
 
-    async def _started(self, bundle_path: Path) -> ServedModel:
+    async def _started(self, bundle_path: Path) -> ServedModel | SharedModel:
         """Start a second model beside the one that serves, ready to take over."""
         opened = await asyncio.to_thread(open_model, bundle_path, self._options)
-        return await start_model(opened, self._options, self._metrics, self._tell_health)
+        return await start_model(
+            self._build, opened, self._options, self._metrics, self._tell_health
+        )
 
-    async def _close(self, old: ServedModel) -> None:
+    async def _close(self, old: ServedModel | SharedModel) -> None:
         try:
             await old.close()
             logger.info("closed model=%s", old.description.id[:12])

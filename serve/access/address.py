@@ -4,7 +4,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,6 +151,32 @@ class UnixSocket:
         if code == errno.ECONNREFUSED:
             return True
         raise OSError(errno.EADDRINUSE if code in (0, errno.EAGAIN) else code, "")
+
+
+def reserve(names: Sequence[str]) -> list[socket.socket]:
+    """Hold the port of gRPC's `names`, as `ready_for_grpc` gives them, for processes that share it.
+
+    Connections go to the processes that listen. While none does, another server can't take it.
+    """
+    held = []
+    for name in names:
+        found = host_and_port(name)
+        assert found
+        family = socket.AF_INET6 if ":" in found[0] else socket.AF_INET
+        holder = socket.socket(family)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if found[0] == _ANY_IPV6:
+            holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        holder.bind(found)
+        held.append(holder)
+        if found[0] == _ANY_IPV4 and socket.has_dualstack_ipv6():
+            # Here gRPC would take [::], as `ready_for_grpc` says, unless it is taken.
+            other = socket.socket(socket.AF_INET6)
+            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            with suppress(OSError):  # another server has it: as good as held
+                other.bind((_ANY_IPV6, found[1]))
+            held.append(other)
+    return held
 
 
 def parse_listen(text: str, option: str) -> Address | UnixSocket:

@@ -1,7 +1,10 @@
 """Prometheus metrics of one server, in a registry of its own."""
 
+import asyncio
+import os
+import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,30 +15,58 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     generate_latest,
+    values,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from irv2.types import IntArray
 from irv2.v1 import classifier_pb2
 
+COUNT_EVERY_S = 1.0
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 REFUSAL_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGES = ("queue", "preprocess", "inference", "total")
 _REFUSED = ("queue_full", "deadline")  # reasons of irv2.errors.Overloaded
+_SUMMED = (
+    "process_virtual_memory_bytes",
+    "process_resident_memory_bytes",
+    "process_cpu_seconds",
+    "process_open_fds",
+)
 # Places named by irv2.errors.Expired ("queue" includes decoding); "call": gRPC ended the call.
 _EXPIRED = ("arrival", "queue", "engine", "call")
+
+
+def share_metrics(folder: str, process: str) -> None:
+    """Let this process count in files of `folder`, where others count too; call it before Metrics.
+
+    A process that takes the place of another `process` of that name goes on with its numbers.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
 
 
 class Metrics:
     """Counters and histograms; call `observe_*` when something happens."""
 
     def __init__(self) -> None:
+        """Where metrics are shared, those of all processes are shown."""
         self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)  # memory, processor time, open files; on Linux
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
+            registry = CollectorRegistry()  # for what this process counts, shown by that one
+        self._processes = _Processes()
+        self._registry.register(self._processes)
         self._served: tuple[str, str, str, str] | None = None
+        self._lines_lost = Counter(
+            "irv2_log_lines_lost", "Log lines that stderr didn't take.", registry=registry
+        )
+        self._num_lines_lost: Callable[[], int] = lambda: 0
+        self._num_counted = 0
         self.batch_images = Histogram(
             "irv2_batch_images", "Images per batch.", buckets=_BATCH_SIZES, registry=registry
         )
@@ -109,7 +140,7 @@ class Metrics:
         num_lines_lost: Callable[[], int],
     ) -> None:
         """Read these numbers at each scrape: queue, wait, batches, readiness, lost log lines."""
-        gauge, lost = GaugeMetricFamily, "Log lines that stderr didn't take."
+        gauge = GaugeMetricFamily
         families: list[Callable[[], Metric]] = [
             lambda: gauge(
                 "irv2_queue_images", "Images admitted and not yet answered.", num_images()
@@ -121,10 +152,14 @@ class Metrics:
                 "irv2_running_batches", "Batches in the engine, one per stream.", num_batches()
             ),
             lambda: gauge("irv2_ready", "1 while new requests are wanted.", is_ready()),
-            lambda: CounterMetricFamily("irv2_log_lines_lost", lost, num_lines_lost()),
             self._info,
         ]
         self._registry.register(_ReadAtScrape(families))
+        self._num_lines_lost = num_lines_lost
+
+    def watch_processes(self, pids: Callable[[], list[int]]) -> None:
+        """Add these children of this process to its memory, processor time and open files."""
+        self._processes.children = pids
 
     def serving(self, model: classifier_pb2.Model, artifact_file: str) -> None:
         """Record that this model takes the requests from now on."""
@@ -162,15 +197,29 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return the metrics in the exposition format that Prometheus scrapes."""
+        self._count_lost_lines()
         return generate_latest(self._registry)
 
     def exposition(self, accept: str) -> tuple[str, bytes]:
         """Return content type and metrics: OpenMetrics if the header Accept names it, else text."""
+        self._count_lost_lines()
         try:
             encode, content_type = choose_encoder(accept)
         except TypeError:  # what the library makes of a version that is not a number
             encode, content_type = choose_encoder("")
         return content_type, encode(self._registry)
+
+    async def count_lost_lines(self, num_lines_lost: Callable[[], int]) -> None:
+        """Count them in a process that is not scraped itself, until cancelled."""
+        self._num_lines_lost = num_lines_lost
+        while True:
+            self._count_lost_lines()
+            await asyncio.sleep(COUNT_EVERY_S)
+
+    def _count_lost_lines(self) -> None:
+        new = self._num_lines_lost() - self._num_counted
+        self._lines_lost.inc(new)
+        self._num_counted += new
 
     def _info(self) -> Metric:
         labels = ["model_id", "artifact", "precision", "backend"]
@@ -180,8 +229,38 @@ class Metrics:
         return info
 
 
+class _Processes(Collector):
+    """Memory, processor time and open files, with those of children; on Linux.
+
+    Memory that processes share counts in each.
+    """
+
+    def __init__(self) -> None:
+        self.children: Callable[[], list[int]] = list
+
+    def collect(self) -> Iterator[Metric]:
+        sums = {family.name: family for family in _measured("self")}
+        for pid in self.children():
+            for family in _measured(pid):
+                if family.name in _SUMMED and family.name in sums:  # it may have ended
+                    _add(sums[family.name], family.samples[0].value)
+        if "process_cpu_seconds" in sums:
+            ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+            _add(sums["process_cpu_seconds"], ended.ru_utime + ended.ru_stime)
+        yield from sums.values()
+
+
+def _measured(pid: int | str) -> Iterable[Metric]:
+    return ProcessCollector(pid=lambda: pid, registry=None).collect()
+
+
+def _add(family: Metric, value: float) -> None:
+    [sample] = family.samples
+    family.samples = [sample._replace(value=sample.value + value)]
+
+
 class _ReadAtScrape(Collector):
-    """Metrics that are made when they are scraped; the library has that for gauges alone."""
+    """Gauges that are read when they are scraped, also where counters are shared."""
 
     def __init__(self, families: list[Callable[[], Metric]]) -> None:
         self._families = families

@@ -1,7 +1,8 @@
 """One model that serves: its engine, queue and decoder, from its bundle to its last answer."""
 
 import asyncio
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from irv2.images.decode import ImageLimits
 from irv2.serve.operations.metrics import Metrics, ModelMetrics, Statistics, Sums
@@ -27,12 +28,32 @@ class Model(Protocol):
         """What the model has done since it took over."""
 
 
+class Startable(Protocol):
+    """A model before it serves."""
+
+    async def start(self) -> None:
+        """Test the engine and warm up. Raises EngineError."""
+
+    async def close(self) -> None:
+        """Answer what was admitted, then free the engine."""
+
+
+M = TypeVar("M", bound=Startable)
+
+
 async def start_model(
-    opened: OpenedModel, options: ServeOptions, metrics: Metrics, on_health: OnHealth
-) -> "ServedModel":
-    """Start a model, or free its engine. Raises EngineError, BundleError or UsageError."""
+    build: Callable[[OpenedModel, ServeOptions, Metrics, OnHealth], M],
+    opened: OpenedModel,
+    options: ServeOptions,
+    metrics: Metrics,
+    on_health: OnHealth,
+) -> M:
+    """Build and start a model, or free its engine.
+
+    Raises EngineError, BundleError or UsageError.
+    """
     try:
-        model = ServedModel(opened, options, metrics, on_health)
+        model = build(opened, options, metrics, on_health)
     except BaseException:
         await asyncio.to_thread(opened.choice.runner.close)
         raise

@@ -29,24 +29,24 @@ LAST_ANSWER_S = 0.5  # for the way of the last answer to its client, beyond its 
 
 
 class GrpcPort:
-    """Answers calls with the current model. Belongs to one event loop."""
+    """Answers calls with one model after the other. Belongs to one event loop."""
 
     def __init__(
         self,
         options: ServeOptions,
         metrics: Metrics,
-        current_model: Callable[[], Model],
+        model: Model,
         tls: Tls | None,
     ) -> None:
         """Raises UsageError where a file or a variable of the environment is wrong."""
-        self._options, self._tls = options, tls
+        self._options, self._model, self._tls = options, model, tls
         self._tokens = TokenFile(options.token_file) if options.token_file else None
         self._health = health.aio.HealthServicer()
         self._is_ready = False
         self._stopping = asyncio.Event()
         self._log = RequestLog(log=options.log_requests)
         self._calls = Calls(metrics, self._log, options.default_deadline_ms / 1e3)
-        self._grpc = self._server(metrics, current_model)
+        self._grpc = self._server(metrics, lambda: self._model)
         self._watching: asyncio.Task[None] | None = None
 
     def bind(self, names: Iterable[str], listen: Address | UnixSocket) -> int:
@@ -66,6 +66,14 @@ class GrpcPort:
         await self._grpc.start()
         if self._tokens:
             self._watching = asyncio.create_task(self._tokens.watch())
+
+    async def use(self, model: Model) -> None:
+        """Answer requests with this model from now on.
+
+        A request is admitted in the step of the event loop in which it takes its model. So the one
+        before knows all of its requests, and may be closed at once.
+        """
+        self._model = model
 
     async def tell_health(self, *, is_ready: bool) -> None:
         """Tell clients and load balancers whether new requests are wanted."""
@@ -94,7 +102,11 @@ class GrpcPort:
         guards = [Tokens(self._tokens, metrics.observe_call)] if self._tokens else []
         server = grpc.aio.server(
             interceptors=[*guards, EarlyRefusal(current_model, self._calls)],
-            options=channel_options(options.max_message_bytes, options.connections),
+            options=channel_options(
+                options.max_message_bytes,
+                options.connections,
+                share_port=options.num_front_ends > 1,
+            ),
         )
         classifier = Classifier(
             current_model,

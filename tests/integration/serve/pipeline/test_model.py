@@ -23,7 +23,7 @@ from irv2.runners.parallel import ParallelRunner
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics
 from irv2.serve.pipeline.engine import OpenedModel
-from irv2.serve.pipeline.model import start_model
+from irv2.serve.pipeline.model import ServedModel, start_model
 from irv2.system.machine import instruction_set
 from irv2.v1.classifier_pb2 import ClassifyRequest, GetModelRequest, Image
 
@@ -43,7 +43,7 @@ async def ignore_health() -> None:
 
 
 def start(given: OpenedModel, **options):
-    return start_model(given, replace(OPTIONS, **options), Metrics(), ignore_health)
+    return start_model(ServedModel, given, replace(OPTIONS, **options), Metrics(), ignore_health)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""How many front ends, and where they count."""
+
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from irv2.manifest import Evidence
+from irv2.serve.access.address import UnixSocket
+from irv2.serve.options import ServeOptions
+from irv2.system.machine import num_cores
+
+# One process answers some 1,600 one-image requests a second on any number of cores. This leaves it
+# a quarter to spare (docs/serving.md).
+IMAGES_PER_S = 1250
+AUTO, MAX_FRONT_ENDS = 0, 64
+_IN_MEMORY = Path("/dev/shm")
+
+
+def with_front_ends(options: ServeOptions, evidence: Evidence) -> ServeOptions:
+    """Choose the number of front ends where that is left to us, by the engine's recorded speed."""
+    if options.num_front_ends != AUTO:
+        return options
+    wanted = ceil((evidence.images_per_s or 0) / IMAGES_PER_S)
+    is_socket = isinstance(options.listen, UnixSocket)
+    return replace(options, num_front_ends=1 if is_socket else max(1, min(wanted, num_cores())))
+
+
+def metrics_folder() -> "TemporaryDirectory[str]":
+    """Return a folder for the counters of all processes, in memory where possible."""
+    return TemporaryDirectory(prefix="irv2-serve-", dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None)

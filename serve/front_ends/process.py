@@ -1,0 +1,151 @@
+"""A front end: the program of a process that answers gRPC in front of the engine's process.
+
+Started by front_ends/supervisor.py as `python -m irv2.serve.front_ends.process FD PARENT`.
+"""
+
+from irv2.__main__ import leave_out_working_folder, open_closed_streams
+
+leave_out_working_folder()
+open_closed_streams()
+
+import asyncio  # noqa: E402 (nothing in the user's folder is imported)
+import os  # noqa: E402
+import socket  # noqa: E402
+import sys  # noqa: E402
+from dataclasses import replace  # noqa: E402
+
+from irv2.cli.program import configure_logging  # noqa: E402
+from irv2.errors import Irv2Error  # noqa: E402
+from irv2.serve.access.tls import Tls  # noqa: E402
+from irv2.serve.front_ends.control import (  # noqa: E402
+    Control,
+    Done,
+    Failed,
+    Health,
+    Serve,
+    Start,
+    Stop,
+    Take,
+)
+from irv2.serve.front_ends.remote_model import RemoteModel  # noqa: E402
+from irv2.serve.operations.logs import log_there, num_lines_lost, take_over_stderr  # noqa: E402
+from irv2.serve.operations.metrics import Metrics, share_metrics  # noqa: E402
+from irv2.serve.process import (  # noqa: E402
+    keep_few_arenas,
+    return_memory,
+    tidy_up,
+    wait_for_a_turn,
+)
+from irv2.serve.rpc.port import GrpcPort  # noqa: E402
+from irv2.system.child import end_with  # noqa: E402
+
+
+def main() -> None:
+    """Answer until the parent says stop or ends."""
+    descriptor, parent = map(int, sys.argv[1:])
+    end_with(parent)
+    keep_few_arenas()
+    wait_for_a_turn()
+    asyncio.run(_run(socket.socket(fileno=descriptor)))
+
+
+async def _run(end: socket.socket) -> None:
+    control = Control(end, on_lost=lambda: os._exit(1))  # nothing outlives the engine's process
+    start, _ = await control.receive()
+    assert isinstance(start, Start)
+    _configure(start)
+    try:
+        await _FrontEnd(start, control).run()
+    except Irv2Error as error:
+        control.send(Failed(error))
+        sys.exit(1)
+
+
+def _configure(start: Start) -> None:
+    name = start.number + 1  # for people, who count from 1
+    take_over_stderr(as_json=start.log_as_json)
+    configure_logging(debug=start.debug, ending=f" front_end={name}")
+    log_there(front_end=name)
+    share_metrics(start.metrics_folder, f"front-end-{name}")
+
+
+class _FrontEnd:
+    """The port and its models, one after the other."""
+
+    def __init__(self, start: Start, control: Control) -> None:
+        self._start, self._control = start, control
+        # What is promised over all front ends is shared out among them.
+        limits = start.options.connections
+        most = max(1, limits.max_connections // start.options.num_front_ends)
+        self._options = replace(start.options, connections=replace(limits, max_connections=most))
+        self._metrics = Metrics()
+        self._port: GrpcPort | None = None
+        self._taken: RemoteModel | None = None
+        self._model: RemoteModel | None = None  # that serves
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Do what the parent says. Raises Irv2Error where the port can't be opened."""
+        background = asyncio.create_task(return_memory())
+        counting = asyncio.create_task(self._metrics.count_lost_lines(num_lines_lost))
+        while True:
+            message, descriptors = await self._control.receive()
+            match message:
+                case Take(layout):
+                    await self._take(
+                        RemoteModel(
+                            layout, descriptors, self._options, self._metrics, self._start.number
+                        )
+                    )
+                case Serve():
+                    await self._serve()
+                case Health(is_ready):
+                    assert self._port
+                    await self._port.tell_health(is_ready=is_ready)
+                case Stop():
+                    break
+            self._control.send(Done())
+        await self._stop()
+        for task in (background, counting):
+            task.cancel()
+
+    async def _take(self, model: RemoteModel) -> None:
+        await model.open()
+        self._taken = model
+        if self._port is None:
+            options = self._options
+            tls = Tls(options.tls) if options.tls else None
+            self._port = GrpcPort(options, self._metrics, model, tls)
+            await self._port.tell_health(is_ready=False)
+            self._port.bind(self._start.names, self._start.listen)
+            await self._port.start()
+
+    async def _serve(self) -> None:
+        assert self._port
+        assert self._taken
+        await self._taken.start()
+        old, self._model = self._model, self._taken
+        await self._port.use(self._model)
+        if old:
+            closing = asyncio.create_task(self._close(old))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        tidy_up()
+
+    async def _close(self, old: RemoteModel) -> None:
+        await old.close()
+        del old  # so that the next line can free its memory
+        await asyncio.to_thread(tidy_up)
+
+    async def _stop(self) -> None:
+        if self._port:
+            await self._port.stop()
+        if self._taken:
+            await self._taken.close()
+        await asyncio.gather(*self._closing)
+        if self._port:
+            await self._port.close()
+
+
+if __name__ == "__main__":
+    main()
