@@ -121,7 +121,7 @@ class Server:
         if options.num_front_ends > 1:
             self._metrics_folder = metrics_folder()
             share_metrics(self._metrics_folder.name, "engine")
-            self._metrics, self._build = Metrics(), SharedModel
+            self._metrics, self._build = Metrics(self._metrics_folder.name), SharedModel
             self._model = shared = SharedModel(opened, options, self._metrics, self._tell_health)
             self._port = front_ends = FrontEnds(options, shared, self._metrics_folder.name)
             self._metrics.watch_processes(lambda: front_ends.pids)

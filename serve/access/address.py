@@ -157,6 +157,7 @@ def reserve(names: Sequence[str]) -> list[socket.socket]:
     """Hold the port of gRPC's `names`, as `ready_for_grpc` gives them, for processes that share it.
 
     Connections go to the processes that listen. While none does, another server can't take it.
+    Raises Irv2Error.
     """
     held = []
     for name in names:
@@ -167,8 +168,11 @@ def reserve(names: Sequence[str]) -> list[socket.socket]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if found[0] == _ANY_IPV6:
             holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        holder.bind(found)
         held.append(holder)
+        try:
+            holder.bind(found)
+        except OSError as error:  # another server has taken it just now
+            raise _cant_listen(Address(*found), error) from error
         if found[0] == _ANY_IPV4 and socket.has_dualstack_ipv6():
             # Here gRPC would take [::], as `ready_for_grpc` says, unless it is taken.
             other = socket.socket(socket.AF_INET6)

@@ -78,7 +78,7 @@ class _FrontEnd:
         limits = start.options.connections
         most = max(1, limits.max_connections // start.options.num_front_ends)
         self._options = replace(start.options, connections=replace(limits, max_connections=most))
-        self._metrics = Metrics()
+        self._metrics = Metrics(start.metrics_folder)
         self._port: GrpcPort | None = None
         self._taken: RemoteModel | None = None
         self._model: RemoteModel | None = None  # that serves

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Coroutine, Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from irv2.errors import Irv2Error
@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 PROGRAM = "irv2.serve.front_ends.process"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before a front end is replaced
 STEADY_S = 10.0  # one that lived this long is replaced after the first pause again
-ANSWER_S = 30.0  # one that does not do what it is told within this time hangs, and is replaced
+ASK_EVERY_S = 10.0  # whether a front end still does what it is told
+ANSWER_S = 30.0  # one that does not within this time hangs, and is replaced
+START_S = 60.0  # the same for a model that it opens, and for its own start before that
 END_S = 10.0  # for the end of a front end, beyond --stop-timeout-s
 # Those that reach a whole group of processes, from a terminal, systemd or Kubernetes. Front ends
 # have them blocked, and end when they are told.
@@ -43,7 +45,15 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 class FrontEnds:
     """The gRPC port, shared by several processes. Belongs to one event loop."""
 
-    def __init__(self, options: ServeOptions, model: SharedModel, metrics_folder: str) -> None:
+    def __init__(
+        self,
+        options: ServeOptions,
+        model: SharedModel,
+        metrics_folder: str,
+        ask_every_s: float = ASK_EVERY_S,
+        answer_s: float = ANSWER_S,
+    ) -> None:
+        self._ask_every_s, self._answer_s = ask_every_s, answer_s
         self._options, self._model, self._metrics_folder = options, model, metrics_folder
         self._names: list[str] = []
         self._listen: Address | UnixSocket = options.listen
@@ -122,7 +132,8 @@ class FrontEnds:
                 log_as_json=is_json(),
                 debug=logging.getLogger().isEnabledFor(logging.DEBUG),
                 metrics_folder=self._metrics_folder,
-            )
+            ),
+            self._answer_s,
         )
         await process.take(self._model)
 
@@ -131,7 +142,7 @@ class FrontEnds:
         now, pause_s = asyncio.get_running_loop().time, FIRST_PAUSE_S
         while True:
             process, began_at = self._processes[number], now()
-            await process.gone.wait()
+            await self._watch(process)
             status = await process.end()
             if now() - began_at > STEADY_S:
                 pause_s = FIRST_PAUSE_S
@@ -144,6 +155,14 @@ class FrontEnds:
                 await self._replace(number)
             except Irv2Error as error:
                 logger.error("front_end_failed front_end=%d error=%s", number + 1, error)
+
+    async def _watch(self, process: "_Process") -> None:
+        """Wait until it has ended, or hangs."""
+        while not process.gone.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.gone.wait(), self._ask_every_s)
+            if not process.gone.is_set():
+                await self._all(process.ask(Health(self._is_ready)))
 
     async def _replace(self, number: int) -> None:
         async with self._changing:
@@ -168,8 +187,8 @@ class FrontEnds:
 class _Process:
     """One front end, from its start to its end."""
 
-    def __init__(self, start: Start) -> None:
-        self._number = start.number
+    def __init__(self, start: Start, answer_s: float) -> None:
+        self._number, self._answer_s = start.number, answer_s
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         arguments = [str(theirs.fileno()), str(os.getpid())]
         with theirs, _blocked(_SIGNALS):
@@ -194,10 +213,12 @@ class _Process:
         """Let it take this model. Raises Irv2Error where it can't."""
         memory, channel = await model.join(self._number)
         with channel:
-            asked = self.ask(Take(model.layout), [memory, channel.fileno()])
+            asked = self.ask(Take(model.layout), [memory, channel.fileno()], START_S)
         await asked
 
-    def ask(self, message: object, descriptors: Sequence[int] = ()) -> Coroutine[Any, Any, None]:
+    def ask(
+        self, message: object, descriptors: Sequence[int] = (), within_s: float | None = None
+    ) -> Coroutine[Any, Any, None]:
         """Send a message now; wait until it has done that. Raises Irv2Error where it ends first."""
         asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.gone.is_set():
@@ -205,7 +226,7 @@ class _Process:
         else:
             self._asked.append(asked)
             self._control.send(message, descriptors)
-        return self._until(asked)
+        return self._until(asked, within_s or self._answer_s)
 
     def tell(self, message: object) -> None:
         """Send a message that has no reply."""
@@ -220,13 +241,13 @@ class _Process:
         self._control.close()
         return status
 
-    async def _until(self, asked: "asyncio.Future[None]") -> None:
+    async def _until(self, asked: "asyncio.Future[None]", within_s: float) -> None:
         try:
-            await asyncio.wait_for(asked, ANSWER_S)
+            await asyncio.wait_for(asked, within_s)
         except TimeoutError as error:
             self._popen.kill()
-            got = f"has not done what it was told within {ANSWER_S:g} s"
-            raise Irv2Error(self, got, way_out="it is replaced") from error
+            got = f"has not done what it was told within {within_s:g} s"
+            raise Irv2Error(self, got) from error
 
     async def _read(self) -> None:
         while (message := (await self._control.receive())[0]) is not None:

@@ -42,9 +42,10 @@ _EXPIRED = ("arrival", "queue", "engine", "call")
 
 
 def share_metrics(folder: str, process: str) -> None:
-    """Let this process count in files of `folder`, where others count too; call it before Metrics.
+    """Let this process count in files of `folder`, where others count too.
 
-    A process that takes the place of another `process` of that name goes on with its numbers.
+    Call it before `Metrics(folder)`. A process that takes the place of one of the same name goes on
+    with its numbers.
     """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
@@ -53,11 +54,11 @@ def share_metrics(folder: str, process: str) -> None:
 class Metrics:
     """Counters and histograms; call `observe_*` when something happens."""
 
-    def __init__(self) -> None:
-        """Where metrics are shared, those of all processes are shown."""
+    def __init__(self, folder: str | None = None) -> None:
+        """Show what this process counts, or what all have counted in `folder`."""
         self._registry = registry = CollectorRegistry()
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
+        if folder:
+            MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
             registry = CollectorRegistry()  # for what this process counts, shown by that one
         self._processes = _Processes()
         self._registry.register(self._processes)
