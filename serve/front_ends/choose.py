@@ -1,10 +1,12 @@
 """How many front ends, and where they count."""
 
+import os
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from irv2.errors import UsageError
 from irv2.manifest import Evidence
 from irv2.serve.access.address import UnixSocket
 from irv2.serve.options import ServeOptions
@@ -18,12 +20,20 @@ _IN_MEMORY = Path("/dev/shm")
 
 
 def with_front_ends(options: ServeOptions, evidence: Evidence) -> ServeOptions:
-    """Choose the number of front ends where that is left to us, by the engine's recorded speed."""
+    """Choose the number of front ends where that is left to us, by the engine's recorded speed.
+
+    Raises UsageError where there can't be as many as were asked for.
+    """
+    has_memory = hasattr(os, "memfd_create")
+    if options.num_front_ends > 1 and not has_memory:
+        got, expected = str(options.num_front_ends), "1 on this system"
+        raise UsageError("--front-ends", got, expected, "several share memory as Linux has it")
     if options.num_front_ends != AUTO:
         return options
     wanted = ceil((evidence.images_per_s or 0) / IMAGES_PER_S)
-    is_socket = isinstance(options.listen, UnixSocket)
-    return replace(options, num_front_ends=1 if is_socket else max(1, min(wanted, num_cores())))
+    can_share = has_memory and not isinstance(options.listen, UnixSocket)
+    most = min(num_cores(), MAX_FRONT_ENDS) if can_share else 1
+    return replace(options, num_front_ends=max(1, min(wanted, most)))
 
 
 def metrics_folder() -> "TemporaryDirectory[str]":

@@ -1,23 +1,15 @@
-"""A front end: the program of a process that answers gRPC in front of the engine's process.
+"""A front end: what a process does that answers gRPC in front of the engine's process."""
 
-Started by front_ends/supervisor.py as `python -m irv2.serve.front_ends.process FD PARENT`.
-"""
+import asyncio
+import os
+import socket
+import sys
+from dataclasses import replace
 
-from irv2.__main__ import leave_out_working_folder, open_closed_streams
-
-leave_out_working_folder()
-open_closed_streams()
-
-import asyncio  # noqa: E402 (nothing in the user's folder is imported)
-import os  # noqa: E402
-import socket  # noqa: E402
-import sys  # noqa: E402
-from dataclasses import replace  # noqa: E402
-
-from irv2.cli.program import configure_logging  # noqa: E402
-from irv2.errors import Irv2Error  # noqa: E402
-from irv2.serve.access.tls import Tls  # noqa: E402
-from irv2.serve.front_ends.control import (  # noqa: E402
+from irv2.cli.program import configure_logging
+from irv2.errors import Irv2Error
+from irv2.serve.access.tls import Tls
+from irv2.serve.front_ends.control import (
     Control,
     Done,
     Failed,
@@ -27,22 +19,21 @@ from irv2.serve.front_ends.control import (  # noqa: E402
     Stop,
     Take,
 )
-from irv2.serve.front_ends.remote_model import RemoteModel  # noqa: E402
-from irv2.serve.operations.logs import log_there, num_lines_lost, take_over_stderr  # noqa: E402
-from irv2.serve.operations.metrics import Metrics, share_metrics  # noqa: E402
-from irv2.serve.process import (  # noqa: E402
+from irv2.serve.front_ends.remote_model import RemoteModel
+from irv2.serve.operations.logs import log_there, num_lines_lost, take_over_stderr
+from irv2.serve.operations.metrics import Metrics, share_metrics
+from irv2.serve.process import (
     keep_few_arenas,
     return_memory,
     tidy_up,
     wait_for_a_turn,
 )
-from irv2.serve.rpc.port import GrpcPort  # noqa: E402
-from irv2.system.child import end_with  # noqa: E402
+from irv2.serve.rpc.port import GrpcPort
+from irv2.system.child import end_with
 
 
-def main() -> None:
-    """Answer until the parent says stop or ends."""
-    descriptor, parent = map(int, sys.argv[1:])
+def run(descriptor: int, parent: int) -> None:
+    """Answer until the process `parent` says stop over this descriptor, or ends."""
     end_with(parent)
     keep_few_arenas()
     wait_for_a_turn()
@@ -145,7 +136,3 @@ class _FrontEnd:
         await asyncio.gather(*self._closing)
         if self._port:
             await self._port.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -30,7 +30,7 @@ from irv2.serve.options import ServeOptions
 
 logger = logging.getLogger(__name__)
 
-PROGRAM = "irv2.serve.front_ends.process"
+PROGRAM = "irv2.serve.front_ends"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before a front end is replaced
 STEADY_S = 10.0  # one that lived this long is replaced after the first pause again
 ASK_EVERY_S = 10.0  # whether a front end still does what it is told

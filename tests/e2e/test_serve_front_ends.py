@@ -12,8 +12,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from certificates import issue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from serving_process import LOOPBACK, Process, get, load_on, replace_bundle, serving
+from serving_process import LOOPBACK, Process, get, replace_bundle, serving
 from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
 
@@ -26,14 +27,17 @@ from irv2.v1.classifier_pb2_grpc import ClassifierStub
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory without a name: Linux")
 TOKEN = "0123456789abcdef"
 TWO = ("--front-ends", "2", "--http", LOOPBACK, "--log-requests")
+IMAGES = "irv2_batch_images_sum"
 NEW = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
 
 
 class Site:
     """A server of two front ends, what it logs, and a channel to each of them."""
 
-    def __init__(self, process: Process, stack: ExitStack, token: str = "") -> None:
-        self.process, self._stack = process, stack
+    def __init__(
+        self, process: Process, stack: ExitStack, token: str = "", ca: Path | None = None
+    ) -> None:
+        self.process, self._stack, self._ca = process, stack, ca
         self.metadata = [("authorization", f"Bearer {token}")] if token else []
         self.lines: list[str] = []
         self._reading = threading.Thread(target=self._read, daemon=True)
@@ -52,11 +56,24 @@ class Site:
         raise AssertionError(f"no line {pattern!r} in {self.lines}")
 
     def connect(self) -> grpc.Channel:
-        return self._stack.enter_context(grpc.insecure_channel(self.process.address, NEW))
+        if self._ca is None:
+            channel = grpc.insecure_channel(self.process.address, NEW)
+        else:
+            credentials = grpc.ssl_channel_credentials(self._ca.read_bytes())
+            channel = grpc.secure_channel(self.process.address, credentials, NEW)
+        return self._stack.enter_context(channel)
 
     def ask(self, channel: grpc.Channel, request_id: str = "", number: int = 0):
         request = ClassifyRequest(images=[Image(encoded=jpeg(number))], id=request_id)
+        return self.classify(channel, request)
+
+    def classify(self, channel: grpc.Channel, request: ClassifyRequest):
         return ClassifierStub(channel).Classify(request, timeout=20, metadata=self.metadata)
+
+    def value(self, name: str) -> float:
+        """The sum of the metrics whose lines begin with `name`."""
+        lines = get(self.process.http, "/metrics", self._ca)[1].splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
     def channels(self) -> dict[int, grpc.Channel]:
         """A channel to each front end, by its number in the log."""
@@ -72,13 +89,6 @@ class Site:
                 return found
         raise AssertionError("100 connections went to one of them")
 
-    def pid(self, number: int) -> int:
-        """The front end's process."""
-        for line in reversed(self.lines):
-            if found := re.match(rf"front_end_started front_end={number} pid=(\d+)", line):
-                return int(found[1])
-        raise AssertionError(self.lines)
-
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
@@ -93,11 +103,6 @@ def two(tmp_path):
         yield Site(process, stack)
 
 
-def value_of(process: Process, name: str) -> float:
-    lines = get(process.http, "/metrics")[1].splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
-
-
 def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -109,41 +114,54 @@ def lives(pid: int) -> bool:
         return False
 
 
-def test_they_answer_as_one_server_and_count_as_one(bundle):
+def test_they_answer_as_one_server_and_count_as_one(bundle, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"one {TOKEN}\n")
+    issued = issue(tmp_path)
+    options = (*TWO, *issued.server_options, "--token-file", str(tokens))
+    with serving(bundle, *options) as process, ExitStack() as stack:
+        assert " front_ends=2 " in process.ready_line
+        site = Site(process, stack, TOKEN, issued.ca)
+        channels = site.channels()
+        found = check_answers(site, channels, bundle)
+        ok, batches = site.value('irv2_requests_total{outcome="ok"}'), site.value(IMAGES)
+        assert site.value('irv2_image_errors_total{reason="NOT_AN_IMAGE"}') == 2
+        answered = batches - 8  # of the requests, two had 6 images each, and two had none to run
+        assert ok == answered + 2, "and two calls have asked for statistics"
+        assert site.value("irv2_queue_images ") == 0
+        assert list(found.values()) == [(answered, batches)] * 2, "whichever is asked"
+        one = int(Path(f"/proc/{process.popen.pid}/statm").read_text().split()[1]) * 4096
+        assert site.value("process_resident_memory_bytes") > 2 * one
+        tokens.write_text("other fedcba9876543210\n")
+        for channel in channels.values():
+            with pytest.raises(grpc.RpcError) as refused:
+                site.ask(channel)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert site.value("irv2_unauthenticated_calls_total") == 2
+
+
+def check_answers(site: "Site", channels: dict[int, grpc.Channel], bundle: Path) -> dict:
+    """What each front end counts, after each has answered as the bundle does."""
     images = [Image(encoded=jpeg(number)) for number in range(6)]
     expected = Bundle.open(bundle).classify([image.encoded for image in images], top_k=1)
-    with serving(bundle, *TWO) as process, ExitStack() as stack:
-        assert " front_ends=2 " in process.ready_line
-        site = Site(process, stack)
-        channels = site.channels()
-        asked = value_of(process, 'irv2_requests_total{outcome="ok"}')
-        for channel in channels.values():
-            request = ClassifyRequest(images=images, top_k=1)
-            response = ClassifierStub(channel).Classify(request, timeout=20)
-            found = [result.scores[0].index for result in response.results]
-            assert found == [result.scores[0].index for result in expected]
-            health = health_pb2_grpc.HealthStub(channel)
-            answer = health.Check(health_pb2.HealthCheckRequest(service="irv2.v1.Classifier"))
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            stub = GRPCInferenceServiceStub(channel)
-            assert stub.ServerReady(oip.ServerReadyRequest()).ready
-            bad = ClassifyRequest(images=[Image(encoded=b"hello")])
-            [result] = ClassifierStub(channel).Classify(bad, timeout=20).results
-            assert result.error.message
-        assert value_of(process, 'irv2_requests_total{outcome="ok"}') == asked + 4
-        assert value_of(process, 'irv2_image_errors_total{reason="NOT_AN_IMAGE"}') == 2
-        batches = value_of(process, "irv2_batch_images_sum")
-        assert batches == asked + 12
-        assert value_of(process, "irv2_queue_images ") == 0
-        for channel in channels.values():  # whichever is asked
-            stub = GRPCInferenceServiceStub(channel)
-            [sums] = stub.ModelStatistics(oip.ModelStatisticsRequest()).model_stats
-            assert (sums.inference_stats.success.count, sums.inference_count) == (
-                asked + 4,
-                batches,
-            )
-        one = int(Path(f"/proc/{process.popen.pid}/statm").read_text().split()[1]) * 4096
-        assert value_of(process, "process_resident_memory_bytes") > 2 * one
+    for channel in channels.values():
+        request = ClassifyRequest(images=images, top_k=1)
+        response = site.classify(channel, request)
+        found = [result.scores[0].index for result in response.results]
+        assert found == [result.scores[0].index for result in expected]
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = health.Check(health_pb2.HealthCheckRequest(service="irv2.v1.Classifier"))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        ready = GRPCInferenceServiceStub(channel).ServerReady
+        assert ready(oip.ServerReadyRequest(), metadata=site.metadata).ready
+        [result] = site.classify(channel, ClassifyRequest(images=[Image(encoded=b"no")])).results
+        assert result.error.message
+    counted = {}
+    for number, channel in channels.items():
+        statistics = GRPCInferenceServiceStub(channel).ModelStatistics
+        [sums] = statistics(oip.ModelStatisticsRequest(), metadata=site.metadata).model_stats
+        counted[number] = (sums.inference_stats.success.count, sums.inference_count)
+    return counted
 
 
 def test_a_killed_front_end_costs_its_own_calls_alone_and_is_replaced(two):
@@ -162,7 +180,7 @@ def test_a_killed_front_end_costs_its_own_calls_alone_and_is_replaced(two):
 
         streams[number] = (ClassifierStub(channel).ClassifyStream(messages()), hold)
         assert next(streams[number][0]).id == "first"
-    counted = value_of(two.process, 'irv2_requests_total{outcome="ok"}')
+    counted = two.value('irv2_requests_total{outcome="ok"}')
     os.kill(pids[0], signal.SIGKILL)
     lost = int(two.wait_for_line(rf"front_end_lost front_end=(\d) pid={pids[0]} status=-9")[1])
     other = 3 - lost
@@ -172,13 +190,13 @@ def test_a_killed_front_end_costs_its_own_calls_alone_and_is_replaced(two):
     streams[other][1].set()
     assert next(streams[other][0]).id == "second"
     streams[lost][1].set()
-    assert value_of(two.process, 'irv2_requests_total{outcome="ok"}') >= counted
+    assert two.value('irv2_requests_total{outcome="ok"}') >= counted
     two.wait_for_line(rf"front_end_started front_end={lost} pid=")
     assert set(two.channels()) == {1, 2}
     health = health_pb2_grpc.HealthStub(two.connect())
     answer = health.Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    assert value_of(two.process, 'irv2_requests_total{outcome="ok"}') > counted
+    assert two.value('irv2_requests_total{outcome="ok"}') > counted
     assert get(two.process.http, "/readyz")[0] == 200
 
 
@@ -239,21 +257,6 @@ def test_ctrl_c_of_a_terminal_reaches_all_processes_and_ends_with_130(bundle):
         assert not any(map(lives, pids))
 
 
-def test_a_token_is_withdrawn_in_every_front_end(bundle, tmp_path):
-    tokens = tmp_path / "tokens"
-    tokens.write_text(f"one {TOKEN}\n")
-    options = (*TWO, "--token-file", str(tokens))
-    with serving(bundle, *options) as process, ExitStack() as stack:
-        site = Site(process, stack, TOKEN)
-        channels = site.channels()
-        tokens.write_text("other fedcba9876543210\n")
-        for channel in channels.values():
-            with pytest.raises(grpc.RpcError) as refused:
-                site.ask(channel)
-            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert value_of(process, "irv2_unauthenticated_calls_total") == 2
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -274,12 +277,3 @@ def test_what_they_cannot_do_is_one_line(options, expected, bundle, tmp_path):
     lines = done.stderr.splitlines()
     assert expected in lines[-1]
     assert len(lines) == 1, done.stderr
-
-
-def test_auto_takes_one_where_that_is_enough(bundle):
-    with serving(bundle, "--front-ends", "auto") as process:
-        assert "front_ends=" not in process.ready_line
-        assert not children(process.popen.pid)
-        with load_on(process.address, 1) as failures:
-            time.sleep(0.1)
-        assert not failures
