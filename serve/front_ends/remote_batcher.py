@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from irv2.errors import EngineError, Expired, Overloaded
+from irv2.results import softmax, top_k_indices
 from irv2.serve.front_ends.channel import ANSWERED, EXPIRED, FAILED, SUBMIT, WITHDRAW, Channel
 from irv2.serve.front_ends.segment import DONE, FREE, PREPARING, RUNNING, WAITING, Segment
 from irv2.serve.pipeline.batch_times import BatchTimes
@@ -145,13 +146,9 @@ class RemotePromises:
     def _read(self, place: int) -> Answer:
         at = self._number, place
         queue_s, inference_s = self._segment.seconds[at].tolist()
-        return Answer(
-            self._segment.logits[at].copy(),
-            self._segment.probabilities[at].copy(),
-            self._segment.order[at].copy(),
-            queue_s,
-            inference_s,
-        )
+        logits = self._segment.logits[at].copy()
+        order = top_k_indices(logits[None], len(logits))[0]
+        return Answer(logits, softmax(logits), order, queue_s, inference_s)
 
 
 class RemotePlaces:

@@ -81,6 +81,4 @@ class RemoteRequests:
     def _write(self, place: int, answer: Answer) -> None:
         at = self._number, place
         self._segment.logits[at] = answer.logits
-        self._segment.probabilities[at] = answer.probabilities
-        self._segment.order[at] = answer.order
         self._segment.seconds[at] = answer.queue_s, answer.inference_s

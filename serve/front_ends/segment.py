@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irv2.serve.operations.metrics import Sums
-from irv2.types import FloatArray, IntArray, UInt8Array
+from irv2.types import Float64Array, FloatArray, IntArray, UInt8Array
 from irv2.v1 import classifier_pb2
-
-Float64Array = NDArray[np.float64]
 
 # What a place holds. The engine's process writes RUNNING and DONE, the front end the others; those
 # that are PREPARING, WAITING or RUNNING are promises.
@@ -58,8 +56,6 @@ class Segment:
         self.seconds: Float64Array = self._array(np.float64, *places, 2)  # queue, inference
         self.images: UInt8Array = self._array(np.uint8, *places, *layout.image_shape)
         self.logits: FloatArray = self._array(np.float32, *places, layout.num_classes)
-        self.probabilities: FloatArray = self._array(np.float32, *places, layout.num_classes)
-        self.order: IntArray = self._array(np.int64, *places, layout.num_classes)
         self.free_at: Float64Array = self._array(np.float64, streams)  # of each stream, sorted
         self.num_ending: IntArray = self._array(np.int64, 1)
         self.predicted_s: Float64Array = self._array(np.float64, sizes)  # by size of the batch
@@ -111,10 +107,10 @@ class Segment:
 
 def _num_bytes(layout: Layout) -> int:
     num_places = layout.num_front_ends * layout.num_places
-    place = 1 + 8 + 2 * 8 + prod(layout.image_shape) + layout.num_classes * (4 + 4 + 8)
+    place = 1 + 8 + 2 * 8 + prod(layout.image_shape) + 4 * layout.num_classes
     sums = sum(map(prod, Sums.shapes(layout.num_front_ends, layout.max_batch)))
     figures = 8 * (layout.num_streams + 1 + 2 * (layout.max_batch + 1) + sums)
-    num_arrays = 15
+    num_arrays = 13
     return num_places * place + figures + layout.description_bytes + num_arrays * _ALIGNMENT
 
 

@@ -22,7 +22,9 @@ class SharedModel:
         self, opened: OpenedModel, options: ServeOptions, metrics: Metrics, on_health: OnHealth
     ) -> None:
         """`on_health` is called when the engine's `is_healthy` has changed."""
-        self.engine = engine = Engine(opened, options, on_health, self._note_batch, self._publish)
+        self.engine = engine = Engine(
+            opened, options, on_health, self._note_batch, self._publish, ranks=False
+        )
         self.description, self.artifact_file = engine.description, engine.artifact.file
         self.num_workers = options.num_decode_threads or num_cores()
         self._segment, self._descriptor = Segment.create(
@@ -51,7 +53,7 @@ class SharedModel:
         """Pass the self-test at every certified batch size. Raises EngineError."""
         await self.engine.test()
         self._is_tested = True
-        self._publish()
+        self._publish_times()
 
     async def join(self, number: int) -> tuple[int, socket.socket]:
         """Return the memory's descriptor, and the front end's end of its channel, to be closed.
@@ -75,14 +77,16 @@ class SharedModel:
         os.close(self._descriptor)
 
     def _note_batch(self, size: int, seconds: float) -> None:
+        self._publish_times()
         if self._is_tested:
             self._metrics.observe_batch(size, seconds)
 
+    def _publish_times(self) -> None:
+        """Let the front ends know how long batches take."""
+        self.engine.batcher.times.write(self._segment.predicted_s, self._segment.fastest_s)
+
     def _publish(self) -> None:
-        """Let the front ends know how long the engine will take."""
-        segment, batcher = self._segment, self.engine.batcher
-        segment.free_at[:] = batcher.free_at()
-        segment.num_ending[0] = batcher.num_ending
-        sizes = range(batcher.max_batch + 1)
-        segment.predicted_s[:] = [batcher.times.predict(size) for size in sizes]
-        segment.fastest_s[:] = [batcher.times.fastest(size) for size in sizes]
+        """Let the front ends know when the engine will have ended what it runs."""
+        batcher = self.engine.batcher
+        self._segment.free_at[:] = batcher.free_at()
+        self._segment.num_ending[0] = batcher.num_ending

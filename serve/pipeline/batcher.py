@@ -81,17 +81,19 @@ class Batcher:
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
         on_failure: Callable[[], None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
+        ranks: bool = True,
     ) -> None:
         """`max_queue_delay_ms` lets an idle stream wait for a fuller batch.
 
         `engine` is where `runner` runs: a thread for each stream by default. `on_batch` hears of
         each batch's size and seconds, `on_failure` of each batch that failed. `on_change` is
-        called when a batch has started or ended: predictions are others than before.
+        called when a batch has started or ended: predictions are others than before. Unless it
+        `ranks`, answers have logits alone, and empty arrays beside them.
         """
         assert 0 < max_batch <= runner.max_batch
         self.max_batch, self.num_streams, self.times = max_batch, runner.num_streams, BatchTimes()
         self._runner, self._on_batch, self._on_failure = runner, on_batch, on_failure
-        self._on_change = on_change
+        self._on_change, self._ranks = on_change, ranks
         self._max_delay_s = max_queue_delay_ms / 1e3
         self._engine = engine or ThreadPoolExecutor(self.num_streams, thread_name_prefix="engine")
         self._loop = asyncio.get_running_loop()
@@ -308,6 +310,8 @@ class Batcher:
         logits = self._runner.run(images)
         if logits.shape != (len(images), self._runner.num_classes) or not np.isfinite(logits).all():
             raise EngineError("engine", f"gave {logits.shape} logits", "one finite row per image")
+        if not self._ranks:
+            return logits, logits[:, :0], np.empty((len(images), 0), np.int64)
         return logits, softmax(logits), top_k_indices(logits, self._runner.num_classes)
 
     def _finish(self, batch: _Batch, future: asyncio.Future[_Ranked]) -> None:

@@ -67,6 +67,8 @@ class Engine:
         on_health: OnHealth,
         on_batch: Callable[[int, float], None],
         on_change: Callable[[], None] = lambda: None,
+        *,
+        ranks: bool = True,
     ) -> None:
         """`on_health` is called when `is_healthy` has changed; the others are the batcher's."""
         bundle, choice = opened
@@ -83,6 +85,7 @@ class Engine:
             on_batch=self._note_batch,
             on_failure=self._note_failure,
             on_change=on_change,
+            ranks=ranks,
         )
         self._self_test = _self_test(bundle)
         self.self_test = "none"  # or "passed"

@@ -70,15 +70,17 @@ class Bench:
         self.ends: list[Channel] = []
         self.runner, self.engine = FakeRunner(), HeldEngine()
         self.batcher = Batcher(
-            self.runner, max_batch=max_batch, engine=self.engine, on_change=self.publish
+            self.runner,
+            max_batch=max_batch,
+            engine=self.engine,
+            on_change=self.publish,
+            ranks=False,
         )
 
     def publish(self) -> None:
         self.segment.free_at[:] = self.batcher.free_at()
         self.segment.num_ending[0] = self.batcher.num_ending
-        times, sizes = self.batcher.times, range(self.batcher.max_batch + 1)
-        self.segment.predicted_s[:] = [times.predict(size) for size in sizes]
-        self.segment.fastest_s[:] = [times.fastest(size) for size in sizes]
+        self.batcher.times.write(self.segment.predicted_s, self.segment.fastest_s)
 
     async def join(self, number: int) -> tuple[FrontEnd, RemoteRequests]:
         requests = RemoteRequests(self.segment, number, self.batcher)
