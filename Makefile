@@ -11,7 +11,7 @@ COMPILE := $(LOCKER)/bin/uv pip compile pyproject.toml --quiet --upgrade --unive
 CUDA := cuda-toolkit nvidia-cublas nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
 	nvidia-nvshmem-cu13 triton
 
-.PHONY: setup demo check test newest lock js-client protos clean
+.PHONY: setup demo check test newest lock image js-client protos clean
 
 setup: $(STAMP)
 
@@ -55,8 +55,26 @@ lock:
 	$(LOCKER)/bin/pip install --quiet --upgrade uv
 	printf '%s\n' $(CUDA) | $(COMPILE) --extra dev --excludes - --no-emit-package torch -o requirements/dev.lock
 	echo "setuptools>=77" | $(COMPILE:pyproject.toml=-) -c requirements/dev.lock -o requirements/build.lock
+	echo "cyclonedx-bom>=7,<8" | $(COMPILE:pyproject.toml=-) -o requirements/sbom.lock
 	$(COMPILE) --extra cpu -c requirements/dev.lock -o requirements/serve.lock
+	$(COMPILE) --extra cpu --extra openvino -c requirements/dev.lock -o requirements/serve-openvino.lock
 	$(COMPILE) --extra train --extra convert --extra gpu -c requirements/dev.lock -o requirements/gpu.lock
+
+# `make image TARGET=gpu`, `make image IMAGE_ARGS="--build-arg OPENVINO=1"`: see the Dockerfile.
+TARGET ?= serve
+IMAGE ?= irv2:$(TARGET)
+BUILDER ?= $(firstword $(foreach name,docker podman buildah,$(shell $(name) info >/dev/null 2>&1 && echo $(name))))
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION ?= $(shell git describe --always --abbrev=40 --dirty 2>/dev/null)
+# The time of the commit is that of every file, so that its image can be built again.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+
+image:
+	@test -n "$(BUILDER)" || { echo "error: no builder of images answers; expected docker with its daemon, podman or buildah" >&2; exit 1; }
+	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(BUILDER) build --target $(TARGET) --tag $(IMAGE) \
+		$(if $(filter docker,$(BUILDER)),,--format docker --timestamp $(SOURCE_DATE_EPOCH)) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+		--build-arg CREATED=$(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ) $(IMAGE_ARGS) .
 
 # The JavaScript client that a test uses; without it the test is skipped, in CI it fails.
 js-client: setup

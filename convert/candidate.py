@@ -16,6 +16,7 @@ from irv2.convert.onnx.choose_method import choose_method
 from irv2.convert.onnx.half import Half, require_fp16_range, write_half
 from irv2.convert.onnx.int8 import write_int8
 from irv2.convert.onnx.sensitivity import sensitive_blocks
+from irv2.convert.onnx.trial import load_images
 from irv2.convert.provenance import new_artifact
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.data.samples import is_sample
@@ -203,10 +204,11 @@ def _int8(
     path, bad_images = folder / fp32.file, options.bad_images
     seed = options.calibration.seed
     calibration = calibrate(path, training_images, preprocess, seed, bad_images)
-    model = onnx.load(path)
+    model, images = onnx.load(path), load_images(calibration, preprocess, bad_images)
+    cpu_logits = None
     if options.calibration.method == "auto":
-        calibration = choose_method(model, calibration, preprocess, bad_images)
+        calibration, cpu_logits = choose_method(model, calibration, images)
     else:
         calibration = calibration.using(options.calibration.method)
-    in_float32 = sensitive_blocks(model, calibration, preprocess, tolerance_points, bad_images)
+    in_float32 = sensitive_blocks(model, calibration, images, tolerance_points, cpu_logits)
     return write_int8(model, fp32, folder, calibration, in_float32)

@@ -16,8 +16,14 @@ from irv2.cli.options import (
 )
 from irv2.cli.program import Program
 from irv2.cli.server_options import connect, connection_options
+from irv2.cli.signing_options import (
+    require_signature_option,
+    signer_of_options,
+    signing_options,
+)
 from irv2.convert.engine.options import EngineOptions, engine_options
 from irv2.errors import ParityError, UsageError
+from irv2.manifest import SIGNATURE
 
 if TYPE_CHECKING:
     from irv2.client import Client
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from irv2.convert.onnx.ranges import Method
     from irv2.data.dataset import BadImages
     from irv2.manifest import PerClass
+    from irv2.trust.keys import Signer
 
 
 @click.command(cls=Program)
@@ -163,6 +170,9 @@ def export(
     "--rebuild", is_flag=True,
     help="First make its engines anew, for this machine; a bundle that fails stays as it was.",
 )  # fmt: skip
+@signing_options
+@click.option("--drop-signature", is_flag=True, help="Leave a signed bundle unsigned.")
+@require_signature_option
 @connection_options
 @bad_images_option
 @json_option
@@ -171,6 +181,11 @@ def verify(
     data: Path | None,
     server: str | None,
     rebuild: bool,
+    key: Path | None,
+    certificate: Path | None,
+    chain: tuple[Path, ...],
+    drop_signature: bool,
+    require_signature: Path | None,
     bad_images: "BadImages",
     as_json: bool,
     **connection: Any,  # noqa: ANN401 (click checked each)
@@ -180,23 +195,69 @@ def verify(
     DIR holds the images of the export. Neither the checkpoint nor torch is needed. With --server
     every image has to get the decisions that BUNDLE records of what the server runs, else it is
     named and the exit status is 3; no engine is needed here.
+
+    The result is new content, so a signature no longer holds: a signed BUNDLE is judged with --key,
+    which signs it again if it passes, or with --drop-signature.
     """
     if server and rebuild:
         raise UsageError("verify", "--server and --rebuild", "one of them")
+    signer = signer_of_options(key, certificate, chain)
+    if require_signature:
+        _require_signature(bundle, require_signature)
     if server:
         with connect(server, **connection) as client:
             _verify_server(bundle, client, data, bad_images, as_json)
         return
+    if (bundle / SIGNATURE).is_file() and not signer and not drop_signature:
+        raise _would_be_void(bundle)
     from irv2.convert.publish.evidence import rejected_folder
     from irv2.convert.rebuild import rebuild as run_rebuild
     from irv2.convert.verify import verify as run_verify
 
     show = partial(_print, as_json=as_json)
     report = (run_rebuild if rebuild else run_verify)(bundle, data, bad_images, show=show)
+    if signer or drop_signature:
+        _renew_signature(bundle, signer, bool(report.failed), rebuild)
     if report.failed:
         left = f"the old one is still there; see {rejected_folder(report.bundle)}/parity.md"
         way_out = left if rebuild else "it is not served"
         raise ParityError(report.bundle, report.failure, way_out=way_out)
+
+
+def _require_signature(bundle: Path, trusted: Path) -> None:
+    from irv2.bundle import Bundle
+    from irv2.trust.check import require_signature
+    from irv2.trust.keys import read_trusted, signer_of
+
+    signature = require_signature(Bundle.open(bundle), read_trusted(trusted))
+    click.echo(f"{bundle}: signed by {signer_of(signature)}", err=True)
+
+
+def _would_be_void(bundle: Path) -> UsageError:
+    from irv2.trust.keys import signer_of
+    from irv2.trust.signature import read_signature
+
+    signature = read_signature(bundle)
+    assert signature is not None
+    return UsageError(
+        bundle,
+        f"is signed by {signer_of(signature)}, and a new verdict makes that void",
+        "--key to sign it again, or --drop-signature",
+    )
+
+
+def _renew_signature(
+    bundle: Path, signer: "Signer | None", has_failed: bool, was_rebuilt: bool
+) -> None:
+    """Sign what has passed; a failed rebuild left the bundle, and its signature, as they were."""
+    from irv2.trust.keys import signer_of
+    from irv2.trust.sign import renew
+
+    if has_failed and was_rebuilt:
+        return
+    signature = renew(bundle, None if has_failed else signer)
+    state = f"signed by {signer_of(signature)}" if signature else "unsigned"
+    click.echo(f"{bundle}: {state}", err=True)
 
 
 def _names(precision: str | None) -> tuple[str, ...] | None:

@@ -20,8 +20,8 @@ from torch import Tensor
 from irv2.errors import CheckpointError, InputError
 from irv2.images.preprocess import Preprocess
 from irv2.manifest import Imported, Source
-from irv2.model.build import NETWORKS, Network, build, config_from_json
-from irv2.model.paper import NetworkConfig
+from irv2.model.build import Network, build
+from irv2.network_config import NETWORKS, NetworkConfig, config_from_json
 from irv2.system.files import explain_full_disk, write_atomically
 from irv2.system.stop import raise_if_stopped
 

@@ -16,6 +16,7 @@ from irv2.errors import BundleError
 SCHEMA = "irv2.bundle/1"
 MANIFEST = "bundle.json"
 REPORT = "parity.md"
+SIGNATURE = "model.sig"  # covers all other files; bundle.json does not name it
 LEDGER_SUFFIX = ".ledger.npz"  # appended to an artefact's name for the file of its answers
 NO_SHA256 = "0" * 64
 
@@ -110,7 +111,7 @@ class Invariance(msgspec.Struct, frozen=True, kw_only=True):
     ran_on: str
 
 
-class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the gate found of an artefact on one backend and kind of processor (docs/evidence.md).
 
     `instruction_set` is the most capable one that the processor has, `threads` the engine's (0 on a
@@ -118,6 +119,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     backend: _Name
+    backend_version: str = ""  # of its library; empty where nobody recorded it
     instruction_set: _Name  # empty in what bundles of before 2026-11-30 say: any
     threads: Annotated[int, msgspec.Meta(ge=0)]
     parity: Parity
@@ -128,6 +130,12 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     def kind(self) -> tuple[str, str]:
         """What it is evidence for: the backend on processors of this kind."""
         return self.backend, self.instruction_set
+
+    @property
+    def ran_on(self) -> str:
+        """The kind, with the version of the backend, for people."""
+        parts = (self.backend, self.backend_version, self.instruction_set)
+        return " ".join(part for part in parts if part)
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -9,6 +9,7 @@ import click
 
 from irv2.cli.options import FloatRange, json_option, json_text
 from irv2.cli.program import Program
+from irv2.cli.signing_options import require_signature_option
 from irv2.errors import UsageError
 from irv2.runners.base import THREADS_PER_STREAM
 from irv2.runners.choose import BACKENDS
@@ -54,13 +55,27 @@ def _read_front_ends(context: click.Context, parameter: click.Parameter, text: s
     return int(text)
 
 
+def _fetch(context: click.Context, parameter: click.Parameter, text: str) -> Path:
+    """The bundle's folder; what a registry has is fetched to the cache first."""
+    if not text.startswith("oci://"):
+        return Path(text)
+    from irv2.delivery.image import pull_to_cache
+    from irv2.delivery.reference import Reference
+
+    reference = Reference.parse(text)
+    if reference.digest is None:
+        way_out = "irv2 push and irv2 pull print it; a tag may be moved"
+        raise UsageError(text, "names a tag", "...@sha256:DIGEST", way_out)
+    return pull_to_cache(reference)
+
+
 def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_format: str) -> str:
     take_over_stderr(as_json=log_format == "json")
     return log_format
 
 
 @click.command(cls=Program)
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", callback=_fetch)
 @click.option(
     "--listen",
     default="127.0.0.1:8500",
@@ -90,6 +105,7 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     "--token-file", type=_FILE, metavar="FILE",
     help="Lines NAME TOKEN: answer only calls with one as bearer token. Reloaded when it changes.",
 )  # fmt: skip
+@require_signature_option
 @click.option(
     "--watch", is_flag=True,
     help="Serve a new bundle soon after it appears at BUNDLE; SIGHUP does so at once.",
@@ -233,6 +249,8 @@ def main(
     **settings: Any,  # noqa: ANN401 (click checked each)
 ) -> None:
     """Serve BUNDLE over gRPC until SIGTERM or Ctrl-C.
+
+    BUNDLE is a folder, or oci://HOST/NAME@sha256:DIGEST in a registry.
 
     Print one line `ready HOST:PORT ...` on stderr once requests are answered, in any format, and
     with --json the same as an object on stdout. SIGTERM: health says NOT_SERVING, requests are

@@ -41,6 +41,7 @@ class ServeOptions:
     num_streams: int | None = None  # by the number of cores
     num_front_ends: int = 1
     choose: Literal["recorded", "measure"] = "recorded"
+    require_signature: Path | None = None
 
     def __post_init__(self) -> None:
         if self.max_queue < self.max_images:

@@ -1,15 +1,20 @@
 """Options of a recipe's values, whose help shows the defaults that the recipes themselves have."""
 
-from typing import Any
-
 import click
+
+from irv2.train.settings import (
+    INHERITED,
+    SETTINGS,
+    WARMUP_PARTS,
+    Recipe,
+    finetune_recipe,
+    setting_for,
+    shown,
+)
 
 
 class RecipeOption(click.Option):
-    """An option named after a field of Recipe; its help ends with that field's default.
-
-    The recipes are imported when help is asked for: they need torch.
-    """
+    """An option named after a field of Recipe; its help ends with that field's default."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Add the default to the help; called by click."""
@@ -27,9 +32,6 @@ def default_text(name: str, *, is_finetuning: bool) -> str:
 
 
 def _setting_text(name: str) -> str:
-    from irv2.train.learner.initial_weights import INHERITED
-    from irv2.train.settings import SETTINGS, setting_for
-
     if name == "arch":
         return "that of --init-from, else the paper's"
     values = {setting: _shown(name, recipe) for setting, recipe in SETTINGS.items()}
@@ -43,9 +45,6 @@ def _setting_text(name: str) -> str:
 
 
 def _finetune_text(name: str) -> str:
-    from irv2.train.learner.initial_weights import INHERITED
-    from irv2.train.settings import WARMUP_PARTS, finetune_recipe
-
     if name == "warmup_steps":
         return f"1/{WARMUP_PARTS} of all"
     if name == "head_epochs":
@@ -58,10 +57,8 @@ def _finetune_text(name: str) -> str:
     return network if name == "trained" or head == network else f"{network}; of a head {head}"
 
 
-def _shown(name: str, recipe: Any) -> str:  # noqa: ANN401 (a Recipe, not imported yet)
+def _shown(name: str, recipe: Recipe) -> str:
     """Write a value as its option takes it."""
-    from irv2.train.settings import shown
-
     value = recipe.to_json()[name]
     if isinstance(value, bool):
         return name if value else f"no-{name}"

@@ -13,8 +13,7 @@ from irv2.block_names import Stage
 from irv2.errors import UsageError
 from irv2.images.orientation import Orientation
 from irv2.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from irv2.model.build import FULL_SIZE, config_from_json
-from irv2.model.paper import ModelConfig, NetworkConfig
+from irv2.network_config import FULL_SIZE, ModelConfig, NetworkConfig, config_from_json
 
 Augmentation = Literal["area-crop", "shift"]
 AutoAugment = Literal["none", "trivial"]
@@ -251,6 +250,10 @@ def shown(value: Any) -> str:  # noqa: ANN401 (any value of a recipe)
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+INHERITED = (  # fields of Recipe that the checkpoint of --init-from decides
+    *("init_sha256", "arch", "blocks", "width", "residual_scale"),
+    *("resize", "image_size", "resampling", "mean", "std", "orientation"),
+)
 # Values that runs of older versions lack, because they were not options yet.
 RECIPE_DEFAULTS = {
     field.name: _plain(field.default)
@@ -266,7 +269,7 @@ SETTINGS = {
 # whole run takes the decays' place.
 FINETUNE = Recipe(
     setting="finetune",
-    epochs=10,
+    epochs=30,
     decay_steps=1,
     gamma=1.0,
     learning_rate=0.02,
@@ -278,7 +281,6 @@ FINETUNE = Recipe(
     decay="weights",
     backbone_lr_factor=0.1,
 )
-HEAD_EPOCHS = 30
 FEATURE_CROPS = 4
 WARMUP_PARTS = 20  # into which a cosine divides a run: the first is the warm-up
 RECIPES = {**SETTINGS, "finetune": FINETUNE}
@@ -344,9 +346,7 @@ def finetune_recipe(trained: Stage, on_sample: bool = False) -> Recipe:
     """Return fine-tuning's recipe for the stage to train, and for the built-in digits."""
     base = FINETUNE
     if trained == "head":
-        base = dataclasses.replace(
-            base, trained="head", epochs=HEAD_EPOCHS, feature_crops=FEATURE_CROPS
-        )
+        base = dataclasses.replace(base, trained="head", feature_crops=FEATURE_CROPS)
     if on_sample:  # a mirrored digit is a different symbol
         base = dataclasses.replace(base, augmentation="shift", max_shift=1 / 8, flip=False)
     return base

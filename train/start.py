@@ -18,8 +18,8 @@ from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import DataError, EngineError, ImageError, UsageError
 from irv2.manifest import Source
-from irv2.model.paper import ModelConfig
 from irv2.model.summary import summarize, summary_table
+from irv2.network_config import ModelConfig
 from irv2.runners.torch import resolve_device
 from irv2.system.files import file_sha256
 from irv2.system.machine import num_cores
@@ -28,7 +28,6 @@ from irv2.system.text import quoted
 from irv2.train.data.loader import num_batches
 from irv2.train.data.workers import require_resources
 from irv2.train.learner.initial_weights import (
-    INHERITED,
     inherited,
     initial_model,
     require_same_network,
@@ -38,6 +37,7 @@ from irv2.train.loop import Machine, Trainer
 from irv2.train.processes import Processes, joined
 from irv2.train.run.folder import Run
 from irv2.train.settings import (
+    INHERITED,
     PUBLISHED,
     RECIPES,
     Recipe,

@@ -21,7 +21,7 @@ from irv2.errors import EngineError
 from irv2.ledger import Ledger, Predictions
 from irv2.manifest import Artifact, Precision
 from irv2.runners.base import Runner
-from irv2.runners.choose import backends, open_runner
+from irv2.runners.choose import NO_BACKEND, backends, open_runner
 from irv2.runners.speed import images_per_s
 from irv2.system.machine import describe_machine, instruction_set
 from irv2.types import UInt8Array
@@ -63,7 +63,7 @@ def open_artifacts(bundle: Bundle) -> Iterator[OpenArtifacts]:
                     if not backend.endswith("-cpu"):
                         break
             if not any(run.file == artifact.file for run in opened.runners):
-                opened.reasons[artifact.file] = ", ".join(reasons)
+                opened.reasons[artifact.file] = ", ".join(reasons) or NO_BACKEND
         yield opened
     bundle.require_models_unchanged()
 
@@ -105,6 +105,7 @@ def judge_all(
         judgement = dataclasses.replace(
             judgement,
             parity=parity,
+            backend_version=runner.backend_version,
             instruction_set=instruction_set(runner.backend),
             threads=runner.num_threads,
             images_per_s=rate,

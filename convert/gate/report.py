@@ -214,7 +214,7 @@ def _rows(artifact: Artifact) -> list[tuple[str, ...]]:
             *_change(row.parity.top1),
             *_change(row.parity.top5),
             f"{row.parity.agreement:.2f} %",
-            " ".join(row.kind).strip(),
+            row.ran_on,
             "" if row.images_per_s is None else f"{row.images_per_s:g}",
         )
         for row in artifact.known

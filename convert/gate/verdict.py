@@ -61,6 +61,7 @@ class Judgement:
     parity: Parity
     line: str
     invariance: Invariance | None = None
+    backend_version: str = ""
     instruction_set: str = ""
     threads: int = 0
     images_per_s: float | None = None
@@ -73,6 +74,7 @@ class Judgement:
         """What the bundle records of it."""
         return Evidence(
             backend=self.parity.ran_on,
+            backend_version=self.backend_version,
             instruction_set=self.instruction_set,
             threads=self.threads,
             parity=self.parity,

@@ -14,9 +14,8 @@ from irv2.images.resample import RESAMPLERS
 def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
-    from irv2.model.paper import ModelConfig
-    from irv2.model.slim import SlimConfig
     from irv2.model.summary import side_by_side
+    from irv2.network_config import ModelConfig, SlimConfig
 
     click.echo(side_by_side(ModelConfig(), SlimConfig(), image_size=299))
     context.exit()

@@ -27,7 +27,7 @@ from irv2.convert.importing.weights import SLIM_PREPROCESS, PublishedWeights, sh
 from irv2.errors import CheckpointError, Irv2Error
 from irv2.model.build import build
 from irv2.model.paper import ConvBN
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 from irv2.system.files import temporary_folder
 from irv2.system.stop import raise_if_stopped
 

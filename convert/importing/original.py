@@ -21,7 +21,7 @@ from irv2.convert.importing.weights import PublishedWeights, shortened
 from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
-from irv2.model.paper import ModelConfig
+from irv2.network_config import ModelConfig
 
 # Modules without weights that the original is made of; any other would change its answers.
 PLAIN_MODULES = {

@@ -17,8 +17,7 @@ from irv2.convert.importing.weights import (
 )
 from irv2.convert.importing.wrappings import unwrapped
 from irv2.images.preprocess import Preprocess
-from irv2.model.paper import ModelConfig, NetworkConfig
-from irv2.model.slim import SlimConfig
+from irv2.network_config import ModelConfig, NetworkConfig, SlimConfig
 
 FIRST_TENSOR = "stem.0.0.weight"
 ONLY_SLIM = "head.0.weight"

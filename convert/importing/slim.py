@@ -17,7 +17,7 @@ from irv2.convert.importing.weights import (
 )
 from irv2.convert.importing.wrappings import head_of, unwrapped
 from irv2.errors import CheckpointError
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 
 NUM_FEATURES = 1536  # that the classifier takes
 FIRST_TENSOR = "conv2d_1a.conv.weight"

@@ -16,7 +16,7 @@ from irv2.convert.importing.statements import Statement
 from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
-from irv2.model.paper import NetworkConfig
+from irv2.network_config import NetworkConfig
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,16 @@ import msgspec
 from tabulate import tabulate
 
 from irv2.bundle import Bundle
-from irv2.manifest import MANIFEST, Artifact, Evidence, Imported, Source, read_manifest
+from irv2.errors import BundleError
+from irv2.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    Artifact,
+    Evidence,
+    Imported,
+    Source,
+    read_manifest,
+)
 from irv2.system.text import one_line
 
 _ARTIFACT_HEADERS = (
@@ -33,6 +42,9 @@ class Inspection:
 
     bundle: Bundle
     checked: dict[Path, str]
+    signer: str = ""  # as the signature says; empty where there is none
+    is_proven: bool = False  # that it was this signer
+    signature_error: BundleError | None = None
 
     @property
     def problems(self) -> dict[Path, str]:
@@ -49,6 +61,11 @@ class Inspection:
                 for artifact in self.bundle.manifest.artifacts
             },
             "problems": {str(path): problem for path, problem in self.problems.items()},
+            "signature": {
+                "signer": self.signer,
+                "proven": self.is_proven,
+                "problem": str(self.signature_error or ""),
+            },
         }
 
     def to_text(self) -> str:
@@ -73,6 +90,7 @@ class Inspection:
             ),
             *[("calibration", line) for line in _calibration(manifest.artifacts)],
             ("hashes", "all hold" if not self.problems else f"{len(self.problems)} wrong"),
+            ("signature", self._signature_text()),
         ]
         artifacts = [row for artifact in manifest.artifacts for row in _artifact_rows(artifact)]
         files = [self._file_row(path, problem) for path, problem in self.checked.items()]
@@ -83,6 +101,14 @@ class Inspection:
                 tabulate(files, ("file", "MB", "sha256", "state"), disable_numparse=True),
             ]
         )
+
+    def _signature_text(self) -> str:
+        if self.signature_error is not None:
+            return f"{one_line(self.signer) or 'unknown signer'}, DOES NOT HOLD"
+        if not self.signer:
+            return "none"
+        how = "holds" if self.is_proven else "its files match; who it was needs --require-signature"
+        return f"{one_line(self.signer)}, {how}"
 
     def _file_row(self, path: Path, problem: str) -> tuple[str, ...]:
         manifest, name = self.bundle.manifest, str(path.relative_to(self.bundle.path))
@@ -142,7 +168,7 @@ def _evidence_cells(artifact: Artifact, row: Evidence) -> tuple[str, ...]:
         f"{parity.top5.lost}, {parity.top5.gained}",
         f"{parity.top1.tolerance_points:g}, {parity.top5.tolerance_points:g}",
         batches,
-        " ".join(row.kind).strip(),
+        row.ran_on,
         "" if row.images_per_s is None else f"{row.images_per_s:g}",
     )
 
@@ -163,7 +189,27 @@ def _calibration(artifacts: list[Artifact]) -> list[str]:
     ]
 
 
-def inspect_bundle(path: Path) -> Inspection:
-    """Read a bundle and check every hash. Raises BundleError if bundle.json can't be read."""
+def inspect_bundle(path: Path, trusted: Path | None = None) -> Inspection:
+    """Read a bundle, check every hash and, for the keys in `trusted`, who signed it.
+
+    Raises BundleError if bundle.json can't be read, UsageError for such a `trusted`.
+    """
     bundle = Bundle(path, read_manifest(path / MANIFEST))
-    return Inspection(bundle, dict(bundle.check()))
+    checked = dict(bundle.check())
+    if trusted is None and not (path / SIGNATURE).is_file():
+        return Inspection(bundle, checked)
+    from irv2.trust.check import require_signature
+    from irv2.trust.keys import read_trusted, signer_of
+    from irv2.trust.signature import read_signature
+
+    believed, signer = read_trusted(trusted) if trusted else None, ""
+    try:
+        if signature := read_signature(path):
+            signer = signer_of(signature)
+        if believed:
+            require_signature(bundle, believed)
+        elif signature:
+            signature.check_files(bundle)
+    except BundleError as error:
+        return Inspection(bundle, checked, signer, signature_error=error)
+    return Inspection(bundle, checked, signer, is_proven=believed is not None)

@@ -7,6 +7,7 @@ import click
 from irv2.bundle import Bundle
 from irv2.cli.options import data_option, json_option, print_json
 from irv2.cli.program import Program
+from irv2.cli.signing_options import require_signature_option
 from irv2.errors import BundleError, UsageError
 from irv2.manifest import ONNX_FILE
 from irv2.system.files import check_folder_of
@@ -16,18 +17,24 @@ PICTURE_SUFFIXES = (".png", ".svg")
 
 @click.command(cls=Program)
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@require_signature_option
 @json_option
-def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE holds and check every hash."""
+def inspect(bundle: Path, require_signature: Path | None, as_json: bool) -> None:
+    """Show what BUNDLE holds and who signed it; check every hash.
+
+    Whether the signer is the one that it says needs --require-signature.
+    """
     from irv2.convert.inspect.bundle import inspect_bundle
 
-    inspection = inspect_bundle(bundle)
+    inspection = inspect_bundle(bundle, require_signature)
     if as_json:
         print_json(inspection.to_json())
     else:
         click.echo(inspection.to_text())
     for file, problem in inspection.problems.items():
         raise BundleError(file, problem, way_out=inspection.bundle.way_out(file))
+    if inspection.signature_error:
+        raise inspection.signature_error
 
 
 @click.command(cls=Program)

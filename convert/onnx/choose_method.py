@@ -2,34 +2,34 @@
 
 import logging
 
+import numpy as np
 import onnx
 
 from irv2.convert.onnx.calibrate import Calibration
 from irv2.convert.onnx.int8 import quantize
 from irv2.convert.onnx.ranges import METHODS, Method
-from irv2.data.dataset import BadImages
-from irv2.evaluate import classify_folder
-from irv2.images.preprocess import Preprocess
-from irv2.runners.onnx import OnnxRunner
-from irv2.system.files import temporary_folder
+from irv2.convert.onnx.trial import answers
+from irv2.types import FloatArray, UInt8Array
 
 logger = logging.getLogger(__name__)
 
 
 def choose_method(
-    model: onnx.ModelProto,
-    calibration: Calibration,
-    config: Preprocess,
-    bad_images: BadImages = "error",
-) -> Calibration:
+    model: onnx.ModelProto, calibration: Calibration, images: UInt8Array
+) -> tuple[Calibration, FloatArray]:
     """Use the method with the fewest other answers than float32's; of equals, the first.
 
-    Only the CPU's placement is tried: TensorRT's takes twice as long here. A method that changes
-    no answer ends the search.
+    `images` are the calibration's. Only the CPU's placement is tried: TensorRT's takes twice as
+    long here. A method that changes no answer ends the search. Returns the calibration with the
+    method and the logits of that placement.
     """
+    best = calibration.logits.argmax(axis=1)
+    logits: dict[Method, FloatArray] = {}
     changed: dict[Method, int] = {}
     for method in METHODS:
-        changed[method] = _num_changed(model, calibration.using(method), config, bad_images)
+        int8 = quantize(model, calibration.using(method).ranges, "cpu")
+        logits[method] = answers(int8, images, f"try {method}")
+        changed[method] = int(np.sum(logits[method].argmax(axis=1) != best))
         if changed[method] == 0:
             break
     chosen = min(changed, key=changed.__getitem__)
@@ -39,18 +39,4 @@ def choose_method(
         len(calibration.labels),
         ", ".join(f"{method} {changed.get(method, 'not tried')}" for method in METHODS),
     )
-    return calibration.using(chosen)
-
-
-def _num_changed(
-    model: onnx.ModelProto, calibration: Calibration, config: Preprocess, bad_images: BadImages
-) -> int:
-    with temporary_folder() as folder:
-        path = folder / "trial.onnx"
-        onnx.save(quantize(model, calibration.ranges, "cpu"), path)
-        runner = OnnxRunner(path)
-    title = f"try {calibration.method}"
-    [now] = classify_folder(
-        [runner], calibration.images, config, bad_images=bad_images, title=title
-    )
-    return int((now.logits.argmax(axis=1) != calibration.logits.argmax(axis=1)).sum())
+    return calibration.using(chosen), logits[chosen]

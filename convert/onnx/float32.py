@@ -5,7 +5,6 @@ convolutions first, in float64: one operation less each, exact up to float32 rou
 exporter has nothing left to fold.
 """
 
-import copy
 import json
 import logging
 import warnings
@@ -16,15 +15,14 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import nn
 
 from irv2 import __version__
 from irv2.checkpoint import Checkpoint
 from irv2.convert.onnx.interruptible import in_thread
 from irv2.convert.onnx.model_file import write_model
-from irv2.model.paper import ConvBN, Normalized, Residual
+from irv2.model.fold import fold
+from irv2.model.paper import Normalized
 
 OPSET = 18  # the first whose ReduceMean takes its axes as an input, as the exporter writes it
 # torch and onnxscript log operators that they skip and passes that they run.
@@ -52,42 +50,6 @@ def versions() -> dict[str, str]:
         "onnx": onnx.__version__,
         "onnxscript": onnxscript.__version__,
     }
-
-
-def fold(model: nn.Module) -> nn.Module:
-    """A copy in which every ConvBN is one convolution and no residual is scaled any more."""
-    model = copy.deepcopy(model).double().eval()
-    for name, module in list(model.named_modules()):
-        if isinstance(module, ConvBN):
-            convolution, batch_norm, *rest = module
-            assert isinstance(convolution, nn.Conv2d)
-            assert isinstance(batch_norm, nn.BatchNorm2d)
-            fused = fuse_conv_bn_eval(convolution, batch_norm)
-            model.set_submodule(name, nn.Sequential(fused, *rest))
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Residual):
-            model.set_submodule(name, _FoldedResidual(module))
-    return model.float()
-
-
-class _FoldedResidual(nn.Module):
-    """A Residual whose scale is part of its last 1x1 convolution."""
-
-    def __init__(self, residual: Residual) -> None:
-        super().__init__()
-        self.branches, self.project = residual.branches, residual.project
-        self.linear = residual.linear
-        convolution = self.project[0]
-        assert isinstance(convolution, nn.Conv2d)
-        assert convolution.bias is not None
-        with torch.no_grad():
-            convolution.weight *= residual.residual_scale
-            convolution.bias *= residual.residual_scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        total: Tensor = x + self.project(self.branches(x))
-        return total if self.linear else F.relu(total)
 
 
 def _export(network: nn.Module, image_size: int) -> onnx.ModelProto:

@@ -16,13 +16,8 @@ import onnx
 from irv2.block_names import block_of
 from irv2.convert.onnx.calibrate import Calibration
 from irv2.convert.onnx.int8 import Target, quantize
-from irv2.data.dataset import BadImages
-from irv2.evaluate import load_batches
-from irv2.images.preprocess import Preprocess
+from irv2.convert.onnx.trial import answers
 from irv2.results import clipped_gaps, margins_of, typical_margin
-from irv2.runners.base import Runner
-from irv2.runners.onnx import OnnxRunner
-from irv2.system.files import temporary_folder
 from irv2.system.progress import progress
 from irv2.types import FloatArray, UInt8Array
 
@@ -31,7 +26,6 @@ logger = logging.getLogger(__name__)
 # A network is surer of its training images than of others, so that fewer of them change.
 SHARE_OF_TOLERANCE = 0.5
 RANKING_IMAGES = 32
-_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +51,34 @@ class _Trial:
 def sensitive_blocks(
     model: onnx.ModelProto,
     calibration: Calibration,
-    config: Preprocess,
+    images: UInt8Array,
     tolerance_points: float,
-    bad_images: BadImages = "error",
+    cpu_logits: FloatArray | None = None,
 ) -> dict[str, list[str]]:
     """Find the blocks to leave in float32: name -> nodes; empty if int8 alone is good enough.
 
     They are the same for both placements, whose operators are fused and rounded differently.
+    `images` are the calibration's, `cpu_logits` those of the CPU's placement with every block in 8
+    bits, if they are known.
     """
     limit = SHARE_OF_TOLERANCE * tolerance_points
-    images = _load(calibration, config, bad_images)
 
-    def quantized(in_float32: Sequence[str], target: Target) -> Runner:
+    def answers_of(in_float32: Sequence[str], target: Target) -> FloatArray:
         names = [name for block in in_float32 for name in blocks[block]]
-        return _open(quantize(model, calibration.ranges, target, names))
+        return answers(quantize(model, calibration.ranges, target, names), images)
 
-    def attempt(in_float32: Sequence[str]) -> _Trial:
+    def attempt(in_float32: Sequence[str], cpu_logits: FloatArray | None = None) -> _Trial:
         """The worse placement; TensorRT's, twice as slow here, is tried only if the CPU's does."""
-        trial = _try(quantized(in_float32, "cpu"), "cpu", images, calibration)
+        if cpu_logits is None:
+            cpu_logits = answers_of(in_float32, "cpu")
+        trial = _compare(cpu_logits, "cpu", calibration)
         if trial.loss_points > limit:
             return trial
-        other = _try(quantized(in_float32, "trt"), "trt", images, calibration)
+        other = _compare(answers_of(in_float32, "trt"), "trt", calibration)
         return max(trial, other, key=lambda found: found.loss_points)
 
     blocks = blocks_of(model.graph)
-    whole = attempt([])
+    whole = attempt([], cpu_logits)
     if whole.loss_points <= limit:
         logger.info("int8: at worst %s, with every block in 8 bits", whole)
         return {}
@@ -140,33 +137,15 @@ def _rank(
     harm = {}
     for block in progress(blocks, "rank blocks", len(blocks), "blocks"):
         others = [name for other, names in blocks.items() if other != block for name in names]
-        logits = _logits(_open(quantize(model, calibration.ranges, target, others)), images)
+        logits = answers(quantize(model, calibration.ranges, target, others), images)
         moved = clipped_gaps(logits, best, unit) - gaps
         harm[block] = float(np.linalg.norm(moved) / np.linalg.norm(gaps))
     return harm
 
 
-def _try(runner: Runner, target: Target, images: UInt8Array, calibration: Calibration) -> _Trial:
-    before, now = calibration.logits.argmax(axis=1), _logits(runner, images).argmax(axis=1)
+def _compare(logits: FloatArray, target: Target, calibration: Calibration) -> _Trial:
+    before, now = calibration.logits.argmax(axis=1), logits.argmax(axis=1)
     truth = np.where(calibration.labels >= 0, calibration.labels, before)
     lost = int(((before == truth) & (now != truth)).sum())
     gained = int(((before != truth) & (now == truth)).sum())
     return _Trial(target, lost, gained, len(truth))
-
-
-def _load(calibration: Calibration, config: Preprocess, bad_images: BadImages) -> UInt8Array:
-    """Load all images, a quarter of a megabyte each, since every trial takes the same ones."""
-    batches = load_batches(calibration.images, config, _BATCH, bad_images)
-    return np.concatenate([batch.images for batch in batches])
-
-
-def _open(model: onnx.ModelProto) -> Runner:
-    with temporary_folder() as folder:
-        path = folder / "trial.onnx"
-        onnx.save(model, path)
-        return OnnxRunner(path)
-
-
-def _logits(runner: Runner, images: UInt8Array) -> FloatArray:
-    starts = range(0, len(images), _BATCH)
-    return np.concatenate([runner.run(images[start : start + _BATCH]) for start in starts])

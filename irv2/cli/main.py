@@ -25,8 +25,11 @@ PROGRAMS = {
     ),
     "features": Entry("irv2.commands.features:main", "Write the last layer's features.", "train"),
     "export": Entry("irv2.convert.cli:export", "Convert and verify a checkpoint.", "convert"),
-    "verify": Entry("irv2.convert.cli:verify", "Judge a bundle again, on this machine.", "convert"),
+    "verify": Entry("irv2.convert.cli:verify", "Judge a bundle again, on this machine.", "verify"),
     "inspect": Entry("irv2.convert.inspect.cli:inspect", "Show a bundle and check its hashes."),
+    "sign": Entry("irv2.commands.sign:main", "Sign a bundle.", "verify"),
+    "push": Entry("irv2.commands.registry:push", "Upload a bundle to a registry."),
+    "pull": Entry("irv2.commands.registry:pull", "Download a bundle from a registry."),
     "diff": Entry(
         "irv2.convert.inspect.cli:diff", "List the images on which two models differ.", "convert"
     ),
@@ -35,6 +38,7 @@ PROGRAMS = {
     ),
     "serve": Entry("irv2.serve.cli:main", "Serve a bundle over gRPC."),
     "classify": Entry("irv2.commands.classify:main", "Classify image files."),
+    "batch": Entry("irv2.commands.batch:main", "Classify millions of files, resumably.", "batch"),
     "bench": Entry("irv2.bench.cli:main", "Measure this machine, as ratios within one run."),
 }
 

@@ -7,9 +7,10 @@ machine.
 
 import csv
 import hashlib
-import io
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 VAL_PERCENT = 15
 SPLITS = ("train", "val", "test")
 HEADERS = "a first line path,label or path,label,split"
+QUOTES = "put a name with a comma in double quotes"
 
 _Found = list[tuple[int, str]]  # lines of a list, and what is wrong there
 
@@ -66,8 +68,7 @@ def read_rows(path: Path) -> list[Row]:
     short = [
         (line, f"{len(cells)} columns") for line, cells in records if len(cells) != len(columns)
     ]
-    quotes = "put a name with a comma in double quotes"
-    _refuse(path, short, f"{len(columns)}, as in the first line", quotes)
+    _refuse(path, short, f"{len(columns)}, as in the first line", QUOTES)
     at = {column: columns.index(column) for column in columns}
     rows = [
         Row(
@@ -86,30 +87,81 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def read_paths(path: Path) -> Iterator[str]:
+    """Yield the paths of a list of any length, line by line; it needs no column but path.
+
+    Raises DataError at the first line where something is wrong.
+    """
+    if not path.is_file():
+        raise DataError(path, "no such file", "a list of images")
+    lines = _lines(path)
+    columns = _column_names(next(lines, (1, []))[1])
+    if columns.count("path") != 1:
+        raise _bad_columns(path, columns, "a first line with a column path")
+    at, line = columns.index("path"), 0
+    for line, cells in lines:
+        if len(cells) != len(columns):
+            got, expected = f"{len(cells)} columns", f"{len(columns)}, as in the first line"
+            raise _at_line(path, line, got, expected, QUOTES)
+        if not cells[at]:
+            raise _at_line(path, line, "no path", "one", "")
+        yield cells[at]
+    if not line:
+        raise _no_rows(path)
+
+
 def _records(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The names of the columns, and each further line that is not empty with its number."""
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        kind = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "not UTF-8"
-        raise _at_line(path, line, kind, "UTF-8", "save the list as CSV UTF-8") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        records = [(reader.line_num, cells) for cells in reader if cells]
-    except csv.Error as error:
-        raise _at_line(path, reader.line_num, str(error), "CSV", "check the quotes") from error
-    columns = [name.strip().lower() for name in records[0][1]] if records else []
+    records = list(_lines(path))
+    columns = _column_names(records[0][1]) if records else []
     if not {"path", "label"} <= set(columns) or len(set(columns)) < len(columns):
-        if not records:
-            raise _at_line(path, 1, "nothing in the file", HEADERS, "write a row for each image")
-        got = quoted(",".join(columns), always=True)
-        way_out = "separate the columns with commas" if len(columns) < 2 else "add that line"
-        raise _at_line(path, 1, got, HEADERS, way_out)
+        raise _bad_columns(path, columns, HEADERS)
     if len(records) == 1:
-        raise DataError(path, "no rows below its first line", "one for each image")
+        raise _no_rows(path)
     return columns, records[1:]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each line that is not empty."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+        except UnicodeDecodeError as error:
+            line, kind = _not_utf8(path)
+            raise _at_line(path, line, kind, "UTF-8", "save the list as CSV UTF-8") from error
+        except csv.Error as error:
+            raise _at_line(path, reader.line_num, str(error), "CSV", "check the quotes") from error
+
+
+def _not_utf8(path: Path) -> tuple[int, str]:
+    """Return the number of the first line that is not UTF-8, and what it is."""
+    num_good = 0
+    with path.open("rb") as file:
+        kind = "UTF-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "not UTF-8"
+        file.seek(0)
+        with suppress(UnicodeDecodeError):
+            for line in file:
+                line.decode()
+                num_good += 1
+    return num_good + 1, kind
+
+
+def _column_names(cells: list[str]) -> list[str]:
+    return [name.strip().lower() for name in cells]
+
+
+def _bad_columns(path: Path, columns: list[str], expected: str) -> DataError:
+    if not columns:
+        return _at_line(path, 1, "nothing in the file", expected, "write a row for each image")
+    way_out = "separate the columns with commas" if len(columns) < 2 else "add that line"
+    return _at_line(path, 1, quoted(",".join(columns), always=True), expected, way_out)
+
+
+def _no_rows(path: Path) -> DataError:
+    return DataError(path, "no rows below its first line", "one for each image")
 
 
 def _repeated(rows: list[Row]) -> _Found:

@@ -15,11 +15,13 @@ from typing import NamedTuple
 import msgspec
 
 from irv2.errors import DataError, ImageError, ImageReason
+from irv2.images.decode import EXTENSIONS
 from irv2.system.progress import Progress
 
 CONTENTS = "shards.json"
 LABEL_SUFFIX = ".cls"
 BLOCK = 512  # bytes; a tar file ends with two blocks of zeros
+_BROKEN = (tarfile.TarError, ValueError, OverflowError, OSError)  # what reading a bad one raises
 
 
 class Contents(msgspec.Struct, frozen=True):
@@ -115,10 +117,41 @@ def read_span(shard: Path, span: Span) -> bytes:
     return encoded
 
 
+def images_in(path: Path) -> Iterator[tuple[str, Span]]:
+    """Yield the name in its shard, and the position, of each file with an image's extension."""
+    for member, _ in _files_in(path):
+        if os.path.splitext(member.name)[1].lower() in EXTENSIONS:  # noqa: PTH122 (no path)
+            yield member.name, Span(member.offset_data, member.size)
+
+
 def _scan_shard(path: Path) -> Iterator[Member]:
     """Yield the images of one shard, each with the label beside it."""
     images: dict[str, tuple[str, Span]] = {}
     labels: dict[str, int] = {}
+    for member, shard in _files_in(path):
+        key, suffix = os.path.splitext(member.name)  # noqa: PTH122 (a member is no path)
+        if suffix == LABEL_SUFFIX:
+            labels[key] = _label(path, shard, member)
+        else:
+            span = Span(member.offset_data, member.size)
+            images[key] = (f"{path.name}/{member.name}", span)
+    for key, (name, span) in images.items():
+        if key not in labels:
+            raise DataError(path, f"no {key}{LABEL_SUFFIX} beside {name}", "a label per image")
+        yield Member(name, labels[key], span)
+
+
+def _label(path: Path, shard: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    content = shard.extractfile(member)
+    assert content is not None  # it is a file
+    try:
+        return int(content.read())
+    except _BROKEN as error:
+        raise _broken(path, error) from error
+
+
+def _files_in(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """Yield every file in a shard; raises DataError for a broken shard, or one that ends early."""
     end = 0
     try:
         if not path.is_file():  # a pipe would be waited for
@@ -126,25 +159,15 @@ def _scan_shard(path: Path) -> Iterator[Member]:
         with tarfile.open(path, "r:") as shard:
             for member in filter(tarfile.TarInfo.isfile, shard):
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                key, suffix = os.path.splitext(member.name)  # noqa: PTH122 (a member is no path)
-                if suffix == LABEL_SUFFIX:
-                    content = shard.extractfile(member)
-                    assert content is not None  # it is a file
-                    labels[key] = int(content.read())
-                else:
-                    images[key] = (
-                        f"{path.name}/{member.name}",
-                        Span(member.offset_data, member.size),
-                    )
+                yield member, shard
         with path.open("rb") as file:  # tarfile does not notice a missing end
             file.seek(end)
             if file.read(2 * BLOCK) != bytes(2 * BLOCK):
                 raise tarfile.ReadError("ends early")
-    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
-        raise DataError(
-            path, str(error), "a whole tar file of images and labels", "copy or write it again"
-        ) from error
-    for key, (name, span) in images.items():
-        if key not in labels:
-            raise DataError(path, f"no {key}{LABEL_SUFFIX} beside {name}", "a label per image")
-        yield Member(name, labels[key], span)
+    except _BROKEN as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> DataError:
+    expected, way_out = "a whole tar file of images and labels", "copy or write it again"
+    return DataError(path, str(error), expected, way_out)

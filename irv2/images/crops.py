@@ -17,7 +17,6 @@ import itertools
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax, logsumexp
 
 from irv2.images.preprocess import Preprocess, center_window, checked_shape, resize_and_crop
 from irv2.images.resample import RESAMPLERS, Window
@@ -53,8 +52,9 @@ def combine(logits: FloatArray, crops: int) -> FloatArray:
     if crops == 10:
         total: FloatArray = by_image.sum(axis=1)
         return total
-    log_probabilities = log_softmax(by_image.astype(np.float64), axis=2)
-    mean: FloatArray = (logsumexp(log_probabilities, axis=1) - np.log(crops)).astype(np.float32)
+    by_view = by_image.astype(np.float64)
+    by_view -= np.logaddexp.reduce(by_view, axis=2, keepdims=True)
+    mean: FloatArray = (np.logaddexp.reduce(by_view, axis=1) - np.log(crops)).astype(np.float32)
     return mean
 
 

@@ -5,19 +5,12 @@
 Weights of one do not fit the other.
 """
 
-from typing import Any
-
 from irv2.model import paper, slim
-from irv2.model.paper import InceptionResNetV2, ModelConfig, NetworkConfig
-from irv2.model.slim import InceptionResNetV2Slim, SlimConfig
+from irv2.model.paper import InceptionResNetV2
+from irv2.model.slim import InceptionResNetV2Slim
+from irv2.network_config import ModelConfig, NetworkConfig, SlimConfig
 
 Network = InceptionResNetV2 | InceptionResNetV2Slim
-NETWORKS: dict[str, type[NetworkConfig]] = {
-    config.arch: config for config in (ModelConfig, SlimConfig)
-}
-FULL_SIZE: dict[str, NetworkConfig] = {
-    config.arch: config for config in (ModelConfig(), SlimConfig())
-}
 
 
 def build(config: NetworkConfig) -> Network:
@@ -32,8 +25,3 @@ def initialize(model: Network) -> None:
     """Set the initial values of the network's published code, from torch's global generator."""
     own = slim if isinstance(model, InceptionResNetV2Slim) else paper
     own.initialize(model)
-
-
-def config_from_json(arch: str, fields: dict[str, Any]) -> NetworkConfig:
-    """Read what `NetworkConfig.to_json` gave, for the `arch` of one of NETWORKS."""
-    return NETWORKS[arch](**{**fields, "blocks": tuple(fields["blocks"])})

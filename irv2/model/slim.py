@@ -12,25 +12,14 @@ the auxiliary classifier, its weight decay (4e-5, without that of batch norm), a
 without a gain. Ours has one, as timm's has, which begins at 1.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 from torch import Tensor, nn
 
-from irv2.model.paper import Concat, ConvBN, InceptionResNet, NetworkConfig, Residual
+from irv2.model.paper import Concat, ConvBN, InceptionResNet, Residual
+from irv2.network_config import SlimConfig
 
 SCALE_A, SCALE_B, SCALE_C = 0.17, 0.10, 0.20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlimConfig(NetworkConfig):
-    """The configuration of TF-slim's network."""
-
-    arch: ClassVar[str] = "inception_resnet_v2_slim"
-    bn_momentum: ClassVar[float] = 0.0003  # TF-slim's decay of 0.9997
-
-    blocks: tuple[int, int, int] = (10, 20, 10)
 
 
 conv_bn = partial(ConvBN, eps=1e-3, momentum=SlimConfig.bn_momentum)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from irv2.block_names import PARTS, RESIDUAL
 from irv2.model.build import build
-from irv2.model.paper import NetworkConfig
+from irv2.network_config import NetworkConfig
 
 
 @dataclass(frozen=True, slots=True)

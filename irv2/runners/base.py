@@ -30,12 +30,14 @@ class Runner(ABC):
     """
 
     backend: str  # the library and device, e.g. "onnxruntime-cpu"
+    backend_version: str = ""  # of the library
     image_size: int  # S: images are (N, S, S, 3)
     num_classes: int
     max_batch: int  # the largest N of `run`
     num_engines: int = 1  # among which each batch is split
     num_threads: int = 0  # that compute on the CPU
     num_streams: int = 1  # each runs a batch of its own, on its part of the cores
+    part_sizes: tuple[int, ...] = ()  # of the parts that it makes of each batch, if it does
 
     @abstractmethod
     def run(self, images: UInt8Array) -> FloatArray:

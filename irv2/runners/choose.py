@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from irv2.errors import BundleError, EngineError
 from irv2.manifest import Artifact, Evidence
-from irv2.runners import openvino, speed
+from irv2.runners import onnx, openvino, speed
 from irv2.runners.base import Runner, default_streams
-from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 from irv2.runners.parallel import ParallelRunner
 from irv2.system.machine import instruction_set, num_cores
 
@@ -27,6 +26,7 @@ _LIKELY: dict[str, tuple[str, ...]] = {
     "onnxruntime-cpu": ("int8", "fp32", "fp16"),
 }
 BACKENDS = tuple(_LIKELY)
+NO_BACKEND = "no backend that is installed runs it"
 # Two files are int8: ONNX Runtime runs the first faster than float32, the second slower.
 INT8_CPU, INT8_TRT = "model.int8-cpu.onnx", "model.int8-trt.onnx"
 
@@ -38,6 +38,11 @@ class Choice(NamedTuple):
     evidence: Evidence
     runner: Runner
     how: str
+
+
+class _Failure(NamedTuple):
+    what: str  # the artefact and backend
+    reason: str
 
 
 class _Candidate(NamedTuple):
@@ -66,10 +71,13 @@ def open_best(
     gives the reason against each artefact.
     """
     reasons: list[str] = []
-    failures: list[str] = []  # of what was proven, and should have run
+    failures: list[_Failure] = []  # of what was proven, and should have run
     candidates = []
     for artifact in artifacts:
-        for runs_on in backends(artifact):
+        possible = backends(artifact) + _missing_backends(artifact)
+        if not possible:
+            reasons.append(f"{artifact.file}: {NO_BACKEND}")
+        for runs_on in possible:
             found = _evidence_or_reason(artifact, runs_on, precision, backend, num_gpus)
             if isinstance(found, str):
                 reasons.append(f"{artifact.file} ({runs_on}): {found}")
@@ -80,9 +88,11 @@ def open_best(
         for artifact, evidence in _fastest_first(candidates):
             try:
                 path, runs_on = folder / artifact.file, evidence.backend
-                runner = open_runner(path, artifact, runs_on, num_threads, num_gpus, num_streams)
+                runner = open_runner(
+                    path, artifact, runs_on, num_threads, num_gpus, num_streams, use_cache=True
+                )
             except EngineError as error:
-                failures.append(f"{artifact.file} ({evidence.backend}): {error}")
+                failures.append(_Failure(f"{artifact.file} ({evidence.backend})", str(error)))
             else:
                 rate = evidence.images_per_s
                 how = "by order" if rate is None else f"recorded {rate:g} images/s"
@@ -92,12 +102,20 @@ def open_best(
     if best is None:
         raise BundleError(
             folder,
-            "nothing in it can be served here: " + ", ".join([*reasons, *failures]),
+            "nothing in it can be served here: "
+            + ", ".join([*reasons, *(f"{what}: {reason}" for what, reason in failures)]),
             "an artefact with a passed parity verdict",
             f"run `irv2 verify {folder}` on this machine",
         )
-    for failure in failures:
-        logger.warning("passed over: %s", failure)
+    # The fastest of each reason: a library that is missing is the reason against several.
+    for reason, what in {reason: what for what, reason in reversed(failures)}.items():
+        logger.warning("passed over: %s: %s", what, reason)
+    judged_with, here = best.evidence.backend_version, best.runner.backend_version
+    if judged_with and judged_with != here:
+        logger.info(
+            "%s was judged on %s %s, here is %s: run `irv2 verify %s` to judge it with that",
+            *(best.artifact.file, best.evidence.backend, judged_with, here, folder),
+        )
     return best
 
 
@@ -108,51 +126,76 @@ def open_runner(
     num_threads: int = 0,
     num_gpus: int = 1,
     num_streams: int | None = None,
+    *,
+    use_cache: bool = False,
 ) -> Runner:
     """Open the artefact in the file `path`, verified or not, on one of its `backends`.
 
     `num_threads` 0 takes one per core, `num_streams` None as many as suit backend and threads.
-
+    `use_cache` is for what will be opened again: what the engine compiles is kept for the user.
     Raises EngineError if this machine can't run it.
     """
     num_streams = num_streams or default_streams(backend, num_threads or num_cores())
-    open_on = partial(_open_on, path, artifact, backend, num_threads, num_streams)
+    open_on = partial(_open_on, path, artifact, backend, num_threads, num_streams, use_cache)
     if num_gpus == 1:
         return open_on(0)
     return ParallelRunner([partial(open_on, gpu) for gpu in range(num_gpus)])
 
 
 def _open_on(
-    path: Path, artifact: Artifact, backend: str, num_threads: int, num_streams: int, gpu: int
+    path: Path,
+    artifact: Artifact,
+    backend: str,
+    num_threads: int,
+    num_streams: int,
+    use_cache: bool,
+    gpu: int,
 ) -> Runner:
     if backend == openvino.BACKEND:
         return openvino.OpenVinoRunner(
-            path, artifact.precision, num_threads, num_streams, artifact.max_batch
+            path,
+            artifact.precision,
+            num_threads,
+            num_streams,
+            artifact.max_batch,
+            use_cache=use_cache,
         )
     if artifact.format == "onnx":
         device = backend.removeprefix("onnxruntime-")
-        return OnnxRunner(path, device, num_threads, artifact.max_batch, gpu, num_streams)
+        return onnx.OnnxRunner(path, device, num_threads, artifact.max_batch, gpu, num_streams)
     from irv2.runners.tensorrt import TensorRTRunner
 
     return TensorRTRunner(path, artifact, gpu)
 
 
 def backends(artifact: Artifact) -> list[str]:
-    """List the backends that may run an artefact here, GPUs first; opening it may fail."""
+    """List the backends that may run an artefact here, GPUs first; opening it may fail.
+
+    Raises EngineError if it is an ONNX model and nothing is installed that runs such models.
+    """
     if artifact.format != "onnx":
         return [artifact.format]
     found = []
+    has_onnxruntime = onnx.is_installed() or not openvino.is_installed()
     # The providers include CUDA wherever onnxruntime-gpu is installed, even without a GPU.
-    with_cuda = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
-    if with_cuda and artifact.file != INT8_CPU:
+    providers = onnx.import_onnxruntime().get_available_providers() if has_onnxruntime else []
+    if "CUDAExecutionProvider" in providers and artifact.file != INT8_CPU:
         found.append("onnxruntime-cuda")
     has_openvino = openvino.is_installed() and artifact.precision in openvino.PRECISIONS
     if has_openvino:
         found.append(openvino.BACKEND)
     # There it is slower than float32, and judging takes as long; bf16 it does not have at all.
-    if not (has_openvino and (artifact.file == INT8_TRT or artifact.precision == "bf16")):
+    is_slow = has_openvino and (artifact.file == INT8_TRT or artifact.precision == "bf16")
+    if has_onnxruntime and not is_slow:
         found.append("onnxruntime-cpu")
     return found
+
+
+def _missing_backends(artifact: Artifact) -> list[str]:
+    """List the backends that the artefact was judged on and that are not installed here."""
+    installed = {openvino.BACKEND: openvino.is_installed(), "onnxruntime-cpu": onnx.is_installed()}
+    judged_on = {row.backend for row in artifact.known}
+    return [name for name, is_here in installed.items() if not is_here and name in judged_on]
 
 
 def _evidence_or_reason(
@@ -203,14 +246,15 @@ def _likely_rank(candidate: _Candidate) -> tuple[int, bool, int]:
     return BACKENDS.index(evidence.backend), artifact.file == INT8_TRT, rank
 
 
-def _measured_best(opened: Iterator[Choice], failures: list[str]) -> Choice | None:
+def _measured_best(opened: Iterator[Choice], failures: list[_Failure]) -> Choice | None:
     """Time one after the other; two at most are open at a time. `failures` gets what fails."""
     best, best_rate = None, 0.0
     for choice in opened:
         try:
             [rate] = speed.images_per_s([choice.runner])
         except EngineError as error:
-            failures.append(f"{choice.artifact.file} ({choice.evidence.backend}): {error}")
+            what = f"{choice.artifact.file} ({choice.evidence.backend})"
+            failures.append(_Failure(what, str(error)))
             rate = 0.0
         slower: Choice | None = choice
         if rate > best_rate:

@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU or a CUDA GPU."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -62,7 +63,7 @@ class OnnxRunner(Runner):
         found = first.get_providers()[0]
         if found != provider:
             raise EngineError(model_path, f"runs on {found}", provider, "check driver and CUDA")
-        self.backend = f"onnxruntime-{device}"
+        self.backend, self.backend_version = f"onnxruntime-{device}", str(ort.__version__)
         self.max_batch = max_batch
         self.image_size = int(first.get_inputs()[0].shape[1])
         self.num_classes = int(first.get_outputs()[0].shape[1])
@@ -128,21 +129,18 @@ def _has_vnni() -> bool:
         return False
 
 
+def is_installed() -> bool:
+    """Whether there is ONNX Runtime to import, of either package."""
+    return bool(_installed())
+
+
 def import_onnxruntime() -> Any:  # noqa: ANN401 (a module)
     """Import onnxruntime, its telemetry off; raises EngineError naming the extra if it is missing.
 
     The packages onnxruntime and onnxruntime-gpu install into the same folder: with both, chance
     decides which one is imported, so that is refused.
     """
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = []
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            version(name)
-        except PackageNotFoundError:
-            continue
-        found.append(name)
+    found = _installed()
     if len(found) == 2:
         raise EngineError(
             "onnxruntime",
@@ -160,3 +158,14 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 (a module)
 
     onnxruntime.set_default_logger_severity(FATAL)
     return onnxruntime
+
+
+def _installed() -> list[str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            version(name)
+            found.append(name)
+    return found

@@ -36,7 +36,7 @@ class ParallelRunner(Runner):
         if len(self._engines) < len(openers):
             self.close()
         first, *_ = _results(opening)
-        self.backend = first.backend
+        self.backend, self.backend_version = first.backend, first.backend_version
         self.image_size, self.num_classes = first.image_size, first.num_classes
         self.num_engines = len(self._engines)
         self.num_threads = sum(engine.num_threads for _, engine in self._engines)

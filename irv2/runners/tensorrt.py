@@ -53,7 +53,7 @@ class TensorRTRunner(Runner):
         self._runtime, self._engine = load_engine(
             trt, plan_path, has_own_code="version_compatible" in artifact.built_with
         )
-        self.backend = artifact.format
+        self.backend, self.backend_version = artifact.format, str(trt.__version__)
         self.max_batch = artifact.max_batch
         self.image_size = int(self._engine.get_tensor_shape("images")[1])
         self.num_classes = int(self._engine.get_tensor_shape("logits")[1])

@@ -73,7 +73,11 @@ def cached(
     """
     text = json.dumps(key)
     file = hashlib.sha256((text if name is None else json.dumps(name)).encode()).hexdigest()
-    path = cache_folder(kind) / f"{file}.msgpack"
+    try:
+        path = cache_folder(kind) / f"{file}.msgpack"
+    except FileNotFoundError as error:  # nor a temporary one
+        _notice(str(error))
+        return make()
     if path.is_file():
         try:
             entry = msgspec.msgpack.decode(path.read_bytes(), type=_Entry)
@@ -116,8 +120,8 @@ def _notice(reason: str) -> None:
     if not _is_told:
         _is_told = True
         logger.warning(
-            "cache: %s; indexes, hashes, ranges and a checkpoint's answers are not kept: "
-            "every start takes the time again; XDG_CACHE_HOME names another place",
+            "cache: %s; indexes, hashes, ranges, compiled models and a checkpoint's answers are "
+            "not kept: every start takes the time again; XDG_CACHE_HOME names another place",
             reason,
         )
 

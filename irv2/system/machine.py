@@ -75,16 +75,20 @@ def instruction_set(backend: str) -> str:
     """
     if not backend.endswith("-cpu"):
         return f"sm_{find_gpu().capability.replace('.', '')}"
-    flags = _cpu_flags()
+    flags = cpu_flags()
     found = (name for name, flag in _INSTRUCTION_SETS.items() if flag in flags)
     return next(found, platform.machine())
 
 
 def cpu_has_bfloat16() -> bool:
     """Whether the processor has instructions that multiply in bfloat16."""
-    return bool(_cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"})  # the last is Arm's
+    return bool(cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"})  # the last is Arm's
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """The processor's features by the kernel's names; empty where it does not give them."""
     cpuinfo = Path("/proc/cpuinfo")
-    return set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    parted = (line.partition(":") for line in lines)
+    named = [values for name, _, values in parted if name.strip() in ("flags", "Features")]
+    return set(" ".join(named).split())

@@ -39,6 +39,8 @@ class OpenedModel(NamedTuple):
 def open_model(path: Path, options: ServeOptions) -> OpenedModel:
     """Open the fastest artefact that passed. Raises BundleError or EngineError."""
     bundle = Bundle.open(path)
+    if options.require_signature:
+        _check_signature(bundle, options.require_signature)
     choice = open_best(
         bundle.path,
         bundle.artifacts,
@@ -55,6 +57,14 @@ def open_model(path: Path, options: ServeOptions) -> OpenedModel:
         choice.runner.close()
         raise
     return OpenedModel(bundle, choice)
+
+
+def _check_signature(bundle: Bundle, trusted: Path) -> None:
+    """Raise BundleError unless whom the file names has signed it, before an engine reads it."""
+    from irv2.trust.check import require_signature
+    from irv2.trust.keys import read_trusted  # brings cryptography for this alone
+
+    require_signature(bundle, read_trusted(trusted))  # read anew, since keys may be replaced
 
 
 class Engine:
@@ -96,10 +106,17 @@ class Engine:
 
     @property
     def sizes(self) -> list[int]:
-        """1, the largest batch, and those in between that give each engine a certified size."""
+        """1, the largest batch, and those in between that give each engine a certified size.
+
+        Where batches are made of parts, these tell what all batches will do, and how long they
+        take.
+        """
+        most = self.batcher.max_batch
+        if self._runner.part_sizes:
+            return sorted(size for size in self._runner.part_sizes if size <= most)
         certified = self._evidence.invariance
         sizes = certified.batch_sizes if certified else WARM_UP_SIZES
-        batches, most = [self._runner.num_engines * size for size in sizes], self.batcher.max_batch
+        batches = [self._runner.num_engines * size for size in sizes]
         return sorted({1, most, *(size for size in batches if size < most)})
 
     async def test(self) -> None:

@@ -17,7 +17,8 @@ BLOCK = re.compile(
 )
 # CI itself calls these targets; running `make test` in a test would never end.
 CALLED_BY_CI = {"make demo", "make test"}
-LOCKED = {"serve": ["", "cpu"], "gpu": ["", "train", "convert", "gpu"]}
+LOCKED = {"serve": ["", "cpu"], "serve-openvino": ["", "cpu", "openvino"]}
+LOCKED["gpu"] = ["", "train", "convert", "gpu"]
 LOCKED["dev"] = ["", "train", "tensorboard", "convert", "cpu", "openvino", "rtx", "otel", "dev"]
 
 

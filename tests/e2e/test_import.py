@@ -27,7 +27,7 @@ from irv2.client import Client
 from irv2.convert.importing.slim import FIRST_TENSOR
 from irv2.data.imagenet import class_names
 from irv2.images.preprocess import preprocess
-from irv2.model.build import NETWORKS
+from irv2.network_config import NETWORKS
 from irv2.runners.torch import TorchRunner
 
 SYNSETS = ("n01440764", "n02123045", "n07753592")

@@ -20,7 +20,7 @@ from project import ROOT
 from safetensors.torch import save
 
 from irv2.model.build import build
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 
 USUAL = "127.0.0.1:8500"
 REPOSITORY = "timm/inception_resnet_v2.tf_in1k"

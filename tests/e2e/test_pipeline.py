@@ -1,7 +1,6 @@
 """The whole line on the built-in sample: train, export, verify, serve, classify."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from project import ROOT
 
 from irv2.checkpoint import Checkpoint, load_model
 from irv2.data.dataset import open_split
@@ -139,18 +137,3 @@ def test_verify_here_passes_without_torch_and_without_the_checkpoint(bundle, env
     )
     assert result.returncode == 0, result.stderr
     assert "identical on all 360 images" in result.stdout
-
-
-@pytest.mark.parametrize("target", ["wheel", "gpu", "serve"])
-def test_dockerfile_has_its_targets_and_takes_mirror_and_certificate(target):
-    text = (ROOT / "Dockerfile").read_text()
-    stages = dict(
-        zip(
-            re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE),
-            re.split(r"^FROM .*$", text, flags=re.MULTILINE)[1:],
-            strict=True,
-        )
-    )
-    assert {"ARG PIP_INDEX_URL=", "ARG CA_FILE="} <= set(stages[target].splitlines())
-    if target != "wheel":
-        assert re.search(r"^USER (?!0|root)\S+$", stages[target], re.MULTILINE)

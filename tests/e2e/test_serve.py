@@ -492,8 +492,9 @@ def test_the_client_imports_no_engine_and_no_decoder():
     assert done.stderr.strip() == ""
 
 
-def test_a_whole_server_runs_where_torch_is_missing(bundle_path, tmp_path):
-    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+def test_a_whole_server_runs_where_torch_and_scipy_are_missing(bundle_path, tmp_path):
+    for module in ("torch", "scipy"):
+        (tmp_path / f"{module}.py").write_text("raise ImportError('not here')")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "irv2", "serve", str(bundle_path), "--listen", LOOPBACK]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as popen:

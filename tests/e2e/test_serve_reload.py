@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from serving_process import LOOPBACK, Process, get, load_on, replace_bundle, serving
 from serving_site import jpeg
+from signing import key_pair
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.client import Client
+from irv2.trust.keys import read_signer
+from irv2.trust.sign import sign
 
 
 @pytest.fixture
@@ -81,6 +84,27 @@ def test_a_broken_bundle_is_one_log_line_and_the_old_one_serves_on(damage, place
         assert served_by(process) == first
         process.popen.send_signal(signal.SIGTERM)
         wait_for_line(process, "stopping ")
+
+
+def test_with_a_required_signature_nothing_else_is_served_at_the_start_or_later(place, tmp_path):
+    ours, theirs = key_pair(tmp_path, "ours"), key_pair(tmp_path, "theirs")
+    options = ("--require-signature", str(ours.public))
+    command = [sys.executable, "-m", "irv2", "serve", str(place), "--listen", LOOPBACK, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"error: {place}: is not signed: no model.sig in it" in done.stderr
+
+    sign(place, read_signer(ours.private))
+    with serving(place, *options, "--watch") as process:
+        first = served_by(process)
+        replace_bundle(place, seed=1)
+        assert "is not signed" in wait_for_line(process, "reload_failed ")
+        sign(place, read_signer(theirs.private))
+        assert "was made with the key" in wait_for_line(process, "reload_failed ")
+        assert served_by(process) == first
+        sign(place, read_signer(ours.private))
+        wait_for_line(process, "reloaded ")
+        assert served_by(process) == Bundle.open(place).id != first
 
 
 def test_a_server_does_not_start_on_an_engine_that_answers_wrongly(tmp_path):

@@ -37,7 +37,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(600)
 def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(installed, tmp_path):
-    for absent in ("torch", "train", "convert", "serve"):
+    for absent in ("torch", "scipy", "train", "convert", "serve"):
         command = [installed / "python", "-c", f"import {absent}"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True)
         assert done.returncode == 1, absent
@@ -69,10 +69,13 @@ def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(ins
     assert process.returncode == 0
 
 
-def test_a_program_whose_extra_is_missing_names_it(installed, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "extra"), [(["train", "--setting", "2"], "train"), (["verify", "."], "verify")]
+)
+def test_a_program_whose_extra_is_missing_names_it(installed, tmp_path, arguments, extra):
     result = subprocess.run(
-        [installed / "irv2-train", "--setting", "2"], cwd=tmp_path, capture_output=True, text=True
+        [installed / "irv2", *arguments], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 1
     [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert "irv2[train]" in line
+    assert f"irv2[{extra}]" in line

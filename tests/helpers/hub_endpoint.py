@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from irv2.model.build import build
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 
 COMMIT = "c0ffee" * 6 + "c0de"
 LARGE = (".safetensors", ".bin")  # are kept by Git LFS

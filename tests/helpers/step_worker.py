@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from irv2.model.build import FULL_SIZE, build, initialize
+from irv2.model.build import build, initialize
+from irv2.network_config import FULL_SIZE
 from irv2.train.data.loader import Batch, batch_for_rank
 from irv2.train.learner.step import Computation, Learner
 from irv2.train.processes import Processes, joined

@@ -18,7 +18,7 @@ from irv2.convert.inspect.graph import layers, read_blocks
 from irv2.data.dataset import open_split
 from irv2.model.build import build
 from irv2.model.paper import initialize
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 
 CONFIG = SlimConfig(num_classes=len(CLASSES), blocks=(1, 1, 2), width=0.125)
 

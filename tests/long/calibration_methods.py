@@ -22,6 +22,7 @@ from irv2.convert.onnx.choose_method import choose_method
 from irv2.convert.onnx.float32 import write_onnx
 from irv2.convert.onnx.int8 import Target, quantize
 from irv2.convert.onnx.ranges import METHODS
+from irv2.convert.onnx.trial import load_images
 from irv2.data.dataset import open_split
 from irv2.evaluate import classify_folder
 from irv2.ledger import Predictions
@@ -55,7 +56,8 @@ def judge(path: Path, data: Path, limit: int) -> list[tuple[object, ...]]:
         model = onnx.load(float32)
         images = choose_images(val, CalibrationOptions())
         calibration = calibrate(float32, images, checkpoint.preprocess, seed=0)
-        chosen = choose_method(model, calibration, checkpoint.preprocess).method
+        pixels = load_images(calibration, checkpoint.preprocess)
+        chosen = choose_method(model, calibration, pixels)[0].method
         kinds = [(method, target) for method in METHODS for target in TARGETS]
         runners = [OnnxRunner(float32)]
         for method, target in kinds:

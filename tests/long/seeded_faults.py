@@ -2,22 +2,23 @@
 
     python tests/long/seeded_faults.py CHECKPOINT [--data DIR] [--stale CHECKPOINT]
                                        [--bundle BUNDLE] [--tinted] [--no-faults]
+                                       [--backend onnxruntime-cpu|openvino-cpu]
                                        [--honest 100 [--limit 3000]]
 
 Prints tables in Markdown, as in docs/gate.md. Every fault is judged by fp32's tolerance and, as
 the kindest, by int8's; where the gate as it was before 2026-11-30 said otherwise, its verdict comes
 first. `--tinted` colours the images, since swapped channels do not show on grey ones. `--stale`
-gives the older weights. int8 is calibrated as an export does it. bf16, which ONNX Runtime does not
-compute on a CPU, is computed by torch. `--bundle` adds the real artefacts of an export of
-CHECKPOINT: how many decisions each changes. `--honest N` exports N networks in every precision,
-each the checkpoint with noise of its own on all weights, and counts the verdicts on the first
-`--limit` images; `--no-faults` leaves out the rest.
+gives the older weights. int8 is calibrated as an export does it. `--backend` runs the models; bf16,
+which ONNX Runtime does not compute on a CPU, is then computed by torch. `--bundle` adds the real
+artefacts of an export of CHECKPOINT: how many decisions each changes. `--honest N` exports N
+networks in every precision, each the checkpoint with noise of its own on all weights, and counts
+the verdicts on the first `--limit` images; `--no-faults` leaves out the rest.
 """
 
 import argparse
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -37,7 +38,7 @@ from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.tolerance import tolerance_for
 from irv2.convert.gate.verdict import judge
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
-from irv2.convert.onnx.float32 import fold, write_onnx
+from irv2.convert.onnx.float32 import write_onnx
 from irv2.convert.onnx.half import to_half
 from irv2.convert.onnx.int8 import quantize
 from irv2.data.dataset import open_split
@@ -45,12 +46,19 @@ from irv2.data.samples import is_sample, resolve_data
 from irv2.evaluate import load_batches
 from irv2.ledger import Predictions
 from irv2.manifest import Parity, Precision, Verdict
+from irv2.model.fold import fold
 from irv2.runners.base import Runner
-from irv2.runners.choose import open_runner
+from irv2.runners.choose import backends, open_runner
 from irv2.runners.onnx import OnnxRunner
+from irv2.runners.openvino import OpenVinoRunner
 from irv2.runners.torch import TorchRunner
 from irv2.system.progress import progress
 
+Open = Callable[[Path, Precision], Runner]
+RUNNERS: dict[str, Open] = {
+    "onnxruntime-cpu": lambda path, precision: OnnxRunner(path),
+    "openvino-cpu": OpenVinoRunner,
+}
 NUMS = (100, 360, 1000, 3000, 10_000)
 VERDICTS = ("passed", "too_few_images", "failed")
 LETTERS = {"passed": "P", "failed": "F", "too_few_images": "?"}
@@ -93,8 +101,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--tinted", action="store_true")
     parser.add_argument("--no-faults", action="store_true")
+    parser.add_argument("--backend", choices=RUNNERS, default="onnxruntime-cpu")
     args = parser.parse_args()
     checkpoint, data = Checkpoint.load(args.checkpoint), resolve_data(args.data)
+    open_on = RUNNERS[args.backend]
     images = load_images(checkpoint, data, args.tinted)
     with TorchRunner(checkpoint) as runner:
         reference = Reference.from_predictions(images.ask(runner))
@@ -109,14 +119,15 @@ def main() -> None:
             older = onnx.load(Path(folder) / "older.onnx")
         if not args.no_faults:
             cases = [
-                *spoiled(path, older),
-                *quantized(path, checkpoint, data),
-                ("bf16, by torch", Bf16Runner(checkpoint)),
-                *(real(args.bundle) if args.bundle else ()),
+                *spoiled(path, older, open_on),
+                *quantized(path, checkpoint, data, open_on),
+                in_bf16(path, checkpoint, open_on),
+                *(real(args.bundle, args.backend) if args.bundle else ()),
             ]
             print_cases(cases, images, reference)
         if args.honest:
-            print_false_alarms(checkpoint, data, images.first(args.limit), args.honest)
+            images = images.first(args.limit)
+            print_false_alarms(checkpoint, data, images, args.honest, open_on)
 
 
 def load_images(checkpoint: Checkpoint, data: Path, tinted: bool) -> Images:
@@ -136,7 +147,9 @@ def load_images(checkpoint: Checkpoint, data: Path, tinted: bool) -> Images:
     return Images(pixels, labels[order], tuple(sha256[i] for i in order), is_sample(data))
 
 
-def spoiled(path: Path, older: onnx.ModelProto | None) -> Iterator[tuple[str, Runner]]:
+def spoiled(
+    path: Path, older: onnx.ModelProto | None, open_on: Open
+) -> Iterator[tuple[str, Runner]]:
     """The honest export, and everything that can go wrong with it."""
     named = {
         "none: the honest export": lambda model: None,
@@ -159,20 +172,22 @@ def spoiled(path: Path, older: onnx.ModelProto | None) -> Iterator[tuple[str, Ru
         model = onnx.load(path)
         fault(model)
         onnx.save(model, path.with_name("spoiled.onnx"))
-        yield name, OnnxRunner(path.with_name("spoiled.onnx"))
+        yield name, open_on(path.with_name("spoiled.onnx"), "fp32")
     mixed = {"above 1": range(2, 1000), "above 32": range(33, 1000), "of 3, 5, 6, 7": (3, 5, 6, 7)}
     for name, sizes in mixed.items():
-        yield f"rows mixed up in batches {name}", faults.RowsMixedUp(OnnxRunner(path), sizes)
+        yield f"rows mixed up in batches {name}", faults.RowsMixedUp(open_on(path, "fp32"), sizes)
 
 
-def quantized(path: Path, checkpoint: Checkpoint, data: Path) -> Iterator[tuple[str, Runner]]:
+def quantized(
+    path: Path, checkpoint: Checkpoint, data: Path, open_on: Open
+) -> Iterator[tuple[str, Runner]]:
     """Both int8 models, with the activations' ranges as calibrated, and with absurd ones."""
     ranges = ranges_of(path, checkpoint, data)
     model, place = onnx.load(path), path.with_name("quantized.onnx")
     factors = {"honest": 1, "8 times too small": 1 / 8, "16 times too large": 16}
     for target, (what, factor) in product(("cpu", "trt"), factors.items()):
         onnx.save(quantize(model, faults.scaled(ranges, factor), target), place)
-        yield f"int8-{target}, activation ranges {what}", OnnxRunner(place)
+        yield f"int8-{target}, activation ranges {what}", open_on(place, "int8")
 
 
 def ranges_of(path: Path, checkpoint: Checkpoint, data: Path) -> dict[str, tuple[float, float]]:
@@ -200,14 +215,23 @@ class _InBf16(nn.Module):
         return self.model(images_nchw.bfloat16()).float()
 
 
-def real(path: Path) -> Iterator[tuple[str, Runner]]:
+def in_bf16(path: Path, checkpoint: Checkpoint, open_on: Open) -> tuple[str, Runner]:
+    """The model in bf16, by a backend that has it."""
+    if open_on is not OpenVinoRunner:
+        return "bf16, by torch", Bf16Runner(checkpoint)
+    place = path.with_name("bf16.onnx")
+    onnx.save(to_half(onnx.load(path), "bf16"), place)
+    return "bf16", open_on(place, "bf16")
+
+
+def real(path: Path, backend: str) -> Iterator[tuple[str, Runner]]:
     """Every ONNX artefact of a bundle that a CPU can run."""
     bundle = Bundle.open(path)
     for artifact in bundle.manifest.artifacts:
-        if artifact.format == "onnx" and artifact.precision != "bf16":
+        if backend in backends(artifact):
             yield (
                 f"{artifact.file} ({artifact.precision})",
-                open_runner(bundle.path / artifact.file, artifact, "onnxruntime-cpu"),
+                open_runner(bundle.path / artifact.file, artifact, backend),
             )
 
 
@@ -251,14 +275,16 @@ def verdict_before(
     return max(verdicts, key=("passed", "too_few_images", "failed").index)
 
 
-def print_false_alarms(checkpoint: Checkpoint, data: Path, images: Images, num: int) -> None:
+def print_false_alarms(
+    checkpoint: Checkpoint, data: Path, images: Images, num: int, open_on: Open
+) -> None:
     judged: dict[str, list[Parity]] = defaultdict(list)
     dependent, largest = Counter[str](), defaultdict[str, float](float)
     for seed in progress(range(num), "honest exports", num, "exports"):
         other = with_noise(checkpoint, seed)
         with TorchRunner(other) as runner:
             reference = Reference.from_predictions(images.ask(runner))
-        for name, precision, runner in honest(other, data):
+        for name, precision, runner in honest(other, data, open_on):
             with runner:
                 logits = images.ask(runner).logits
                 found = invariance.check(runner, images.pixels[: invariance.NUM_IMAGES], 64)
@@ -291,23 +317,27 @@ def print_false_alarms(checkpoint: Checkpoint, data: Path, images: Images, num: 
     print(tabulate(rows, headers, tablefmt="github", disable_numparse=True), "\n")
 
 
-def honest(checkpoint: Checkpoint, data: Path) -> Iterator[tuple[str, Precision, Runner]]:
+def honest(
+    checkpoint: Checkpoint, data: Path, open_on: Open
+) -> Iterator[tuple[str, Precision, Runner]]:
     """What an export makes of a checkpoint, in every precision."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fp32.onnx"
         write_onnx(checkpoint, "0" * 64, path)
-        yield "fp32", "fp32", OnnxRunner(path)
+        yield "fp32", "fp32", open_on(path, "fp32")
         model = onnx.load(path)
         ranges = ranges_of(path, checkpoint, data)
         others: dict[str, tuple[Precision, onnx.ModelProto]] = {
-            "fp16": ("fp16", to_half(onnx.load(path), "fp16")),
             "int8-cpu": ("int8", quantize(model, ranges, "cpu")),
             "int8-trt": ("int8", quantize(model, ranges, "trt")),
         }
+        if open_on is not OpenVinoRunner:  # which has no fp16 on most processors
+            others["fp16"] = ("fp16", to_half(onnx.load(path), "fp16"))
         for name, (precision, other) in others.items():
             onnx.save(other, path.with_name(f"{name}.onnx"))
-            yield name, precision, OnnxRunner(path.with_name(f"{name}.onnx"))
-    yield "bf16, by torch", "bf16", Bf16Runner(checkpoint)
+            yield name, precision, open_on(path.with_name(f"{name}.onnx"), precision)
+        name, runner = in_bf16(path, checkpoint, open_on)
+        yield name, "bf16", runner
 
 
 def with_noise(checkpoint: Checkpoint, seed: int) -> Checkpoint:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 import pytest
-import yaml
 from project import ROOT
 from serving_site import request, scenario_with
 from tiny_bundle import write_tiny_bundle
@@ -89,23 +88,37 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path):
     assert "irv2-serve.service" not in done.stderr, done.stderr
 
 
-def test_the_pods_start_the_server_and_leave_it_time_to_stop(tmp_path):
-    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
-    deployment = next(each for each in documents if each["kind"] == "Deployment")
-    pod = deployment["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    options = parse(container["args"], tmp_path).params
-    needed_s = options["grace_s"] + options["stop_timeout_s"]
-    assert pod["terminationGracePeriodSeconds"] > needed_s
-    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert options["listen"].endswith(f":{ports['grpc']}")
-    assert options["http"].endswith(f":{ports['http']}")
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        asked = container[probe]["httpGet"]
-        assert asked["path"] in ("/healthz", "/readyz")
-        assert asked["scheme"] == "HTTPS", "with a certificate, both ports are encrypted"
-    mounted = {mount["name"] for mount in container["volumeMounts"]}
-    assert mounted == {volume["name"] for volume in pod["volumes"]}
+@pytest.fixture
+def stages() -> dict[str, str]:
+    """The Dockerfile's stages by name; tests/long/image.py builds and runs `serve`."""
+    text = (ROOT / "Dockerfile").read_text()
+    names = re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE)
+    return dict(zip(names, re.split(r"^FROM .*$", text, flags=re.MULTILINE)[1:], strict=True))
+
+
+@pytest.mark.parametrize("stage", ["wheel", "serve-packages", "gpu-packages"])
+def test_the_stages_that_install_take_a_mirror_and_a_certificate(stages, stage):
+    assert {"ARG PIP_INDEX_URL=", "ARG CA_FILE="} <= set(stages[stage].splitlines())
+
+
+@pytest.mark.parametrize("target", ["serve", "gpu"])
+def test_an_image_copies_nothing_but_the_packages_and_is_not_root(stages, target):
+    lines = stages[target].splitlines()
+    copied = f"COPY --from={target}-packages /opt/irv2 /opt/irv2"
+    assert [line for line in lines if line.startswith(("COPY", "ADD"))] == [copied]
+    assert "pip" not in stages[target]
+    assert "USER 10001" in lines
+
+
+def test_make_says_in_one_line_that_no_builder_of_images_answers(tmp_path):
+    done = subprocess.run(
+        ["make", "--no-print-directory", "image", "BUILDER="],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no builder of images answers; expected docker")
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,15 @@ WITHOUT_TORCH = [
     "irv2.runners.choose",
     "irv2.serve.cli",
     "irv2.serve.server",
+    "irv2.train.finetune_cli",  # or its help would take seconds
 ]
 
 
 # What each room, or file beside the rooms, may import: what is named before it.
 FLOORS = {
-    "irv2": "errors types block_names system manifest results ledger images protocol model "
-    "checkpoint runners bundle data measures evaluate self_test client evaluate_server cli "
-    "bench commands __main__",
+    "irv2": "errors types block_names network_config system manifest results ledger images "
+    "protocol model checkpoint runners bundle data measures trust delivery evaluate self_test "
+    "client evaluate_server batch cli bench commands __main__",
     "train": "settings processes data learner curves run divergence validation signals loop start "
     "finetune defaults cli finetune_cli bench",
     "convert": "provenance engine importing onnx gate publish inspect candidate export verify "
@@ -158,6 +159,8 @@ import sys
 # cryptography is for those who use TLS: it takes 11 MB and 40 ms.
 for name in ("torch", "onnx", "onnxscript", "sklearn", "matplotlib", "cryptography"):
     sys.modules[name] = None
+if {module != "irv2.evaluate"}:  # whose intervals need it
+    sys.modules["scipy"] = None
 import {module}
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

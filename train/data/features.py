@@ -32,6 +32,7 @@ from irv2.system.files import write_atomically
 from irv2.system.machine import cpu_has_bfloat16
 from irv2.system.progress import Progress
 from irv2.train.data.augment import apply_color
+from irv2.train.data.feature_engine import Engine, FeatureEngine, Precision
 from irv2.train.data.loader import Batch, augmented, batch_for_rank, batch_indices
 from irv2.train.settings import Recipe
 from irv2.types import FloatArray, IntArray
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 FOLDER = "features"
 ABOUT = "about.json"
 BATCHES_PER_FILE = 16
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Features:
@@ -75,9 +75,10 @@ class Features:
 
         `before_file` is called before each file is computed, and may raise to end it there.
         """
-        precision = self._precision()
-        for crop in range(1, self._recipe.feature_crops + 1):
-            self._compute_train(crop, precision, workers, bad_images, before_file)
+        crops = self._recipe.feature_crops
+        engine = FeatureEngine(self._network, self._precision(), crops * len(self._train_set))
+        for crop in range(1, crops + 1):
+            self._compute_train(crop, engine, workers, bad_images, before_file)
         if not self._val.is_file():
             before_file()
             write_atomically(self._val, self._compute_val(threads, bad_images))
@@ -110,7 +111,7 @@ class Features:
         n = len(labels)
         return n, n - int(right[:, 0].sum()), n - int(right.any(axis=1).sum())
 
-    def _precision(self) -> str:
+    def _precision(self) -> Precision:
         """Return the precision of the training images' features, kept with them.
 
         bfloat16 if the machine computes in it, which takes half the time or less. Not measured:
@@ -118,25 +119,19 @@ class Features:
         """
         about = self._folder / ABOUT
         if about.is_file():
-            return str(json.loads(about.read_text())["precision"])
+            found: Precision = json.loads(about.read_text())["precision"]
+            return found
         self._folder.mkdir(parents=True, exist_ok=True)
         is_gpu = self._device.type == "cuda"
         has_bfloat16 = torch.cuda.is_bf16_supported() if is_gpu else cpu_has_bfloat16()
-        precision = "bf16" if has_bfloat16 else "fp32"
-        logger.info("features: in %s", precision)
+        precision: Precision = "bf16" if has_bfloat16 else "fp32"
         write_atomically(about, json.dumps({"precision": precision}).encode())
         return precision
-
-    def _features(self, images_nchw: Tensor, dtype: torch.dtype) -> Tensor:
-        """Map normalised images on the device to float32 features on the CPU."""
-        is_lower = dtype != torch.float32
-        with torch.inference_mode(), torch.autocast(self._device.type, dtype, enabled=is_lower):
-            return self._network.features(images_nchw).float().cpu()
 
     def _compute_train(
         self,
         crop: int,
-        precision: str,
+        engine: Engine,
         workers: int,
         bad_images: BadImages,
         before_file: Callable[[], None],
@@ -168,7 +163,7 @@ class Features:
                 for _ in range(0, len(part), BATCH_SIZE):
                     batch, kept = next(loading)
                     if kept:
-                        rows.append(self._features(self._colored(batch), DTYPES[precision]))
+                        rows.append(engine(self._colored(batch)))
                     indices += kept
                     bar.advance(len(kept))
                 features = torch.cat(rows).numpy() if rows else np.empty((0, 0), np.float32)
@@ -182,13 +177,14 @@ class Features:
         """Compute in float32, so that errors are those of the whole network."""
         config = self._recipe.preprocess
         normalized = Normalized(self._network, config.mean, config.std).to(self._device)
+        engine = FeatureEngine(self._network, "fp32", len(self._val_set))
         labels: list[IntArray] = []
         rows: list[Tensor] = []
         loading = load_batches(self._val_set, config, BATCH_SIZE, bad_images, workers=threads)
         with Progress("features of val", len(self._val_set)) as bar:
             for batch in loading:
                 images = normalized.normalize(torch.from_numpy(batch.images).to(self._device))
-                rows.append(self._features(images, torch.float32))
+                rows.append(engine(images))
                 labels.append(batch.labels)
                 bar.advance(len(batch.labels))
         if not rows:

@@ -12,17 +12,13 @@ from irv2.checkpoint import Checkpoint
 from irv2.data.imagenet import names_by_synset
 from irv2.errors import CheckpointError
 from irv2.model.build import Network, build, initialize
-from irv2.model.paper import ModelConfig, NetworkConfig
+from irv2.network_config import ModelConfig, NetworkConfig
 from irv2.system.text import one_line
 from irv2.train.settings import Recipe
 
 logger = logging.getLogger(__name__)
 
 NUM_LISTED = 5  # classes that a log line names
-INHERITED = (  # fields of Recipe that the checkpoint decides
-    *("init_sha256", "arch", "blocks", "width", "residual_scale"),
-    *("resize", "image_size", "resampling", "mean", "std", "orientation"),
-)
 SHAPES_NO_LAYER = {"num_classes", "dropout"}  # but the last, which is made anew
 
 

@@ -112,11 +112,11 @@ class Learner:
         _configure_torch(recipe)
         group_batch_norm(model, self._groups_at_once)
         model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if computation.checkpoint_activations:
-            checkpoint_activations(model)
-        self._stages = Stages(model, recipe)
         # A head alone sees features, computed before by the frozen rest.
         self._on_features = recipe.trained == "head"
+        if computation.checkpoint_activations and not self._on_features:
+            checkpoint_activations(model)
+        self._stages = Stages(model, recipe)
         network = nn.Sequential(model.dropout, model.classifier) if self._on_features else model
         self.ema = Ema(model) if recipe.ema_decay else None
         self._scaler = torch.GradScaler(self._device.type, enabled=recipe.precision == "fp16")

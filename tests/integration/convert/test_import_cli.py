@@ -11,7 +11,8 @@ from tiny_checkpoint import make_checkpoint, write_images
 from irv2.checkpoint import Checkpoint
 from irv2.cli.main import main
 from irv2.model.build import build
-from irv2.model.paper import ModelConfig, Normalized
+from irv2.model.paper import Normalized
+from irv2.network_config import ModelConfig
 
 CONFIG = ModelConfig(blocks=(1, 1, 1), num_classes=3)
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)

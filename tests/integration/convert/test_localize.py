@@ -26,7 +26,8 @@ from irv2.convert.onnx.int8 import quantize
 from irv2.convert.onnx.torch_blocks import torch_block_outputs
 from irv2.data.dataset import find_images, open_split
 from irv2.images.preprocess import preprocess
-from irv2.model.slim import InceptionResNetV2Slim, SlimConfig
+from irv2.model.slim import InceptionResNetV2Slim
+from irv2.network_config import SlimConfig
 
 BLOCKS = [
     *(f"stem.{i}" for i in range(6)),

@@ -25,8 +25,10 @@ from irv2.convert.export import export
 from irv2.convert.inspect.bundle import inspect_bundle
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
 from irv2.convert.onnx.half import to_half
+from irv2.convert.onnx.int8 import quantize
 from irv2.convert.onnx.ranges import METHODS
 from irv2.convert.onnx.sensitivity import sensitive_blocks
+from irv2.convert.onnx.trial import load_images
 from irv2.data.dataset import find_images, open_split
 from irv2.data.shard_writer import write_shards
 from irv2.errors import BundleError, EngineError, UsageError
@@ -395,7 +397,21 @@ def with_outlier(checkpoint_path: Path, data: Path, tmp_path_factory) -> tuple[P
     return root / "outlier.pt", root / "data"
 
 
-def test_ranges_are_chosen_by_the_answers_to_the_calibration_images(with_outlier, caplog):
+@pytest.fixture
+def tried(monkeypatch) -> list[tuple[object, ...]]:
+    """Each quantised model that the calibration images were tried with: ranges, target, blocks."""
+    models: list[tuple[object, ...]] = []
+
+    def quantize_it(model, ranges, target, in_float32=()):
+        models.append((*sorted(ranges.items()), target, *in_float32))
+        return quantize(model, ranges, target, in_float32)
+
+    for module in ("choose_method", "sensitivity"):
+        monkeypatch.setattr(f"irv2.convert.onnx.{module}.quantize", quantize_it)
+    return models
+
+
+def test_ranges_are_chosen_by_the_answers_to_the_calibration_images(with_outlier, caplog, tried):
     checkpoint_path, data = with_outlier
     caplog.set_level("INFO")
     options = ExportOptions(
@@ -414,6 +430,8 @@ def test_ranges_are_chosen_by_the_answers_to_the_calibration_images(with_outlier
     for artifact in report.manifest.artifacts[1:]:
         assert artifact.built_with["calibration_method"] == found[1] != "minmax"
         assert artifact.built_with["float32_blocks"] == "none"
+    assert len(tried) >= 3
+    assert len(tried) == len(set(tried)), "one pass serves ranges and blocks"
 
 
 def test_ranges_of_a_named_method_are_taken_as_they_are(with_outlier, tmp_path, caplog):
@@ -441,8 +459,9 @@ def test_blocks_that_only_tensorrts_placement_would_spoil_stay_float32(bundle, d
     absurd = replace(
         calibration, ranges_by={"minmax": calibration.ranges | {normalised: (-1e4, 1e4)}}
     )
-    assert sensitive_blocks(model, calibration, PREPROCESS, 7.0) == {}
-    assert list(sensitive_blocks(model, absurd, PREPROCESS, 7.0)) == ["stem.0"]
+    pixels = load_images(calibration, PREPROCESS)
+    assert sensitive_blocks(model, calibration, pixels, 7.0) == {}
+    assert list(sensitive_blocks(model, absurd, pixels, 7.0)) == ["stem.0"]
     assert "int8-trt: " in caplog.text
 
 

@@ -1,6 +1,7 @@
 """The gate again, from the bundle and the images alone."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -62,6 +63,35 @@ def test_program_verifies_without_torch_onnx_or_checkpoint(bundle, exported):
     assert after.manifest.artifacts[0].parity.verdict == "passed"
     assert (after.id, file_sha256(bundle / "model.onnx")) == (identity, models)
     assert set(tree(bundle)) == BUNDLE_FILES
+
+
+WITHOUT_ONNXRUNTIME = """
+import importlib.metadata, sys
+sys.modules["onnxruntime"] = None
+known = importlib.metadata.version
+
+def version(name):
+    if name == "onnxruntime":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return known(name)
+
+importlib.metadata.version = version
+"""
+
+
+def test_openvino_alone_can_verify_classify_and_serve(bundle, exported, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_ONNXRUNTIME)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    forge(bundle, parity=None, evidence=[])
+    irv2 = [sys.executable, "-m", "irv2"]
+    data = ["--data", str(exported.data)]
+    subprocess.run([*irv2, "verify", str(bundle), *data], check=True)
+    [artifact] = Bundle.open(bundle).artifacts
+    assert [row.backend for row in artifact.evidence] == ["openvino-cpu"]
+    picture = next((exported.data / "val").rglob("*.png"))
+    subprocess.run([*irv2, "classify", "--bundle", str(bundle), str(picture)], check=True)
+    with serving(bundle) as server:
+        assert " backend=openvino-cpu " in server.ready_line
 
 
 def test_evidence_is_the_exports_but_for_what_only_it_could_see(bundle, exported):

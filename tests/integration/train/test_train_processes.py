@@ -25,7 +25,7 @@ from small_run import SMALL as SMALL_RUN
 from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import open_split
 from irv2.evaluate import EvaluationOptions, evaluate_model
-from irv2.model.build import NETWORKS
+from irv2.network_config import NETWORKS
 from irv2.train.data.loader import batch_for_rank, batch_indices
 from irv2.train.settings import SETTINGS
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from exported import LEDGERS, tree
 from PIL import Image
+from signing import key_pair
 from tiny_bundle import CLASSES, PREPROCESS, write_tiny_bundle
 
 import irv2.convert.cli
+import irv2.convert.inspect.bundle
 import irv2.convert.inspect.cli
 from irv2.bundle import Bundle
 from irv2.convert.gate.reference import REFERENCE, Reference
@@ -24,12 +27,23 @@ from irv2.convert.verify import verify
 from irv2.data.dataset import open_split
 from irv2.errors import BundleError, ParityError
 from irv2.evaluate import classify_folder
-from irv2.manifest import LEDGER_SUFFIX, MANIFEST, REPORT, Artifact, bundle_id, read_manifest
+from irv2.manifest import (
+    LEDGER_SUFFIX,
+    MANIFEST,
+    REPORT,
+    SIGNATURE,
+    Artifact,
+    bundle_id,
+    read_manifest,
+)
 from irv2.runners.choose import open_best
 from irv2.runners.onnx import OnnxRunner
 from irv2.runners.openvino import OpenVinoRunner
 from irv2.system.files import file_sha256
 from irv2.system.machine import instruction_set
+from irv2.trust.check import require_signature
+from irv2.trust.keys import read_signer, read_trusted
+from irv2.trust.sign import sign
 
 
 @pytest.fixture
@@ -65,6 +79,22 @@ def refer_to(model_path: Path, bundle: Path, data: Path) -> None:
 @pytest.fixture
 def bundle(data: Path, tmp_path: Path) -> Path:
     return write_bundle(tmp_path / "b", data)
+
+
+def test_a_new_verdict_is_signed_again_or_left_unsigned(bundle, data, tmp_path):
+    pair, options = key_pair(tmp_path), ["--data", str(data)]
+    command = [str(bundle), *options]
+    sign(bundle, read_signer(pair.private))
+    for way, is_signed in (
+        (["--key", str(pair.private)], True),
+        (["--drop-signature"], False),
+        (["--key", str(pair.private)], True),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            irv2.convert.cli.verify.main([*command, *way])
+        has_failed = bool(stopped.value.code)
+        assert (bundle / SIGNATURE).exists() is (is_signed and not has_failed)
+    require_signature(Bundle.open(bundle), read_trusted(pair.public))
 
 
 @pytest.fixture
@@ -261,7 +291,11 @@ def test_another_kind_of_processor_adds_its_evidence_and_each_replaces_its_own(
     assert set(kinds(bundle)[2:]) == on_both("avx2")
     assert Bundle.open(bundle).artifacts[0].parity == first
     table = (bundle / REPORT).read_text()
-    assert all(f"| {backend} {name} " in table for backend, name, _ in kinds(bundle))
+    described = irv2.convert.inspect.bundle.inspect_bundle(bundle).to_text()
+    for backend, name, _ in kinds(bundle):
+        ran_on = f"{backend} {version(backend.removesuffix('-cpu'))} {name} "
+        assert f"| {ran_on}" in table
+        assert f"  {ran_on}" in described
     open_best(bundle, Bundle.open(bundle).artifacts).runner.close()
     on(monkeypatch, "amx")
     verify(bundle, data)

@@ -4,8 +4,7 @@ import pytest
 
 from irv2.block_names import PARTS, block_of, part_of
 from irv2.model.build import build
-from irv2.model.paper import ModelConfig
-from irv2.model.slim import SlimConfig
+from irv2.network_config import ModelConfig, SlimConfig
 
 
 @pytest.mark.parametrize("kind", [ModelConfig, SlimConfig])

@@ -10,10 +10,10 @@ import pytest
 from irv2.checkpoint import Checkpoint
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 from irv2.train.cli import main as train
 from irv2.train.finetune_cli import finetune
-from irv2.train.settings import FEATURE_CROPS, HEAD_EPOCHS, SETTINGS, Recipe
+from irv2.train.settings import FEATURE_CROPS, FINETUNE, SETTINGS, Recipe
 from irv2.train.start import Request, resolve_recipe
 
 
@@ -71,7 +71,7 @@ def test_finetune_shows_its_own_recipe(tmp_path, stage):
     )
     recipe = resolve_recipe(request, False, 20 * 64)
     shown = defaults(finetune)
-    assert int(shown.pop("head_epochs")) == HEAD_EPOCHS
+    assert int(shown.pop("head_epochs")) == FINETUNE.epochs
     assert int(shown.pop("feature_crops")) == FEATURE_CROPS
     assert shown.pop("warmup_steps") == "1/20 of all"
     assert recipe.warmup_steps == recipe.epochs

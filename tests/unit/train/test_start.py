@@ -12,9 +12,8 @@ from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import ImageFolder
 from irv2.errors import CheckpointError, UsageError
 from irv2.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from irv2.model.build import NETWORKS, build
-from irv2.model.paper import ModelConfig, NetworkConfig
-from irv2.model.slim import SlimConfig
+from irv2.model.build import build
+from irv2.network_config import NETWORKS, ModelConfig, NetworkConfig, SlimConfig
 from irv2.system.files import file_sha256
 from irv2.train.cli import main as program
 from irv2.train.data.loader import num_batches

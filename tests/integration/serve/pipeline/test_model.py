@@ -72,6 +72,20 @@ def test_every_certified_size_is_tried_and_goes_the_whole_way(
     asyncio.run(scenario())
 
 
+def test_an_engine_that_makes_batches_of_parts_is_tried_by_parts_alone(tmp_path):
+    async def scenario():
+        bundle = Bundle.open(write_tiny_bundle(tmp_path / "b", batch_sizes=[*range(1, 17)]))
+        given = opened(bundle)
+        given.choice.runner.part_sizes = (4, 1)  # as OpenVINO's
+        model = await start(given, max_batch=None)
+        sizes = given.choice.runner.sizes
+        assert sizes[:2] == [1, 4]
+        assert sum(sizes) == 2 * (1 + 4), "and as many photographs"
+        await model.close()
+
+    asyncio.run(scenario())
+
+
 def on_two_engines(bundle: Bundle) -> tuple[OpenedModel, list[PacedRunner]]:
     """A model opened on two engines, and these, the first one first."""
     bundle, choice = opened(bundle)

@@ -21,7 +21,7 @@ from irv2.convert.importing.weights import (
     expected_state,
     state_dict_of,
 )
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 
 KERNEL = np.ones((3, 3, 3, 32), np.float32)
 

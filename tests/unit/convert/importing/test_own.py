@@ -10,8 +10,8 @@ from irv2.convert.importing.own import read_own
 from irv2.convert.importing.weights import SLIM_PREPROCESS
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
-from irv2.model.paper import ModelConfig, NetworkConfig, Normalized
-from irv2.model.slim import SlimConfig
+from irv2.model.paper import Normalized
+from irv2.network_config import ModelConfig, NetworkConfig, SlimConfig
 
 PATH = Path("a.pth")
 SMALL = [

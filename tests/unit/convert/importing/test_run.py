@@ -7,7 +7,7 @@ import pytest
 from irv2.convert.importing.run import classes_of, drops_background
 from irv2.convert.importing.weights import SLIM_PREPROCESS, PublishedWeights
 from irv2.errors import InputError
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 
 
 def test_class_names_are_read_without_an_editors_byte_order_mark(tmp_path):

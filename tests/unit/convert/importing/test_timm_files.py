@@ -11,7 +11,7 @@ from irv2.convert.importing.statements import settle
 from irv2.convert.importing.timm_files import described
 from irv2.convert.importing.weights import SLIM_PREPROCESS, PublishedWeights
 from irv2.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 
 # As timm 1.0 writes it beside `model.safetensors`, but for the model's own numbers.
 PRETRAINED = {

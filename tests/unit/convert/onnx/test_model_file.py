@@ -15,8 +15,7 @@ from irv2.convert.onnx.model_file import write_variant
 from irv2.convert.provenance import new_artifact
 from irv2.manifest import ONNX_FILE
 from irv2.model.build import build
-from irv2.model.paper import ModelConfig, NetworkConfig
-from irv2.model.slim import SlimConfig
+from irv2.network_config import ModelConfig, NetworkConfig, SlimConfig
 from irv2.runners.choose import INT8_CPU, INT8_TRT
 
 OPSETS = {

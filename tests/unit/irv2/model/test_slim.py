@@ -9,10 +9,9 @@ from torch import nn
 
 from irv2.checkpoint import Checkpoint
 from irv2.images.preprocess import Preprocess
-from irv2.model.build import NETWORKS, build, initialize
-from irv2.model.paper import ModelConfig
-from irv2.model.slim import SlimConfig
+from irv2.model.build import build, initialize
 from irv2.model.summary import side_by_side, summarize
+from irv2.network_config import NETWORKS, ModelConfig, SlimConfig
 
 NARROW = {"num_classes": 3, "blocks": (1, 2, 2), "width": 0.125}
 # name -> (output at 299, convolutions), from the published layout

@@ -1,6 +1,8 @@
 """Which artefact and backend a bundle is served with here, and why not with another."""
 
+import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -10,7 +12,7 @@ from tiny_bundle import passed_parity, write_tiny_bundle
 from irv2.bundle import Bundle
 from irv2.errors import BundleError, EngineError
 from irv2.manifest import Evidence
-from irv2.runners import choose, speed
+from irv2.runners import choose, onnx, speed
 from irv2.runners.base import Runner
 from irv2.runners.choose import Choice, open_best
 from irv2.runners.openvino import OpenVinoRunner
@@ -29,10 +31,15 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def row(
-    backend: str, rate: float | None, instruction_set: str = HERE, verdict: str = "passed"
+    backend: str,
+    rate: float | None,
+    instruction_set: str = HERE,
+    verdict: str = "passed",
+    version: str = "",
 ) -> Evidence:
     return Evidence(
         backend=backend,
+        backend_version=version,
         instruction_set=instruction_set,
         threads=2,
         parity=passed_parity(verdict),
@@ -89,6 +96,73 @@ def test_what_says_nothing_of_the_processor_counts_where_there_is_nothing_better
 def test_without_every_speed_the_likely_order_decides(bundle):
     chosen = best(bundle, row("onnxruntime-cpu", 90.0), row("openvino-cpu", None))
     assert (chosen.runner.backend, chosen.how) == ("openvino-cpu", "by order")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "openvino-cpu"])
+def test_a_backend_of_another_version_serves_and_both_are_named(bundle, caplog, backend):
+    caplog.set_level("INFO", "irv2.runners.choose")
+    here = best(bundle, row(backend, 40.0)).runner.backend_version
+    assert here == version(backend.removesuffix("-cpu"))
+    best(bundle, row(backend, 40.0, version=here))
+    assert caplog.messages == []
+    assert best(bundle, row(backend, 40.0, version="1.2.3")).runner.backend == backend
+    [line] = caplog.messages
+    assert f"was judged on {backend} 1.2.3, here is {here}: run `irv2 verify {bundle.path}`" in line
+
+
+@pytest.fixture
+def no_openvino(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+
+@pytest.fixture
+def no_onnxruntime(monkeypatch):
+    monkeypatch.setattr(onnx, "_installed", list)
+
+
+def test_a_faster_backend_that_is_not_installed_is_named_once_with_the_way_out(
+    bundle, no_openvino, caplog
+):
+    judged = [row("onnxruntime-cpu", 40.0), row("openvino-cpu", 71.5)]
+    [artifact] = bundle.artifacts
+    both = [
+        msgspec.structs.replace(artifact, file=file, parity=judged[0].parity, evidence=judged)
+        for file in (artifact.file, "other.onnx")
+    ]
+    chosen = open_best(bundle.path, both, num_threads=1)
+    assert chosen.runner.backend == "onnxruntime-cpu"
+    [line] = caplog.messages
+    assert line.startswith("passed over: model.onnx (openvino-cpu): OpenVINO: can't be imported")
+    assert line.endswith('pip install "irv2[openvino]"')
+
+
+def test_a_slower_backend_that_is_not_installed_is_not_mentioned(bundle, no_openvino, caplog):
+    best(bundle, row("openvino-cpu", 40.0), row("onnxruntime-cpu", 71.5))
+    assert caplog.messages == []
+
+
+def test_where_the_only_backend_that_passed_is_not_installed_it_is_the_way_out(bundle, no_openvino):
+    with pytest.raises(BundleError, match=r"\(openvino-cpu\): OpenVINO: .*irv2\[openvino\]"):
+        best(bundle, row("openvino-cpu", 71.5))
+
+
+def test_openvino_serves_without_onnxruntime(bundle, no_onnxruntime, caplog):
+    rows = row("onnxruntime-cpu", 90.0), row("openvino-cpu", 71.5)
+    assert best(bundle, *rows).runner.backend == "openvino-cpu"
+    [line] = caplog.messages
+    assert line.startswith("passed over: model.onnx (onnxruntime-cpu): onnxruntime: not installed")
+    assert 'irv2[cpu]"' in line
+
+
+def test_what_nothing_installed_runs_is_said(bundle, no_onnxruntime, no_openvino, monkeypatch):
+    with pytest.raises(EngineError, match=r"onnxruntime: not installed; pip install"):
+        best(bundle, row("onnxruntime-cpu", 90.0))
+    monkeypatch.undo()
+    monkeypatch.setattr(onnx, "_installed", list)
+    [artifact] = bundle.artifacts
+    half = msgspec.structs.replace(artifact, precision="fp16", parity=None, evidence=[])
+    with pytest.raises(BundleError, match=r"model\.onnx: no backend that is installed runs it"):
+        open_best(bundle.path, [half])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from tiny_bundle import tiny_model
 
 from irv2.errors import EngineError
+from irv2.runners import openvino
 from irv2.runners.onnx import OnnxRunner
 from irv2.runners.openvino import SIZES, OpenVinoRunner, import_openvino
 from irv2.system.machine import cpu_has_bfloat16, num_cores
@@ -106,6 +107,123 @@ def test_without_it_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match=r"OpenVINO: can't be imported.*irv2\[openvino\]"):
         import_openvino()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder of compiled models in an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("irv2.system.cache._is_told", False)  # as in a new process
+    return tmp_path / "irv2" / "openvino"
+
+
+@pytest.fixture
+def compiled(monkeypatch, fp32):
+    """The sizes that are compiled, in their order; a size that the cache holds is not."""
+    sizes = []
+
+    def compile_it(core, model, shape, properties):
+        sizes.append(shape[0])
+        return compile_model(core, model, shape, properties)
+
+    compile_model = openvino._compile
+    monkeypatch.setattr(openvino, "_compile", compile_it)
+    return sizes
+
+
+def from_cache(model, precision="fp32", **options):
+    return OpenVinoRunner(model, precision, 1, use_cache=True, **options)
+
+
+def test_what_was_compiled_is_kept_and_answers_alike_bit_for_bit(model, fp32, cache, compiled):
+    first, again = from_cache(model), from_cache(model)
+    assert compiled == [*SIZES]
+    assert len(list(cache.iterdir())) == len(SIZES)
+    for runner in (first, again):
+        np.testing.assert_array_equal(runner.run(IMAGES), fp32.run(IMAGES))
+    assert again.metadata == first.metadata == fp32.metadata
+    assert (again.image_size, again.num_classes) == (75, 10)
+
+
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason="the processor has no bfloat16")
+def test_a_precision_keeps_models_of_its_own(model, fp32, cache, compiled):
+    """Left to itself, OpenVINO would read either as bfloat16."""
+    from_cache(model), from_cache(model, "bf16")
+    assert compiled == [*SIZES, *SIZES]
+    np.testing.assert_array_equal(from_cache(model).run(IMAGES), fp32.run(IMAGES))
+    difference = np.abs(from_cache(model, "bf16").run(IMAGES) - fp32.run(IMAGES)).max()
+    assert difference > 1e-5
+    assert compiled == [*SIZES, *SIZES]
+
+
+def test_another_file_processor_or_division_of_threads_is_compiled(
+    model, cache, compiled, tmp_path, monkeypatch
+):
+    from_cache(model)
+    from_cache(model, num_streams=2)
+    other = tmp_path / "other.onnx"
+    changed = onnx.load(model)
+    onnx.helper.set_model_props(changed, {"checkpoint": "another"})
+    onnx.save(changed, other)
+    from_cache(other)
+    monkeypatch.setattr(openvino, "cpu_flags", lambda: {"avx2"})
+    from_cache(model)
+    assert compiled == [*SIZES] * 4
+
+
+def test_no_entry_of_the_cache_can_change_an_answer(model, fp32, cache, compiled, caplog):
+    """OpenVINO itself takes a spoilt model and answers otherwise."""
+    from_cache(model)
+    paths = sorted(cache.iterdir())
+    whole = {path: path.read_bytes() for path in paths}
+    foreign = dict(zip(paths, reversed(whole.values()), strict=True))
+    spoilt = {
+        "flipped": {path: _flipped(content) for path, content in whole.items()},
+        "cut": {path: content[: len(content) // 2] for path, content in whole.items()},
+        "of the other size": foreign,
+    }
+    for damage, contents in spoilt.items():
+        compiled.clear()
+        for path, content in contents.items():
+            path.write_bytes(content)
+        np.testing.assert_array_equal(from_cache(model).run(IMAGES), fp32.run(IMAGES), damage)
+        assert compiled == [*SIZES], damage
+        from_cache(model)
+        assert compiled == [*SIZES], damage
+    assert "unreadable openvino, made again" in caplog.text
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0x40]) + content[middle + 1 :]
+
+
+def test_what_openvino_can_not_read_is_compiled(model, fp32, cache, compiled, monkeypatch):
+    """As of a build of the same version that writes other files."""
+    with monkeypatch.context() as patched:
+        patched.setattr(openvino, "_exported", lambda compiled: b"of another build")
+        from_cache(model)
+    np.testing.assert_array_equal(from_cache(model).run(IMAGES), fp32.run(IMAGES))
+    assert compiled == [*SIZES, *SIZES]
+    from_cache(model)
+    assert compiled == [*SIZES, *SIZES]
+
+
+def test_without_a_cache_the_start_goes_on_and_one_line_says_so(model, fp32, cache, caplog):
+    cache.parent.mkdir()
+    cache.write_text("a file where the folder would be")
+    for _ in range(2):
+        np.testing.assert_array_equal(from_cache(model).run(IMAGES), fp32.run(IMAGES))
+    [notice] = caplog.messages
+    assert "compiled models and a checkpoint's answers are not kept" in notice
+
+
+def test_the_oldest_models_go_where_there_are_too_many(model, cache, monkeypatch):
+    from_cache(model)
+    size_bytes = max(path.stat().st_size for path in cache.iterdir())
+    monkeypatch.setattr(openvino, "MAX_CACHE_BYTES", 3 * size_bytes)
+    from_cache(model, num_streams=2)
+    assert len(list(cache.iterdir())) == 3
 
 
 @pytest.mark.slow

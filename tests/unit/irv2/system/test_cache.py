@@ -102,8 +102,22 @@ def test_without_a_cache_it_is_made_every_time(made, cache, caplog):
     cached("number", 7, load=int, make=lambda: 7, dump=lambda number: b"%d" % number)
     [notice] = caplog.messages
     reason = f"{cache}: can't be written ({os.strerror(errno.EEXIST)})"
-    assert notice.startswith(f"cache: {reason}; indexes, hashes, ranges and a checkpoint's answers")
+    assert notice.startswith(f"cache: {reason}; indexes, hashes, ranges, compiled models and ")
     assert "every start takes the time again" in notice
+
+
+def test_without_a_place_for_temporary_files_it_is_made_every_time(made, monkeypatch, caplog):
+    """As in a container whose file system is read-only."""
+
+    def no_folder() -> None:
+        raise FileNotFoundError("No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("irv2.system.cache._is_allowed", lambda folder: False)
+    monkeypatch.setattr("irv2.system.cache._temporary_folder", no_folder)
+    assert [entry(made), entry(made)] == ["made of key"] * 2
+    assert made == ["key", "key"]
+    [notice] = caplog.messages
+    assert "no permission" in notice
 
 
 def test_the_cache_lies_where_the_user_says(tmp_path):

@@ -13,7 +13,7 @@ from irv2.data.dataset import ImageFolder, open_split
 from irv2.errors import DataError, ImageError
 from irv2.evaluate import classify_folder
 from irv2.model.build import Network, build
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 from irv2.runners.torch import TorchRunner
 from irv2.train.data.augment import apply_color
 from irv2.train.data.features import Features

@@ -6,7 +6,7 @@ from torch import nn
 
 from irv2.model import inception_resnet_v2
 from irv2.model.build import build
-from irv2.model.slim import SlimConfig
+from irv2.network_config import SlimConfig
 from irv2.train.learner.batch_norm import GroupBatchNorm2d, group_batch_norm
 from irv2.train.settings import split_groups
 

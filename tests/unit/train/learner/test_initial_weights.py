@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
-from irv2.model.build import NETWORKS, build
-from irv2.model.paper import NetworkConfig
-from irv2.model.slim import SlimConfig
-from irv2.train.learner.initial_weights import INHERITED, inherited, initial_model
-from irv2.train.settings import Recipe, setting_for
+from irv2.model.build import build
+from irv2.network_config import NETWORKS, NetworkConfig, SlimConfig
+from irv2.train.learner.initial_weights import inherited, initial_model
+from irv2.train.settings import INHERITED, Recipe, setting_for
 
 NARROW = {"blocks": (1, 1, 1), "width": 0.1}
 RECIPE = dataclasses.replace(setting_for("2", "inception_resnet_v2"), **NARROW)

@@ -7,8 +7,7 @@ import torch
 
 from irv2.block_names import STAGES
 from irv2.model.build import Network, build
-from irv2.model.paper import ModelConfig
-from irv2.model.slim import SlimConfig
+from irv2.network_config import ModelConfig, SlimConfig
 from irv2.train.data.loader import Batch
 from irv2.train.learner.batch_norm import GroupBatchNorm2d
 from irv2.train.learner.stages import FIRST_PART, Stages

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from irv2.errors import EngineError, UsageError
-from irv2.model.build import FULL_SIZE, NETWORKS, Network, build, initialize
-from irv2.model.paper import ModelConfig
+from irv2.model.build import Network, build, initialize
+from irv2.network_config import FULL_SIZE, NETWORKS, ModelConfig
 from irv2.train.data.augment import apply_color
 from irv2.train.data.loader import Batch
 from irv2.train.learner.ema import Ema

@@ -1,10 +1,10 @@
-"""What the float32 export does to a network before it is written."""
+"""A network whose batch norm and scales are folded gives what it gave before."""
 
 import torch
 
-from irv2.convert.onnx.float32 import fold
 from irv2.model.build import build
-from irv2.model.slim import SlimConfig
+from irv2.model.fold import fold
+from irv2.network_config import SlimConfig
 
 
 @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""Bundles to registries of container images and back."""

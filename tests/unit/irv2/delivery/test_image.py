@@ -1,0 +1,218 @@
+"""A bundle goes to a registry and comes back byte for byte, or not at all."""
+
+import base64
+import http.server
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+from project import ROOT
+from registry import needs_registry, registry
+from tiny_bundle import write_tiny_bundle
+
+from irv2.delivery.image import pull, push
+from irv2.delivery.reference import Reference
+from irv2.errors import InputError, Irv2Error, UsageError
+
+pytestmark = needs_registry
+MODELPACK_SCHEMA = ROOT.parent / "shared" / "schemas" / "modelpack" / "config-schema.json"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    with registry(tmp_path_factory.mktemp("registry")) as found:
+        yield found
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    path = write_tiny_bundle(tmp_path / "tiny.bundle")
+    (path / "model.sig").write_text("what lies beside bundle.json comes along")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"tiny.bundle"}
+
+
+def fetch(running, name: str, path: str) -> bytes:
+    accepted = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json"
+    request = urllib.request.Request(
+        f"http://{running.host}/v2/{name}/{path}", headers={"Accept": accepted}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return answer.read()
+
+
+def layers_of(running, name: str) -> list[dict]:
+    index = json.loads(fetch(running, name, "manifests/v1"))
+    manifest = json.loads(fetch(running, name, f"manifests/{index['manifests'][0]['digest']}"))
+    return manifest["layers"]
+
+
+def test_a_bundle_comes_back_byte_for_byte_by_tag_and_by_digest(running, bundle, tmp_path):
+    tagged = Reference.parse(f"oci://{running.host}/models/whole:v1")
+    place = push(bundle, tagged)
+    assert place.digest is not None
+    for reference, out in ((tagged, tmp_path / "a"), (place, tmp_path / "b")):
+        assert pull(reference, out) == place
+        assert contents(out) == contents(bundle)
+    assert push(bundle, tagged) == place  # nothing in it depends on the time
+    with pytest.raises(InputError, match="is there and not empty"):
+        pull(place, tmp_path / "a")
+
+
+def test_a_cluster_can_mount_it_and_modelpack_knows_its_files(running, bundle, tmp_path):
+    push(bundle, Reference.parse(f"oci://{running.host}/mounted:v1"))
+    index = json.loads(fetch(running, "mounted", "manifests/v1"))
+    *images, pack = index["manifests"]
+    assert [each["platform"]["architecture"] for each in images] == ["amd64", "arm64"]
+    image, model = (
+        json.loads(fetch(running, "mounted", f"manifests/{each['digest']}"))
+        for each in (images[0], pack)
+    )
+    rootfs = tmp_path / "rootfs"
+    config = json.loads(fetch(running, "mounted", f"blobs/{image['config']['digest']}"))
+    assert config["rootfs"]["diff_ids"] == [layer["digest"] for layer in image["layers"]]
+    for layer in image["layers"]:
+        assert layer["mediaType"] == "application/vnd.oci.image.layer.v1.tar"
+        with tarfile.open(running.blob(layer["digest"])) as tar:
+            tar.extractall(rootfs, filter="data")
+    assert contents(rootfs / "models") == contents(bundle)
+
+    assert model["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
+    kinds = {each["annotations"]["org.cncf.model.filepath"]: each for each in model["layers"]}
+    weight, other = kinds["model.onnx"]["mediaType"], kinds["bundle.json"]["mediaType"]
+    assert weight == "application/vnd.cncf.model.weight.v1.tar"
+    assert other == "application/vnd.cncf.model.weight.config.v1.tar"
+    assert [each["digest"] for each in model["layers"]] == config["rootfs"]["diff_ids"]
+    if MODELPACK_SCHEMA.is_file():
+        jsonschema = pytest.importorskip("jsonschema")
+        described = json.loads(fetch(running, "mounted", f"blobs/{model['config']['digest']}"))
+        jsonschema.validate(described, json.loads(MODELPACK_SCHEMA.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda blob: blob.write_bytes(blob.read_bytes()[:-1] + b"x"), "the registry sent other"),
+        (lambda blob: blob.write_bytes(blob.read_bytes()[:-512]), "512 bytes too few"),
+        (lambda blob: blob.write_bytes(blob.read_bytes() + b"x"), "1 bytes too many"),
+        (lambda blob: blob.unlink(), "is not in the registry"),
+    ],
+)
+def test_a_layer_that_is_not_what_its_digest_says_leaves_nothing(
+    running, bundle, tmp_path, damage, problem
+):
+    name = f"damaged/{problem.replace(' ', '-')}"
+    (bundle / "extra.txt").write_text(problem)  # so that the layer is this test's own
+    place = push(bundle, Reference.parse(f"oci://{running.host}/{name}:v1"))
+    [layer] = [
+        each
+        for each in layers_of(running, name)
+        if each["annotations"]["org.cncf.model.filepath"] == "extra.txt"
+    ]
+    damage(running.blob(layer["digest"]))
+    with pytest.raises(InputError, match=problem):
+        pull(place, tmp_path / "out")
+    assert left(tmp_path) == set()
+
+
+class CutOff(http.server.BaseHTTPRequestHandler):
+    """A connection that breaks in the middle of every layer."""
+
+    upstream = ""
+
+    def do_GET(self):
+        headers = {"Accept": self.headers["Accept"] or ""}
+        request = urllib.request.Request(f"http://{self.upstream}{self.path}", headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            content = answer.read()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if "/blobs/" in self.path else content)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_connection_that_is_cut_off_leaves_nothing(running, bundle, tmp_path):
+    place = push(bundle, Reference.parse(f"oci://{running.host}/cut:v1"))
+    CutOff.upstream = running.host
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CutOff) as server:
+        threading.Thread(target=server.serve_forever).start()
+        cut = Reference.parse(f"oci://127.0.0.1:{server.server_port}/cut@{place.digest}")
+        with pytest.raises(Irv2Error, match="too few"):
+            pull(cut, tmp_path / "out")
+        server.shutdown()
+    assert left(tmp_path) == set()
+
+
+def test_a_full_disk_leaves_nothing(running, bundle, tmp_path):
+    place = push(bundle, Reference.parse(f"oci://{running.host}/full:v1"))
+    command = [sys.executable, "-m", "irv2", "pull", str(place), str(tmp_path / "out")]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )
+    assert done.returncode == 1
+    assert "can't be written (File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert left(tmp_path) == set()
+
+
+def test_a_registry_that_is_gone_is_one_line(bundle, tmp_path):
+    (tmp_path / "registry").mkdir()
+    with registry(tmp_path / "registry") as gone:
+        place = push(bundle, Reference.parse(f"oci://{gone.host}/gone:v1"))
+    for call in (lambda: pull(place, tmp_path / "out"), lambda: push(bundle, place)):
+        with pytest.raises(Irv2Error, match="no answer from the registry"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_or_no_bundle_is_one_line(running, tmp_path):
+    with pytest.raises(InputError, match="is not in the registry"):
+        pull(Reference.parse(f"oci://{running.host}/nothing:v1"), tmp_path / "out")
+    for text in ("oci://host/name", "oci://host/NAME:v1", "host/name:v1", "oci://h/n@sha256:12"):
+        with pytest.raises(UsageError, match="no place in a registry"):
+            Reference.parse(text)
+
+
+def test_docker_configuration_says_who_we_are(bundle, tmp_path, monkeypatch):
+    bcrypt = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"  # of "secret"
+    folder = tmp_path / "registry"
+    folder.mkdir()
+    (folder / "htpasswd").write_text(f"me:{bcrypt}\n")
+    auth = f"auth: {{htpasswd: {{realm: test, path: {folder / 'htpasswd'}}}}}\n"
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with registry(folder, auth) as closed:
+        reference = Reference.parse(f"oci://{closed.host}/mine:v1")
+        with pytest.raises(Irv2Error, match="docker login"):
+            push(bundle, reference)
+        entry = {"auth": base64.b64encode(b"me:secret").decode()}
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {closed.host: entry}}))
+        place = push(bundle, reference)
+        pull(place, tmp_path / "out")
+        (tmp_path / "config.json").write_text(json.dumps({"credsStore": "test"}))
+        helper = tmp_path / "docker-credential-test"
+        helper.write_text('#!/bin/sh\necho \'{"Username": "me", "Secret": "secret"}\'\n')
+        helper.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        assert pull(place, tmp_path / "again") == place
+    assert contents(tmp_path / "again") == contents(bundle)
