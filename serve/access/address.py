@@ -159,28 +159,35 @@ def reserve(names: Sequence[str]) -> list[socket.socket]:
     Connections go to the processes that listen. While none does, another server can't take it.
     Raises Irv2Error.
     """
-    held = []
-    for name in names:
-        found = host_and_port(name)
-        assert found
-        family = socket.AF_INET6 if ":" in found[0] else socket.AF_INET
-        holder = socket.socket(family)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if found[0] == _ANY_IPV6:
-            holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        held.append(holder)
-        try:
-            holder.bind(found)
-        except OSError as error:  # another server has taken it just now
-            raise _cant_listen(Address(*found), error) from error
-        if found[0] == _ANY_IPV4 and socket.has_dualstack_ipv6():
-            # Here gRPC would take [::], as `ready_for_grpc` says, unless it is taken.
-            other = socket.socket(socket.AF_INET6)
-            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            with suppress(OSError):  # another server has it: as good as held
-                other.bind((_ANY_IPV6, found[1]))
-            held.append(other)
+    held: list[socket.socket] = []
+    with ExitStack() as opened:  # none stays open where one is taken
+        for name in names:
+            ip, _, port = name.rpartition(":")
+            ip = ip.strip("[]")
+            held.append(opened.enter_context(_holder(ip, int(port))))
+            if ip == _ANY_IPV4 and socket.has_dualstack_ipv6():
+                # Here gRPC would take [::], as `ready_for_grpc` says, unless it is taken.
+                other = opened.enter_context(socket.socket(socket.AF_INET6))
+                other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                with suppress(OSError):  # another server has it: as good as held
+                    other.bind((_ANY_IPV6, int(port)))
+                held.append(other)
+        opened.pop_all()
     return held
+
+
+def _holder(ip: str, port: int) -> socket.socket:
+    """A socket that holds a port which others share, and does not listen. Raises Irv2Error."""
+    holder = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if ip == _ANY_IPV6:
+        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    try:
+        holder.bind((ip, port))
+    except OSError as error:  # another server has taken it just now
+        holder.close()
+        raise _cant_listen(Address(ip, port), error) from error
+    return holder
 
 
 def parse_listen(text: str, option: str) -> Address | UnixSocket:

@@ -85,9 +85,10 @@ class Control:
         return await self._received.get()
 
     def close(self) -> None:
-        """Close this end."""
-        asyncio.get_running_loop().remove_reader(self._end)
-        self._end.close()
+        """Close this end; again does nothing."""
+        if self._end.fileno() != -1:
+            asyncio.get_running_loop().remove_reader(self._end)
+            self._end.close()
 
     def _read(self) -> None:
         try:

@@ -84,7 +84,7 @@ def test_one_that_cannot_start_is_tried_again_and_stops_no_other(tmp_path, caplo
         killed, other = front_ends.pids
         os.kill(killed, signal.SIGKILL)
         await until(lambda: "front_end_failed front_end=" in caplog.text)
-        assert front_ends.pids[-1:] == [other] or other in front_ends.pids
+        assert other in front_ends.pids
         tokens.write_text(f"one {TOKEN}\n")
         await until(lambda: "front_end_started front_end=" in caplog.text)
         assert all([await is_answered(address) for _ in range(8)])
@@ -92,6 +92,15 @@ def test_one_that_cannot_start_is_tried_again_and_stops_no_other(tmp_path, caplo
 
     caplog.set_level("INFO")
     scenario_with(tmp_path, scenario, token_file=tokens)
+
+
+def test_a_stop_right_after_one_was_lost_waits_for_no_other(tmp_path, caplog):
+    async def scenario(front_ends, address):
+        os.kill(front_ends.pids[0], signal.SIGKILL)
+        await until(lambda: "front_end_lost front_end=1" in caplog.text)
+
+    scenario_with(tmp_path, scenario)
+    assert "Traceback" not in caplog.text
 
 
 def test_if_one_cannot_start_at_first_the_reason_is_told_and_all_end(tmp_path):

@@ -166,6 +166,32 @@ def test_the_limit_and_the_prediction_are_those_of_one_process():
     run(scenario)
 
 
+class Overtaken(RemotePromises):
+    """Another front end takes the last places between the check and the promise."""
+
+    overtake = staticmethod(lambda: None)
+
+    def give(self, num_images, deadline, *, prepared):
+        self.overtake()
+        return super().give(num_images, deadline, prepared=prepared)
+
+
+def test_two_front_ends_that_admit_at_once_never_exceed_the_limit():
+    async def scenario(bench):
+        one, _ = await bench.join(0)
+        two, _ = await bench.join(1)
+        promises = Overtaken(bench.segment, 0, one.channel)
+        promises.overtake = lambda: two.admission.admit(MAX_QUEUE, 1e9)
+        admission = Admission(one.batcher, promises, MAX_QUEUE, lambda num_images: 0.0)
+        with pytest.raises(Overloaded) as refused:
+            admission.admit(1, 1e9)
+        assert refused.value.reason == "queue_full"
+        assert admission.num_admitted == MAX_QUEUE
+        assert promises.all_kept.is_set()
+
+    run(scenario)
+
+
 def test_what_a_front_end_that_hangs_has_promised_counts_up_to_its_deadline():
     async def scenario(bench):
         one, _ = await bench.join(0)
