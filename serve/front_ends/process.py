@@ -14,6 +14,7 @@ from irv2.serve.front_ends.control import (
     Done,
     Failed,
     Health,
+    Listen,
     Serve,
     Start,
     Stop,
@@ -88,6 +89,8 @@ class _FrontEnd:
                             layout, descriptors, self._options, self._metrics, self._start.number
                         )
                     )
+                case Listen():
+                    await self._listen()
                 case Serve():
                     await self._serve()
                 case Health(is_ready):
@@ -103,13 +106,15 @@ class _FrontEnd:
     async def _take(self, model: RemoteModel) -> None:
         await model.open()
         self._taken = model
-        if self._port is None:
-            options = self._options
-            tls = Tls(options.tls) if options.tls else None
-            self._port = GrpcPort(options, self._metrics, model, tls)
-            await self._port.tell_health(is_ready=False)
-            self._port.bind(self._start.names, self._start.listen)
-            await self._port.start()
+
+    async def _listen(self) -> None:
+        options = self._options
+        assert self._taken
+        tls = Tls(options.tls) if options.tls else None
+        self._port = GrpcPort(options, self._metrics, self._taken, tls)
+        await self._port.tell_health(is_ready=False)
+        self._port.bind(self._start.names, self._start.listen)
+        await self._port.start()
 
     async def _serve(self) -> None:
         assert self._port

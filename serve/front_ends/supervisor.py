@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from irv2.errors import Irv2Error
-from irv2.serve.access.address import Address, UnixSocket, reserve
+from irv2.serve.access.address import Address, UnixSocket, as_named, reserve
 from irv2.serve.front_ends.control import (
     Control,
     Done,
     Failed,
     Health,
+    Listen,
     Serve,
     Start,
     Stop,
@@ -79,6 +80,8 @@ class FrontEnds:
         self._held = reserve(self._names)
         numbers = range(self._options.num_front_ends)
         await asyncio.gather(*map(self._spawn, numbers))
+        for process in self._processes.values():
+            await self._open(process)
         self._keeping = [asyncio.create_task(self._keep(number)) for number in numbers]
 
     async def use(self, model: SharedModel) -> None:
@@ -120,7 +123,7 @@ class FrontEnds:
             holder.close()
 
     async def _spawn(self, number: int) -> None:
-        """Start a front end that opens the port. Raises Irv2Error where it can't."""
+        """Start a front end that takes the model. Raises Irv2Error where it can't."""
         options, listen = self._options, self._listen
         assert isinstance(listen, Address)
         self._processes[number] = process = _Process(
@@ -136,6 +139,11 @@ class FrontEnds:
             self._answer_s,
         )
         await process.take(self._model)
+
+    async def _open(self, process: "_Process") -> None:
+        """Let a front end open the port, one at a time. Raises Irv2Error where it can't."""
+        with as_named(self._names):
+            await process.ask(Listen())
 
     async def _keep(self, number: int) -> None:
         """Replace the front end whenever it ends, until cancelled."""
@@ -168,6 +176,7 @@ class FrontEnds:
         async with self._changing:
             await self._spawn(number)
             process = self._processes[number]
+            await self._open(process)
             if self._serves:
                 await process.ask(Serve())
                 await process.ask(Health(self._is_ready))
