@@ -128,7 +128,9 @@ class Load:
 def kill_every_second(process: Process, load: Load, log: Log, seconds: float) -> list[str]:
     faults, kills, until = [], {}, time.monotonic() + seconds
     while time.monotonic() < until:
-        pid = random.choice(children(process))
+        while not (pids := children(process)):  # all are being replaced
+            time.sleep(0.01)
+        pid = random.choice(pids)
         kills[pid] = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         time.sleep(1)
