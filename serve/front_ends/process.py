@@ -94,8 +94,8 @@ class _FrontEnd:
                 case Serve():
                     await self._serve()
                 case Health(is_ready):
-                    assert self._port
-                    await self._port.tell_health(is_ready=is_ready)
+                    if self._port:  # else it is told once it serves
+                        await self._port.tell_health(is_ready=is_ready)
                 case Stop():
                     break
             self._control.send(Done())
