@@ -32,7 +32,8 @@ def with_front_ends(options: ServeOptions, evidence: Evidence) -> ServeOptions:
         return options
     wanted = ceil((evidence.images_per_s or 0) / IMAGES_PER_S)
     can_share = has_memory and not isinstance(options.listen, UnixSocket)
-    most = min(num_cores(), MAX_FRONT_ENDS) if can_share else 1
+    limits = num_cores(), MAX_FRONT_ENDS, options.connections.max_connections
+    most = min(limits) if can_share else 1
     return replace(options, num_front_ends=max(1, min(wanted, most)))
 
 

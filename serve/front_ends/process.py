@@ -68,7 +68,7 @@ class _FrontEnd:
         self._start, self._control = start, control
         # What is promised over all front ends is shared out among them.
         limits = start.options.connections
-        most = max(1, limits.max_connections // start.options.num_front_ends)
+        most = limits.max_connections // start.options.num_front_ends
         self._options = replace(start.options, connections=replace(limits, max_connections=most))
         self._metrics = Metrics(start.metrics_folder)
         self._port: GrpcPort | None = None
