@@ -1,6 +1,7 @@
 """The whole examination: nothing is written, and nothing asked of a network."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from irv2.doctor.bundle import check_bundle
@@ -22,7 +23,7 @@ from irv2.doctor.machine import (
     check_processor,
     check_working_folder,
 )
-from irv2.doctor.packages import check_packages, read_packages
+from irv2.doctor.packages import check_packages, check_places, read_packages
 from irv2.doctor.probe import Answer
 
 _KERNEL, _CACHE, _GPU = ("kernel", "torch7-bicubic"), ("cache", "irv2"), ("gpu", "NVIDIA")
@@ -41,7 +42,7 @@ def examine(bundle: Path | None, listen: str, http: str | None, timeout_s: float
     found = run_children([*engines, *groups, *judged, _KERNEL, _CACHE, _GPU], timeout_s)
 
     backends = _merged(found, engines)
-    libraries = [*check_libraries(packages, _merged(found, groups))]
+    libraries = [*check_places(packages), *check_libraries(packages, _merged(found, groups))]
     is_broken = any(each.level == "problem" for each in libraries)
     first = "mend the libraries above first" if is_broken else ""
     findings = [
@@ -73,4 +74,5 @@ def _check_folders(cache: Answer) -> Iterator[Finding]:
         yield check_folder("cache", Path(cache["folder"]), "name another place in XDG_CACHE_HOME")
     else:
         yield problem("cache", str(cache["error"]), "set HOME or XDG_CACHE_HOME")
-    yield check_folder("run folder", Path("runs").absolute(), "name another with --out")
+    with suppress(FileNotFoundError):  # the working folder was removed, as its own line says
+        yield check_folder("run folder", Path("runs").absolute(), "name another with --out")

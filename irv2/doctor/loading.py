@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from irv2.doctor.finding import Finding, late, note, ok, problem
-from irv2.doctor.packages import Package, folder_of, version_of
+from irv2.doctor.packages import Package, version_of
 from irv2.doctor.probe import Answer
 
 # Backends by the packages of which one is needed: those that serve, then the reference.
@@ -49,17 +49,13 @@ def libraries_to_load(packages: list[Package]) -> dict[str, list[str]]:
 
 
 def check_libraries(packages: list[Package], answers: Mapping[str, Answer]) -> Iterator[Finding]:
-    """Report each library that does not load, or is not the one that is installed."""
+    """Report each library that does not load."""
     by_module = {each.module: each for each in packages if each.version}
     wrong: list[Finding] = []
     for module, answer in answers.items():
         package = by_module.get(module)
         name = package.name if package else module
-        if package and (place := _elsewhere(package.name, answer.get("place"))):
-            found = f"{name} is taken from {place}, not from {folder_of(name)}"
-            way_out = "rename or remove that, or take its folder off PYTHONPATH"
-            wrong.append(problem("libraries", found, way_out))
-        elif answer.get("is_late"):
+        if answer.get("is_late"):
             wrong.append(late("libraries", f"{name}: {answer['error']}"))
         elif "error" in answer:
             reinstall = f'pip install --force-reinstall "{name}{package.range}"' if package else ""
@@ -143,10 +139,3 @@ def _release() -> str:
     file = Path("/proc/driver/nvidia/version")
     words = file.read_text().split() if file.is_file() else []
     return next((f", {word}" for word in words if word.count(".") and word[0].isdigit()), "")
-
-
-def _elsewhere(package: str, place: str | None) -> str:
-    """Return where a module was taken from if that is not where its package is installed."""
-    folder = folder_of(package)
-    is_there = not folder or not place or Path(place).is_relative_to(folder)
-    return "" if is_there else str(place)

@@ -4,6 +4,8 @@ import platform
 import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from irv2 import __version__
@@ -81,10 +83,17 @@ def version_of(name: str) -> str:
         return ""
 
 
-def folder_of(name: str) -> str:
-    """Return the folder that a package is installed in; empty if it is linked to its sources."""
-    found = distribution(name)
-    return "" if found.read_text("direct_url.json") else str(found.locate_file(""))
+def check_places(packages: list[Package]) -> Iterator[Finding]:
+    """Report each package whose module comes from elsewhere than where it is installed."""
+    for package in {each.name: each for each in packages if each.version}.values():
+        installed = distribution(package.name)
+        folder, spec = str(installed.locate_file("")), find_spec(package.module.partition(".")[0])
+        place = spec.origin if spec else None  # None of a namespace too
+        is_linked = installed.read_text("direct_url.json") is not None  # perhaps to its sources
+        if place and not is_linked and not Path(place).is_relative_to(folder):
+            found = f"{package.name} is taken from {place}, not from {folder}"
+            way_out = "rename or remove that, or take its folder off PYTHONPATH"
+            yield problem("libraries", found, way_out)
 
 
 def check_packages(packages: list[Package]) -> Iterator[Finding]:

@@ -139,7 +139,9 @@ def modules_in_working_folder(machine: Machine) -> None:
 
 
 def numpy_on_the_path(machine: Machine) -> None:
+    """And a backend, whose module is not imported to find that out."""
     (machine.site / "numpy.py").write_text("int32 = int\n")
+    (machine.site / "onnxruntime.py").write_text("")
 
 
 def no_compiled_kernel(machine: Machine) -> None:

@@ -125,8 +125,8 @@ def test_every_fault_is_told_with_its_cause_and_a_way_out(reports, run):
         level, subject, found, way_out = TOLD[fault]
         lines = lines_of(report, level, subject)
         assert any(found in line and way_out in out for line, out in lines), (fault, lines)
-        if fault != "numpy_on_the_path":  # a machine without that fault says nothing of the kind
-            assert not any(found in line for line, _ in lines_of(reports("well"), level, subject))
+        # A machine without that fault says nothing of the kind.
+        assert not any(found in line for line, _ in lines_of(reports("well"), level, subject))
     assert report["exit_code"] == 1
     assert report["problems"] == sum(each["level"] == "problem" for each in report["findings"])
     assert all(each["way_out"] for each in report["findings"] if each["level"] == "problem")
@@ -136,6 +136,11 @@ def test_what_only_follows_from_another_fault_points_to_it(reports):
     for subject in ("kernel", "backend onnxruntime-cpu", "backends"):
         [(_, way_out)] = lines_of(reports("numpy"), "problem", subject)
         assert way_out == "mend the libraries above first"
+
+
+def test_a_backend_that_is_taken_from_elsewhere_is_told_too(reports):
+    lines = [line for line, _ in lines_of(reports("numpy"), "problem", "libraries")]
+    assert any("site-packages/onnxruntime.py, not from " in line for line in lines)
 
 
 def test_a_damaged_engine_leaves_the_others(reports):
