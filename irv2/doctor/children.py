@@ -44,16 +44,16 @@ def run_children(commands: list[Command], timeout_s: float) -> dict[Command, dic
 
 @contextmanager
 def _started(command: Command) -> Iterator[_Child]:
-    places = [os.path.abspath(place) for place in sys.path]  # noqa: PTH100 (not to follow links)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "irv2.doctor.probe", *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        cwd="/",  # the working folder may be gone, or hold files that a library reads
         start_new_session=True,  # to be ended with all that it starts
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(places),
+            "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path)),
             "PYTHONDONTWRITEBYTECODE": "1",
             "CUDA_CACHE_DISABLE": "1",  # in the user's home
             "MATPLOTLIBRC": os.devnull,  # else it makes a folder there when it is imported
@@ -91,7 +91,8 @@ def _answers(deadline: float, timeout_s: float, killed: int, child: _Child) -> d
             if is_late
             else _why_ended(process.returncode, log, killed)
         )
-        untried = {"error": f"not tried, since {at} came first", "is_late": is_late}
+        reason_of_others = f"not tried, since {at} came first"
+        untried = {"error": reason_of_others, "is_late": is_late, "after": at}
         found |= dict.fromkeys(unanswered, untried)
         found[at] = {"error": reason, "is_late": is_late}
     return found

@@ -52,17 +52,25 @@ def check_libraries(packages: list[Package], answers: Mapping[str, Answer]) -> I
     """Report each library that does not load."""
     by_module = {each.module: each for each in packages if each.version}
     wrong: list[Finding] = []
+    num_untried = 0
     for module, answer in answers.items():
+        if "after" in answer:  # told with that one
+            num_untried += 1
+            continue
         package = by_module.get(module)
         name = package.name if package else module
+        behind = sum(other.get("after") == module for other in answers.values())
+        others = f", so that {behind} others were not tried" if behind else ""
         if answer.get("is_late"):
-            wrong.append(late("libraries", f"{name}: {answer['error']}"))
+            wrong.append(late("libraries", f"{name}: {answer['error']}{others}"))
         elif "error" in answer:
             reinstall = f'pip install --force-reinstall "{name}{package.range}"' if package else ""
             way_out = reinstall or "install the protobuf that irv2 asks for"
-            wrong.append(problem("libraries", f"{name} does not load ({answer['error']})", way_out))
+            found = f"{name} does not load ({answer['error']}){others}"
+            wrong.append(problem("libraries", found, way_out))
     yield from wrong
-    yield ok("libraries", f"{'the other' if wrong else 'all'} {len(answers) - len(wrong)} load")
+    num_well = len(answers) - len(wrong) - num_untried
+    yield ok("libraries", f"{'the other' if wrong else 'all'} {num_well} load")
 
 
 def check_backends(answers: Mapping[str, Answer], first: str = "") -> Iterator[Finding]:

@@ -34,6 +34,15 @@ def test_each_gets_an_answer_whatever_the_others_do():
     assert not found[leave]["exits"]["is_late"]
 
 
+def test_the_working_folder_may_be_gone(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    command = ("load", "well")
+    assert run_children([command], timeout_s=60) == {command: {"well": {"name": "well"}}}
+
+
 def test_no_time_at_all_is_told_of_each():
     command = ("load", "well", "hangs")
     found = run_children([command], timeout_s=0.001)

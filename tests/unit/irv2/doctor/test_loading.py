@@ -7,7 +7,7 @@ import pytest
 from irv2.doctor import loading
 from irv2.doctor.bundle import check_bundle
 from irv2.doctor.finding import Report, note, ok, problem
-from irv2.doctor.loading import check_backends, check_gpus, check_kernel
+from irv2.doctor.loading import check_backends, check_gpus, check_kernel, check_libraries
 from irv2.runners.choose import Rejection
 
 WELL, LATE = {"version": "1.32.0"}, {"error": "no answer within 4 s", "is_late": True}
@@ -45,6 +45,14 @@ def test_a_driver_is_compared_with_the_libraries(monkeypatch, answer, level, wor
 )
 def test_one_backend_that_serves_is_needed(answers, levels):
     assert [each.level for each in check_backends(answers)] == levels
+
+
+def test_libraries_behind_one_that_fails_are_counted_not_listed():
+    untried = {"error": "not tried, since a came first", "after": "a"}
+    answers = {"a": {"error": "SIGABRT"}, "b": untried, "c": untried, "d": {}}
+    first, second = check_libraries([], answers)
+    assert first.found == "a does not load (SIGABRT), so that 2 others were not tried"
+    assert second == ok("libraries", "the other 1 load")
 
 
 def test_a_kernel_that_can_not_be_loaded_is_a_problem_and_a_missing_one_is_not():
