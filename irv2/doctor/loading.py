@@ -60,7 +60,7 @@ def check_libraries(packages: list[Package], answers: Mapping[str, Answer]) -> I
         package = by_module.get(module)
         name = package.name if package else module
         behind = sum(other.get("after") == module for other in answers.values())
-        others = f", so that {behind} others were not tried" if behind else ""
+        others = f"; not tried after it: {behind}" if behind else ""
         if answer.get("is_late"):
             wrong.append(late("libraries", f"{name}: {answer['error']}{others}"))
         elif "error" in answer:
@@ -96,7 +96,9 @@ def check_backends(answers: Mapping[str, Answer], first: str = "") -> Iterator[F
     if not is_servable(answers):
         found = "no backend that serves runs here"
         install = 'pip install "irv2[cpu]", or "irv2[gpu]" for a GPU'
-        yield problem("backends", found, first or install)
+        is_late = any(answer.get("is_late") for answer in answers.values())
+        way_out = "--timeout-s allows more time" if is_late else first or install
+        yield problem("backends", found, way_out)
 
 
 def runs(answers: Mapping[str, Answer], backend: str) -> bool:

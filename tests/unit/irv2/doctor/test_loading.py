@@ -51,7 +51,7 @@ def test_libraries_behind_one_that_fails_are_counted_not_listed():
     untried = {"error": "not tried, since a came first", "after": "a"}
     answers = {"a": {"error": "SIGABRT"}, "b": untried, "c": untried, "d": {}}
     first, second = check_libraries([], answers)
-    assert first.found == "a does not load (SIGABRT), so that 2 others were not tried"
+    assert first.found == "a does not load (SIGABRT); not tried after it: 2"
     assert second == ok("libraries", "the other 1 load")
 
 
