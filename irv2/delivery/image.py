@@ -21,7 +21,7 @@ from irv2.delivery.registry import INDEX, MANIFEST_TYPE, Registry
 from irv2.errors import BundleError, InputError
 from irv2.manifest import MANIFEST
 from irv2.system.cache import cache_folder
-from irv2.system.files import new_folder, temporary_folder, try_lock
+from irv2.system.files import new_folder, require_new_folder, temporary_folder, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ def pull(reference: Reference, out: Path) -> Reference:
     Raises InputError for what is no bundle or has other bytes than its digests say, Irv2Error
     where the registry or the disk fails.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(out, "is there and not empty", "a new folder")
+    require_new_folder(out)
     registry = Registry(reference)
     manifest, digest = registry.get_manifest(reference.manifest)
     layers = list(_layers(reference, registry, manifest))

@@ -169,6 +169,12 @@ def _notice(about: str, line: str, *args: object) -> None:
         logger.warning(line, *args)
 
 
+def require_new_folder(out: Path) -> None:
+    """Raise InputError unless `out` is not there yet, or an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(out, "is there and not empty", "a new folder")
+
+
 @contextmanager
 def new_folder(out: Path, num_bytes: Callable[[], int | None]) -> Iterator[Path]:
     """Yield a temporary folder that becomes `out`, whole or not at all, after the block.
