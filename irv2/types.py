@@ -12,6 +12,7 @@ from irv2.errors import ImageError, ImageReason
 UInt8Array = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
 ImageSource = str | Path | bytes | UInt8Array  # a file, encoded bytes, or RGB (H, W, 3)
 
 

@@ -16,6 +16,7 @@ from irv2.runners.choose import BACKENDS
 from irv2.serve.access.address import Address, parse_listen
 from irv2.serve.access.connection_limits import MAX_CONNECTION_AGE_S, ConnectionLimits
 from irv2.serve.access.tls import tls_files
+from irv2.serve.front_ends.choose import AUTO, IMAGES_PER_S, MAX_FRONT_ENDS
 from irv2.serve.operations.background import print_in_background
 from irv2.serve.operations.logs import log_there, print_as_it_is, take_over_stderr
 from irv2.serve.options import ServeOptions
@@ -43,6 +44,14 @@ def _read_streams(context: click.Context, parameter: click.Parameter, text: str)
         return None
     if not text.isdecimal() or not 0 < int(text) <= 1024:
         raise UsageError("--streams", text, "1 to 1024, or auto")
+    return int(text)
+
+
+def _read_front_ends(context: click.Context, parameter: click.Parameter, text: str) -> int:
+    if text == "auto":
+        return AUTO
+    if not text.isdecimal() or not 0 < int(text) <= MAX_FRONT_ENDS:
+        raise UsageError("--front-ends", text, f"1 to {MAX_FRONT_ENDS}, or auto")
     return int(text)
 
 
@@ -139,6 +148,11 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     default=0,
     help="Threads that decode images; 0: one per core, or as many as a quota allows.",
 )
+@click.option(
+    "--front-ends", "num_front_ends", default="1", metavar="N|auto", callback=_read_front_ends,
+    help="Processes that answer gRPC and decode, in front of one engine; auto: one for every "
+    f"{IMAGES_PER_S} images/s that were recorded of it.",
+)  # fmt: skip
 @click.option(
     "--max-batch",
     type=click.IntRange(1),

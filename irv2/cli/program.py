@@ -146,14 +146,20 @@ class TableGroup(ProgramGroup):
         return EngineError(f"irv2 {name}", f"package {package} is not installed", way_out=way_out)
 
 
-def _configure_logging(context: click.Context, _: click.Parameter, debug: bool) -> None:
+def configure_logging(*, debug: bool, ending: str = "") -> None:
+    """Write log lines to stderr, each with this `ending`."""
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.INFO,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s" if debug else "%(message)s",
+        format=("%(asctime)s %(name)s %(levelname)s %(message)s" if debug else "%(message)s")
+        + ending,
         stream=sys.stderr,
     )
     for noisy in ("PIL", "matplotlib", "onnxscript", "onnx_ir", "torch", "asyncio", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _configure_logging(context: click.Context, _: click.Parameter, debug: bool) -> None:
+    configure_logging(debug=debug)
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -34,7 +34,7 @@ def go_on_in_child(name: str) -> None:
     me, child = os.getpid(), os.fork()
     if child == 0:
         os.close(told)
-        _end_with(me)
+        end_with(me)
         _leave_group()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
@@ -77,7 +77,7 @@ def _made(told: int) -> tuple[bytes | None, bytes | None]:
     return holder, None
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Have this process killed when its parent is, so that none works on unseen."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

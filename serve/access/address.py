@@ -4,7 +4,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,13 +82,9 @@ class Address:
         ips = [listener.getsockname()[0] for listener in listeners]
         for listener in listeners:
             listener.close()
-        with ExitStack() as held:
-            if ips == [_ANY_IPV4] and socket.has_dualstack_ipv6():
-                # Asked for 0.0.0.0, gRPC takes [::], which is IPv6 and IPv4. Only where IPv6 is
-                # taken it makes do with IPv4.
-                with suppress(OSError):  # another server has it: as good as held
-                    held.enter_context(_listener(socket.AF_INET6, _ANY_IPV6, port))
-            yield [str(Address(ip, port)) for ip in ips]
+        names = [str(Address(ip, port)) for ip in ips]
+        with as_named(names):
+            yield names
 
     def _resolved(self) -> dict[tuple[int, str], None]:
         try:
@@ -151,6 +147,51 @@ class UnixSocket:
         if code == errno.ECONNREFUSED:
             return True
         raise OSError(errno.EADDRINUSE if code in (0, errno.EAGAIN) else code, "")
+
+
+@contextmanager
+def as_named(names: Sequence[str]) -> Iterator[None]:
+    """For the block, let gRPC take its `names` and no other address.
+
+    Asked for 0.0.0.0, it takes [::], which is IPv6 and IPv4. Only where IPv6 is taken it makes do
+    with IPv4. Where processes share the port, one at a time may do so: Linux checks a port that is
+    shared only if the socket before did not share it.
+    """
+    with ExitStack() as held:
+        ip, _, port = names[0].rpartition(":")
+        if ip == _ANY_IPV4 and socket.has_dualstack_ipv6():
+            with suppress(OSError):  # another server has it: as good as held
+                held.enter_context(_listener(socket.AF_INET6, _ANY_IPV6, int(port)))
+        yield
+
+
+def reserve(names: Sequence[str]) -> list[socket.socket]:
+    """Hold the port of gRPC's `names`, as `ready_for_grpc` gives them, for processes that share it.
+
+    Connections go to the processes that listen. While none does, another server can't take it.
+    Raises Irv2Error.
+    """
+    held: list[socket.socket] = []
+    with ExitStack() as opened:  # none stays open where one is taken
+        for name in names:
+            ip, _, port = name.rpartition(":")
+            held.append(opened.enter_context(_holder(ip.strip("[]"), int(port))))
+        opened.pop_all()
+    return held
+
+
+def _holder(ip: str, port: int) -> socket.socket:
+    """A socket that holds a port which others share, and does not listen. Raises Irv2Error."""
+    holder = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if ip == _ANY_IPV6:
+        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    try:
+        holder.bind((ip, port))
+    except OSError as error:  # another server has taken it just now
+        holder.close()
+        raise _cant_listen(Address(ip, port), error) from error
+    return holder
 
 
 def parse_listen(text: str, option: str) -> Address | UnixSocket:

@@ -27,10 +27,12 @@ MIN_PING_INTERVAL_MS, MAX_PING_STRIKES = 10_000, 2
 AGE_GRACE_MS = 60_000
 
 
-def channel_options(max_message_bytes: int, limits: ConnectionLimits) -> list[tuple[str, int]]:
-    """Return the options to pass to grpc.aio.server."""
+def channel_options(
+    max_message_bytes: int, limits: ConnectionLimits, *, share_port: bool = False
+) -> list[tuple[str, int]]:
+    """Return the options to pass to grpc.aio.server; front ends share their port."""
     options = [
-        ("grpc.so_reuseport", 0),  # else two servers could share a port unnoticed
+        ("grpc.so_reuseport", int(share_port)),  # else two servers could share a port unnoticed
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),

@@ -23,9 +23,10 @@ class JsonFormatter(logging.Formatter):
     default_msec_format = "%s.%03dZ"
     default_time_format = "%Y-%m-%dT%H:%M:%S"
 
-    def __init__(self) -> None:
+    def __init__(self, **names: object) -> None:
+        """Each object has these `names` as fields: of the process that writes it."""
         super().__init__()
-        self.converter = time.gmtime
+        self.converter, self._names = time.gmtime, names
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the object; the traceback of an exception is one of its fields."""
@@ -36,6 +37,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.msg.partition(" ")[0] if facts else record.getMessage(),
             **(facts or {}),
+            **self._names,
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
@@ -72,17 +74,25 @@ def take_over_stderr(*, as_json: bool) -> None:
     sys.stderr = JsonLines(stream) if as_json else stream
 
 
-def log_there() -> None:
-    """Let all loggers write to the stderr that was taken over, and in its format."""
+def log_there(**names: object) -> None:
+    """Let all loggers write to the stderr that was taken over, and in its format.
+
+    As JSON, each line has these `names` as fields.
+    """
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, logging.StreamHandler):
             continue
         if isinstance(sys.stderr, JsonLines):
-            handler.setFormatter(JsonFormatter())
+            handler.setFormatter(JsonFormatter(**names))
             handler.setStream(sys.stderr.stream)
         elif isinstance(sys.stderr, BackgroundStream):
             handler.setStream(sys.stderr)
     logging.captureWarnings(isinstance(sys.stderr, JsonLines))
+
+
+def is_json() -> bool:
+    """Return whether lines on stderr are JSON."""
+    return isinstance(sys.stderr, JsonLines)
 
 
 def print_as_it_is(line: str) -> None:

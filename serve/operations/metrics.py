@@ -1,54 +1,73 @@
 """Prometheus metrics of one server, in a registry of its own."""
 
-from collections import Counter as Tally
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import asyncio
+import os
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     ProcessCollector,
     generate_latest,
+    values,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from irv2.types import IntArray
 from irv2.v1 import classifier_pb2
 
+COUNT_EVERY_S = 1.0
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 REFUSAL_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGES = ("queue", "preprocess", "inference", "total")
 _REFUSED = ("queue_full", "deadline")  # reasons of irv2.errors.Overloaded
+_SUMMED = (
+    "process_virtual_memory_bytes",
+    "process_resident_memory_bytes",
+    "process_cpu_seconds",
+    "process_open_fds",
+)
 # Places named by irv2.errors.Expired ("queue" includes decoding); "call": gRPC ended the call.
 _EXPIRED = ("arrival", "queue", "engine", "call")
+
+
+def share_metrics(folder: str, process: str) -> None:
+    """Let this process count in files of `folder`, where others count too.
+
+    Call it before `Metrics(folder)`. A process that takes the place of one of the same name goes on
+    with its numbers.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
 
 
 class Metrics:
     """Counters and histograms; call `observe_*` when something happens."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str | None = None) -> None:
+        """Show what this process counts, or what all have counted in `folder`."""
         self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)  # memory, processor time, open files; on Linux
-        self._info = Gauge(
-            "irv2_model_info",
-            "The served model.",
-            ["model_id", "artifact", "precision", "backend"],
-            registry=registry,
+        if folder:
+            MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+            registry = CollectorRegistry()  # for what this process counts, shown by that one
+        self._processes = _Processes()
+        self._registry.register(self._processes)
+        self._served: tuple[str, str, str, str] | None = None
+        self._lines_lost = Counter(
+            "irv2_log_lines_lost", "Log lines that stderr didn't take.", registry=registry
         )
-        self._queue = Gauge(
-            "irv2_queue_images", "Images admitted and not yet answered.", registry=registry
-        )
-        self._wait = Gauge(
-            "irv2_predicted_wait_seconds", "Time to answer one more image.", registry=registry
-        )
-        self._running = Gauge(
-            "irv2_running_batches", "Batches in the engine, one per stream.", registry=registry
-        )
-        self._ready = Gauge("irv2_ready", "1 while new requests are wanted.", registry=registry)
+        self._num_lines_lost: Callable[[], int] = lambda: 0
+        self._num_counted = 0
         self.batch_images = Histogram(
             "irv2_batch_images", "Images per batch.", buckets=_BATCH_SIZES, registry=registry
         )
@@ -122,16 +141,30 @@ class Metrics:
         num_lines_lost: Callable[[], int],
     ) -> None:
         """Read these numbers at each scrape: queue, wait, batches, readiness, lost log lines."""
-        self._queue.set_function(num_images)
-        self._wait.set_function(wait_s)
-        self._running.set_function(num_batches)
-        self._ready.set_function(is_ready)
-        self._registry.register(_LinesLost(num_lines_lost))
+        gauge = GaugeMetricFamily
+        families: list[Callable[[], Metric]] = [
+            lambda: gauge(
+                "irv2_queue_images", "Images admitted and not yet answered.", num_images()
+            ),
+            lambda: gauge(
+                "irv2_predicted_wait_seconds", "Time to answer one more image.", wait_s()
+            ),
+            lambda: gauge(
+                "irv2_running_batches", "Batches in the engine, one per stream.", num_batches()
+            ),
+            lambda: gauge("irv2_ready", "1 while new requests are wanted.", is_ready()),
+            self._info,
+        ]
+        self._registry.register(_ReadAtScrape(families))
+        self._num_lines_lost = num_lines_lost
+
+    def watch_processes(self, pids: Callable[[], list[int]]) -> None:
+        """Add these children of this process to its memory, processor time and open files."""
+        self._processes.children = pids
 
     def serving(self, model: classifier_pb2.Model, artifact_file: str) -> None:
         """Record that this model takes the requests from now on."""
-        self._info.clear()
-        self._info.labels(model.id, artifact_file, model.precision, model.backend).set(1)
+        self._served = (model.id, artifact_file, model.precision, model.backend)
 
     def observe_request(self, outcome: str) -> None:
         """Count a request that ended as "ok", "cancelled" or the name of its status code.
@@ -165,71 +198,162 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return the metrics in the exposition format that Prometheus scrapes."""
+        self._count_lost_lines()
         return generate_latest(self._registry)
 
     def exposition(self, accept: str) -> tuple[str, bytes]:
         """Return content type and metrics: OpenMetrics if the header Accept names it, else text."""
+        self._count_lost_lines()
         try:
             encode, content_type = choose_encoder(accept)
         except TypeError:  # what the library makes of a version that is not a number
             encode, content_type = choose_encoder("")
         return content_type, encode(self._registry)
 
-
-class _LinesLost(Collector):
-    """A counter that is read when it is scraped, which the library has for gauges alone."""
-
-    def __init__(self, num_lines_lost: Callable[[], int]) -> None:
+    async def count_lost_lines(self, num_lines_lost: Callable[[], int]) -> None:
+        """Count them in a process that is not scraped itself, until cancelled."""
         self._num_lines_lost = num_lines_lost
+        while True:
+            self._count_lost_lines()
+            await asyncio.sleep(COUNT_EVERY_S)
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        yield CounterMetricFamily(
-            "irv2_log_lines_lost",
-            "Log lines that stderr didn't take.",
-            value=self._num_lines_lost(),
-        )
+    def _count_lost_lines(self) -> None:
+        new = self._num_lines_lost() - self._num_counted
+        self._lines_lost.inc(new)
+        self._num_counted += new
+
+    def _info(self) -> Metric:
+        labels = ["model_id", "artifact", "precision", "backend"]
+        info = GaugeMetricFamily("irv2_model_info", "The served model.", labels=labels)
+        if self._served:
+            info.add_metric(self._served, 1)
+        return info
 
 
-@dataclass(slots=True)
+class _Processes(Collector):
+    """Memory, processor time and open files, with those of children; on Linux.
+
+    Memory that processes share counts in each.
+    """
+
+    def __init__(self) -> None:
+        self.children: Callable[[], list[int]] = list
+
+    def collect(self) -> Iterator[Metric]:
+        sums = {family.name: family for family in _measured("self")}
+        for pid in self.children():
+            for family in _measured(pid):
+                if family.name in _SUMMED and family.name in sums:  # it may have ended
+                    _add(sums[family.name], family.samples[0].value)
+        if "process_cpu_seconds" in sums:
+            ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+            _add(sums["process_cpu_seconds"], ended.ru_utime + ended.ru_stime)
+        yield from sums.values()
+
+
+def _measured(pid: int | str) -> Iterable[Metric]:
+    return ProcessCollector(pid=lambda: pid, registry=None).collect()
+
+
+def _add(family: Metric, value: float) -> None:
+    [sample] = family.samples
+    family.samples = [sample._replace(value=sample.value + value)]
+
+
+class _ReadAtScrape(Collector):
+    """Gauges that are read when they are scraped, also where counters are shared."""
+
+    def __init__(self, families: list[Callable[[], Metric]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
+            yield family()
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What was counted since a model took over, int64, perhaps in memory of several processes."""
+
+    requests: IntArray  # (processes, len(_OF_REQUESTS)), each row written by one process
+    batches: IntArray  # (2, max_batch + 1), by size: how many, and their nanoseconds
+    last_ms: IntArray  # (1,): when the newest batch ended, since 1970
+
+    @classmethod
+    def shapes(cls, num_processes: int, max_batch: int) -> list[tuple[int, ...]]:
+        """The shapes of the arrays."""
+        return [(num_processes, len(_OF_REQUESTS)), (2, max_batch + 1), (1,)]
+
+    @classmethod
+    def of_one_process(cls, max_batch: int) -> Self:
+        """Nothing counted yet."""
+        return cls(*(np.zeros(shape, np.int64) for shape in cls.shapes(1, max_batch)))
+
+
+_OF_REQUESTS = ("num_requests", "num_failures", "failure_ns", *_STAGES)
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """Sums since a model took over, for the Open Inference Protocol; times in nanoseconds."""
 
-    num_images: int = 0
-    num_requests: int = 0  # answered
-    num_failures: int = 0  # refused, expired, failed or cancelled
-    failure_ns: int = 0  # from arrival to failure
-    batches: "Tally[int]" = field(default_factory=Tally)  # number of batches by size
-    batch_ns: "Tally[int]" = field(default_factory=Tally)  # by size
-    stage_ns: "Tally[str]" = field(default_factory=Tally)
-    last_ms: int = 0  # when the newest batch ended, since 1970
+    num_images: int
+    num_requests: int  # answered
+    num_failures: int  # refused, expired, failed or cancelled
+    failure_ns: int  # from arrival to failure
+    batches: dict[int, int]  # number of batches by size
+    batch_ns: dict[int, int]  # by size
+    stage_ns: dict[str, int]
+    last_ms: int  # when the newest batch ended, since 1970; 0 before the first
 
 
 class ModelMetrics:
     """Report what one model does to the server's metrics, and sum it up for that model."""
 
-    def __init__(self, metrics: Metrics, model_id: str, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        model_id: str,
+        sums: Sums,
+        row: int = 0,
+        now_ms: Callable[[], int] = lambda: int(time.time() * 1e3),
+    ) -> None:
+        """Requests are counted in this `row` of `sums`."""
         self._metrics, self._now_ms = metrics, now_ms
         self._images = metrics.model_images.labels(model_id)
-        self.statistics = Statistics()
+        self._sums, self._requests = sums, sums.requests[row]
+
+    @property
+    def statistics(self) -> Statistics:
+        """What all processes have done."""
+        requests = dict(zip(_OF_REQUESTS, self._sums.requests.sum(axis=0).tolist(), strict=True))
+        counts, batch_ns = self._sums.batches.tolist()
+        sizes = [size for size, count in enumerate(counts) if count]
+        return Statistics(
+            num_images=sum(size * counts[size] for size in sizes),
+            num_requests=requests["num_requests"],
+            num_failures=requests["num_failures"],
+            failure_ns=requests["failure_ns"],
+            batches={size: counts[size] for size in sizes},
+            batch_ns={size: batch_ns[size] for size in sizes},
+            stage_ns={stage: requests[stage] for stage in _STAGES},
+            last_ms=int(self._sums.last_ms[0]),
+        )
 
     def observe_batch(self, size: int, seconds: float) -> None:
         """Count a batch of `size` images that took `seconds` in the engine."""
         self._metrics.batch_images.observe(size)
         self._metrics.batch_seconds.observe(seconds)
         self._images.inc(size)
-        sums = self.statistics
-        sums.num_images += size
-        sums.batches[size] += 1
-        sums.batch_ns[size] += round(seconds * 1e9)
-        sums.last_ms = self._now_ms()
+        self._sums.batches[:, size] += (1, round(seconds * 1e9))
+        self._sums.last_ms[0] = self._now_ms()
 
     def observe_timing(self, timing: classifier_pb2.Timing) -> None:
         """Count an answered request."""
-        self.statistics.num_requests += 1
-        for name, stage in self._metrics.stages.items():
-            microseconds = getattr(timing, f"{name}_us")
-            stage.observe(microseconds / 1e6)
-            self.statistics.stage_ns[name] += microseconds * 1000
+        microseconds = [getattr(timing, f"{name}_us") for name in _STAGES]
+        for stage, time_us in zip(self._metrics.stages.values(), microseconds, strict=True):
+            stage.observe(time_us / 1e6)
+        self._requests += (1, 0, 0, *(time_us * 1000 for time_us in microseconds))
 
     def observe_image_error(self, reason: str) -> None:
         """Count an image that failed while its request went on."""
@@ -241,5 +365,4 @@ class ModelMetrics:
 
     def observe_failure(self, seconds: float) -> None:
         """Count a request that failed `seconds` after its arrival."""
-        self.statistics.num_failures += 1
-        self.statistics.failure_ns += round(seconds * 1e9)
+        self._requests[1:3] += (1, round(seconds * 1e9))

@@ -3,6 +3,10 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import numpy as np
+
+from irv2.types import Float64Array
+
 
 class BatchTimes:
     """Times of each batch size: an exponential average of those measured, and the fastest.
@@ -58,3 +62,14 @@ class BatchTimes:
             return self._seconds[upper]
         part = (size - lower) / (upper - lower)
         return self._seconds[lower] + part * (self._seconds[upper] - self._seconds[lower])
+
+    def write(self, predicted: Float64Array, fastest: Float64Array) -> None:
+        """Write what `predict` and `fastest` say, by size, into these arrays."""
+        if not self._sizes:
+            return
+        sizes, largest = np.arange(len(predicted)), self._sizes[-1]
+        known = [self._seconds[size] for size in self._sizes]
+        beyond = np.maximum(sizes / largest, 1)
+        predicted[:] = np.interp(sizes, self._sizes, known) * beyond
+        for size, seconds in self._fastest.items():
+            fastest[size] = seconds

@@ -80,15 +80,20 @@ class Batcher:
         engine: Executor | None = None,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
         on_failure: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None,
+        ranks: bool = True,
     ) -> None:
         """`max_queue_delay_ms` lets an idle stream wait for a fuller batch.
 
         `engine` is where `runner` runs: a thread for each stream by default. `on_batch` hears of
-        each batch's size and seconds, `on_failure` of each batch that failed.
+        each batch's size and seconds, `on_failure` of each batch that failed. `on_change` is
+        called when a batch has started or ended: predictions are others than before. Unless it
+        `ranks`, answers have logits alone, and empty arrays beside them.
         """
         assert 0 < max_batch <= runner.max_batch
         self.max_batch, self.num_streams, self.times = max_batch, runner.num_streams, BatchTimes()
         self._runner, self._on_batch, self._on_failure = runner, on_batch, on_failure
+        self._on_change, self._ranks = on_change, ranks
         self._max_delay_s = max_queue_delay_ms / 1e3
         self._engine = engine or ThreadPoolExecutor(self.num_streams, thread_name_prefix="engine")
         self._loop = asyncio.get_running_loop()
@@ -114,7 +119,13 @@ class Batcher:
     def free_in_s(self) -> list[float]:
         """Seconds until each stream is likely to be free, the first one first."""
         now = self._loop.time()
-        return [at - now for at in self._free_at()]
+        return [at - now for at in self.free_at()]
+
+    def free_at(self) -> list[float]:
+        """When each stream is likely to be free, the first one first."""
+        now = self._loop.time()
+        idle = [now] * (self.num_streams - len(self._running))
+        return idle + sorted(max(now, self._ends_at(batch)) for batch in self._running)
 
     def submit(
         self, image: UInt8Array, deadline: float, on_start: Callable[[Entry], None]
@@ -208,7 +219,7 @@ class Batcher:
         of the first is a luxury: where it would make the others late, the batch is full, and holds
         those that can wait for its end.
         """
-        starts_at, *others = free_at = self._free_at()
+        starts_at, *others = free_at = self.free_at()
         waiting = self._in_time(starts_at + self.times.predict(1))
         full = self._share(len(waiting), free_at)
         left_s = waiting[0].deadline - starts_at
@@ -275,12 +286,6 @@ class Batcher:
     def _has_idle_stream(self) -> bool:
         return len(self._running) < self.num_streams
 
-    def _free_at(self) -> list[float]:
-        """When each stream is likely to be free, the first one first."""
-        now = self._loop.time()
-        idle = [now] * (self.num_streams - len(self._running))
-        return idle + sorted(max(now, self._ends_at(batch)) for batch in self._running)
-
     def _ends_at(self, batch: _Batch) -> float:
         return batch.started_at + self.times.predict(len(batch.entries))
 
@@ -294,6 +299,7 @@ class Batcher:
                 entry.on_start(entry)
         batch.done = self._loop.run_in_executor(self._engine, self._run, batch.images)
         batch.done.add_done_callback(partial(self._finish, batch))
+        self._on_change()
 
     def _run(self, images: UInt8Array) -> _Ranked:
         """Run one batch, in a thread of the engine, sorting included.
@@ -304,6 +310,8 @@ class Batcher:
         logits = self._runner.run(images)
         if logits.shape != (len(images), self._runner.num_classes) or not np.isfinite(logits).all():
             raise EngineError("engine", f"gave {logits.shape} logits", "one finite row per image")
+        if not self._ranks:
+            return logits, logits[:, :0], np.empty((len(images), 0), np.int64)
         return logits, softmax(logits), top_k_indices(logits, self._runner.num_classes)
 
     def _finish(self, batch: _Batch, future: asyncio.Future[_Ranked]) -> None:
@@ -317,6 +325,7 @@ class Batcher:
         else:
             logger.error("batch_failed size=%d", len(batch.entries), exc_info=failure)
             self._on_failure()
+        self._on_change()
         for i, entry in enumerate(batch.entries):
             if entry.answer.done():  # cancelled while it ran
                 continue

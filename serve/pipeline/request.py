@@ -108,6 +108,10 @@ class Pipeline:
         async with self._admitted(num_images, deadline) as places:
             await _all(classify(places) for _ in range(num_images))
 
+    async def warm_up_decoder(self) -> None:
+        """Decode a photograph, whose time admission then knows."""
+        await self._decoder.decode(classifier_pb2.Image(encoded=_photograph()), ImageLimits())
+
     def check(self, deadline: float) -> None:
         """Raise the RequestError that any request due by `deadline` would get, if there is one."""
         self._check_serving()

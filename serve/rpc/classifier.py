@@ -9,7 +9,7 @@ from google.rpc import status_pb2
 
 from irv2.errors import Expired, InvalidRequest, NotServing
 from irv2.protocol import status_from_error
-from irv2.serve.pipeline.model import ServedModel
+from irv2.serve.pipeline.model import Model
 from irv2.serve.rpc.calls import Calls, end_with
 from irv2.serve.rpc.request_log import Call
 from irv2.v1 import classifier_pb2, classifier_pb2_grpc
@@ -25,7 +25,7 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
 
     def __init__(
         self,
-        current_model: Callable[[], ServedModel],
+        current_model: Callable[[], Model],
         calls: Calls,
         stopping: asyncio.Event,
         max_stream_images: int,
@@ -68,7 +68,7 @@ class _Stream:
 
     def __init__(
         self,
-        current_model: Callable[[], ServedModel],
+        current_model: Callable[[], Model],
         calls: Calls,
         context: _StreamContext,
         max_images: int,

@@ -13,7 +13,7 @@ import grpc
 
 from irv2.errors import InvalidRequest, RequestError
 from irv2.protocol import SERVICE, status_from_error
-from irv2.serve.pipeline.model import ServedModel
+from irv2.serve.pipeline.model import Model
 from irv2.serve.rpc.calls import Calls, end_with
 from irv2.serve.rpc.open_inference import SERVICE as OPEN_INFERENCE
 from irv2.serve.rpc.reading import or_empty, reader
@@ -30,7 +30,7 @@ class EarlyRefusal(grpc.aio.ServerInterceptor):
     of their message get an empty one.
     """
 
-    def __init__(self, current_model: Callable[[], ServedModel], calls: Calls) -> None:
+    def __init__(self, current_model: Callable[[], Model], calls: Calls) -> None:
         self._current_model, self._calls = current_model, calls
 
     async def intercept_service(

@@ -14,7 +14,7 @@ from irv2 import __version__
 from irv2.errors import InvalidRequest, UnknownModel
 from irv2.inference import open_inference_pb2 as oip
 from irv2.inference import open_inference_pb2_grpc
-from irv2.serve.pipeline.model import ServedModel
+from irv2.serve.pipeline.model import Model
 from irv2.serve.rpc.calls import Calls
 from irv2.serve.rpc.request_log import Context
 from irv2.serve.rpc.triton import model_config, model_statistics
@@ -45,7 +45,7 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(
         self,
-        current_model: Callable[[], ServedModel],
+        current_model: Callable[[], Model],
         calls: Calls,
         is_ready: Callable[[], bool],
     ) -> None:

@@ -126,7 +126,8 @@ class Tracing:
             ) from error
 
         # The environment's attributes, which may name the service, over ours.
-        given = Resource({"service.name": "irv2"}).merge(OTELResourceDetector().detect())
+        ours = Resource({"service.name": "irv2", "process.pid": os.getpid()})
+        given = ours.merge(OTELResourceDetector().detect())
         resource = Resource.create(given.attributes)
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -2,16 +2,16 @@
 
 from irv2.inference import open_inference_pb2 as oip
 from irv2.serve.operations.metrics import Statistics
-from irv2.serve.pipeline.model import ServedModel
+from irv2.serve.pipeline.model import Model
 
 
-def model_config(model: ServedModel) -> oip.ModelConfig:
+def model_config(model: Model) -> oip.ModelConfig:
     """How the model is run; `max_batch_size` is what a request may hold, split over batches."""
     description = model.description
     return oip.ModelConfig(
         platform=description.backend,
         backend=description.backend.partition("-")[0],
-        default_model_filename=model.artifact.file,
+        default_model_filename=model.artifact_file,
         max_batch_size=model.pipeline.limits.max_images,
         input=[oip.ModelInput(name="images", data_type=oip.TYPE_UINT8, dims=model.image_shape)],
         output=[
@@ -42,7 +42,7 @@ def model_statistics(sums: Statistics) -> oip.ModelStatistics:
     return oip.ModelStatistics(
         last_inference=sums.last_ms,
         inference_count=sums.num_images,
-        execution_count=sums.batches.total(),
+        execution_count=sum(sums.batches.values()),
         inference_stats=oip.InferStatistics(
             fail=duration(count=sums.num_failures, ns=sums.failure_ns), **by_stage
         ),

@@ -120,14 +120,15 @@ def test_the_export_job_gives_the_servers_what_passed_and_nothing_else(
         "/data": sample,
         "/runs/imagenet/best.pt": project / "runs" / "setting-2" / "best.pt",
     }
-    job = ["irv2", *arguments_of(pod_of("export", "Job"), claims), "--precision=fp32"]  # soon done
+    job = ["irv2", *arguments_of(pod_of("export", "Job"), claims)]
+    too_few_for_int8 = ["--limit=20", "--calibration-images=8", "--calibration-method=minmax"]
     before = Bundle.open(files["/bundle/model.bundle"]).id
     with serving(*arguments_of(pod, files)) as server:
-        refused = subprocess.run([*job, "--limit=20"], env=environment)  # too few to tell
+        refused = subprocess.run([*job, *too_few_for_int8], env=environment)
         assert refused.returncode == 3
         with client_of(pod, server.address, files) as client:
             assert client.model().id == before
-            subprocess.run(job, env=environment, check=True)
+            subprocess.run([*job, "--precision=fp32"], env=environment, check=True)  # soon done
             lines = iter(server.popen.stderr.readline, "")
             assert any('"reloaded' in line for line in lines)
             assert client.model().id == Bundle.open(files["/bundle/model.bundle"]).id != before

@@ -10,7 +10,7 @@ import numpy as np
 
 from irv2.errors import EngineError
 from irv2.runners.base import Runner
-from irv2.serve.pipeline.admission import Admission
+from irv2.serve.pipeline.admission import Admission, LocalPromises
 from irv2.serve.pipeline.batcher import Answer, Batcher
 
 SIDE = 2
@@ -91,7 +91,9 @@ class Bench:
         self.runner, self.engine = FakeRunner(num_streams), FakeEngine(seconds, num_streams)
         self.loop = asyncio.get_running_loop()
         batcher = Batcher(self.runner, max_batch=max_batch, engine=self.engine, **options)
-        self.batcher, self.admission = batcher, Admission(batcher, max_queue, prepare_s)
+        promises = LocalPromises(batcher)
+        self.batcher = batcher
+        self.admission = Admission(batcher, promises, max_queue, prepare_s)
 
     async def warm_up(self, sizes: Iterable[int]) -> None:
         """Batches of these sizes on all streams, so that their times are known at once."""

@@ -20,7 +20,7 @@ from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.serve.access.address import Address
 from irv2.serve.options import ServeOptions
-from irv2.serve.pipeline.model import OpenedModel
+from irv2.serve.pipeline.engine import OpenedModel
 from irv2.serve.server import Server
 from irv2.v1 import classifier_pb2_grpc
 from irv2.v1.classifier_pb2 import ClassifyRequest, Image

@@ -22,7 +22,8 @@ from irv2.runners.onnx import OnnxRunner
 from irv2.runners.parallel import ParallelRunner
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.operations.metrics import Metrics
-from irv2.serve.pipeline.model import OpenedModel, start_model
+from irv2.serve.pipeline.engine import OpenedModel
+from irv2.serve.pipeline.model import ServedModel, start_model
 from irv2.system.machine import instruction_set
 from irv2.v1.classifier_pb2 import ClassifyRequest, GetModelRequest, Image
 
@@ -42,7 +43,7 @@ async def ignore_health() -> None:
 
 
 def start(given: OpenedModel, **options):
-    return start_model(given, replace(OPTIONS, **options), Metrics(), ignore_health)
+    return start_model(ServedModel, given, replace(OPTIONS, **options), Metrics(), ignore_health)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_every_certified_size_is_tried_and_goes_the_whole_way(
         sizes = given.choice.runner.sizes
         assert sizes[: len(expected)] == expected, "the known images, a batch of each size"
         assert sum(sizes) == 2 * sum(expected), "and as many photographs through the decoder"
-        assert model.self_test == "passed"
+        assert model.engine.self_test == "passed"
         assert model.statistics.num_images == 0, "no client has asked yet"
         assert model.admission.predicted_wait_s(max(expected)) > 0
         await model.close()
@@ -126,7 +127,7 @@ def test_a_broken_one_of_two_engines_is_noticed(bundle, caplog):
         engines[1].error = EngineError("CUDA", "the device is lost")
         for _ in range(3):
             await model.pipeline.classify(request(0, 1), asyncio.get_running_loop().time() + 10)
-        await wait_until(lambda: not model.is_healthy)
+        await wait_until(lambda: not model.engine.is_healthy)
         await model.close()
 
     asyncio.run(scenario())
@@ -218,9 +219,9 @@ def test_a_broken_one_of_three_streams_is_noticed(bundle, caplog):
         given.choice.runner.error = EngineError("stream", "is broken")
         for _ in range(9):
             await model.pipeline.classify(request(0), asyncio.get_running_loop().time() + 10)
-        await wait_until(lambda: not model.is_healthy)
+        await wait_until(lambda: not model.engine.is_healthy)
         given.choice.runner.error = None
-        await wait_until(lambda: model.is_healthy)
+        await wait_until(lambda: model.engine.is_healthy)
         await model.close()
 
     asyncio.run(scenario())

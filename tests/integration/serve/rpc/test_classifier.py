@@ -14,7 +14,7 @@ from irv2.bundle import Bundle
 from irv2.inference import open_inference_pb2 as oip
 from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.serve.rpc.early_refusal import QUEUED
-from irv2.serve.server import LAST_ANSWER_S
+from irv2.serve.rpc.port import LAST_ANSWER_S
 from irv2.v1.classifier_pb2 import (
     ClassifyRequest,
     ClassifyResponse,

@@ -1,6 +1,7 @@
 """The result on disk: parts, what they lack, and the file at the end."""
 
 import itertools
+import os
 
 import pyarrow.parquet as pq
 import pytest
@@ -111,6 +112,12 @@ def test_a_file_of_something_else_is_refused(parts):
 
     pq.write_table(pa.table({"x": [1]}), parts.out)
     with pytest.raises(InputError, match=r"out\.parquet: exists; expected a new file, or one of"):
+        parts.begun()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(parts):
+    os.mkfifo(parts.out)
+    with pytest.raises(UsageError, match="is no file"):
         parts.begun()
 
 

@@ -11,7 +11,7 @@ import pytest
 from serving_site import has_ipv6
 
 from irv2.errors import Irv2Error, UsageError
-from irv2.serve.access.address import Address, parse_listen
+from irv2.serve.access.address import Address, parse_listen, reserve
 from irv2.serve.access.connection_limits import ConnectionLimits, channel_options
 
 
@@ -190,3 +190,25 @@ def test_a_file_that_is_no_socket_and_a_folder_that_is_missing_are_told(tmp_path
     assert path.read_text() == "precious"
     with pytest.raises(Irv2Error, match=os.strerror(errno.ENOENT).lower()):
         grpc_server_at(f"unix:{tmp_path}/none/irv2.sock")
+
+
+def test_a_reserved_port_is_taken_by_those_who_share_it_and_by_no_other_server():
+    with Address("127.0.0.1", 0).ready_for_grpc() as names:
+        (name,) = names
+    port = int(name.rpartition(":")[2])
+    (held,) = reserve([name])
+    with held:
+        with pytest.raises(Irv2Error, match=r"expected a free port"):
+            Address("127.0.0.1", port).listen()
+        with socket.socket() as sharing:
+            sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sharing.bind(("127.0.0.1", port))
+            sharing.listen()
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                accepted, peer = sharing.accept()
+                accepted.close()
+                assert peer == client.getsockname()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        used = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(Irv2Error, match="expected a free port"):
+            reserve([used])

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
-from irv2.serve.operations.metrics import Metrics, ModelMetrics
+from irv2.serve.operations.metrics import Metrics, ModelMetrics, Sums
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -48,5 +48,5 @@ def test_the_process_is_measured(metrics):
 
 
 def test_turned_images_are_counted(metrics):
-    ModelMetrics(metrics, "id", now_ms=lambda: 0).observe_turned_image()
+    ModelMetrics(metrics, "id", Sums.of_one_process(4)).observe_turned_image()
     assert "irv2_turned_images_total 1.0" in metrics.text().decode()

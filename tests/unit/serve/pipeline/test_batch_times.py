@@ -1,5 +1,6 @@
 """What the batcher predicts with."""
 
+import numpy as np
 import pytest
 
 from irv2.serve.pipeline.batch_times import BatchTimes
@@ -33,3 +34,15 @@ def test_streams_take_turns(place, expected):
     times = BatchTimes()
     times.learn(8, 2.0)
     assert times.starts_at(place, 8, [1.0, 1.5]) == expected
+
+
+@pytest.mark.parametrize("sizes", [(), (1,), (4,), (2, 5, 8)])
+def test_what_is_written_for_others_is_what_is_predicted(sizes):
+    times = BatchTimes()
+    for size in sizes:
+        times.learn(size, 0.1 * size + 0.05)
+        times.learn(size, 0.3 * size + 0.05)
+    predicted, fastest = np.zeros(11), np.zeros(11)
+    times.write(predicted, fastest)
+    assert predicted[1:] == pytest.approx([times.predict(size) for size in range(1, 11)])
+    assert fastest.tolist() == [times.fastest(size) for size in range(11)]

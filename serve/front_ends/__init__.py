@@ -1,0 +1,1 @@
+"""Several processes that answer gRPC in front of one engine (docs/serving.md)."""

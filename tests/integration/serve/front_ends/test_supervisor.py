@@ -1,0 +1,131 @@
+"""Front ends that hang or can't start, as real processes of an engine in this one."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+
+import grpc
+import pytest
+from serving_site import OPTIONS, has_ipv6, request
+from tiny_bundle import write_tiny_bundle
+
+from irv2.errors import Irv2Error
+from irv2.serve.access.address import Address
+from irv2.serve.front_ends.shared_model import SharedModel
+from irv2.serve.front_ends.supervisor import FrontEnds
+from irv2.serve.operations.metrics import Metrics
+from irv2.serve.pipeline.engine import open_model
+from irv2.v1 import classifier_pb2_grpc
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory without a name: Linux")
+TOKEN = "0123456789abcdef"
+
+
+async def ignore_health() -> None:
+    """No load balancer asks for health."""
+
+
+def scenario_with(tmp_path, scenario, answer_s: float = 20.0, **options) -> None:
+    async def run():
+        bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
+        given = replace(OPTIONS, num_front_ends=2, **options)
+        model = SharedModel(open_model(bundle, given), given, Metrics(), ignore_health)
+        folder = tmp_path / "metrics"
+        folder.mkdir()
+        front_ends = FrontEnds(given, model, str(folder), ask_every_s=0.1, answer_s=answer_s)
+        try:
+            with given.listen.ready_for_grpc() as names:
+                port = front_ends.bind(names, given.listen)
+            await front_ends.start()
+            await model.start()
+            await front_ends.use(model)
+            await scenario(front_ends, f"127.0.0.1:{port}")
+        finally:
+            await front_ends.stop()
+            await model.close()
+            await front_ends.close()
+
+    asyncio.run(run())
+
+
+async def until(is_so) -> None:
+    async with asyncio.timeout(60):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
+async def is_answered(address: str) -> bool:
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(address, own) as channel:
+        stub = classifier_pb2_grpc.ClassifierStub(channel)
+        metadata = [("authorization", f"Bearer {TOKEN}")]
+        [result] = (await stub.Classify(request(0), timeout=20, metadata=metadata)).results
+        return bool(result.scores)
+
+
+def test_one_that_hangs_is_replaced(tmp_path):
+    async def scenario(front_ends, address):
+        hanging, other = front_ends.pids
+        os.kill(hanging, signal.SIGSTOP)
+        await until(lambda: len(front_ends.pids) == 2 and hanging not in front_ends.pids)
+        assert other in front_ends.pids
+        assert all([await is_answered(address) for _ in range(8)])
+
+    scenario_with(tmp_path, scenario, answer_s=2.0)
+
+
+def test_one_that_cannot_start_is_tried_again_and_stops_no_other(tmp_path, caplog):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"one {TOKEN}\n")
+
+    async def scenario(front_ends, address):
+        tokens.write_text("")  # as it is while an editor writes it
+        killed, other = front_ends.pids
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: "front_end_failed front_end=" in caplog.text)
+        assert other in front_ends.pids
+        tokens.write_text(f"one {TOKEN}\n")
+        await until(lambda: "front_end_started front_end=" in caplog.text)
+        assert all([await is_answered(address) for _ in range(8)])
+        assert "holds no token" in caplog.text
+
+    caplog.set_level("INFO")
+    scenario_with(tmp_path, scenario, token_file=tokens)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+def test_all_of_ipv4_is_nothing_of_ipv6_also_for_one_that_is_replaced(tmp_path, caplog):
+    async def scenario(front_ends, address):
+        port = int(address.rpartition(":")[2])
+        os.kill(front_ends.pids[0], signal.SIGKILL)
+        await until(lambda: "front_end_started front_end=" in caplog.text)
+        assert all([await is_answered(address) for _ in range(8)])
+        for _ in range(8):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("::1", port))
+
+    caplog.set_level("INFO")
+    scenario_with(tmp_path, scenario, listen=Address("0.0.0.0", 0), insecure=True)
+
+
+def test_a_stop_right_after_one_was_lost_waits_for_no_other(tmp_path, caplog):
+    async def scenario(front_ends, address):
+        os.kill(front_ends.pids[0], signal.SIGKILL)
+        await until(lambda: "front_end_lost front_end=1" in caplog.text)
+
+    scenario_with(tmp_path, scenario)
+    assert "Traceback" not in caplog.text
+
+
+def test_if_one_cannot_start_at_first_the_reason_is_told_and_all_end(tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("one short\n")
+
+    async def never(front_ends, address):
+        raise AssertionError
+
+    with pytest.raises(Irv2Error, match="no token, or a short one"):
+        scenario_with(tmp_path, never, token_file=tokens)
