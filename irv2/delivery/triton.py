@@ -6,12 +6,12 @@ Each artefact is for an engine that it was judged on.
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from irv2.bundle import Bundle
-from irv2.errors import BundleError, InputError
+from irv2.delivery.passed import passed_on
+from irv2.errors import InputError
 from irv2.manifest import Artifact, Evidence
 from irv2.runners.base import CPU_MAX_BATCH
 from irv2.system.files import new_folder, require_new_folder
@@ -57,14 +57,7 @@ def write_repository(bundle: Bundle, out: Path) -> list[str]:
     Raises BundleError if nothing in the bundle has passed on an engine that Triton has.
     """
     require_new_folder(out)
-    models = list(_models(bundle))
-    if not models:
-        raise BundleError(
-            bundle.path,
-            "nothing in it has passed on an engine that Triton has",
-            " or ".join(_BACKENDS),
-            f"run `irv2 verify {bundle.path}` where one of them is installed",
-        )
+    models = _models(bundle)
     if unfit := [label for label in bundle.classes if "\n" in label]:
         raise InputError(bundle.path, f"class {unfit[0]!r}", "one line, as in Triton's labels")
     sources = [bundle.path / model.artifact.file for model in models]
@@ -79,17 +72,13 @@ def write_repository(bundle: Bundle, out: Path) -> list[str]:
     return [model.name for model in models]
 
 
-def _models(bundle: Bundle) -> Iterator[_Model]:
+def _models(bundle: Bundle) -> list[_Model]:
     """The artefacts that have passed, each on the fastest of Triton's engines where it has."""
-    for artifact in bundle.artifacts:
-        rows = [
-            row
-            for row in artifact.known
-            if row.backend in _BACKENDS and row.parity.verdict == "passed"
-        ]
-        if rows:
-            name = "-".join(["irv2", *artifact.file.split(".")[1:]])  # model.fp16.onnx
-            yield _Model(name, artifact, max(rows, key=lambda row: row.images_per_s or 0))
+    models: dict[str, _Model] = {}
+    for artifact, evidence in passed_on(bundle, _BACKENDS):
+        name = "-".join(["irv2", *artifact.file.split(".")[1:]])  # model.fp16.onnx
+        models.setdefault(name, _Model(name, artifact, evidence))
+    return list(models.values())
 
 
 def _config(bundle: Bundle, model: _Model) -> str:

@@ -5,19 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from tiny_bundle import CLASSES, SIDE, passed_parity, write_tiny_bundle
+from tiny_bundle import CLASSES, SIDE, judged, with_artifact, write_tiny_bundle
 
 from irv2.bundle import Bundle
-from irv2.commands.triton import main
+from irv2.commands.package import main
 from irv2.delivery.triton import write_repository
 from irv2.errors import BundleError, InputError
-from irv2.manifest import Artifact, Evidence
-from irv2.system.files import file_sha256
 
 # In a process of its own: Triton's schema and ours for its protocol share names of messages.
 READ = """
@@ -39,36 +36,11 @@ def configs(repository: Path, *models: str) -> list[dict]:
     return json.loads(done.stdout)
 
 
-def judged(backend: str, verdict: str = "passed", images_per_s: float = 1.0) -> Evidence:
-    return Evidence(
-        backend=backend,
-        instruction_set="test",
-        threads=1,
-        parity=passed_parity(verdict),
-        invariance=None,
-        images_per_s=images_per_s,
-    )
-
-
-def with_artifact(bundle: Bundle, file: str, *evidence: Evidence, **fields: object) -> Bundle:
-    """Add a model file of any bytes to a bundle."""
-    (bundle.path / file).write_bytes(file.encode())
-    artifact: Artifact = msgspec.structs.replace(
-        bundle.artifacts[0],
-        file=file,
-        sha256=file_sha256(bundle.path / file),
-        parity=evidence[0].parity,
-        evidence=list(evidence),
-        **fields,
-    )
-    manifest = bundle.manifest.with_artifacts([*bundle.artifacts, artifact])
-    return bundle.with_manifest(manifest)
-
-
 def test_tritons_schema_reads_a_repository_whose_model_runs_as_it_says(tmp_path):
     bundle, out = write_tiny_bundle(tmp_path / "tiny.bundle"), tmp_path / "repository"
-    done = CliRunner().invoke(main, [str(bundle), str(out), "--json"], catch_exceptions=False)
-    assert json.loads(done.stdout) == {"repository": str(out), "models": ["irv2-onnx"]}
+    command = [str(bundle), str(out), "--for", "triton", "--json"]
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert json.loads(done.stdout) == {"folder": str(out), "models": ["irv2-onnx"]}
 
     model, [config] = out / "irv2-onnx", configs(out, "irv2-onnx")
     assert (config["name"], config["platform"]) == ("irv2-onnx", "onnxruntime_onnx")
@@ -108,23 +80,24 @@ def test_only_what_has_passed_on_an_engine_of_tritons_is_written(tmp_path):
         bundle,
         "model.fp16.plan",
         judged("tensorrt"),
+        content=b"an engine",
         format="tensorrt",
         built_with={"profiles": "1:1:1, 2:8:16"},
     )
     names = write_repository(bundle, tmp_path / "out")
-    assert names == ["irv2-onnx", "irv2-fp16-onnx", "irv2-fp16-plan"]
+    assert sorted(names) == ["irv2-fp16-onnx", "irv2-fp16-plan", "irv2-onnx"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(names)
-    half, engine = configs(tmp_path / "out", *names[1:])
+    half, engine = configs(tmp_path / "out", *sorted(names)[:2])
     assert half["instance_group"] == [{"count": 1, "kind": "KIND_GPU"}]
     assert (engine["platform"], engine["max_batch_size"]) == ("tensorrt_plan", 16)
     assert engine["instance_group"][0]["profile"] == ["0", "1"]
     plan = tmp_path / "out" / "irv2-fp16-plan" / "1" / "model.plan"
-    assert plan.read_bytes() == b"model.fp16.plan"
+    assert plan.read_bytes() == b"an engine"
 
 
 def test_what_can_not_be_written_is_one_line_and_leaves_nothing(tmp_path):
     failed = Bundle.open(write_tiny_bundle(tmp_path / "failed.bundle", verdict="failed"))
-    with pytest.raises(BundleError, match="nothing in it has passed on an engine that Triton has"):
+    with pytest.raises(BundleError, match="nothing in it has passed where it is to run"):
         write_repository(failed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="is there and not empty; expected a new folder"):
