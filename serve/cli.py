@@ -85,7 +85,8 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
 @click.option(
     "--http",
     metavar="HOST:PORT",
-    help="Address of the HTTP port: /metrics, /healthz and /readyz.  [default: none]",
+    help="Address of the HTTP port: /metrics, /healthz, /readyz, and requests under /v2.  "
+    "[default: none]",
 )
 @click.option(
     "--insecure",

@@ -69,7 +69,7 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> oip.ModelMetadataResponse | None:
         """Describe the tensors by name, type and shape."""
         call = self._calls.begin(context, "ModelMetadata")
-        return await self._calls.unary(self._metadata(request), call)
+        return await self._calls.unary(self._metadata(request), call, context)
 
     async def ModelInfer(  # noqa: N802
         self, request: oip.ModelInferRequest, context: Context
@@ -82,21 +82,21 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             num_images(request),
             timeout_ms=timeout_ms(request),
         )
-        return await self._calls.unary(self._infer(request, call.deadline), call)
+        return await self._calls.unary(self._infer(request, call.deadline), call, context)
 
     async def ModelConfig(  # noqa: N802
         self, request: oip.ModelConfigRequest, context: Context
     ) -> oip.ModelConfigResponse | None:
         """Describe batching and tensors as Triton would."""
         call = self._calls.begin(context, "ModelConfig")
-        return await self._calls.unary(self._config(request), call)
+        return await self._calls.unary(self._config(request), call, context)
 
     async def ModelStatistics(  # noqa: N802
         self, request: oip.ModelStatisticsRequest, context: Context
     ) -> oip.ModelStatisticsResponse | None:
         """Count what the model has done since it took over."""
         call = self._calls.begin(context, "ModelStatistics")
-        return await self._calls.unary(self._statistics(request), call)
+        return await self._calls.unary(self._statistics(request), call, context)
 
     async def RepositoryIndex(  # noqa: N802
         self, request: oip.RepositoryIndexRequest, context: object
