@@ -85,7 +85,7 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
 @click.option(
     "--http",
     metavar="HOST:PORT",
-    help="Address of the HTTP port: /metrics, /healthz, /readyz, and requests under /v2.  "
+    help="Address of the HTTP port: /metrics, /healthz, /readyz, and pictures over HTTP.  "
     "[default: none]",
 )
 @click.option(

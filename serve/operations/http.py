@@ -186,6 +186,7 @@ def _application(
         default_handler_class=_Page,
         default_handler_args={"answer": lambda accept: missing},
         log_function=lambda _: None,  # no line per request
+        cross_origin_protection=True,  # no page of another site makes its readers' browsers ask
     )
 
 

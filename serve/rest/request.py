@@ -150,13 +150,17 @@ class Question(Reply):
         """Answer the body, or return its refusal; `answer` runs the work."""
         raise NotImplementedError
 
-    def prepare(self) -> None:
-        """Look at the head: refuse by it, or let the body come."""
+    def initialize(self, desk: Desk) -> None:
+        """Called by Tornado before anything else."""
+        super().initialize(desk)
         self._chunks: list[bytes] = []
         self._refusal: status_pb2.Status | None = None
         self._call: Call | None = None
         self._work: asyncio.Future[Any] | None = None
         self._stream: IOStream | None = None
+
+    def prepare(self) -> None:
+        """Look at the head: refuse by it, or let the body come."""
         if self.request.method != "POST":
             return  # Tornado refuses it
         connection = self.request.connection

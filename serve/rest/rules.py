@@ -5,13 +5,17 @@ from http import HTTPStatus
 from tornado.routing import PathMatches, Rule
 from tornado.web import RequestHandler
 
+from irv2.serve.rest.classify import Classify
 from irv2.serve.rest.open_inference import MODEL, Infer, Live, Metadata, Ready, Server
+from irv2.serve.rest.openapi import OpenApi
 from irv2.serve.rest.request import Desk
 
 
 def rules(desk: Desk) -> list[Rule]:
     """Every path and what answers there."""
     handlers = {
+        "/openapi.json": OpenApi,
+        "/v1/classify": Classify,
         "/v2/?": Server,
         "/v2/health/live": Live,
         "/v2/health/ready": Ready,
