@@ -39,7 +39,7 @@ class ServeOptions:
     log_requests: bool = False
     num_gpus: int = 1
     num_streams: int | None = None  # by the number of cores
-    num_front_ends: int = 1
+    num_front_ends: int = 1  # 0: by the engine's recorded speed
     choose: Literal["recorded", "measure"] = "recorded"
     require_signature: Path | None = None
 
@@ -64,6 +64,12 @@ class ServeOptions:
                 str(self.num_front_ends),
                 f"1 with --listen {self.listen}",
                 "a socket in the file system has one process; take HOST:PORT",
+            )
+        if self.connections.max_connections < self.num_front_ends:
+            raise UsageError(
+                "--max-connections",
+                str(self.connections.max_connections),
+                f"at least --front-ends, {self.num_front_ends}",
             )
         for address in (self.listen, self.http):
             if address and not (address.is_loopback or self.tls or self.insecure):

@@ -6,13 +6,13 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from irv2.errors import Irv2Error
 from irv2.serve.access.address import Address, UnixSocket
 from irv2.serve.access.tls import Tls
-from irv2.serve.front_ends.choose import metrics_folder, with_front_ends
+from irv2.serve.front_ends.choose import with_front_ends
+from irv2.serve.front_ends.counter_folder import CounterFolder
 from irv2.serve.front_ends.shared_model import SharedModel
 from irv2.serve.front_ends.supervisor import FrontEnds
 from irv2.serve.operations.logs import num_lines_lost
@@ -113,17 +113,18 @@ class Server:
 
     def __init__(self, opened: OpenedModel, options: ServeOptions) -> None:
         self._options = options
-        self._metrics_folder: TemporaryDirectory[str] | None = None
+        self._counters: CounterFolder | None = None
         self._tls = Tls(options.tls) if options.tls else None
         self._build: type[ServedModel | SharedModel]
         self._model: ServedModel | SharedModel
         self._port: Port
         if options.num_front_ends > 1:
-            self._metrics_folder = metrics_folder()
-            share_metrics(self._metrics_folder.name, "engine")
-            self._metrics, self._build = Metrics(self._metrics_folder.name), SharedModel
+            self._counters = CounterFolder()
+            folder = str(self._counters.path)
+            share_metrics(folder, "engine")
+            self._metrics, self._build = Metrics(folder), SharedModel
             self._model = shared = SharedModel(opened, options, self._metrics, self._tell_health)
-            self._port = front_ends = FrontEnds(options, shared, self._metrics_folder.name)
+            self._port = front_ends = FrontEnds(options, shared, folder)
             self._metrics.watch_processes(lambda: front_ends.pids)
         else:
             self._metrics, self._build = Metrics(), ServedModel
@@ -192,8 +193,8 @@ class Server:
         if self._http:
             await self._http.stop()
         await self._port.close()
-        if self._metrics_folder:
-            self._metrics_folder.cleanup()
+        if self._counters:
+            self._counters.remove()
 
     def metrics_text(self) -> bytes:
         """The metrics as Prometheus scrapes them."""

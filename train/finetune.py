@@ -7,6 +7,7 @@ last stages. Each phase is a run of its own, so that both resume exactly: the fi
 import dataclasses
 import logging
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def finetune(request: Request, stage: Stage, head_epochs: int | None) -> dict[st
             left = max(0.0, left - (time.monotonic() - began_at) / 60)
         overrides = {n: v for n, v in request.overrides.items() if n != "feature_crops"}
         request = dataclasses.replace(
-            request, init_from=Path(head["best"]), time_budget_minutes=left, overrides=overrides
+            request, init_from=better(head)[0], time_budget_minutes=left, overrides=overrides
         )
         logger.info("phase 2 of 2: --train %s", stage)
         result = train(request)
@@ -58,13 +59,25 @@ def finetune(request: Request, stage: Stage, head_epochs: int | None) -> dict[st
     return train(request)
 
 
+def better(result: dict[str, Any]) -> tuple[Path, float]:
+    """Return the best weights that a run left, or their average if that is better, and the error.
+
+    In percent, top 1.
+    """
+    found = [(result[f"{kind}top1_error"], Path(result[file]))
+             for file, kind in (("best", ""), ("best_ema", "ema_")) if file in result]  # fmt: skip
+    error, path = min(found, key=itemgetter(0))  # the weights, where both are as good
+    return path, error
+
+
 def compare_phases(head: dict[str, Any], network: dict[str, Any] | None) -> None:
     """Say so where the first phase left better weights than the second, which begins with them."""
-    if network and network.get("top1_error", 0.0) > head["top1_error"]:
+    if not network or not network.keys() & {"best", "best_ema"}:
+        return
+    path, error = better(head)
+    if better(network)[1] > error:
         logger.warning(
-            "the last layer alone did better: %s has a top-1 error of %.3f %%",
-            head["best"],
-            head["top1_error"],
+            "the last layer alone did better: %s has a top-1 error of %.3f %%", path, error
         )
 
 

@@ -206,11 +206,13 @@ class Recipe:
     def is_over(self, rows: list[dict[str, float]]) -> bool:
         """Whether a run with these finished epochs has ended.
 
-        The last epoch is done, the time was up, or the last `patience` epochs were no better.
+        The last epoch is done, the time was up, or the last `patience` epochs were no better, by
+        the weights or by their average.
         """
         if not rows:
             return False
-        errors = [row["val_top1_error"] for row in rows]
+        names = ("val_top1_error", "ema_val_top1_error")
+        errors = [min(row[name] for name in names if name in row) for row in rows]
         num_since_best = len(rows) - 1 - errors.index(min(errors))
         is_last = rows[-1]["epoch"] >= self.epochs or bool(rows[-1].get("out_of_time"))
         return is_last or 0 < self.patience <= num_since_best

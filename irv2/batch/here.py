@@ -1,6 +1,5 @@
 """Answers from a bundle on this machine: threads read and decode while the engine runs."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from irv2.batch.loading import load, map_ahead
+from irv2.batch.loading import load, map_ahead, untraced
 from irv2.batch.parts import Row
 from irv2.batch.source import Picture, Source
 from irv2.bundle import Bundle
@@ -21,9 +20,9 @@ from irv2.results import Result, top_k_scores
 from irv2.runners.base import CPU_MAX_BATCH
 from irv2.runners.choose import open_best
 from irv2.system.machine import num_cores
-from irv2.types import FloatArray, UInt8Array
 
 GPU_BATCH = 64
+MOST_IN_GROUP = 256  # bad pictures included, which wait for no engine
 BATCHES_AHEAD = 2  # of each stream, read and decoded; evens out what takes long
 
 
@@ -59,12 +58,19 @@ class Here(AbstractContextManager["Here"]):
         """Yield the answers in order. Raises EngineError if the engine fails."""
         is_cpu = self._runner.backend.endswith("-cpu")
         size = min(self._runner.max_batch, CPU_MAX_BATCH if is_cpu else GPU_BATCH)
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as pool:
+        num_streams = self._runner.num_streams
+        with (
+            ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as decoders,
+            ThreadPoolExecutor(num_streams, thread_name_prefix="engine") as engine,
+        ):
             try:
-                ahead = BATCHES_AHEAD * size * self._runner.num_streams
-                yield from self._answers(map_ahead(pool, self._load, pictures, ahead), size)
+                ahead = BATCHES_AHEAD * size * num_streams
+                loaded = map_ahead(decoders, self._load, pictures, ahead)
+                for rows in map_ahead(engine, self._rows, _groups(loaded, size), num_streams):
+                    yield from rows
             finally:
-                pool.shutdown(cancel_futures=True)
+                decoders.shutdown(cancel_futures=True)
+                engine.shutdown(cancel_futures=True)
 
     def _load(self, picture: Picture) -> _Loaded:
         encoded = load(self._source, picture)
@@ -74,37 +80,31 @@ class Here(AbstractContextManager["Here"]):
         try:
             return loaded(prepare(encoded.content, self._bundle.preprocess, FILE_LIMITS))
         except ImageError as error:
-            return loaded(error=error)
+            return loaded(error=untraced(error, picture.name))
 
-    def _answers(self, loaded: Iterator[_Loaded], size: int) -> Iterator[Row]:
-        running: deque[list[_Loaded]] = deque()  # the pictures of batches, with bad ones between
-
-        def batches() -> Iterator[UInt8Array]:
-            group: list[_Loaded] = []
-            crops: list[UInt8Array] = []
-            for each in loaded:
-                group.append(each)
-                if each.prepared:
-                    crops.append(each.prepared.image_hwc)
-                if len(crops) == size:
-                    running.append(group)
-                    yield np.stack(crops)
-                    group, crops = [], []
-            running.append(group)
-            if crops:
-                yield np.stack(crops)
-
-        for logits in self._runner.map(batches()):
-            yield from self._rows(running.popleft(), logits)
-        if running:  # bad pictures alone, at the end
-            yield from self._rows(running.popleft(), np.empty((0, 0), np.float32))
-
-    def _rows(self, group: list[_Loaded], logits: FloatArray) -> Iterator[Row]:
-        rows = iter(logits)
+    def _rows(self, group: list[_Loaded]) -> list[Row]:
+        crops = [each.prepared.image_hwc for each in group if each.prepared]
+        logits = iter(self._runner.run(np.stack(crops)) if crops else ())
+        rows = []
         for each in group:
             if each.prepared:
-                scores = top_k_scores(next(rows), self._bundle.classes, self._top_k)
+                scores = top_k_scores(next(logits), self._bundle.classes, self._top_k)
                 result = Result(scores, orientation=each.prepared.orientation)
             else:
                 result = Result(error=each.error)
-            yield Row(each.name, each.sha256, result)
+            rows.append(Row(each.name, each.sha256, result))
+        return rows
+
+
+def _groups(loaded: Iterable[_Loaded], size: int) -> Iterator[list[_Loaded]]:
+    """Group pictures so that each group has up to `size` good ones, and not too many bad ones."""
+    group: list[_Loaded] = []
+    num_good = 0
+    for each in loaded:
+        group.append(each)
+        num_good += each.prepared is not None
+        if num_good == size or len(group) == MOST_IN_GROUP:
+            yield group
+            group, num_good = [], 0
+    if group:
+        yield group

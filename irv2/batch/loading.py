@@ -29,8 +29,16 @@ def load(source: Source, picture: Picture) -> Encoded:
     try:
         content = source.read(picture)
     except ImageError as error:
-        return Encoded(picture.name, error=error)
+        return Encoded(picture.name, error=untraced(error, picture.name))
     return Encoded(picture.name, content, hashlib.sha256(content).hexdigest())
+
+
+def untraced(error: ImageError, name: str) -> ImageError:
+    """Return the error about `name` without its traceback, whose frames hold pictures and more.
+
+    Thousands of rows wait in memory at a time.
+    """
+    return error.about(name)
 
 
 def map_ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], num: int) -> Iterator[R]:

@@ -116,6 +116,8 @@ class Parts:
 
     def begun(self) -> Work | None:
         """Return the work whose result, or part of it, is there. Raises InputError for others."""
+        if self.out.exists() and not self.out.is_file():  # a pipe would be waited for
+            raise UsageError(self.out, "is no file", "a file, or a new name")
         paths = [self.out] if self.out.exists() else self._paths()
         return _work_of(paths[0]) if paths else None
 

@@ -10,10 +10,11 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from irv2.batch.loading import Encoded, load, map_ahead
+from irv2.batch.loading import Encoded, load, map_ahead, untraced
 from irv2.batch.parts import Row
 from irv2.batch.source import Picture, Source
 from irv2.client import Client
@@ -187,6 +188,8 @@ class _Pass:
             raise RequestError(client.name, got, self._model_id[:12], "serve that one again")
         with self._changed:
             position, encoded = session.taken.popleft()
+            if result.error:
+                result = replace(result, error=untraced(result.error, encoded.name))
             self._rows[position] = Row(encoded.name, encoded.sha256, result)
             self._num_open -= 1
             self._changed.notify_all()

@@ -11,7 +11,7 @@ import click
 from irv2.cli.options import json_option, print_json
 from irv2.cli.program import Program
 from irv2.cli.server_options import connect, connection_options
-from irv2.errors import UsageError
+from irv2.errors import EngineError, UsageError
 from irv2.results import DEFAULT_TOP_K
 from irv2.system.files import check_folder_of
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 @connection_options
 @click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR",
               help="Classify here, with the artefact that a server would choose.")  # fmt: skip
+@click.option("--ray", metavar="HOST:PORT",
+              help="With --bundle: classify on every node of this Ray cluster.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(1, 2**31 - 1), default=DEFAULT_TOP_K, metavar="N",
               help="Number of classes per image.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), metavar="N",
@@ -42,6 +44,7 @@ def main(
     out: Path,
     server: str | None,
     bundle: Path | None,
+    ray: str | None,
     top_k: int,
     workers: int | None,
     as_listed: bool,
@@ -59,12 +62,14 @@ def main(
     if bool(server) == bool(bundle):
         got = ("both --server and" if server else "neither --server nor") + " --bundle given"
         raise UsageError("batch", got, "one of them", "pass --server HOST:PORT or --bundle DIR")
+    if ray and not bundle:
+        raise UsageError("batch", "--ray given without --bundle", "both", "pass --bundle DIR")
     check_folder_of(out)
     from irv2.batch.run import run
     from irv2.batch.source import Source
 
     source = Source(src)
-    with _answerer(source, server, bundle, top_k, workers, connection) as answerer:
+    with _answerer(source, server, bundle, ray, top_k, workers, connection) as answerer:
         summary = run(source, out, answerer, top_k, as_listed=as_listed)
     print_json(summary.to_json()) if as_json else click.echo(summary.to_text())
     sys.exit(1 if summary.errors else 0)
@@ -75,10 +80,21 @@ def _answerer(
     source: "Source",
     server: str | None,
     bundle: Path | None,
+    ray: str | None,
     top_k: int,
     workers: int | None,
     connection: dict[str, Any],
 ) -> "Iterator[Answerer]":
+    if ray:
+        try:
+            from irv2.batch.on_ray import OnRay
+        except ModuleNotFoundError as error:
+            got, way_out = f"package {error.name} is not installed", 'pip install "irv2[ray]"'
+            raise EngineError("irv2 batch --ray", got, way_out=way_out) from error
+        assert bundle
+        with OnRay(ray, bundle, source, top_k, workers) as on_ray:
+            yield on_ray
+        return
     if bundle:
         from irv2.batch.here import Here
 

@@ -7,6 +7,7 @@ files at /models (KServe's oci://, Kubernetes' image volumes); the third is CNCF
 
 import hashlib
 import json
+import logging
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from irv2.errors import BundleError, InputError
 from irv2.manifest import MANIFEST
 from irv2.system.cache import cache_folder
 from irv2.system.files import new_folder, temporary_folder
+
+logger = logging.getLogger(__name__)
 
 _MODELPACK = "application/vnd.cncf.model.manifest.v1+json"
 _MODELPACK_CONFIG = "application/vnd.cncf.model.config.v1+json"
@@ -84,12 +87,19 @@ def pull(reference: Reference, out: Path) -> Reference:
 
 
 def pull_to_cache(reference: Reference) -> Path:
-    """Return a bundle that a digest names, from the user's cache if it lies there whole."""
+    """Return a bundle that a digest names, from the user's cache if it lies there whole.
+
+    What was damaged there is fetched again.
+    """
     assert reference.digest is not None
     place = cache_folder() / "bundles" / reference.digest.replace(":", "-")
-    if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        pull(reference, place)
+    if place.exists():
+        try:
+            return Bundle.open(place).path
+        except BundleError as error:
+            logger.warning("cached_bundle_damaged error=%s", error)
+            shutil.rmtree(place)
+    pull(reference, place)
     return place
 
 

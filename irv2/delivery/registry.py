@@ -32,7 +32,7 @@ class _NoRedirectedSecrets(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: urllib.request.Request, *args: Any) -> Any:  # noqa: ANN401 (urllib's signature)
         new = super().redirect_request(req, *args)
-        if new is not None and new.host != req.host:
+        if new is not None and (new.type, new.host) != (req.type, req.host):
             new.remove_header("Authorization")
         return new
 
@@ -57,7 +57,7 @@ class Registry:
         if self.has_blob(digest):
             return
         with self._ask("POST", "/blobs/uploads/", b"") as begun:
-            place = urllib.parse.urljoin(self._reference.url, begun.headers["Location"])
+            place = urllib.parse.urljoin(self._reference.url, begun.headers.get("Location", ""))
         joined = "&" if "?" in place else "?"
         headers = {"Content-Type": "application/octet-stream"}
         url = f"{place}{joined}digest={urllib.parse.quote(digest)}"

@@ -45,6 +45,7 @@ def verdicts(manifest: Manifest) -> Iterator[dict[str, Any]]:
             "tolerance_top1_points": parity.top1.tolerance_points,
             "tolerance_top5_points": parity.top5.tolerance_points,
             "backend": row.backend,
+            "backend_version": row.backend_version,
             "instruction_set": row.instruction_set,
         }
         yield {
@@ -136,8 +137,7 @@ def _component(manifest: Manifest, artifact: Artifact) -> dict[str, Any]:
         {
             "type": f"{name} error, percent",
             "value": f"{estimate.percent:.6g}",
-            "slice": f"{row.parity.n} images, sha256 {row.parity.data_sha256}, "
-            f"on {' '.join(row.kind).strip()}",
+            "slice": f"{row.parity.n} images, sha256 {row.parity.data_sha256}, on {row.ran_on}",
             "confidenceInterval": {
                 "lowerBound": f"{estimate.low:.6g}",
                 "upperBound": f"{estimate.high:.6g}",
@@ -178,7 +178,7 @@ def _card_row(artifact: Artifact, row: Evidence) -> tuple[str, ...]:
         f"{parity.top1.reference_error:.2f}, {parity.top5.reference_error:.2f}",
         f"{parity.top1.lost}, {parity.top1.gained}",
         str(parity.n),
-        " ".join(row.kind).strip(),
+        row.ran_on,
     )
 
 

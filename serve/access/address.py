@@ -82,13 +82,9 @@ class Address:
         ips = [listener.getsockname()[0] for listener in listeners]
         for listener in listeners:
             listener.close()
-        with ExitStack() as held:
-            if ips == [_ANY_IPV4] and socket.has_dualstack_ipv6():
-                # Asked for 0.0.0.0, gRPC takes [::], which is IPv6 and IPv4. Only where IPv6 is
-                # taken it makes do with IPv4.
-                with suppress(OSError):  # another server has it: as good as held
-                    held.enter_context(_listener(socket.AF_INET6, _ANY_IPV6, port))
-            yield [str(Address(ip, port)) for ip in ips]
+        names = [str(Address(ip, port)) for ip in ips]
+        with as_named(names):
+            yield names
 
     def _resolved(self) -> dict[tuple[int, str], None]:
         try:
@@ -153,6 +149,22 @@ class UnixSocket:
         raise OSError(errno.EADDRINUSE if code in (0, errno.EAGAIN) else code, "")
 
 
+@contextmanager
+def as_named(names: Sequence[str]) -> Iterator[None]:
+    """For the block, let gRPC take its `names` and no other address.
+
+    Asked for 0.0.0.0, it takes [::], which is IPv6 and IPv4. Only where IPv6 is taken it makes do
+    with IPv4. Where processes share the port, one at a time may do so: Linux checks a port that is
+    shared only if the socket before did not share it.
+    """
+    with ExitStack() as held:
+        ip, _, port = names[0].rpartition(":")
+        if ip == _ANY_IPV4 and socket.has_dualstack_ipv6():
+            with suppress(OSError):  # another server has it: as good as held
+                held.enter_context(_listener(socket.AF_INET6, _ANY_IPV6, int(port)))
+        yield
+
+
 def reserve(names: Sequence[str]) -> list[socket.socket]:
     """Hold the port of gRPC's `names`, as `ready_for_grpc` gives them, for processes that share it.
 
@@ -163,15 +175,7 @@ def reserve(names: Sequence[str]) -> list[socket.socket]:
     with ExitStack() as opened:  # none stays open where one is taken
         for name in names:
             ip, _, port = name.rpartition(":")
-            ip = ip.strip("[]")
-            held.append(opened.enter_context(_holder(ip, int(port))))
-            if ip == _ANY_IPV4 and socket.has_dualstack_ipv6():
-                # Here gRPC would take [::], as `ready_for_grpc` says, unless it is taken.
-                other = opened.enter_context(socket.socket(socket.AF_INET6))
-                other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                with suppress(OSError):  # another server has it: as good as held
-                    other.bind((_ANY_IPV6, int(port)))
-                held.append(other)
+            held.append(opened.enter_context(_holder(ip.strip("[]"), int(port))))
         opened.pop_all()
     return held
 

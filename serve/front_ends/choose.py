@@ -1,10 +1,8 @@
-"""How many front ends, and where they count."""
+"""How many front ends there are."""
 
 import os
 from dataclasses import replace
 from math import ceil
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from irv2.errors import UsageError
 from irv2.manifest import Evidence
@@ -16,7 +14,6 @@ from irv2.system.machine import num_cores
 # a quarter to spare (docs/serving.md).
 IMAGES_PER_S = 1250
 AUTO, MAX_FRONT_ENDS = 0, 64
-_IN_MEMORY = Path("/dev/shm")
 
 
 def with_front_ends(options: ServeOptions, evidence: Evidence) -> ServeOptions:
@@ -32,10 +29,6 @@ def with_front_ends(options: ServeOptions, evidence: Evidence) -> ServeOptions:
         return options
     wanted = ceil((evidence.images_per_s or 0) / IMAGES_PER_S)
     can_share = has_memory and not isinstance(options.listen, UnixSocket)
-    most = min(num_cores(), MAX_FRONT_ENDS) if can_share else 1
+    limits = num_cores(), MAX_FRONT_ENDS, options.connections.max_connections
+    most = min(limits) if can_share else 1
     return replace(options, num_front_ends=max(1, min(wanted, most)))
-
-
-def metrics_folder() -> "TemporaryDirectory[str]":
-    """Return a folder for the counters of all processes, in memory where possible."""
-    return TemporaryDirectory(prefix="irv2-serve-", dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None)

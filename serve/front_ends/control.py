@@ -31,9 +31,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Open this model, and the port with the first; with descriptors of its memory and channel."""
+    """Open this model; with the descriptors of its memory and of the channel to its engine."""
 
     layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Open the port, after the first model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """From a front end, about each of the messages Take, Serve and Health in their order."""
+    """From a front end, about each of the messages above, in their order."""
 
 
 @dataclass(frozen=True, slots=True)

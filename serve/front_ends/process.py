@@ -14,6 +14,7 @@ from irv2.serve.front_ends.control import (
     Done,
     Failed,
     Health,
+    Listen,
     Serve,
     Start,
     Stop,
@@ -67,7 +68,7 @@ class _FrontEnd:
         self._start, self._control = start, control
         # What is promised over all front ends is shared out among them.
         limits = start.options.connections
-        most = max(1, limits.max_connections // start.options.num_front_ends)
+        most = limits.max_connections // start.options.num_front_ends
         self._options = replace(start.options, connections=replace(limits, max_connections=most))
         self._metrics = Metrics(start.metrics_folder)
         self._port: GrpcPort | None = None
@@ -88,11 +89,13 @@ class _FrontEnd:
                             layout, descriptors, self._options, self._metrics, self._start.number
                         )
                     )
+                case Listen():
+                    await self._listen()
                 case Serve():
                     await self._serve()
                 case Health(is_ready):
-                    assert self._port
-                    await self._port.tell_health(is_ready=is_ready)
+                    if self._port:  # else it is told once it serves
+                        await self._port.tell_health(is_ready=is_ready)
                 case Stop():
                     break
             self._control.send(Done())
@@ -103,13 +106,15 @@ class _FrontEnd:
     async def _take(self, model: RemoteModel) -> None:
         await model.open()
         self._taken = model
-        if self._port is None:
-            options = self._options
-            tls = Tls(options.tls) if options.tls else None
-            self._port = GrpcPort(options, self._metrics, model, tls)
-            await self._port.tell_health(is_ready=False)
-            self._port.bind(self._start.names, self._start.listen)
-            await self._port.start()
+
+    async def _listen(self) -> None:
+        options = self._options
+        assert self._taken
+        tls = Tls(options.tls) if options.tls else None
+        self._port = GrpcPort(options, self._metrics, self._taken, tls)
+        await self._port.tell_health(is_ready=False)
+        self._port.bind(self._start.names, self._start.listen)
+        await self._port.start()
 
     async def _serve(self) -> None:
         assert self._port

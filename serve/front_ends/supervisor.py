@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from irv2.errors import Irv2Error
-from irv2.serve.access.address import Address, UnixSocket, reserve
+from irv2.serve.access.address import Address, UnixSocket, as_named, reserve
 from irv2.serve.front_ends.control import (
     Control,
     Done,
     Failed,
     Health,
+    Listen,
     Serve,
     Start,
     Stop,
@@ -31,8 +32,8 @@ from irv2.serve.options import ServeOptions
 logger = logging.getLogger(__name__)
 
 PROGRAM = "irv2.serve.front_ends"
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before a front end is replaced
-STEADY_S = 10.0  # one that lived this long is replaced after the first pause again
+# Before a front end is replaced; longer and longer while none gets as far as to serve.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 ASK_EVERY_S = 10.0  # whether a front end still does what it is told
 ANSWER_S = 30.0  # one that does not within this time hangs, and is replaced
 START_S = 60.0  # the same for a model that it opens, and for its own start before that
@@ -79,6 +80,8 @@ class FrontEnds:
         self._held = reserve(self._names)
         numbers = range(self._options.num_front_ends)
         await asyncio.gather(*map(self._spawn, numbers))
+        for process in self._processes.values():
+            await self._open(process)
         self._keeping = [asyncio.create_task(self._keep(number)) for number in numbers]
 
     async def use(self, model: SharedModel) -> None:
@@ -120,41 +123,46 @@ class FrontEnds:
             holder.close()
 
     async def _spawn(self, number: int) -> None:
-        """Start a front end that opens the port. Raises Irv2Error where it can't."""
-        options, listen = self._options, self._listen
-        assert isinstance(listen, Address)
-        self._processes[number] = process = _Process(
-            Start(
-                number=number,
-                options=options,
-                listen=listen,
-                names=self._names,
-                log_as_json=is_json(),
-                debug=logging.getLogger().isEnabledFor(logging.DEBUG),
-                metrics_folder=self._metrics_folder,
-            ),
-            self._answer_s,
+        """Start a front end that takes the model. Raises Irv2Error where it can't."""
+        assert isinstance(self._listen, Address)
+        start = Start(
+            number=number,
+            options=self._options,
+            listen=self._listen,
+            names=self._names,
+            log_as_json=is_json(),
+            debug=logging.getLogger().isEnabledFor(logging.DEBUG),
+            metrics_folder=self._metrics_folder,
         )
-        await process.take(self._model)
+        try:
+            self._processes[number] = process = _Process(start, self._answer_s)
+            await process.take(self._model)
+        except OSError as error:  # no memory, process or file left
+            got = f"can't be started ({error.strerror})"
+            raise Irv2Error(f"front end {number + 1}", got) from error
+
+    async def _open(self, process: "_Process") -> None:
+        """Let a front end open the port, one at a time. Raises Irv2Error where it can't."""
+        with as_named(self._names):
+            await process.ask(Listen())
 
     async def _keep(self, number: int) -> None:
         """Replace the front end whenever it ends, until cancelled."""
-        now, pause_s = asyncio.get_running_loop().time, FIRST_PAUSE_S
+        pause_s = FIRST_PAUSE_S
         while True:
-            process, began_at = self._processes[number], now()
+            process = self._processes[number]
             await self._watch(process)
             status = await process.end()
-            if now() - began_at > STEADY_S:
-                pause_s = FIRST_PAUSE_S
             logger.error(
                 "front_end_lost front_end=%d pid=%d status=%d", number + 1, process.pid, status
             )
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             try:
                 await self._replace(number)
+                pause_s = FIRST_PAUSE_S
             except Irv2Error as error:
                 logger.error("front_end_failed front_end=%d error=%s", number + 1, error)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _watch(self, process: "_Process") -> None:
         """Wait until it has ended, or hangs."""
@@ -168,6 +176,7 @@ class FrontEnds:
         async with self._changing:
             await self._spawn(number)
             process = self._processes[number]
+            await self._open(process)
             if self._serves:
                 await process.ask(Serve())
                 await process.ask(Health(self._is_ready))

@@ -19,7 +19,18 @@ BLOCK = re.compile(
 CALLED_BY_CI = {"make demo", "make test"}
 LOCKED = {"serve": ["", "cpu"], "serve-openvino": ["", "cpu", "openvino"]}
 LOCKED["gpu"] = ["", "train", "convert", "gpu"]
-LOCKED["dev"] = ["", "train", "tensorboard", "convert", "cpu", "openvino", "rtx", "otel", "dev"]
+LOCKED["dev"] = [
+    "",
+    "train",
+    "tensorboard",
+    "convert",
+    "batch",
+    "cpu",
+    "openvino",
+    "rtx",
+    "otel",
+    "dev",
+]
 
 
 def script(document: Path) -> str:

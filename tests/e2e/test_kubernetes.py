@@ -3,8 +3,10 @@
 import os
 import signal
 import ssl
+import subprocess
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from certificates import issue
@@ -13,6 +15,7 @@ from serving_process import LOOPBACK, serving
 from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
 
+from irv2.bundle import Bundle
 from irv2.client import Client, Tls
 
 pytestmark = pytest.mark.skipif(
@@ -21,16 +24,39 @@ pytestmark = pytest.mark.skipif(
 DEFAULT_GRACE_S = 30  # of a pod that sets none
 
 
-def start(pod: dict, files: dict[str, str]):
-    """Run the container's arguments with this machine's paths and free ports."""
+TOKEN = "an-entirely-secret-token"
+
+
+def arguments_of(pod: dict, files: dict[str, Path]) -> list[str]:
+    """The container's arguments with this machine's paths and free ports."""
     (container,) = pod["containers"]
-    bundle, *arguments = container["args"]
-    files = files | {"0.0.0.0:8500": LOOPBACK, "0.0.0.0:8501": LOOPBACK}
-    options = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        options.append(option + equals + files.get(value, value))
-    return serving(files[bundle], *options)
+    here = files | {"0.0.0.0:8500": LOOPBACK, "0.0.0.0:8501": LOOPBACK}
+    parts = [argument.rpartition("=") for argument in container["args"]]
+    return [f"{option}{equals}{here.get(value, value)}" for option, equals, value in parts]
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, Path]:
+    """What the server's pods mount, by the path in them."""
+    issued = issue(tmp_path)
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"tester {TOKEN}\n")
+    bundle = write_tiny_bundle(tmp_path / "volume" / "model.bundle")
+    return {
+        "/bundle/model.bundle": bundle,
+        "/mnt/models": bundle,
+        "/tls/tls.crt": issued.certificate,
+        "/tls/tls.key": issued.key,
+        "/tls/ca.crt": issued.ca,
+        "/tokens/tokens": tokens,
+    }
+
+
+def client_of(pod: dict, address: str, files: dict[str, Path]) -> Client:
+    (container,) = pod["containers"]
+    if "--insecure" in container["args"]:
+        return Client(address)
+    return Client(address, tls=Tls(ca=files["/tls/ca.crt"]), token=TOKEN)
 
 
 def probe(pod: dict, kind: str, http: str) -> int:
@@ -55,25 +81,11 @@ def pod(request) -> dict:
     return pod_of(*request.param)
 
 
-def test_a_pod_starts_answers_its_probes_and_says_when_it_is_to_stop(pod, tmp_path):
-    issued = issue(tmp_path)
-    tokens = tmp_path / "tokens"
-    tokens.write_text("tester an-entirely-secret-token\n")
-    bundle = str(write_tiny_bundle(tmp_path / "tiny.bundle"))
-    files = {
-        "/bundle/model.bundle": bundle,
-        "/mnt/models": bundle,
-        "/tls/tls.crt": str(issued.certificate),
-        "/tls/tls.key": str(issued.key),
-        "/tokens/tokens": str(tokens),
-    }
-    with start(pod, files) as server:
+def test_a_pod_starts_answers_its_probes_and_says_when_it_is_to_stop(pod, files):
+    with serving(*arguments_of(pod, files)) as server:
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert probe(pod, kind, server.http) == 200, kind
-        (container,) = pod["containers"]
-        encrypted = "--insecure" not in container["args"]
-        known = {"tls": Tls(ca=issued.ca), "token": "an-entirely-secret-token"} if encrypted else {}
-        with Client(server.address, **known) as client:
+        with client_of(pod, server.address, files) as client:
             (result,) = client.classify([jpeg(0)], timeout_s=10)
             assert result.scores
         server.popen.send_signal(signal.SIGTERM)
@@ -97,3 +109,26 @@ def test_a_pod_runs_as_the_image_s_user_on_a_root_that_is_read_only(pod):
     assert allowed["readOnlyRootFilesystem"]
     assert allowed["capabilities"] == {"drop": ["ALL"]}
     assert container["resources"]["limits"]["cpu"] == container["resources"]["requests"]["cpu"]
+
+
+@pytest.mark.slow
+def test_the_export_job_gives_the_servers_what_passed_and_nothing_else(
+    project, environment, sample, files
+):
+    pod = pod_of("base", "Deployment")
+    claims = files | {
+        "/data": sample,
+        "/runs/imagenet/best.pt": project / "runs" / "setting-2" / "best.pt",
+    }
+    job = ["irv2", *arguments_of(pod_of("export", "Job"), claims)]
+    too_few_for_int8 = ["--limit=20", "--calibration-images=8", "--calibration-method=minmax"]
+    before = Bundle.open(files["/bundle/model.bundle"]).id
+    with serving(*arguments_of(pod, files)) as server:
+        refused = subprocess.run([*job, *too_few_for_int8], env=environment)
+        assert refused.returncode == 3
+        with client_of(pod, server.address, files) as client:
+            assert client.model().id == before
+            subprocess.run([*job, "--precision=fp32"], env=environment, check=True)  # soon done
+            lines = iter(server.popen.stderr.readline, "")
+            assert any('"reloaded' in line for line in lines)
+            assert client.model().id == Bundle.open(files["/bundle/model.bundle"]).id != before

@@ -10,8 +10,9 @@ from signing import key_pair
 from tiny_bundle import write_tiny_bundle
 
 from irv2.client import Client
-from irv2.delivery.image import push
+from irv2.delivery.image import pull_to_cache, push
 from irv2.delivery.reference import Reference
+from irv2.system.cache import cache_folder
 from irv2.trust.keys import read_signer
 from irv2.trust.sign import sign
 
@@ -29,6 +30,9 @@ def test_a_signed_bundle_is_served_from_a_registry_and_then_from_the_cache(tmp_p
         place = push(bundle, Reference.parse(tagged))
         with serving(str(place), *options) as process, Client(process.address) as client:
             assert client.classify([jpeg(0)])[0].scores
+        (cached,) = (cache_folder() / "bundles").glob(f"{place.digest.replace(':', '-')}")
+        (cached / "model.onnx").write_bytes(b"damaged")
+        assert pull_to_cache(place) == cached
     with serving(str(place), *options) as process, Client(process.address) as client:
         assert client.classify([jpeg(0)])[0].scores
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import pyarrow.parquet as pq
 from batch_folder import jpeg
 
 NUM_PICTURES, PATIENCE_S = 50, 120.0
@@ -86,8 +87,6 @@ class Batch:
 
 def require_once(out: Path, names: Sequence[str]) -> dict[str, tuple]:
     """Require each name exactly once in the result, in order; return its answers by name."""
-    import pyarrow.parquet as pq
-
     rows = pq.read_table(out).to_pylist()
     found = [row["file"] for row in rows]
     assert len(found) == len(set(found)), "a file twice"

@@ -1,5 +1,7 @@
 """Kill a front end every second under load, then swap models: who fails, and what is kept.
 
+On a slow machine it is less often, since all of them serve before one is killed.
+
     python tests/long/front_ends.py [--seconds 60] [--swaps 20] [--calls 0] [--front-ends 2]
 
 Clients are bare gRPC stubs that never ask again. While front ends are killed, a call may fail with
@@ -75,6 +77,11 @@ class Log:
         self._stderr = process.popen.stderr
         threading.Thread(target=self._read, daemon=True).start()
 
+    def started(self) -> list[int]:
+        """The processes of the front ends that have taken the place of others."""
+        found = (re.match(r"front_end_started front_end=\d+ pid=(\d+)", row) for row in self.lines)
+        return [int(each[1]) for each in found if each]
+
     def _read(self) -> None:
         for line in self._stderr:
             if found := re.search(r" id=(\d+)/(\d+) .* front_end=(\d+)$", line.rstrip()):
@@ -127,8 +134,13 @@ class Load:
 
 def kill_every_second(process: Process, load: Load, log: Log, seconds: float) -> list[str]:
     faults, kills, until = [], {}, time.monotonic() + seconds
+    first = children(process)
     while time.monotonic() < until:
-        pid = random.choice(children(process))
+        serving = [*first, *log.started()]
+        if not set(pids := children(process)) <= set(serving) or len(pids) < len(first):
+            time.sleep(0.01)  # on a slow machine: one is still being replaced
+            continue
+        pid = random.choice(pids)
         kills[pid] = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         time.sleep(1)

@@ -48,19 +48,18 @@ def close(schema: Any) -> None:
 
 
 @cache
-def custom_schema(kind: str, version: str) -> dict[str, Any]:
+def custom_validator(kind: str, version: str) -> jsonschema.Draft7Validator:
     text = (SCHEMAS / CRDS[kind]).read_bytes()
     versions = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]["versions"]
     (schema,) = (each["schema"]["openAPIV3Schema"] for each in versions if each["name"] == version)
     close(schema)
-    return schema
+    return jsonschema.Draft7Validator(schema)
 
 
 def validate(thing: dict[str, Any]) -> None:
     kind = thing["kind"]
     if kind in CRDS:
-        schema = custom_schema(kind, thing["apiVersion"].rpartition("/")[2])
-        jsonschema.validate(thing, schema, cls=jsonschema.Draft7Validator)
+        custom_validator(kind, thing["apiVersion"].rpartition("/")[2]).validate(thing)
     elif kind not in WITHOUT_SCHEMA:
         kubernetes_validate.validate(thing, KUBERNETES, strict=True)
 

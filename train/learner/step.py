@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from irv2.checkpoint import Checkpoint
 from irv2.errors import EngineError, UsageError
 from irv2.model.build import Network
+from irv2.network_config import SlimConfig
 from irv2.runners.torch import use_full_float32
 from irv2.system.stop import raise_if_stopped
 from irv2.train.data.augment import apply_color
@@ -59,6 +60,14 @@ class Computation:
                 "given with --compile",
                 "one of the two",
                 "leave out --compile, or pass --micro-batch to save memory",
+            )
+        if self.compile and self.device == "cpu" and recipe.arch == SlimConfig.arch:
+            # Seen with torch 2.13: values that are not finite in the first step.
+            raise UsageError(
+                "--compile",
+                f"given for {SlimConfig.arch} on a CPU",
+                "a GPU or the paper's network: torch compiles this one wrongly",
+                "leave it out; on a CPU it gains little",
             )
         if recipe.bn_groups % processes.size:
             raise UsageError(

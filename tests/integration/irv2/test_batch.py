@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from batch_folder import ALL_NAMES, BAD_NAMES, write_folder
 from batch_kills import Batch, require_once, write_many
@@ -15,8 +16,6 @@ from serving_process import serving
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
-
-pq = pytest.importorskip("pyarrow.parquet")
 
 NUM = 1500
 
@@ -59,6 +58,7 @@ def test_killed_work_goes_on_and_has_every_file_once(many, bundle, tmp_path):
     assert not killed.folder.exists()
 
 
+@pytest.mark.slow
 def test_servers_may_all_be_killed_and_a_bundle_of_their_model_goes_on(many, bundle, tmp_path):
     out = tmp_path / "out.parquet"
     with serving(bundle, "--threads", "1") as first, serving(bundle, "--threads", "1") as second:

@@ -126,3 +126,16 @@ def test_an_augmentation_that_would_have_no_effect_is_refused(fields, message):
 def test_one_remedy_against_imbalance_is_enough():
     with pytest.raises(UsageError, match="--class-weights balanced: given with --sampling"):
         dataclasses.replace(SETTINGS["1"], class_weights="balanced", sampling="balanced")
+
+
+def test_patience_waits_while_the_weights_or_their_average_get_better():
+    recipe = dataclasses.replace(SETTINGS["2"], patience=2)
+
+    def is_over(*errors: tuple[float, float]) -> bool:
+        names = ("val_top1_error", "ema_val_top1_error")
+        rows = [dict(zip(names, pair, strict=True)) for pair in errors]
+        return recipe.is_over([{"epoch": 1, **row} for row in rows])
+
+    assert is_over((5, 9), (6, 8), (6, 7))
+    assert not is_over((5, 9), (6, 8), (6, 4))
+    assert not is_over((5, 9), (4, 9), (6, 9))

@@ -3,15 +3,17 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from dataclasses import replace
 
 import grpc
 import pytest
-from serving_site import OPTIONS, request
+from serving_site import OPTIONS, has_ipv6, request
 from tiny_bundle import write_tiny_bundle
 
 from irv2.errors import Irv2Error
+from irv2.serve.access.address import Address
 from irv2.serve.front_ends.shared_model import SharedModel
 from irv2.serve.front_ends.supervisor import FrontEnds
 from irv2.serve.operations.metrics import Metrics
@@ -92,6 +94,21 @@ def test_one_that_cannot_start_is_tried_again_and_stops_no_other(tmp_path, caplo
 
     caplog.set_level("INFO")
     scenario_with(tmp_path, scenario, token_file=tokens)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+def test_all_of_ipv4_is_nothing_of_ipv6_also_for_one_that_is_replaced(tmp_path, caplog):
+    async def scenario(front_ends, address):
+        port = int(address.rpartition(":")[2])
+        os.kill(front_ends.pids[0], signal.SIGKILL)
+        await until(lambda: "front_end_started front_end=" in caplog.text)
+        assert all([await is_answered(address) for _ in range(8)])
+        for _ in range(8):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("::1", port))
+
+    caplog.set_level("INFO")
+    scenario_with(tmp_path, scenario, listen=Address("0.0.0.0", 0), insecure=True)
 
 
 def test_a_stop_right_after_one_was_lost_waits_for_no_other(tmp_path, caplog):

@@ -4,8 +4,7 @@ import pytest
 from batch_folder import jpeg
 from tiny_bundle import write_tiny_bundle
 
-pytest.importorskip("pyarrow")
-
+from irv2.batch import here as module
 from irv2.batch.here import Here
 from irv2.batch.source import Picture, Source
 from irv2.bundle import Bundle
@@ -35,3 +34,20 @@ def test_a_picture_that_is_not_there_has_no_hash(tmp_path):
     assert (row.sha256, str(row.result.error)) == (
         "", "gone.jpg: No such file or directory; expected an image file"
     )  # fmt: skip
+
+
+def test_bad_pictures_are_not_held_back_until_a_batch_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_IN_GROUP", 4)
+    names = (Picture(f"{number}.jpg") for number in range(10**9))  # none of them is there
+    with Here(write_tiny_bundle(tmp_path / "b.bundle"), Source(tmp_path), 5, None) as here:
+        answers = here.answers(names)
+        assert [next(answers).name for _ in range(6)] == [f"{number}.jpg" for number in range(6)]
+        answers.close()
+
+
+def test_an_error_holds_no_traceback_as_thousands_of_rows_wait(tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    with Here(write_tiny_bundle(tmp_path / "b.bundle"), Source(tmp_path), 5, None) as here:
+        for row in here.answers([Picture("bad.jpg"), Picture("gone.jpg")]):
+            assert row.result.error.__traceback__ is None
+            assert row.result.error.__cause__ is None

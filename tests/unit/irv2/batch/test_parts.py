@@ -1,15 +1,15 @@
 """The result on disk: parts, what they lack, and the file at the end."""
 
 import itertools
+import os
 
+import pyarrow.parquet as pq
 import pytest
 
-pq = pytest.importorskip("pyarrow.parquet")
-
-from irv2.batch import parts as module  # noqa: E402
-from irv2.batch.parts import Parts, Row, Work, count_reasons  # noqa: E402
-from irv2.errors import ImageError, ImageReason, InputError, UsageError  # noqa: E402
-from irv2.results import Result, Score  # noqa: E402
+from irv2.batch import parts as module
+from irv2.batch.parts import Parts, Row, Work, count_reasons
+from irv2.errors import ImageError, ImageReason, InputError, UsageError
+from irv2.results import Result, Score
 
 WORK = Work(source="/photos", names_sha256="5", num_names=10, model_id="model", top_k=1)
 
@@ -112,6 +112,12 @@ def test_a_file_of_something_else_is_refused(parts):
 
     pq.write_table(pa.table({"x": [1]}), parts.out)
     with pytest.raises(InputError, match=r"out\.parquet: exists; expected a new file, or one of"):
+        parts.begun()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(parts):
+    os.mkfifo(parts.out)
+    with pytest.raises(UsageError, match="is no file"):
         parts.begun()
 
 

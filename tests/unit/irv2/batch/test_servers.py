@@ -7,8 +7,6 @@ from contextlib import ExitStack
 import pytest
 from scripted_server import Scripted, served
 
-pytest.importorskip("pyarrow")
-
 from irv2.batch import servers as module
 from irv2.batch.servers import Servers
 from irv2.batch.source import Picture, Source

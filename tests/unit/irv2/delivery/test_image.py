@@ -1,7 +1,9 @@
 """A bundle goes to a registry and comes back byte for byte, or not at all."""
 
 import base64
+import hashlib
 import http.server
+import io
 import json
 import os
 import resource
@@ -19,6 +21,7 @@ from tiny_bundle import write_tiny_bundle
 
 from irv2.delivery.image import pull, push
 from irv2.delivery.reference import Reference
+from irv2.delivery.registry import MANIFEST_TYPE, Registry
 from irv2.errors import InputError, Irv2Error, UsageError
 
 pytestmark = needs_registry
@@ -192,6 +195,48 @@ def test_what_is_not_there_or_no_bundle_is_one_line(running, tmp_path):
     for text in ("oci://host/name", "oci://host/NAME:v1", "host/name:v1", "oci://h/n@sha256:12"):
         with pytest.raises(UsageError, match="no place in a registry"):
             Reference.parse(text)
+
+
+def put_image(reference: Reference, layers: list[dict]) -> None:
+    """Put a manifest there that irv2 push would not make."""
+    manifest = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": layers}
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "size": 2}
+    config["digest"] = f"sha256:{hashlib.sha256(b'{}').hexdigest()}"
+    registry = Registry(reference)
+    registry.put_blob(config["digest"], b"{}")
+    content = json.dumps(manifest | {"config": config}).encode()
+    registry.put_manifest(content, MANIFEST_TYPE, reference.tag)
+
+
+def test_a_part_of_a_bundle_is_not_taken_for_one(running, bundle, tmp_path):
+    push(bundle, Reference.parse(f"oci://{running.host}/part:v1"))
+    reference = Reference.parse(f"oci://{running.host}/part:v2")
+    put_image(reference, [
+        each
+        for each in layers_of(running, "part")
+        if each["annotations"]["org.cncf.model.filepath"] != "model.onnx"
+    ])  # fmt: skip
+    with pytest.raises(InputError, match=r"part:v2: is no whole bundle \(is missing\)"):
+        pull(reference, tmp_path / "out")
+    assert left(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", ["models/../../evil", "/evil", "etc/evil", "models/link"])
+def test_a_layer_writes_nowhere_else_and_makes_no_links(running, tmp_path, name):
+    entry = tarfile.TarInfo(name)
+    if name.endswith("link"):
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc"
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.addfile(entry, io.BytesIO())
+    content, reference = packed.getvalue(), Reference.parse(f"oci://{running.host}/evil:v1")
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    Registry(reference).put_blob(digest, content)
+    layer_type = "application/vnd.oci.image.layer.v1.tar"
+    put_image(reference, [{"mediaType": layer_type, "digest": digest, "size": len(content)}])
+    with pytest.raises(InputError, match="expected files in models/"):
+        pull(reference, tmp_path / "deep" / "out")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_docker_configuration_says_who_we_are(bundle, tmp_path, monkeypatch):

@@ -69,7 +69,9 @@ def with_payload(bundle: Path, key: Path, change) -> None:
     (bundle / SIGNATURE).write_text(json.dumps(document))
 
 
-@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=str)
+@pytest.mark.parametrize(
+    "curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name
+)
 def test_the_public_key_verifies_what_the_private_key_has_signed(bundle, tmp_path, curve):
     pair = key_pair(tmp_path, curve=curve)
     sign(bundle, read_signer(pair.private))

@@ -10,6 +10,7 @@ from tiny_bundle import passed_parity
 from irv2.errors import UsageError
 from irv2.manifest import Evidence
 from irv2.serve.access.address import UnixSocket
+from irv2.serve.access.connection_limits import ConnectionLimits
 from irv2.serve.front_ends.choose import AUTO, with_front_ends
 from irv2.system.machine import num_cores
 
@@ -44,3 +45,6 @@ def test_what_was_asked_for_is_taken_and_refused_where_it_cannot_be():
     assert with_front_ends(replace(OPTIONS, num_front_ends=3), recorded(None)).num_front_ends == 3
     with pytest.raises(UsageError, match="--front-ends: 2; expected 1 with --listen unix:/run"):
         replace(OPTIONS, num_front_ends=2, listen=SOCKET)
+    few = ConnectionLimits(max_connections=1)
+    with pytest.raises(UsageError, match="--max-connections: 1; expected at least --front-ends, 2"):
+        replace(OPTIONS, num_front_ends=2, connections=few)

@@ -104,11 +104,13 @@ class Bench:
 
 def run(scenario) -> None:
     async def whole():
-        bench = Bench()
+        bench, faults = Bench(), []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, fault: faults.append(fault))
         try:
             await scenario(bench)
         finally:
             await bench.close()
+        assert not faults
 
     asyncio.run(whole())
 

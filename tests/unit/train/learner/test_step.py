@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from irv2.errors import EngineError, UsageError
 from irv2.model.build import Network, build, initialize
-from irv2.network_config import FULL_SIZE, NETWORKS, ModelConfig
+from irv2.network_config import FULL_SIZE, NETWORKS, ModelConfig, SlimConfig
 from irv2.train.data.augment import apply_color
 from irv2.train.data.loader import Batch
 from irv2.train.learner.ema import Ema
@@ -316,6 +316,14 @@ def test_compile_and_checkpointed_activations_are_refused_together():
     both = Computation(compile=True, checkpoint_activations=True)
     with pytest.raises(UsageError, match="given with --compile; expected one of the two"):
         both.check(RECIPE, Processes())
+
+
+def test_compiling_tf_slim_s_network_is_refused_on_a_cpu_alone():
+    recipe = dataclasses.replace(RECIPE, arch=SlimConfig.arch)
+    with pytest.raises(UsageError, match=r"--compile: given for inception_resnet_v2_slim on a CPU"):
+        Computation(compile=True).check(recipe, Processes())
+    Computation(compile=True).check(RECIPE, Processes())
+    Computation(compile=True, device="cuda:0").check(recipe, Processes())
 
 
 def test_what_a_compiler_failed_at_is_said():

@@ -1,0 +1,100 @@
+"""Who gets our password and our token: the registry and the server that it names, nobody else."""
+
+import base64
+import hashlib
+import http.server
+import json
+import threading
+import urllib.parse
+from contextlib import contextmanager
+
+import pytest
+
+from irv2.delivery.reference import Reference
+from irv2.delivery.registry import Registry
+from irv2.errors import InputError, Irv2Error
+
+CONTENT = b"what lies in the storage"
+DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """A registry that asks for a token, its token server, or the storage that it redirects to."""
+
+    def do_GET(self):
+        server, given = self.server, self.headers["Authorization"]
+        server.seen.append((self.path.partition("?")[0], given))
+        if self.path.startswith("/token"):
+            query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+            assert query == {"service": ["s"], "scope": ["repository:n:pull"]}
+            ok = given == BASIC
+            self.answer(200 if ok else 401, json.dumps({"token": "t0ken"}).encode())
+        elif self.path.startswith("/v2/") and given != "Bearer t0ken":
+            challenge = f'Bearer realm="{server.realm}",service="s",scope="repository:n:pull"'
+            self.answer(401, b"", {"WWW-Authenticate": challenge})
+        elif self.path.startswith("/v2/"):
+            self.answer(307, b"", {"Location": f"http://{server.storage}/data"})
+        else:
+            self.answer(200, CONTENT)
+
+    def answer(self, status, content, headers=None):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def running():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.seen, server.host = [], f"127.0.0.1:{server.server_port}"
+        server.realm, server.storage = f"http://{server.host}/token", server.host
+        threading.Thread(target=server.serve_forever).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def servers(tmp_path, monkeypatch):
+    """A registry and the storage elsewhere, and docker's configuration for the first."""
+    with running() as registry, running() as storage:
+        registry.storage = storage.host
+        entry = {"auth": base64.b64encode(b"me:secret").decode()}
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {registry.host: entry}}))
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+        yield registry, storage
+
+
+def test_a_token_is_fetched_with_the_password_and_never_sent_to_the_storage(servers, tmp_path):
+    registry, storage = servers
+    client = Registry(Reference.parse(f"oci://{registry.host}/n:v1"))
+    client.get_blob(DIGEST, len(CONTENT), tmp_path / "blob")
+    assert (tmp_path / "blob").read_bytes() == CONTENT
+    blob = f"/v2/n/blobs/{DIGEST}"
+    assert registry.seen == [(blob, None), ("/token", BASIC), (blob, "Bearer t0ken")]
+    assert storage.seen == [("/data", None)]
+
+
+def test_who_has_not_logged_in_is_told_to(servers, tmp_path):
+    registry, _ = servers
+    (tmp_path / "config.json").unlink()
+    client = Registry(Reference.parse(f"oci://{registry.host}/n:v1"))
+    with pytest.raises(Irv2Error, match=r"no token from .*docker login"):
+        client.get_blob(DIGEST, len(CONTENT), tmp_path / "blob")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config.json: can't be read"):
+        client.get_blob(DIGEST, len(CONTENT), tmp_path / "blob")
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme"),
+    [("localhost:5000", "http"), ("127.0.0.1", "http"), ("[::1]:5000", "http"),
+     ("127.0.0.1.example.com", "https"), ("example.com:5000", "https")],
+)  # fmt: skip
+def test_only_this_machine_is_spoken_to_without_tls(host, scheme):
+    assert Reference.parse(f"oci://{host}/a/b:v1").url == f"{scheme}://{host}/v2/a/b"
