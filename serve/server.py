@@ -278,6 +278,7 @@ class Server:
                 calls=port.calls,
                 is_ready=lambda: self.is_ready,
                 tokens=port.tokens,
+                needs_certificate=bool(self._options.tls and self._options.tls.client_ca),
                 on_call=self._metrics.observe_call,
                 max_message_bytes=self._options.max_message_bytes,
                 open_requests=open_requests,

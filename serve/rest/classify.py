@@ -4,7 +4,7 @@ The body is one picture, or a form with files. Answers and refusals are the mess
 protobuf's own JSON; a refusal has the form that Google's APIs gave it (https://google.aip.dev/193).
 """
 
-import asyncio
+from functools import partial
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -41,14 +41,14 @@ class Classify(Question):
         model = self.desk.current_model()
         most = model.pipeline.limits.max_images
         kind, query = self.request.headers.get("Content-Type", ""), self.request.query_arguments
-        try:
-            request = await asyncio.to_thread(request_from_body, body, kind, query, most)
-        except InvalidRequest as error:
-            return self.refuse_body(error)
+        request = await self.read(partial(request_from_body, body, kind, query, most))
+        if isinstance(request, status_pb2.Status):
+            return request
         del body
         call = self.begin(request.id, len(request.images))
         model = self.desk.current_model()  # it may have changed
-        response = await self.answer(model.pipeline.classify(request, call.deadline), call)
+        work = model.pipeline.classify(request, call.deadline)
+        response = await self.desk.calls.outcome(work, call)
         if isinstance(response, status_pb2.Status):
             return response
         self.send(_json(response))

@@ -1,14 +1,14 @@
 """The six paths of the Open Inference Protocol over HTTP, with binary tensor data."""
 
-import asyncio
+from functools import partial
 from typing import Any
 
 from google.rpc import status_pb2
 
 from irv2 import __version__
-from irv2.errors import InvalidRequest, NotServing, UnknownModel
+from irv2.errors import NotServing, UnknownModel
 from irv2.protocol import status_from_error
-from irv2.serve.rest.request import Question, Reply, unauthenticated
+from irv2.serve.rest.request import Question, Reply
 from irv2.serve.rest.tensors import LENGTH_HEADER, body_from_tensors, message_from_body
 from irv2.serve.rpc.open_inference import num_images, timeout_ms
 from irv2.serve.rpc.tensor_models import VERSION, infer, tensor_model
@@ -24,10 +24,10 @@ class _OpenInference(Reply):
 
     def is_let_in(self) -> bool:
         """Whether the caller may ask; refuse it if not."""
-        if self.desk.caller(self.request.headers) is None:
-            self.send_refusal(unauthenticated())
-            return False
-        return True
+        refusal = self.desk.let_in(self.request)
+        if refusal:
+            self.send_refusal(refusal)
+        return refusal is None
 
 
 class Live(_OpenInference):
@@ -97,13 +97,13 @@ class Infer(Question, _OpenInference):
         """Answer with the tensors that were asked for."""
         name, version = self.path_kwargs["name"], self.path_kwargs["version"] or ""
         length = self.request.headers.get(LENGTH_HEADER)
-        try:
-            request = await asyncio.to_thread(message_from_body, body, length, name, version)
-        except InvalidRequest as error:
-            return self.refuse_body(error)
+        request = await self.read(partial(message_from_body, body, length, name, version))
+        if isinstance(request, status_pb2.Status):
+            return request
         del body
         call = self.begin(request.id, num_images(request), timeout_ms(request))
-        tensors = await self.answer(infer(request, self.desk.current_model(), call.deadline), call)
+        work = infer(request, self.desk.current_model(), call.deadline)
+        tensors = await self.desk.calls.outcome(work, call)
         if isinstance(tensors, status_pb2.Status):
             return tensors
         answer, json_length = body_from_tensors(request, tensors)

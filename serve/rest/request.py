@@ -8,7 +8,7 @@ sent everything would miss the answer.
 import asyncio
 import json
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from google.rpc import code_pb2, status_pb2
 from tornado.http1connection import HTTP1Connection
-from tornado.httputil import HTTPHeaders
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.iostream import IOStream
 from tornado.web import RequestHandler, stream_request_body
 
@@ -52,16 +52,21 @@ class Desk:
     is_ready: Callable[[], bool]
     tokens: TokenFile | None
     on_call: Callable[[str], None]  # hears the name of each caller, "" for one that is refused
+    needs_certificate: bool  # of the client, for all but health
     max_message_bytes: int
     open_requests: OpenRequests
 
-    def caller(self, headers: HTTPHeaders) -> str | None:
-        """The name of whoever asks, "" where no name is needed; None: it may not ask."""
-        if self.tokens is None:
-            return ""
-        name = self.tokens.name_of(headers.get("Authorization", ""))
-        self.on_call(name)
-        return name or None
+    def let_in(self, request: HTTPServerRequest) -> status_pb2.Status | None:
+        """Note who asks; return the refusal of those who may not."""
+        if self.needs_certificate and not request.get_ssl_certificate():
+            return _unauthenticated("expected a certificate of a client")
+        if self.tokens:
+            name = self.tokens.name_of(request.headers.get("Authorization", ""))
+            self.on_call(name)
+            if not name:
+                return _unauthenticated(EXPECTED)
+            CALLER.set(name)
+        return None
 
 
 class HttpContext:
@@ -94,6 +99,10 @@ def http_status(status: status_pb2.Status) -> HTTPStatus:
     if status.code == code_pb2.RESOURCE_EXHAUSTED and retry_delay_s(status) is None:
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     return _STATUS_BY_CODE.get(status.code, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _unauthenticated(message: str) -> status_pb2.Status:
+    return status_pb2.Status(code=code_pb2.UNAUTHENTICATED, message=message)
 
 
 class Reply(RequestHandler):
@@ -134,11 +143,6 @@ class Reply(RequestHandler):
         self.send(self.refusal(status_pb2.Status(code=code, message=status.phrase)), status)
 
 
-def unauthenticated() -> status_pb2.Status:
-    """The refusal of a caller without a token that counts."""
-    return status_pb2.Status(code=code_pb2.UNAUTHENTICATED, message=EXPECTED)
-
-
 @stream_request_body
 class Question(Reply):
     """A POST that asks the model."""
@@ -147,7 +151,7 @@ class Question(Reply):
     may_wait = False  # beyond the default deadline, if the body says so
 
     async def ask(self, body: bytes) -> status_pb2.Status | None:
-        """Answer the body, or return its refusal; `answer` runs the work."""
+        """Answer the body, or return its refusal; cancelled if the client leaves."""
         raise NotImplementedError
 
     def initialize(self, desk: Desk) -> None:
@@ -168,11 +172,9 @@ class Question(Reply):
         length = self.request.headers.get("Content-Length", "0")
         num_bytes = int(length) if length.isdecimal() else 0
         connection.set_max_body_size(max(self.desk.max_message_bytes, num_bytes))
-        name = self.desk.caller(self.request.headers)
-        if name is None:
-            self._refusal = unauthenticated()
+        if refusal := self.desk.let_in(self.request):
+            self._refusal = refusal
             return
-        CALLER.set(name)
         try:
             self._context = HttpContext(self.request.headers)
         except InvalidRequest as error:
@@ -197,35 +199,39 @@ class Question(Reply):
     async def post(self, *_: str, **__: str) -> None:
         """Answer once the body is there."""
         if self._refusal is None:
-            body, self._chunks = b"".join(self._chunks), []
+            self._work = asyncio.ensure_future(self.ask(self._take_body()))
             try:
-                self._refusal = await self.ask(body)
+                self._refusal = await self._work
             except asyncio.CancelledError:
-                if self._work and self._work.cancelled():
+                if self._work.cancelled():
                     return  # the client has gone
                 raise
         if self._refusal is not None:
             self.send_refusal(self._refusal)
 
-    def begin(self, request_id: str, num_images: int, timeout_ms: float = 0) -> Call:
-        """Note what the request is, now that it is read."""
-        calls = self.desk.calls
-        self._call = None
-        return calls.begin(
-            self._context, self.method, request_id, num_images, timeout_ms=timeout_ms
-        )
+    def _take_body(self) -> bytes:
+        """Return the body and keep none of it, as it may be large."""
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        return body
 
-    def refuse_body(self, error: RequestError) -> status_pb2.Status:
-        """Return the refusal of a body that can't be read."""
+    async def read(self, parse: Callable[[], T]) -> T | status_pb2.Status:
+        """What `parse` makes of the body in a thread, or the refusal of one that can't be read."""
         call, self._call = self._call, None
         assert call
-        return self.desk.calls.refuse(error, call)
+        try:
+            return await asyncio.to_thread(parse)
+        except asyncio.CancelledError:
+            self.desk.calls.cut_off(call, "cancelled")
+            raise
+        except InvalidRequest as error:
+            return self.desk.calls.refuse(error, call)
 
-    async def answer(self, work: Coroutine[Any, Any, T], call: Call) -> T | status_pb2.Status:
-        """Do the work, unless the client leaves."""
-        self._work = asyncio.ensure_future(self.desk.calls.outcome(work, call))
-        found: T | status_pb2.Status = await self._work
-        return found
+    def begin(self, request_id: str, num_images: int, timeout_ms: float = 0) -> Call:
+        """Note what the request is, now that it is read."""
+        return self.desk.calls.begin(
+            self._context, self.method, request_id, num_images, timeout_ms=timeout_ms
+        )
 
     def on_connection_close(self) -> None:
         """Give up what nobody waits for."""

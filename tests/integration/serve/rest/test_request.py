@@ -67,6 +67,19 @@ def test_only_health_is_open_to_those_without_a_token(bundle, tmp_path):
     scenario_with(bundle, scenario, http=HTTP, token_file=tokens)
 
 
+def test_a_request_is_logged_with_its_caller_as_over_grpc(bundle, tmp_path, caplog):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"me {TOKEN}\n")
+
+    async def scenario(site):
+        await ask(site, "/v1/classify?id=7", jpeg(0), Authorization=f"Bearer {TOKEN}")
+
+    with caplog.at_level("INFO"):
+        scenario_with(bundle, scenario, http=HTTP, token_file=tokens, log_requests=True)
+    line = "request method=http/Classify id=7 caller=me num_images=1 outcome=ok total_us="
+    assert [each for each in caplog.messages if each.startswith(line) and "queue_us=" in each]
+
+
 def test_a_body_over_the_limit_is_read_to_its_end_and_not_kept(bundle):
     async def scenario(site):
         refused = await ask(site, INFER, bytes(8_000_000))
