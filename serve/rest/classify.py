@@ -18,7 +18,7 @@ from tornado.httputil import (
 )
 
 from irv2.errors import InvalidRequest
-from irv2.serve.rest.request import Question, http_status
+from irv2.serve.rest.request import Question, http_status, whole_number
 from irv2.v1 import classifier_pb2
 
 FIELDS = ("top_k", "id")  # of the query or the form
@@ -38,16 +38,14 @@ class Classify(Question):
 
     async def ask(self, body: bytes) -> status_pb2.Status | None:
         """Answer with a result for each picture, in order."""
-        model = self.desk.current_model()
-        most = model.pipeline.limits.max_images
+        most = self.desk.current_model().pipeline.limits.max_images
         kind, query = self.request.headers.get("Content-Type", ""), self.request.query_arguments
         request = await self.read(partial(request_from_body, body, kind, query, most))
         if isinstance(request, status_pb2.Status):
             return request
         del body
         call = self.begin(request.id, len(request.images))
-        model = self.desk.current_model()  # it may have changed
-        work = model.pipeline.classify(request, call.deadline)
+        work = self.desk.current_model().pipeline.classify(request, call.deadline)
         response = await self.desk.calls.outcome(work, call)
         if isinstance(response, status_pb2.Status):
             return response
@@ -99,9 +97,10 @@ def _read_form(
 
 def _top_k(fields: dict[str, list[bytes]]) -> int:
     text = _text("top_k", fields) or "0"
-    if not (text.isascii() and text.isdecimal()) or int(text) >= 2**32:
+    top_k = whole_number(text)
+    if top_k is None or top_k >= 2**32:
         raise InvalidRequest("top_k", repr(text), "a whole number from 0 on")
-    return int(text)
+    return top_k
 
 
 def _text(name: str, fields: dict[str, list[bytes]]) -> str:

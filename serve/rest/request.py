@@ -94,6 +94,11 @@ class HttpContext:
         return [(name.lower(), value) for name, value in self._headers.get_all()]
 
 
+def whole_number(text: str) -> int | None:
+    """The number from 0 on that a client has written, if it is one below 10**18."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
+
+
 def http_status(status: status_pb2.Status) -> HTTPStatus:
     """The status of HTTP for one of gRPC's."""
     if status.code == code_pb2.RESOURCE_EXHAUSTED and retry_delay_s(status) is None:
@@ -169,8 +174,7 @@ class Question(Reply):
             return  # Tornado refuses it
         connection = self.request.connection
         assert isinstance(connection, HTTP1Connection)
-        length = self.request.headers.get("Content-Length", "0")
-        num_bytes = int(length) if length.isdecimal() else 0
+        num_bytes = whole_number(self.request.headers.get("Content-Length", "")) or 0
         connection.set_max_body_size(max(self.desk.max_message_bytes, num_bytes))
         if refusal := self.desk.let_in(self.request):
             self._refusal = refusal

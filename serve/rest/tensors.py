@@ -12,6 +12,7 @@ from typing import Any
 
 from irv2.errors import InvalidRequest
 from irv2.inference import open_inference_pb2 as oip
+from irv2.serve.rest.request import whole_number
 from irv2.serve.rpc.tensor_models import VERSION, Tensor, raw_from_bytes
 
 # Values of JSON become Python's objects, during which nothing else runs. This many, the pixels of
@@ -30,18 +31,10 @@ def message_from_body(
     """
     num_bytes = len(body) if json_length is None else _length(json_length, len(body))
     found = _object(_parsed(body[:num_bytes]), "body")
-    message = oip.ModelInferRequest(
-        model_name=model_name, model_version=model_version, id=_text(found, "id", "id")
-    )
-    _set_parameters(message.parameters, found, "parameters")
-    for number, output in enumerate(_objects(found, "outputs", _MAX_TENSORS)):
-        asked = message.outputs.add(name=_text(output, "name", f"outputs[{number}].name"))
-        _set_parameters(asked.parameters, output, f"outputs[{number}].parameters")
-    given = _objects(found, "inputs", 1)
-    if not given:
-        raise InvalidRequest("inputs", "none", "one tensor")
-    message.raw_input_contents.append(_add_input(message, given[0], body[num_bytes:]))
-    return message
+    try:
+        return _message(found, body[num_bytes:], model_name, model_version)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("body", "half of a character, such as \\ud800", "Unicode") from error
 
 
 def body_from_tensors(
@@ -69,6 +62,23 @@ def body_from_tensors(
         answer["id"] = request.id
     text = json.dumps(answer, allow_nan=False).encode()
     return b"".join([text, *binary]), len(text) if binary else None
+
+
+def _message(
+    found: dict[str, Any], binary: bytes, model_name: str, model_version: str
+) -> oip.ModelInferRequest:
+    message = oip.ModelInferRequest(
+        model_name=model_name, model_version=model_version, id=_text(found, "id", "id")
+    )
+    _set_parameters(message.parameters, found, "parameters")
+    for number, output in enumerate(_objects(found, "outputs", _MAX_TENSORS)):
+        asked = message.outputs.add(name=_text(output, "name", f"outputs[{number}].name"))
+        _set_parameters(asked.parameters, output, f"outputs[{number}].parameters")
+    given = _objects(found, "inputs", 1)
+    if not given:
+        raise InvalidRequest("inputs", "none", "one tensor")
+    message.raw_input_contents.append(_add_input(message, given[0], binary))
+    return message
 
 
 def _add_input(message: oip.ModelInferRequest, given: dict[str, Any], binary: bytes) -> bytes:
@@ -134,9 +144,10 @@ def _values(tensor: Tensor) -> list[Any]:
 
 
 def _length(text: str, most: int) -> int:
-    if not text.isdecimal() or int(text) > most:
+    length = whole_number(text)
+    if length is None or length > most:
         raise InvalidRequest(LENGTH_HEADER, repr(text), f"at most the body's {most} bytes")
-    return int(text)
+    return length
 
 
 def _parsed(text: bytes) -> object:

@@ -73,6 +73,7 @@ def test_a_body_of_any_other_type_is_one_picture(bundle):
     ("path", "sent", "kind", "message"),
     [
         ("?top_k=-1", jpeg(0), "image/jpeg", "top_k: '-1'"),
+        ("?top_k=" + "9" * 5000, jpeg(0), "image/jpeg", "top_k: '999"),
         ("?top_k=1&top_k=2", jpeg(0), "image/jpeg", "top_k: twice"),
         ("?topk=1", jpeg(0), "image/jpeg", "topk: no such field"),
         ("?id=%FF", jpeg(0), "image/jpeg", "id: bytes"),

@@ -139,6 +139,9 @@ def test_pictures_are_classified_and_a_bad_one_fails_alone(bundle):
         (body(inputs=[TENSOR | {"data": [[1], 2]}]), "inputs[0].data: "),
         (body(inputs=[TENSOR | {"data": [], "shape": [1.5]}]), "inputs[0].shape: "),
         (body(inputs=[TENSOR | {"data": [1]}], id=7), "id: "),
+        (body(inputs=[TENSOR | {"data": [1]}], id="\ud800"), "body: half of a character"),
+        (body(inputs=[TENSOR | {"data": [1]}], parameters={"\ud800": 1}), "body: half of"),
+        (b'{"id": ' + b"9" * 5000 + b"}", "body: can't be read"),
         (body(inputs=[TENSOR | {"data": [1]}], parameters={"x": []}), "parameters['x']: "),
         (body(inputs=[TENSOR | {"data": [1]}], parameters={"x": 1}), "parameters['x']: "),
         (body(inputs=[TENSOR | {"data": [1]}], outputs=[{"name": "x"}]), "outputs: "),
@@ -157,7 +160,7 @@ def test_a_wrong_request_names_its_field_and_does_not_hold_up_others(bundle, sen
     scenario_with(bundle, scenario, http=HTTP, max_message_bytes=3_000_000)
 
 
-@pytest.mark.parametrize("length", ["x", "-1", "1000000"])
+@pytest.mark.parametrize("length", ["x", "-1", "1000000", "9" * 5000])
 def test_a_wrong_length_of_json_is_refused(bundle, length):
     async def scenario(site):
         answer = await ask(site, INFER, body(), Inference_Header_Content_Length=length)
