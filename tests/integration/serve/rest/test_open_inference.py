@@ -255,3 +255,52 @@ def test_tritonclient_works_unchanged(bundle, logits, tmp_path):
         np.testing.assert_allclose(np.load(found), logits, atol=1e-5)
 
     scenario_with(bundle, scenario, http=HTTP)
+
+
+KSERVE_PROGRAM = """
+import asyncio, sys
+import numpy as np
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
+grpc_address, http_address, picture, labels = sys.argv[1:]
+files = np.array([open(picture, "rb").read(), b"no picture"], object)
+
+def request():
+    tensor = InferInput("files", [2], "BYTES")
+    tensor.set_data_from_numpy(files, binary_data=True)
+    return InferRequest("irv2-files", [tensor], request_id="7", parameters={"top_k": 3})
+
+async def main():
+    url, rest = f"http://{http_address}", InferenceRESTClient(RESTConfig(protocol="v2"))
+    assert await rest.is_server_live(url) and await rest.is_server_ready(url)
+    assert await rest.is_model_ready(url, "irv2-files")
+    async with InferenceGRPCClient(grpc_address) as client:
+        assert await client.is_server_ready() and await client.is_model_ready("irv2-files")
+        for answer in (
+            await client.infer(request()),
+            await rest.infer(url, request(), model_name="irv2-files"),
+        ):
+            assert answer.id == "7"
+            found = {output.name: output.as_numpy() for output in answer.outputs}
+            wanted = {"classes": labels.split(","), "errors": ["", "NOT_AN_IMAGE"]}
+            for name, expected in wanted.items():
+                values = [v.decode() if isinstance(v, bytes) else v for v in found[name].ravel()]
+                assert values[:len(expected)] == expected, values
+            assert found["probabilities"].shape == (2, 3)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("kserve"), reason="kserve is missing")
+def test_clients_of_kserve_work_unchanged(bundle, tmp_path):
+    labels = ",".join(score.label for score in bundle.classify([jpeg(0)], top_k=3)[0].scores)
+    picture = tmp_path / "a.jpg"
+    picture.write_bytes(jpeg(0))
+
+    async def scenario(site):
+        addresses = [site.server.description[port] for port in ("listen", "http")]
+        arguments = [*addresses, str(picture), labels]
+        command = [sys.executable, "-W", "ignore", "-c", KSERVE_PROGRAM, *arguments]
+        await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
+
+    scenario_with(bundle, scenario, http=HTTP)
