@@ -260,6 +260,9 @@ class Question(Reply):
         most = self.desk.max_message_bytes
         if num_bytes > most:
             raise MessageTooLarge("body", f"{num_bytes} bytes", f"at most {most}")
+        encoding = self.request.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise InvalidRequest("Content-Encoding", repr(encoding), "none", "don't compress")
         waits = self.may_wait and call.context.time_remaining() is None
         self.desk.current_model().pipeline.check(math.inf if waits else call.deadline)
         if len(self.desk.open_requests) >= MAX_OPEN:

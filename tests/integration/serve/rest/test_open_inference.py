@@ -170,7 +170,7 @@ def test_a_wrong_length_of_json_is_refused(bundle, length):
     scenario_with(bundle, scenario, http=HTTP)
 
 
-def test_a_timeout_in_the_header_or_the_request_is_kept(bundle):
+def test_a_timeout_is_kept_and_a_header_that_makes_no_sense_is_refused(bundle):
     async def scenario(site):
         await ask(site, INFER_FILES, files(jpeg(0)))
         site.runner.seconds = 0.5
@@ -180,6 +180,8 @@ def test_a_timeout_in_the_header_or_the_request_is_kept(bundle):
         assert late.status == 504
         wrong = await ask(site, INFER_FILES, files(jpeg(0)), Request_Timeout_Ms="soon")
         assert (wrong.status, wrong.json["error"][:20]) == (400, "Request-Timeout-Ms: ")
+        wrong = await ask(site, INFER_FILES, files(jpeg(0)), Content_Encoding="gzip")
+        assert (wrong.status, wrong.json["error"][:18]) == (400, "Content-Encoding: ")
 
     scenario_with(bundle, scenario, http=HTTP)
 
