@@ -31,6 +31,7 @@ PROGRAMS = {
     "sign": Entry("irv2.commands.sign:main", "Sign a bundle.", "verify"),
     "push": Entry("irv2.commands.registry:push", "Upload a bundle to a registry."),
     "pull": Entry("irv2.commands.registry:pull", "Download a bundle from a registry."),
+    "package": Entry("irv2.commands.package:main", "Write a bundle for Triton or ONNX Runtime."),
     "diff": Entry(
         "irv2.convert.inspect.cli:diff", "List the images on which two models differ.", "convert"
     ),

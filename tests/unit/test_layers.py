@@ -36,7 +36,8 @@ FLOORS = {
     "finetune defaults cli finetune_cli bench",
     "convert": "provenance engine importing onnx gate publish inspect candidate export verify "
     "rebuild verify_server cli bench",
-    "serve": "process access options operations pipeline rpc front_ends reload server cli bench",
+    "serve": "process access options operations pipeline rpc rest front_ends reload server "
+    "cli bench",
 }
 
 
