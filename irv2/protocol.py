@@ -98,7 +98,12 @@ def image_error_from_status(status: status_pb2.Status, image: object) -> ImageEr
 
 def retry_after_s(error: Any) -> float | None:  # noqa: ANN401 (RpcError lacks its methods)
     """Return the seconds after which the server allows a retry (RetryInfo); None: never."""
-    retry = _detail(_status_of(error), error_details_pb2.RetryInfo())
+    return retry_delay_s(_status_of(error))
+
+
+def retry_delay_s(status: status_pb2.Status | None) -> float | None:
+    """Return the seconds after which this status allows a retry; None: never."""
+    retry = _detail(status, error_details_pb2.RetryInfo())
     return None if retry is None else retry.retry_delay.ToNanoseconds() / 1e9
 
 

@@ -85,7 +85,8 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
 @click.option(
     "--http",
     metavar="HOST:PORT",
-    help="Address of the HTTP port: /metrics, /healthz and /readyz.  [default: none]",
+    help="Address of the HTTP port: /metrics, /healthz, /readyz, and pictures over HTTP.  "
+    "[default: none]",
 )
 @click.option(
     "--insecure",
@@ -99,7 +100,7 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
 @click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key, PEM.")
 @click.option(
     "--tls-client-ca", type=_FILE, metavar="FILE",
-    help="Require a certificate signed by one of these, PEM, from gRPC clients.",
+    help="Require a certificate signed by one of these, PEM, from clients.",
 )  # fmt: skip
 @click.option(
     "--token-file", type=_FILE, metavar="FILE",

@@ -265,10 +265,32 @@ class Server:
         await asyncio.to_thread(tidy_up)
 
     async def _start_http(self, address: Address) -> None:
-        from irv2.serve.operations.http import HttpServer  # brings a library for this port alone
+        # They bring a library for this port alone.
+        from irv2.serve.operations.http import HttpServer, OpenRequests
+        from irv2.serve.rest.request import Desk
+        from irv2.serve.rest.rules import rules, rules_without_model
 
-        tls = self._tls.http_context() if self._tls else None
-        self._http = HttpServer(self._metrics.exposition, lambda: self.is_ready, tls)
+        open_requests, found = OpenRequests(), rules_without_model()
+        if isinstance(self._port, GrpcPort):
+            port = self._port
+            desk = Desk(
+                current_model=lambda: port.model,
+                calls=port.calls,
+                is_ready=lambda: self.is_ready,
+                tokens=port.tokens,
+                needs_certificate=bool(self._options.tls and self._options.tls.client_ca),
+                on_call=self._metrics.observe_call,
+                max_message_bytes=self._options.max_message_bytes,
+                open_requests=open_requests,
+            )
+            found = rules(desk)
+        self._http = HttpServer(
+            self._metrics.exposition,
+            lambda: self.is_ready,
+            self._tls.http_context() if self._tls else None,
+            rules=found,
+            open_requests=open_requests,
+        )
         self._http_listen = address.on_port(await self._http.start(address.host, address.port))
 
     async def _tell_health(self) -> None:

@@ -9,6 +9,7 @@ import click
 from irv2.cli.program import Entry, TableGroup
 
 PROGRAMS = {
+    "doctor": Entry("irv2.commands.doctor:main", "Say what this machine can run, what is wrong."),
     "data": Entry("irv2.commands.data:main", "Make, divide and check data folders.", "train"),
     "train": Entry("irv2.train.cli:main", "Train a network; leaves a checkpoint.", "train"),
     "finetune": Entry(

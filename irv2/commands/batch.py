@@ -14,6 +14,7 @@ from irv2.cli.server_options import connect, connection_options
 from irv2.errors import EngineError, UsageError
 from irv2.results import DEFAULT_TOP_K
 from irv2.system.files import check_folder_of
+from irv2.system.stop import raise_if_stopped
 
 if TYPE_CHECKING:
     from irv2.batch.run import Answerer
@@ -89,6 +90,7 @@ def _answerer(
         try:
             from irv2.batch.on_ray import OnRay
         except ModuleNotFoundError as error:
+            raise_if_stopped()
             got, way_out = f"package {error.name} is not installed", 'pip install "irv2[ray]"'
             raise EngineError("irv2 batch --ray", got, way_out=way_out) from error
         assert bundle

@@ -37,6 +37,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def nearest(path: Path) -> Path:
+    """Return the path itself, or else the innermost folder around it that exists."""
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if os.access(each, os.F_OK))
+
+
 def read_encoded(path: str | Path) -> bytes:
     """Read the bytes of an image file; raises ImageError if it can't be read."""
     try:

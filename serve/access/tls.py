@@ -71,7 +71,7 @@ class Tls:
         )
 
     def http_context(self) -> ssl.SSLContext:
-        """For the operators' port. Clients need no certificate there: probes have none."""
+        """For the HTTP port. With a client CA, clients may show a certificate: probes have none."""
 
         def use_current(
             connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _: ssl.SSLContext
@@ -96,6 +96,9 @@ class Tls:
             # gRPC would notice files that do not fit it, or each other, only at a handshake.
             check_key(certificate)
             context.load_cert_chain(certificate, key, no_passphrase)
+            if self._files.client_ca:
+                context.verify_mode = ssl.CERT_OPTIONAL
+                context.load_verify_locations(self._files.client_ca)
             configuration = grpc.ssl_server_certificate_configuration(
                 [(key.read_bytes(), certificate.read_bytes())], root_certificates=client_ca
             )

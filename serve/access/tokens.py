@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 
 MIN_TOKEN_CHARACTERS = 16
+EXPECTED = "expected the header `authorization: Bearer TOKEN`"  # said to those who are refused
 LOOK_EVERY_S = 2.0
 # Load balancers have no token, and learn nothing but whether the server takes requests.
 _OPEN_TO_ALL = "/grpc.health.v1.Health/"
@@ -46,21 +47,13 @@ class Tokens(grpc.aio.ServerInterceptor):
     ) -> _Handler:
         """gRPC's hook, called as each call begins."""
         if not details.method.startswith(_OPEN_TO_ALL):
-            name = self._name(dict(details.invocation_metadata).get("authorization", ""))
+            name = self._file.name_of(dict(details.invocation_metadata).get("authorization", ""))
             self._on_call(name)
             if not name:
                 # As a stream, whatever the method: a unary one would be read whole first.
                 return grpc.stream_stream_rpc_method_handler(_refuse)
             CALLER.set(name)
         return await continuation(details)
-
-    def _name(self, authorization: str | bytes) -> str:
-        scheme, _, given = str(authorization).partition(" ")
-        found = ""
-        for name, token in self._file.current().items():  # all of them, in constant time
-            if hmac.compare_digest(token.encode(), given.strip().encode()):
-                found = name
-        return found if scheme.lower() == "bearer" else ""
 
 
 class TokenFile:
@@ -87,6 +80,15 @@ class TokenFile:
                 self._taken = found
                 logger.info("tokens_reloaded file=%s tokens=%d", self._path, len(self._tokens))
         return self._tokens
+
+    def name_of(self, authorization: str | bytes) -> str:
+        """The name to which the token of this header belongs; "" if there is none."""
+        scheme, _, given = str(authorization).partition(" ")
+        found = ""
+        for name, token in self.current().items():  # all of them, in constant time
+            if hmac.compare_digest(token.encode(), given.strip().encode()):
+                found = name
+        return found if scheme.lower() == "bearer" else ""
 
     async def watch(self) -> None:
         """Take in what `current` does not, until cancelled."""
@@ -152,4 +154,4 @@ def _parse(path: Path) -> tuple[dict[str, str], list[UsageError]]:
 
 async def _refuse(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
     context.set_code(grpc.StatusCode.UNAUTHENTICATED)
-    context.set_details("expected the header `authorization: Bearer TOKEN`")
+    context.set_details(EXPECTED)

@@ -1,4 +1,4 @@
-"""The HTTP port for operators: /metrics, /healthz and /readyz, served by Tornado.
+"""The HTTP port, served by Tornado: /metrics, /healthz and /readyz, and what others add (rest/).
 
 Imported only where `--http` is given. Tornado keeps the limits on what a request may be and how
 long it may take; the limit on connections is ours, since Tornado accepts as many as come.
@@ -8,12 +8,14 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, SSLIOStream
+from tornado.routing import PathMatches, Rule
 from tornado.web import Application, RequestHandler
 
 from irv2.serve.access.address import Address
@@ -26,9 +28,41 @@ MAX_CONNECTIONS = 64
 TIMEOUT_S = 5.0
 MAX_HEAD_BYTES = MAX_BODY_BYTES = 16 * 1024
 ACCEPT_PAUSE_S = 1.0
+LAST_ANSWER_S = 0.5  # for requests that are open when the server stops
 
 Answer = tuple[HTTPStatus, str, bytes]
 Exposition = Callable[[str], tuple[str, bytes]]  # from the header Accept: content type and metrics
+
+
+class OpenRequests:
+    """The connections whose requests are being read or answered; not closed in favour of others."""
+
+    def __init__(self) -> None:
+        self._streams: set[IOStream] = set()
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __contains__(self, stream: object) -> bool:
+        return stream in self._streams
+
+    def add(self, stream: IOStream) -> None:
+        """Note that a request has begun."""
+        self._streams.add(stream)
+        self._none.clear()
+
+    def discard(self, stream: IOStream) -> None:
+        """Note that a request has ended, if it was open."""
+        self._streams.discard(stream)
+        if not self._streams:
+            self._none.set()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Wait until none is left, but no longer than this."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none.wait(), timeout_s)
 
 
 class HttpServer:
@@ -40,15 +74,20 @@ class HttpServer:
         is_ready: Callable[[], bool],
         tls: ssl.SSLContext | None = None,
         timeout_s: float = TIMEOUT_S,
+        rules: Sequence[Rule] = (),
+        open_requests: OpenRequests | None = None,
     ) -> None:
+        """`rules` are of other paths; a connection in `open_requests` is not closed for others."""
+        self._open_requests = OpenRequests() if open_requests is None else open_requests
         logging.getLogger("tornado.general").setLevel(logging.ERROR)  # what scanners send
         self._server = _BoundedServer(
-            _application(metrics, is_ready),
+            _application(metrics, is_ready, rules),
             max_header_size=MAX_HEAD_BYTES,
             max_body_size=MAX_BODY_BYTES,
             idle_connection_timeout=timeout_s,
             body_timeout=timeout_s,
         )
+        self._server.open_requests = self._open_requests
         self._tls, self._timeout_s = tls, timeout_s
         self._listeners: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
@@ -66,20 +105,23 @@ class HttpServer:
         return int(self._listeners[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Close the port and the connections at once, without waiting for any client."""
+        """Close the port, let the last answers go their way, and close all connections."""
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
         for listener in self._listeners:
             listener.close()
+        await self._open_requests.wait(LAST_ANSWER_S)
         await self._server.close_all_connections()
 
 
 class _BoundedServer(HTTPServer):
-    """Tornado's server with a limit on connections: one more closes the oldest.
+    """Tornado's server with a limit on connections: one more closes the oldest without a request.
 
     So a crowd of silent connections keeps no probe waiting, and takes no file from gRPC.
     """
+
+    open_requests: OpenRequests
 
     def initialize(self, *args: object, **options: object) -> None:
         super().initialize(*args, **options)  # type: ignore[arg-type]
@@ -98,7 +140,7 @@ class _BoundedServer(HTTPServer):
 
     def handle_stream(self, stream: IOStream, address: tuple[object, ...]) -> None:
         if len(self._streams) == MAX_CONNECTIONS:
-            oldest = next(iter(self._streams))
+            oldest = next(each for each in self._streams if each not in self.open_requests)
             del self._streams[oldest]
             oldest.close()
         self._streams[stream] = None
@@ -124,7 +166,9 @@ def _encrypted(connection: socket.socket, tls: ssl.SSLContext) -> SSLIOStream:
     return SSLIOStream(tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False))
 
 
-def _application(metrics: Exposition, is_ready: Callable[[], bool]) -> Application:
+def _application(
+    metrics: Exposition, is_ready: Callable[[], bool], rules: Sequence[Rule]
+) -> Application:
     def readiness(accept: str) -> Answer:
         if is_ready():
             return _plain(HTTPStatus.OK, "ready")
@@ -135,12 +179,14 @@ def _application(metrics: Exposition, is_ready: Callable[[], bool]) -> Applicati
         "/healthz": lambda accept: _plain(HTTPStatus.OK, "alive"),
         "/readyz": readiness,
     }
+    own = [Rule(PathMatches(path), _Page, {"answer": answer}) for path, answer in pages.items()]
     missing = _plain(HTTPStatus.NOT_FOUND, "try /metrics, /healthz or /readyz")
     return Application(
-        [(path, _Page, {"answer": answer}) for path, answer in pages.items()],
+        [*own, *rules],
         default_handler_class=_Page,
         default_handler_args={"answer": lambda accept: missing},
         log_function=lambda _: None,  # no line per request
+        cross_origin_protection=True,  # no page of another site makes its readers' browsers ask
     )
 
 

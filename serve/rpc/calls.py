@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 from irv2.errors import EngineError, Expired, Overloaded
 from irv2.protocol import status_from_error
 from irv2.serve.operations.metrics import Metrics
-from irv2.serve.rpc.request_log import Call, Context, RequestLog
+from irv2.serve.rpc.request_log import Asked, Call, Context, RequestLog
 from irv2.v1 import classifier_pb2
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Calls:
 
     def begin(
         self,
-        context: Context,
+        context: Asked,
         method: str,
         request_id: str = "",
         num_images: int = 0,
@@ -93,17 +93,17 @@ class Calls:
         self._end(call, "ok", getattr(response, "timing", None))
         return response
 
-    async def unary(self, work: Awaitable[T], call: Call) -> T | None:
+    async def unary(self, work: Awaitable[T], call: Call, context: Context) -> T | None:
         """The result of `work`; None where it was refused, and the call ends with the refusal."""
         outcome = await self.outcome(work, call)
         if isinstance(outcome, status_pb2.Status):
-            end_with(outcome, call.context)
+            end_with(outcome, context)
             return None
         return outcome
 
-    def end(self, error: Exception, call: Call) -> None:
+    def end(self, error: Exception, call: Call, context: Context) -> None:
         """Refuse a unary call, which ends with the status of this error."""
-        end_with(self.refuse(error, call), call.context)
+        end_with(self.refuse(error, call), context)
 
     def cut_off(self, call: Call, outcome: str) -> None:
         """Note that the call ended early: at its deadline or, well before that, as `outcome`."""

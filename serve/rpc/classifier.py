@@ -44,7 +44,7 @@ class Classifier(classifier_pb2_grpc.ClassifierServicer):
         """Answer one request, or end the call with the status of its refusal."""
         call = self._calls.begin(context, "Classify", request.id, len(request.images))
         work = self._current_model().pipeline.classify(request, call.deadline)
-        return await self._calls.unary(work, call)
+        return await self._calls.unary(work, call, context)
 
     async def ClassifyStream(  # noqa: N802
         self,

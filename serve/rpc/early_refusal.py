@@ -66,12 +66,12 @@ class EarlyRefusal(grpc.aio.ServerInterceptor):
         try:
             self._current_model().pipeline.check(math.inf if may_wait else call.deadline)
         except RequestError as error:
-            return self._calls.end(error, call)
+            return self._calls.end(error, call, context)
         with self._calls.reading(call):
             # Not from `_messages`, an iterator that holds its latest message as long as it lives.
             message = await context.read()
             if isinstance(message, InvalidRequest):
-                return self._calls.end(message, call)
+                return self._calls.end(message, call, context)
             if message is not grpc.aio.EOF:
                 return await answer(message, context)
         self._calls.cut_off(call, "unread")

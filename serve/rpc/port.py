@@ -39,14 +39,14 @@ class GrpcPort:
         tls: Tls | None,
     ) -> None:
         """Raises UsageError where a file or a variable of the environment is wrong."""
-        self._options, self._model, self._tls = options, model, tls
-        self._tokens = TokenFile(options.token_file) if options.token_file else None
+        self._options, self.model, self._tls = options, model, tls
+        self.tokens = TokenFile(options.token_file) if options.token_file else None
         self._health = health.aio.HealthServicer()
         self._is_ready = False
         self._stopping = asyncio.Event()
         self._log = RequestLog(log=options.log_requests)
-        self._calls = Calls(metrics, self._log, options.default_deadline_ms / 1e3)
-        self._grpc = self._server(metrics, lambda: self._model)
+        self.calls = Calls(metrics, self._log, options.default_deadline_ms / 1e3)
+        self._grpc = self._server(metrics, lambda: self.model)
         self._watching: asyncio.Task[None] | None = None
 
     def bind(self, names: Iterable[str], listen: Address | UnixSocket) -> int:
@@ -64,8 +64,8 @@ class GrpcPort:
     async def start(self) -> None:
         """Answer calls."""
         await self._grpc.start()
-        if self._tokens:
-            self._watching = asyncio.create_task(self._tokens.watch())
+        if self.tokens:
+            self._watching = asyncio.create_task(self.tokens.watch())
 
     async def use(self, model: Model) -> None:
         """Answer requests with this model from now on.
@@ -73,7 +73,7 @@ class GrpcPort:
         A request is admitted in the step of the event loop in which it takes its model. So the one
         before knows all of its requests, and may be closed at once.
         """
-        self._model = model
+        self.model = model
 
     async def tell_health(self, *, is_ready: bool) -> None:
         """Tell clients and load balancers whether new requests are wanted."""
@@ -88,7 +88,7 @@ class GrpcPort:
         Calls that never end (those that watch health) are cut off after the last answer.
         """
         self._stopping.set()
-        last_answer_s = self._calls.time_to_answer_s() + LAST_ANSWER_S
+        last_answer_s = self.calls.time_to_answer_s() + LAST_ANSWER_S
         await self._grpc.stop(min(last_answer_s, self._options.stop_timeout_s))
 
     async def close(self) -> None:
@@ -99,9 +99,9 @@ class GrpcPort:
 
     def _server(self, metrics: Metrics, current_model: Callable[[], Model]) -> grpc.aio.Server:
         options = self._options
-        guards = [Tokens(self._tokens, metrics.observe_call)] if self._tokens else []
+        guards = [Tokens(self.tokens, metrics.observe_call)] if self.tokens else []
         server = grpc.aio.server(
-            interceptors=[*guards, EarlyRefusal(current_model, self._calls)],
+            interceptors=[*guards, EarlyRefusal(current_model, self.calls)],
             options=channel_options(
                 options.max_message_bytes,
                 options.connections,
@@ -110,12 +110,12 @@ class GrpcPort:
         )
         classifier = Classifier(
             current_model,
-            self._calls,
+            self.calls,
             self._stopping,
             max_stream_images=options.max_queue // 4,
         )
         classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, server)
-        open_inference = OpenInference(current_model, self._calls, lambda: self._is_ready)
+        open_inference = OpenInference(current_model, self.calls, lambda: self._is_ready)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         add_reflection((SERVICE, OPEN_INFERENCE, health.SERVICE_NAME), server)

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 
@@ -24,6 +24,17 @@ from irv2.v1 import classifier_pb2
 
 logger = logging.getLogger(__name__)
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class Asked(Protocol):
+    """What is known of a call before its message: gRPC's context, or what HTTP's headers say."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the deadline; None if there is none."""
+
+    def invocation_metadata(self) -> Any:  # noqa: ANN401 (pairs of name and value)
+        """The headers."""
+
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
@@ -38,7 +49,7 @@ _PLAIN = re.compile(r"[\w./:@+-]*", re.ASCII)
 class Call:
     """One call, or one request of a stream; times are the event loop's clock."""
 
-    context: Context
+    context: Asked
     method: str
     request_id: str
     num_images: int

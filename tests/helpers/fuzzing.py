@@ -61,6 +61,7 @@ HTTP_STATUSES = {
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
 }
 # A mutation swaps in what parsers fall for: lengths, signs, markers.
 EVIL = (
@@ -342,20 +343,39 @@ def fuzz_connections(address: str, seed: int, num_inputs: int) -> None:
 
 
 def fuzz_http(address: str, seed: int, num_inputs: int) -> list[str]:
-    """Requests to the operators' port, each on a connection of its own; the wrong answers."""
+    """Requests to the HTTP port, each on a connection of its own; the wrong answers."""
     host, _, port = address.rpartition(":")
-    paths, wrong = (b"/metrics", b"/healthz", b"/readyz", b"/../etc/passwd", b"/%00?a=b"), []
+    paths = (b"/metrics", b"/healthz", b"/readyz", b"/../etc/passwd", b"/%00?a=b", b"/v2/models/x")
+    heads = [b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n" for path in paths]
+    heads += [_form(), _infer_request()]
+    wrong = []
     for number in range(num_inputs):
         rng = np.random.default_rng((seed, number))
-        head = b"GET " + paths[number % len(paths)] + b" HTTP/1.1\r\nHost: x\r\n\r\n"
         with socket.create_connection((host, int(port)), timeout=10) as connection:
-            connection.sendall(mutate(head, rng))
+            connection.sendall(mutate(heads[number % len(heads)], rng))
             connection.shutdown(socket.SHUT_WR)
             reply = connection.makefile("rb").read()
         known = [b"HTTP/1.1 %d " % status for status in HTTP_STATUSES]
         if reply and not reply.startswith(tuple(known)):
             wrong.append(f"http input {number}: {reply[:60]!r}")
     return wrong
+
+
+def _form() -> bytes:
+    head = b'Content-Disposition: form-data; name="a"; filename="b"'
+    body = b"--x\r\n%b\r\n\r\n%b\r\n--x--\r\n" % (head, jpeg(0))
+    return _post(b"/v1/classify?top_k=3", b"multipart/form-data; boundary=x", body)
+
+
+def _infer_request() -> bytes:
+    tensor = b'{"name":"files","datatype":"BYTES","shape":[1],"data":["aGk="]}'
+    body = b'{"inputs":[' + tensor + b'],"parameters":{"top_k":3}}'
+    return _post(b"/v2/models/irv2-files/infer", b"application/json", body)
+
+
+def _post(path: bytes, content_type: bytes, body: bytes) -> bytes:
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
+    return head % (path, content_type, len(body)) + body
 
 
 def memory_mb(pid: int) -> float:

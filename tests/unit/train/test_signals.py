@@ -1,4 +1,3 @@
-import os
 import signal
 
 import pytest
@@ -10,10 +9,10 @@ from irv2.train.signals import Interrupt
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_waits_until_the_work_can_stop_and_a_second_one_does_not(number):
     with Interrupt() as interrupt:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert interrupt.received == number
         with pytest.raises(Terminated) as raised:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
     assert raised.value.number == number
 
 
@@ -23,7 +22,7 @@ def test_a_signal_that_is_ignored_stays_ignored(number):
     before = signal.signal(number, signal.SIG_IGN)
     try:
         with Interrupt() as interrupt:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
             assert not interrupt.received
     finally:
         signal.signal(number, before)

@@ -2,12 +2,13 @@
 
 import asyncio
 import ssl
+import urllib.error
 import urllib.request
 
 import pytest
 import trustme
 from certificates import issue, self_sign
-from serving_site import Site, scenario_with
+from serving_site import Site, jpeg, scenario_with
 from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
@@ -43,6 +44,25 @@ async def ready(site: Site, ca) -> None:
     await asyncio.to_thread(ask)
 
 
+async def over_http(site: Site, ca, path: str, client=None) -> int:
+    """The status that the HTTP port answers with; to /v1 a picture is posted."""
+    url = f"https://{site.server.description['http']}{path}"
+    context = ssl.create_default_context(cafile=ca)
+    if client:
+        context.load_cert_chain(client.certificate, client.key)
+    body = jpeg(0) if path.startswith("/v1") else None
+
+    def ask() -> int:
+        try:
+            with urllib.request.urlopen(url, body, timeout=5, context=context) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    return await asyncio.to_thread(ask)
+
+
 def test_only_those_who_trust_the_certificate_are_answered(bundle, tmp_path):
     issued, stranger = issue(tmp_path / "server"), issue(tmp_path / "stranger")
 
@@ -72,8 +92,14 @@ def test_with_a_client_ca_a_client_needs_a_certificate_of_it(bundle, tmp_path):
         assert await site.ask(tls=known)
         await assert_not_served(site, tls=Tls(ca=issued.ca))
         await assert_not_served(site, tls=unknown)
+        assert await over_http(site, issued.ca, "/readyz") == 200
+        for path in ("/v2/models/irv2", "/v1/classify"):
+            assert await over_http(site, issued.ca, path) == 401
+            assert await over_http(site, issued.ca, path, client) == 200
+        with pytest.raises(OSError, match=r"(?i)unknown ca|reset|broken pipe"):
+            await over_http(site, issued.ca, "/readyz", stranger)
 
-    scenario_with(bundle, scenario, tls=files_of(issued, client.ca))
+    scenario_with(bundle, scenario, tls=files_of(issued, client.ca), http=Address("127.0.0.1", 0))
 
 
 def test_a_renewed_certificate_is_taken_without_a_restart_on_both_ports(bundle, tmp_path):

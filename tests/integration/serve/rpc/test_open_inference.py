@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from project import ROOT
-from serving_site import detail, loop_watched, scenario_with
+from serving_site import detail, jpeg, loop_watched, scenario_with
 from tiny_bundle import SIDE, write_tiny_bundle
 
 from irv2.bundle import Bundle
@@ -22,7 +22,8 @@ from irv2.inference import open_inference_pb2 as oip
 from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.results import top_k_scores
 from irv2.runners.choose import open_best
-from irv2.serve.rpc.open_inference import input_images
+from irv2.serve.rpc.tensor_models import input_images, raw_from_bytes
+from irv2.v1.classifier_pb2 import ClassifyRequest, Image
 
 PROTO = ROOT / "protos" / "irv2" / "inference" / "open_inference.proto"
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
@@ -280,6 +281,123 @@ def test_too_few_bytes_for_the_shape_are_refused(bundle):
     scenario_with(bundle, scenario)
 
 
+def files_request(files: list[bytes], *, typed=False, top_k: int | None = None, **fields):
+    tensor = {"name": "files", "datatype": "BYTES", "shape": [len(files)]}
+    request = oip.ModelInferRequest(**{"model_name": "irv2-files", "id": "7", **fields})
+    request.inputs.add(**tensor)
+    if typed:
+        request.inputs[0].contents.bytes_contents.extend(files)
+    else:
+        request.raw_input_contents.append(raw_from_bytes(files))
+    if top_k is not None:
+        request.parameters["top_k"].int64_param = top_k
+    return request
+
+
+def elements(answer: oip.ModelInferResponse, number: int) -> list[bytes]:
+    """The elements of an output of BYTES, raw or typed."""
+    if not answer.raw_output_contents:
+        return list(answer.outputs[number].contents.bytes_contents)
+    raw, found = answer.raw_output_contents[number], []
+    while raw:
+        size = int.from_bytes(raw[:4], "little")
+        found.append(raw[4 : 4 + size])
+        raw = raw[4 + size :]
+    return found
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_pictures_are_answered_as_classify_answers_them_and_a_bad_one_fails_alone(bundle, typed):
+    files = [jpeg(0), b"no picture", jpeg(1)]
+
+    async def scenario(site):
+        stub = GRPCInferenceServiceStub(site.channel)
+        answer = await stub.ModelInfer(files_request(files, typed=typed, top_k=3))
+        asked = ClassifyRequest(images=[Image(encoded=file) for file in files], top_k=3)
+        results = (await site.stub.Classify(asked)).results
+        assert [
+            (output.name, output.datatype, list(output.shape)) for output in answer.outputs
+        ] == [
+            ("classes", "BYTES", [3, 3]),
+            ("probabilities", "FP32", [3, 3]),
+            ("errors", "BYTES", [3]),
+        ]
+        assert (answer.model_name, answer.id) == ("irv2-files", "7")
+        labels = [[score.label.encode() for score in result.scores] for result in results]
+        assert elements(answer, 0) == [*labels[0], b"", b"", b"", *labels[2]]
+        if typed:
+            found = answer.outputs[1].contents.fp32_contents
+        else:
+            found = np.frombuffer(answer.raw_output_contents[1], np.float32)
+        given = [[score.probability for score in result.scores] or [0] * 3 for result in results]
+        np.testing.assert_allclose(np.reshape(found, (3, 3)), given, atol=1e-5)
+        assert elements(answer, 2) == [b"", b"NOT_AN_IMAGE", b""]
+
+    scenario_with(bundle, scenario)
+
+
+def test_top_k_and_outputs_are_chosen_by_the_request(bundle):
+    async def scenario(site):
+        stub = GRPCInferenceServiceStub(site.channel)
+        for top_k, num in [(None, 5), (0, 5), (1, 1), (1000, 10)]:
+            answer = await stub.ModelInfer(files_request([jpeg(0)], top_k=top_k))
+            assert list(answer.outputs[0].shape) == [1, num]
+        names = [{"name": "errors"}, {"name": "classes"}]
+        answer = await stub.ModelInfer(files_request([jpeg(0)], outputs=names))
+        assert [output.name for output in answer.outputs] == ["errors", "classes"]
+        assert elements(answer, 0) == [b""]
+
+    scenario_with(bundle, scenario)
+
+
+NEGATIVE = files_request([b"x"], top_k=-1)
+BEYOND_THE_END = files_request([b"x"])
+BEYOND_THE_END.raw_input_contents[0] = b"\x02\0\0\0x"
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (files_request([]), "inputs[0]"),
+        (files_request([b"x"] * 21), "inputs[0]"),
+        (files_request([b"x"], raw_input_contents=[raw_from_bytes([b"x", b"y"])]), "raw_input"),
+        (BEYOND_THE_END, "inputs[0]"),
+        (NEGATIVE, "parameters['top_k']"),
+        (files_request([b"x"], outputs=[{"name": "logits"}]), "outputs"),
+        (files_request([b"x"], outputs=[{"name": "errors"}] * 2), "outputs"),
+        (infer_request(model_name="irv2-files"), "inputs[0]"),
+        (files_request([b"x"], model_name="irv2"), "inputs[0]"),
+        (infer_request(parameters=NEGATIVE.parameters), "parameters['top_k']"),
+    ],
+)
+def test_a_wrong_request_for_pictures_names_its_field(bundle, request_, field):
+    async def scenario(site):
+        stub = GRPCInferenceServiceStub(site.channel)
+        code, status = await site.refusal(request_, method=stub.ModelInfer)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        (violation,) = detail(status, error_details_pb2.BadRequest).field_violations
+        assert violation.field.startswith(field)
+
+    scenario_with(bundle, scenario)
+
+
+def test_pictures_stand_in_the_queue_like_other_requests(bundle):
+    async def scenario(site):
+        stub = GRPCInferenceServiceStub(site.channel)
+        await stub.ModelInfer(files_request([jpeg(0)]))
+        site.runner.seconds = 0.3
+        waiting = stub.ModelInfer(files_request([jpeg(0)] * 20), timeout=10)
+        await asyncio.sleep(0.1)
+        code, status = await site.refusal(
+            files_request([jpeg(0)] * 20), timeout_s=10, method=stub.ModelInfer
+        )
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        detail(status, error_details_pb2.RetryInfo)
+        assert (await waiting).outputs
+
+    scenario_with(bundle, scenario, max_queue=20)
+
+
 # Another process: both sides register the names of the protocol, and one process takes them once.
 TRITON_PROGRAM = """
 import sys, warnings
@@ -299,8 +417,8 @@ with triton.InferenceServerClient(sys.argv[1]) as client:
     assert (config.input[0].name, config.input[0].data_type) == ("images", 2)  # TYPE_UINT8
     assert list(config.input[0].dims) == list(images.shape[1:])
     assert list(config.dynamic_batching.preferred_batch_size) == [4]
-    (model,) = client.get_model_repository_index().models
-    assert (model.name, model.state) == ("irv2", "READY")
+    models = client.get_model_repository_index().models
+    assert [(m.name, m.state) for m in models] == [("irv2", "READY"), ("irv2-files", "READY")]
     (statistics,) = client.get_inference_statistics("irv2").model_stats
     assert statistics.inference_count == 6  # the warm-up's do not count
     batches = [(each.batch_size, each.compute_infer.count) for each in statistics.batch_stats]
@@ -308,6 +426,24 @@ with triton.InferenceServerClient(sys.argv[1]) as client:
     assert sum(count for _, count in batches) == statistics.execution_count
     assert statistics.inference_stats.success.count == 1
     assert statistics.inference_stats.compute_infer.ns > 0
+
+    assert client.is_model_ready("irv2-files")
+    described = client.get_model_metadata("irv2-files")
+    assert [(t.name, t.datatype) for t in described.outputs] == [
+        ("classes", "BYTES"), ("probabilities", "FP32"), ("errors", "BYTES")
+    ]
+    config = client.get_model_config("irv2-files").config
+    assert (config.input[0].name, list(config.input[0].dims)) == ("files", [-1])
+    files = np.array([open(sys.argv[4], "rb").read(), b"no picture"], object)
+    given = triton.InferInput("files", files.shape, "BYTES")
+    given.set_data_from_numpy(files)
+    answer = client.infer("irv2-files", [given], parameters={"top_k": 3})
+    assert answer.as_numpy("classes").shape == (2, 3)
+    assert answer.as_numpy("classes")[0].tolist() == sys.argv[5].encode().split(b",")
+    assert answer.as_numpy("probabilities")[0, 0] > 0
+    assert answer.as_numpy("errors").tolist() == [b"", b"NOT_AN_IMAGE"]
+    (statistics,) = client.get_inference_statistics("irv2-files").model_stats
+    assert (statistics.name, statistics.inference_count) == ("irv2-files", 7)
 """
 
 
@@ -316,7 +452,18 @@ def test_tritonclient_works_unchanged(bundle, logits, tmp_path):
         given, found = tmp_path / "images.npy", tmp_path / "logits.npy"
         np.save(given, IMAGES)
         address = site.server.ready_line.split()[1]
-        command = [sys.executable, "-c", TRITON_PROGRAM, address, str(given), str(found)]
+        picture = tmp_path / "picture.jpg"
+        picture.write_bytes(jpeg(0))
+        (result,) = bundle.classify([jpeg(0)], top_k=3)
+        labels = ",".join(score.label for score in result.scores)
+        command = [
+            sys.executable,
+            "-c",
+            TRITON_PROGRAM,
+            address,
+            *map(str, (given, found, picture)),
+        ]
+        command.append(labels)
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
         np.testing.assert_allclose(np.load(found), logits, atol=1e-5)
         assert len(top_k_scores(np.load(found)[0], bundle.classes, 5)) == 5

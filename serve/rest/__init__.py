@@ -1,0 +1,1 @@
+"""Requests over HTTP on the port of `--http`, in front of what answers gRPC (docs/serving.md)."""
