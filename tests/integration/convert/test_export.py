@@ -399,6 +399,8 @@ def test_a_place_taken_by_something_else_is_left_alone(exported, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     result = irv2("export", exported.checkpoint_path, "--data", exported.data, "--out", tmp_path)
     assert "is no bundle" in one_line_error(result, 2)
+    result = irv2("export", exported.checkpoint_path, "--triton", tmp_path)
+    assert "is there and not empty; expected a new folder" in one_line_error(result, 2)
     assert tree(tmp_path).keys() == {"notes.txt"}
 
 
