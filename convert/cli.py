@@ -24,6 +24,7 @@ from irv2.cli.signing_options import (
 from irv2.convert.engine.options import EngineOptions, engine_options
 from irv2.errors import ParityError, UsageError
 from irv2.manifest import SIGNATURE
+from irv2.system.files import require_new_folder
 
 if TYPE_CHECKING:
     from irv2.client import Client
@@ -61,6 +62,10 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="BUNDLE",
     help="The bundle's folder.  [default: CHECKPOINT with the suffix .bundle]",
+)  # fmt: skip
+@click.option(
+    "--triton", type=click.Path(path_type=Path), metavar="DIR",
+    help="Write a model repository of NVIDIA Triton too, to this new folder.",
 )  # fmt: skip
 @limit_option
 @click.option(
@@ -105,6 +110,7 @@ def export(
     seed: int,
     calibration_method: 'Method | Literal["auto"]',
     out: Path | None,
+    triton: Path | None,
     limit: int | None,
     tolerance_top1: float | None,
     tolerance_top5: float | None,
@@ -123,11 +129,15 @@ def export(
     published, the exit status is 3, and BUNDLE.rejected/parity.md says why; the answers beside it
     are for `irv2 diff`.
     """
+    from irv2.bundle import Bundle
     from irv2.convert.candidate import ExportOptions
     from irv2.convert.export import export as run_export
     from irv2.convert.onnx.calibrate import CalibrationOptions
     from irv2.convert.publish.evidence import rejected_folder
+    from irv2.delivery.triton import write_repository
 
+    if triton:
+        require_new_folder(triton)
     options = ExportOptions(
         precisions=_names(precision),
         trt=trt,
@@ -157,6 +167,10 @@ def export(
         )
     if not as_json:
         click.echo(f"\npublished {report.bundle} (id {report.manifest.id[:12]})")
+    if triton:
+        names = write_repository(Bundle.open(report.bundle), triton)
+        if not as_json:
+            click.echo(f"{triton}: {', '.join(names)}")
 
 
 @click.command(cls=Program)

@@ -12,12 +12,14 @@ from typing import NoReturn
 
 def run(*program: str) -> NoReturn:
     """Run `program`, or the program named on the command line."""
+    arguments = [*program, *sys.argv[1:]]
+    if arguments[:1] == ["doctor"]:
+        sys.dont_write_bytecode = True  # it writes nothing
     leave_out_working_folder()
     open_closed_streams()
     from irv2.system.stop import end_at_once
 
     end_at_once()
-    arguments = [*program, *sys.argv[1:]]
     if arguments[:1] == ["export"]:
         from irv2.system.child import go_on_in_child
 

@@ -98,9 +98,12 @@ class OnRay(AbstractContextManager["OnRay"]):
         while True:
             load = Counter(worker for worker, _ in running.values())
             for worker in CHUNKS_PER_NODE * list(self._nodes):
-                if load[worker] == CHUNKS_PER_NODE or len(done) >= CHUNKS_AHEAD:
+                if load[worker] == CHUNKS_PER_NODE:
                     continue
-                chunk = returned.popleft() if returned else next(unread, None)
+                if returned:  # however many are ahead: they may wait for this one
+                    chunk: _Chunk | None = returned.popleft()
+                else:
+                    chunk = next(unread, None) if len(done) < CHUNKS_AHEAD else None
                 if chunk is None:
                     break
                 running[worker.rows.remote(chunk.pictures)] = worker, chunk

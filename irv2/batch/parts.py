@@ -6,6 +6,7 @@ whole, by rename. So the parts are the journal: what they do not hold is still t
 
 import glob
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -13,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import IO, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from irv2.errors import InputError, UsageError
+from irv2.errors import InputError, Irv2Error, UsageError
 from irv2.results import Result
 from irv2.system.files import GO_ON, explain_full_disk, try_lock, write_atomically
 
@@ -100,7 +101,7 @@ class Parts:
         self.folder.mkdir(exist_ok=True)
         lock = self.folder / "_lock"
         with lock.open("w") as file:
-            if not try_lock(file):
+            if not try_lock(file) or not _is_at(file, lock):
                 raise UsageError(
                     self.out, "another irv2 batch is writing it", "one at a time", "wait for it"
                 )
@@ -124,13 +125,18 @@ class Parts:
     def missing(self, work: Work) -> list[range]:
         """Return the stretches of names without rows.
 
-        Raises InputError for a part that is damaged or of other work.
+        Raises InputError for a part that is damaged, of other work, or with rows of the part
+        before it, as where two computers wrote at once on a disk without locks.
         """
         found, done = [], 0
         for path in self._paths():
             if _work_of(path) != work:
                 raise InputError(path, "is of other work", "parts of one", "remove it")
             start = int(path.stem.removeprefix("part-"))
+            if start < done:
+                got = f"begins at row {start}, and the part before it ends at {done}"
+                way_out = "remove it to have its pictures classified again"
+                raise InputError(path, got, "each row in one part", way_out)
             if start > done:
                 found.append(range(done, start))
             done = start + _opened(path).metadata.num_rows
@@ -157,8 +163,14 @@ class Parts:
                     self._write_part(part, work)
 
     def join(self, work: Work) -> None:
-        """Join the parts to the file at the end, if it is not there yet, and remove them."""
+        """Join the parts to the file at the end, if it is not there yet, and remove them.
+
+        Raises Irv2Error if a row is missing; the same command makes it.
+        """
         if not self.out.exists():
+            if missing := self.missing(work):
+                got = f"{sum(map(len, missing))} rows are missing, the first is {missing[0].start}"
+                raise Irv2Error(self.out, got, f"all {work.num_names}", GO_ON)
             with explain_full_disk(self.out, GO_ON):
                 write_atomically(self.out, lambda temporary: self._join_into(temporary, work))
         for path in self._paths():
@@ -191,6 +203,14 @@ class Parts:
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file still lies at `path`, and was not removed, or made anew by another."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def count_reasons(out: Path) -> dict[str, int]:

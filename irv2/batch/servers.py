@@ -173,7 +173,12 @@ class _Pass:
 
     def _read(self) -> _Open | None:
         """Return the next picture; record at once that one can't be read, and return None."""
-        found = next(self._unread, None)
+        try:
+            found = next(self._unread, None)
+        except Exception as error:  # unforeseen; the next call would seem to be the end
+            self._failure = self._failure or error
+            self._changed.notify_all()
+            raise
         if found is None:
             self._all_read = True
         elif found[1].error:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from irv2.data.lists import is_list, read_paths
 from irv2.data.shards import Span, images_in, read_span
 from irv2.errors import ImageError, ImageReason, InputError
-from irv2.images.decode import EXTENSIONS
+from irv2.images.decode import EXTENSIONS, FILE_LIMITS
 from irv2.system.files import entries_below, file_sha256, read_encoded
 
 logger = logging.getLogger(__name__)
@@ -62,14 +62,20 @@ class Source:
             raise InputError(self.path, got, "a folder, or a list named .csv")
 
     def read(self, picture: Picture) -> bytes:
-        """Return an encoded picture; raises ImageError, about its name, if it can't be read."""
+        """Return an encoded picture; raises ImageError, about its name, if it can't be read.
+
+        What is larger than may be decoded is not read: it might not fit into memory.
+        """
         try:
             if picture.shard:
+                _require_size(int(picture.num_bytes))
                 span = Span(int(picture.offset), int(picture.num_bytes))
                 return read_span(self.root / picture.shard, span)
             path = self.root / picture.name
             if path.exists() and not path.is_file():  # a pipe would be waited for
                 raise ImageError(ImageReason.UNREADABLE, "is no file", "an image file")
+            if path.exists():
+                _require_size(path.stat().st_size)
             return read_encoded(path)
         except OSError as error:
             got = error.strerror or str(error)
@@ -89,6 +95,12 @@ class Source:
             elif suffix == SHARD_SUFFIX:
                 for key, span in images_in(Path(entry.path)):
                     yield Picture(f"{name}/{key}", name, str(span.offset), str(span.size))
+
+
+def _require_size(num_bytes: int) -> None:
+    if num_bytes > FILE_LIMITS.max_bytes:
+        got, expected = f"{num_bytes} bytes", f"at most {FILE_LIMITS.max_bytes}"
+        raise ImageError(ImageReason.TOO_LARGE, got, expected)
 
 
 def write_names(source: Source, path: Path) -> tuple[str, int]:

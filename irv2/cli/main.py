@@ -9,6 +9,7 @@ import click
 from irv2.cli.program import Entry, TableGroup
 
 PROGRAMS = {
+    "doctor": Entry("irv2.commands.doctor:main", "Say what this machine can run, what is wrong."),
     "data": Entry("irv2.commands.data:main", "Make, divide and check data folders.", "train"),
     "train": Entry("irv2.train.cli:main", "Train a network; leaves a checkpoint.", "train"),
     "finetune": Entry(
@@ -30,6 +31,7 @@ PROGRAMS = {
     "sign": Entry("irv2.commands.sign:main", "Sign a bundle.", "verify"),
     "push": Entry("irv2.commands.registry:push", "Upload a bundle to a registry."),
     "pull": Entry("irv2.commands.registry:pull", "Download a bundle from a registry."),
+    "package": Entry("irv2.commands.package:main", "Write a bundle for Triton or ONNX Runtime."),
     "diff": Entry(
         "irv2.convert.inspect.cli:diff", "List the images on which two models differ.", "convert"
     ),

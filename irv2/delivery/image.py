@@ -5,6 +5,7 @@ files at /models (KServe's oci://, Kubernetes' image volumes); the third is CNCF
 (github.com/modelpack/model-spec), for programs that know models. Equal bundles get equal digests.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ from irv2.delivery.registry import INDEX, MANIFEST_TYPE, Registry
 from irv2.errors import BundleError, InputError
 from irv2.manifest import MANIFEST
 from irv2.system.cache import cache_folder
-from irv2.system.files import new_folder, temporary_folder
+from irv2.system.files import new_folder, require_new_folder, temporary_folder, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,7 @@ def pull(reference: Reference, out: Path) -> Reference:
     Raises InputError for what is no bundle or has other bytes than its digests say, Irv2Error
     where the registry or the disk fails.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(out, "is there and not empty", "a new folder")
+    require_new_folder(out)
     registry = Registry(reference)
     manifest, digest = registry.get_manifest(reference.manifest)
     layers = list(_layers(reference, registry, manifest))
@@ -89,18 +89,35 @@ def pull(reference: Reference, out: Path) -> Reference:
 def pull_to_cache(reference: Reference) -> Path:
     """Return a bundle that a digest names, from the user's cache if it lies there whole.
 
-    What was damaged there is fetched again.
+    What was damaged there is fetched again. Of several processes that miss it at once, one fetches
+    it and the others wait.
     """
     assert reference.digest is not None
-    place = cache_folder() / "bundles" / reference.digest.replace(":", "-")
-    if place.exists():
-        try:
-            return Bundle.open(place).path
-        except BundleError as error:
-            logger.warning("cached_bundle_damaged error=%s", error)
-            shutil.rmtree(place)
-    pull(reference, place)
+    place = cache_folder("bundles") / reference.digest.replace(":", "-")
+    if not _problem(place):
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.lock").open("w") as lock:
+        if not try_lock(lock, fcntl.flock):
+            logger.info("bundle_awaited path=%s: another process is fetching it", place)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if problem := _problem(place):  # still
+            if place.exists():
+                logger.warning("cached_bundle_damaged error=%s", problem)
+                shutil.rmtree(place)
+            pull(reference, place)
     return place
+
+
+def _problem(place: Path) -> str:
+    """Say why a bundle in the cache can't be used; an empty string if it can."""
+    if not place.exists():
+        return "is not there"
+    try:
+        Bundle.open(place)
+    except BundleError as error:
+        return str(error)
+    return ""
 
 
 def _files(path: Path) -> list[str]:

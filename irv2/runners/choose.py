@@ -40,14 +40,25 @@ class Choice(NamedTuple):
     how: str
 
 
-class _Failure(NamedTuple):
-    what: str  # the artefact and backend
-    reason: str
+class Candidate(NamedTuple):
+    """An artefact, and the evidence by which a backend may serve it here."""
 
-
-class _Candidate(NamedTuple):
     artifact: Artifact
     evidence: Evidence
+
+
+class Rejection(NamedTuple):
+    """What may not be served, and why; `is_unjudged` if a verdict of this machine is missing."""
+
+    file: str
+    backend: str  # empty if nothing that is installed runs it
+    reason: str
+    is_unjudged: bool = False
+
+    @property
+    def what(self) -> str:
+        """The artefact and its backend, for people."""
+        return f"{self.file} ({self.backend})" if self.backend else self.file
 
 
 def open_best(
@@ -70,29 +81,18 @@ def open_best(
     backend can, which is one on a GPU; None takes what suits the backend. Raises BundleError that
     gives the reason against each artefact.
     """
-    reasons: list[str] = []
-    failures: list[_Failure] = []  # of what was proven, and should have run
-    candidates = []
-    for artifact in artifacts:
-        possible = backends(artifact) + _missing_backends(artifact)
-        if not possible:
-            reasons.append(f"{artifact.file}: {NO_BACKEND}")
-        for runs_on in possible:
-            found = _evidence_or_reason(artifact, runs_on, precision, backend, num_gpus)
-            if isinstance(found, str):
-                reasons.append(f"{artifact.file} ({runs_on}): {found}")
-            else:
-                candidates.append(_Candidate(artifact, found))
+    failures: list[Rejection] = []  # of what was proven, and should have run
+    candidates, rejected = rank(artifacts, precision, backend, num_gpus)
 
     def opened() -> Iterator[Choice]:
-        for artifact, evidence in _fastest_first(candidates):
+        for artifact, evidence in candidates:
             try:
                 path, runs_on = folder / artifact.file, evidence.backend
                 runner = open_runner(
                     path, artifact, runs_on, num_threads, num_gpus, num_streams, use_cache=True
                 )
             except EngineError as error:
-                failures.append(_Failure(f"{artifact.file} ({evidence.backend})", str(error)))
+                failures.append(Rejection(artifact.file, evidence.backend, str(error)))
             else:
                 rate = evidence.images_per_s
                 how = "by order" if rate is None else f"recorded {rate:g} images/s"
@@ -103,12 +103,12 @@ def open_best(
         raise BundleError(
             folder,
             "nothing in it can be served here: "
-            + ", ".join([*reasons, *(f"{what}: {reason}" for what, reason in failures)]),
+            + ", ".join(f"{each.what}: {each.reason}" for each in [*rejected, *failures]),
             "an artefact with a passed parity verdict",
             f"run `irv2 verify {folder}` on this machine",
         )
     # The fastest of each reason: a library that is missing is the reason against several.
-    for reason, what in {reason: what for what, reason in reversed(failures)}.items():
+    for reason, what in {each.reason: each.what for each in reversed(failures)}.items():
         logger.warning("passed over: %s: %s", what, reason)
     judged_with, here = best.evidence.backend_version, best.runner.backend_version
     if judged_with and judged_with != here:
@@ -117,6 +117,31 @@ def open_best(
             *(best.artifact.file, best.evidence.backend, judged_with, here, folder),
         )
     return best
+
+
+def rank(
+    artifacts: Sequence[Artifact],
+    precision: str | None = None,
+    backend: str | None = None,
+    num_gpus: int = 1,
+) -> tuple[list[Candidate], list[Rejection]]:
+    """List what may be served here, the fastest first, and the reason against each of the rest.
+
+    Nothing is opened, so one whose backend is missing or broken is listed too.
+    """
+    candidates: list[Candidate] = []
+    rejected: list[Rejection] = []
+    for artifact in artifacts:
+        possible = backends(artifact) + _missing_backends(artifact)
+        if not possible:
+            rejected.append(Rejection(artifact.file, "", NO_BACKEND))
+        for runs_on in possible:
+            found = _candidate_or_rejection(artifact, runs_on, precision, backend, num_gpus)
+            if isinstance(found, Candidate):
+                candidates.append(found)
+            else:
+                rejected.append(found)
+    return _fastest_first(candidates), rejected
 
 
 def open_runner(
@@ -198,40 +223,43 @@ def _missing_backends(artifact: Artifact) -> list[str]:
     return [name for name, is_here in installed.items() if not is_here and name in judged_on]
 
 
-def _evidence_or_reason(
+def _candidate_or_rejection(
     artifact: Artifact, runs_on: str, precision: str | None, backend: str | None, num_gpus: int
-) -> Evidence | str:
-    """The evidence by which the artefact may be served on `runs_on`, or why it may not."""
+) -> Candidate | Rejection:
+    """Find the evidence by which the artefact may be served on `runs_on`, or why it may not."""
+    rejection = partial(Rejection, artifact.file, runs_on)
     if precision and artifact.precision != precision:
-        return f"is {artifact.precision}, asked for {precision}"
+        return rejection(f"is {artifact.precision}, asked for {precision}")
     if backend and not runs_on.endswith(backend):
-        return f"is {runs_on}, asked for {backend}"
+        return rejection(f"is {runs_on}, asked for {backend}")
     if runs_on.endswith("-cpu") and num_gpus > 1:
-        return f"is for a CPU, asked for {num_gpus} GPUs"
+        return rejection(f"is for a CPU, asked for {num_gpus} GPUs")
     if not artifact.known:
-        return "not verified"
+        return rejection("not verified", is_unjudged=True)
     rows = [row for row in artifact.known if row.backend == runs_on]
     if not rows:
-        return f"was judged on {', '.join(sorted({row.backend for row in artifact.known}))}"
+        judged_on = ", ".join(sorted({row.backend for row in artifact.known}))
+        return rejection(f"was judged on {judged_on}", is_unjudged=True)
     try:
         here = instruction_set(runs_on)
     except EngineError as error:
-        return str(error)
+        return rejection(str(error))
     by_kind = {row.instruction_set: row for row in rows}
     evidence = by_kind.get(here) or by_kind.get("")  # of an older bundle, for any processor
     if evidence is None:
-        return f"was judged with {', '.join(by_kind)}, this processor has {here}"
+        reason = f"was judged with {', '.join(by_kind)}, this processor has {here}"
+        return rejection(reason, is_unjudged=True)
     if evidence.parity.verdict != "passed":
-        return f"parity {evidence.parity.verdict}"
+        return rejection(f"parity {evidence.parity.verdict}")
     if artifact.precision == "bf16" and runs_on == "onnxruntime-cpu":
-        return "ONNX Runtime has no bf16 on a CPU"
+        return rejection("ONNX Runtime has no bf16 on a CPU")
     is_likely = artifact.precision in _LIKELY[runs_on] and artifact.file != INT8_TRT
     if evidence.images_per_s is None and precision is None and not is_likely:
-        return f"is no faster on {runs_on} than float32; taken only if asked for"
-    return evidence
+        return rejection(f"is no faster on {runs_on} than float32; taken only if asked for")
+    return Candidate(artifact, evidence)
 
 
-def _fastest_first(candidates: list[_Candidate]) -> list[_Candidate]:
+def _fastest_first(candidates: list[Candidate]) -> list[Candidate]:
     """By the speeds on record if all have one, else by what is likely."""
     rates = [candidate.evidence.images_per_s for candidate in candidates]
     if None in rates:
@@ -239,22 +267,21 @@ def _fastest_first(candidates: list[_Candidate]) -> list[_Candidate]:
     return sorted(candidates, key=lambda each: -(each.evidence.images_per_s or 0))
 
 
-def _likely_rank(candidate: _Candidate) -> tuple[int, bool, int]:
+def _likely_rank(candidate: Candidate) -> tuple[int, bool, int]:
     artifact, evidence = candidate
     order = _LIKELY[evidence.backend]
     rank = order.index(artifact.precision) if artifact.precision in order else len(order)
     return BACKENDS.index(evidence.backend), artifact.file == INT8_TRT, rank
 
 
-def _measured_best(opened: Iterator[Choice], failures: list[_Failure]) -> Choice | None:
+def _measured_best(opened: Iterator[Choice], failures: list[Rejection]) -> Choice | None:
     """Time one after the other; two at most are open at a time. `failures` gets what fails."""
     best, best_rate = None, 0.0
     for choice in opened:
         try:
             [rate] = speed.images_per_s([choice.runner])
         except EngineError as error:
-            what = f"{choice.artifact.file} ({choice.evidence.backend})"
-            failures.append(_Failure(what, str(error)))
+            failures.append(Rejection(choice.artifact.file, choice.evidence.backend, str(error)))
             rate = 0.0
         slower: Choice | None = choice
         if rate > best_rate:

@@ -135,7 +135,7 @@ def is_installed() -> bool:
 
 
 def import_onnxruntime() -> Any:  # noqa: ANN401 (a module)
-    """Import onnxruntime, its telemetry off; raises EngineError naming the extra if it is missing.
+    """Import onnxruntime, its telemetry off; raises EngineError with the way out if that fails.
 
     The packages onnxruntime and onnxruntime-gpu install into the same folder: with both, chance
     decides which one is imported, so that is refused.
@@ -154,8 +154,15 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 (a module)
         )
     # Its wheels for Linux tell Microsoft of the machine from 1.29 on (microsoft/onnxruntime#27379).
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:  # a library of it that is damaged or missing
+        raise_if_stopped()
+        raise EngineError(
+            "onnxruntime",
+            f"can't be imported ({error})",
+            way_out=f"pip install --force-reinstall {found[0]}",
+        ) from error
     onnxruntime.set_default_logger_severity(FATAL)
     return onnxruntime
 

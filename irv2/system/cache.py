@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 import platformdirs
 
-from irv2.system.files import write_atomically
+from irv2.system.files import nearest, write_atomically
 from irv2.system.stop import raise_if_stopped
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def cache_folder(*names: str) -> Path:
     Without a home, or permission to use it, this is a temporary folder, and a notice says so.
     """
     try:
-        folder = Path(platformdirs.user_cache_dir("irv2"), *names)
-    except RuntimeError as error:  # no HOME, and the user id is not in the list of users
+        folder = usual_folder(*names)
+    except RuntimeError as error:
         raise_if_stopped()
         return _temporary(str(error)).joinpath(*names)
     if not _is_allowed(folder):
@@ -45,12 +45,19 @@ def cache_folder(*names: str) -> Path:
     return folder
 
 
+def usual_folder(*names: str) -> Path:
+    """Return where the cache lies for a user who may use it.
+
+    Raises RuntimeError where there is no HOME, and the user id is not in the list of users.
+    """
+    return Path(platformdirs.user_cache_dir("irv2"), *names)
+
+
 def _is_allowed(folder: Path) -> bool:
     """Whether this process may read the folder or, if there is none, make it."""
     if os.access(folder, os.F_OK):
         return not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK)
-    there = next(parent for parent in folder.absolute().parents if os.access(parent, os.F_OK))
-    return os.access(there, os.W_OK | os.X_OK)
+    return os.access(nearest(folder), os.W_OK | os.X_OK)
 
 
 def cached(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 logger = logging.getLogger(__name__)
 _warn_once = cache(logger.warning)
 
-_SELF = Path("/proc/self")
+SELF = Path("/proc/self")
 _NO_LIMIT = 2**60  # version 1 writes the largest number of pages, version 2 "max"
 
 
@@ -27,7 +27,7 @@ class _Group(NamedTuple):
     is_v2: bool
 
 
-def cpu_quota(process: Path = _SELF) -> float | None:
+def cpu_quota(process: Path = SELF) -> float | None:
     """Return the number of cores' time that this process may use; None if nothing limits it.
 
     The least of the quotas of its group and of all groups around it, as far as they are mounted.
@@ -37,18 +37,31 @@ def cpu_quota(process: Path = _SELF) -> float | None:
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def memory_limit(process: Path = _SELF) -> str | None:
+class MemoryLimit(NamedTuple):
+    """A limit of memory, and the kernel's file that sets it."""
+
+    num_bytes: int
+    file: Path
+
+
+def memory_limit(process: Path = SELF) -> str | None:
     """Name the lowest limit of this process's group and those around it; None if there is none."""
+    lowest = lowest_memory_limit(process)
+    return lowest and f"{lowest.num_bytes >> 20} MiB ({lowest.file})"
+
+
+def lowest_memory_limit(process: Path = SELF) -> MemoryLimit | None:
+    """Return that limit, as `memory_limit` names it."""
     limits = []
     for folder, is_v2 in _groups("memory", process):
         file = folder / ("memory.max" if is_v2 else "memory.limit_in_bytes")
         if (text := _read(file)) and text.strip().isdigit():
-            limits.append((int(text), file))
-    num_bytes, file = min(limits, default=(_NO_LIMIT, _SELF))
-    return None if num_bytes >= _NO_LIMIT else f"{num_bytes >> 20} MiB ({file})"
+            limits.append(MemoryLimit(int(text), file))
+    lowest = min(limits, default=None)
+    return lowest if lowest and lowest.num_bytes < _NO_LIMIT else None
 
 
-def num_killed(process: Path = _SELF) -> int:
+def num_killed(process: Path = SELF) -> int:
     """Count the processes of this group that the kernel has killed for lack of memory."""
     for folder, is_v2 in _groups("memory", process):
         # A group without the file is not controlled: its memory counts in the group around it.
@@ -57,7 +70,7 @@ def num_killed(process: Path = _SELF) -> int:
     return 0
 
 
-def why_killed(before: int, process: Path = _SELF) -> str | None:
+def why_killed(before: int, process: Path = SELF) -> str | None:
     """Say why the kernel has killed more of the group than `before`; None if it has not."""
     if num_killed(process) <= before:
         return None

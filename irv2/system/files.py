@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import resource
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -36,6 +37,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def nearest(path: Path) -> Path:
+    """Return the path itself, or else the innermost folder around it that exists."""
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if os.access(each, os.F_OK))
+
+
 def read_encoded(path: str | Path) -> bytes:
     """Read the bytes of an image file; raises ImageError if it can't be read."""
     try:
@@ -52,7 +59,7 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
     replaced and its target stays as it is; a device or a pipe is written to. Raises OSError, which
     always names `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         if path.exists() and not path.is_file():
             _write(path, content)
@@ -71,6 +78,11 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
         if error.errno in NO_ROOM and isinstance(content, bytes):
             error.strerror = _measured(error, path.parent, len(content))
         raise
+
+
+def _temporary(path: Path) -> Path:
+    """Name a new file beside `path`; containers on one disk may all have the same process id."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
@@ -163,6 +175,12 @@ def _notice(about: str, line: str, *args: object) -> None:
         logger.warning(line, *args)
 
 
+def require_new_folder(out: Path) -> None:
+    """Raise InputError unless `out` is not there yet, or an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(out, "is there and not empty", "a new folder")
+
+
 @contextmanager
 def new_folder(out: Path, num_bytes: Callable[[], int | None]) -> Iterator[Path]:
     """Yield a temporary folder that becomes `out`, whole or not at all, after the block.
@@ -172,7 +190,7 @@ def new_folder(out: Path, num_bytes: Callable[[], int | None]) -> Iterator[Path]
     meanwhile.
     """
     out = out.absolute()  # gives "." a name
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = _temporary(out)
     try:
         with explain_full_disk(out, START_AGAIN, num_bytes):
             try:
@@ -182,6 +200,8 @@ def new_folder(out: Path, num_bytes: Callable[[], int | None]) -> Iterator[Path]
                 raise
         try:
             if out.is_dir():  # a shell may be in it, and would be left in a removed folder
+                if any(out.iterdir()):
+                    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
                 for part in temporary.iterdir():
                     part.replace(out / part.name)
             else:

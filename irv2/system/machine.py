@@ -15,7 +15,7 @@ from irv2.system.gpu import find_gpu
 @cache
 def describe_machine() -> str:
     """Name the processor, the cores that may be used, the system, and the GPU if there is one."""
-    parts = [processor(), _cores(), f"{platform.system()} {platform.release()}"]
+    parts = [processor(), describe_cores(), f"{platform.system()} {platform.release()}"]
     with suppress(EngineError):  # no GPU, or nothing installed that could use it
         parts.append(str(find_gpu()))
     return ", ".join(parts)
@@ -49,7 +49,8 @@ def _num_allowed() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _cores() -> str:
+def describe_cores() -> str:
+    """Say how many cores this process may use, and of how many because of which quota."""
     allowed, quota = _num_allowed(), cpu_quota()
     if quota is None or quota >= allowed:
         return f"{allowed} cores"

@@ -1,4 +1,4 @@
-"""Real control groups, of version 1 or 2, where this machine lets them be made: else OSError."""
+"""Control groups: written ones, and real ones where they can be made here (else OSError)."""
 
 import os
 import uuid
@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from irv2.system.cgroups import cpu_quota
+
 ROOT = Path("/sys/fs/cgroup")
 IS_V2 = (ROOT / "cgroup.controllers").exists()
+V2 = "cgroup2 cgroup2 rw,nsdelegate"  # a mount, as the kernel lists it
 MEMORY_LIMIT = "memory.max" if IS_V2 else "memory.limit_in_bytes"  # the file of a group
 
 
@@ -54,3 +57,32 @@ def _top(controller: str) -> Path:
         return ROOT / controller
     (ROOT / "cgroup.subtree_control").write_text(f"+{controller}")
     return ROOT
+
+
+class Written:
+    """/proc/self and mounted groups under one folder."""
+
+    def __init__(self, folder: Path, groups: str, *mounts: tuple[str, str, str]) -> None:
+        """`groups` is /proc/self/cgroup; a mount is its root, its place in `folder`, its kind."""
+        self.folder, self.process = folder, folder / "self"
+        self.process.mkdir()
+        (self.process / "cgroup").write_text(groups)
+        lines = ["21 1 0:19 / /proc rw,nosuid - proc proc rw\n"] + [
+            f"3{i} 23 0:2{i} {root} {folder / place} rw,relatime shared:9 - {kind}\n"
+            for i, (root, place, kind) in enumerate(mounts)
+        ]
+        (self.process / "mountinfo").write_text("".join(lines))
+
+    def write(self, file: str, content: str) -> Path:
+        path = self.folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        return path
+
+    def write_v1(self, group: str, quota: str, period: str = "100000\n") -> None:
+        self.write(f"{group}/cpu.cfs_quota_us", quota)
+        self.write(f"{group}/cpu.cfs_period_us", period)
+
+    @property
+    def quota(self) -> float | None:
+        return cpu_quota(self.process)

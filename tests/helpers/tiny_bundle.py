@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -20,6 +21,7 @@ from irv2.manifest import (
     MANIFEST,
     Artifact,
     ErrorChange,
+    Evidence,
     Invariance,
     Parity,
     Source,
@@ -74,6 +76,34 @@ def write_tiny_bundle(
     manifest = new_manifest(source, preprocess.to_json(), CLASSES, [artifact], files)
     (folder / MANIFEST).write_bytes(manifest_json(manifest))
     return folder
+
+
+def judged(backend: str, verdict: str = "passed", images_per_s: float = 1.0) -> Evidence:
+    return Evidence(
+        backend=backend,
+        instruction_set="test",
+        threads=1,
+        parity=passed_parity(verdict),
+        invariance=None,
+        images_per_s=images_per_s,
+    )
+
+
+def with_artifact(
+    bundle: Bundle, file: str, *evidence: Evidence, content: bytes = b"a model", **fields: object
+) -> Bundle:
+    """Add a model file to a bundle."""
+    (bundle.path / file).write_bytes(content)
+    artifact: Artifact = msgspec.structs.replace(
+        bundle.artifacts[0],
+        file=file,
+        sha256=file_sha256(bundle.path / file),
+        parity=evidence[0].parity,
+        evidence=list(evidence),
+        **fields,
+    )
+    manifest = bundle.manifest.with_artifacts([*bundle.artifacts, artifact])
+    return bundle.with_manifest(manifest)
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -282,10 +282,12 @@ def test_program_prints_one_object_replaces_a_bundle_and_forgets_an_old_rejectio
     assert summary["artifacts"][0]["parity"]["n"] == 12
     assert Bundle.open(out).manifest.artifacts[0].max_batch == 4
     assert not (tmp_path / "mine.rejected").exists()
-    again = irv2(*args)
+    again = irv2(*args, "--triton", tmp_path / "repository")
     assert again.returncode == 0, again.stderr
     assert Bundle.open(out).manifest.artifacts[0].parity.n == NUM_IMAGES
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "repository"]
+    model = tmp_path / "repository" / "irv2-onnx" / "1" / "model.onnx"
+    assert model.read_bytes() == (out / "model.onnx").read_bytes()
 
 
 def test_a_signal_during_the_onnx_step_ends_the_export_with_one_line(exported, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from irv2.batch import parts as module
 from irv2.batch.parts import Parts, Row, Work, count_reasons
-from irv2.errors import ImageError, ImageReason, InputError, UsageError
+from irv2.errors import ImageError, ImageReason, InputError, Irv2Error, UsageError
 from irv2.results import Result, Score
 
 WORK = Work(source="/photos", names_sha256="5", num_names=10, model_id="model", top_k=1)
@@ -91,6 +91,24 @@ def test_whatever_parts_are_lost_is_missing_and_can_be_written_again(parts):
         assert table["file"].to_pylist() == [f"{number}.jpg" for number in range(10)]
 
 
+def test_rows_that_are_twice_or_missing_are_named_and_never_joined(parts):
+    """As after two computers wrote on a disk without locks, or an answerer that ended early."""
+    write(parts, range(3))
+    write(parts, range(2, 8))
+    overlap = parts.folder / "part-000000000002.parquet"
+    with pytest.raises(InputError, match=rf"^{overlap}: begins at row 2, .* ends at 3; .*remove"):
+        parts.join(WORK)
+    overlap.unlink()
+    with pytest.raises(Irv2Error, match=r"out\.parquet: 5 rows are missing, the first is 3; .*10"):
+        parts.join(WORK)
+    assert not parts.out.exists()
+    for stretch in parts.missing(WORK):
+        write(parts, stretch)
+    parts.join(WORK)
+    found = pq.read_table(parts.out)["file"].to_pylist()
+    assert found == [f"{number}.jpg" for number in range(10)]
+
+
 def test_small_parts_become_large_row_groups(parts, monkeypatch):
     monkeypatch.setattr(module, "ROW_GROUP_ROWS", 8)
     write(parts, range(10))
@@ -127,6 +145,18 @@ def test_two_processes_do_not_write_one_result(parts, monkeypatch):
         pytest.raises(UsageError, match="another irv2 batch is writing it"),
         Parts(parts.out).locked(),
     ):
+        pass
+
+
+def test_a_lock_that_another_process_removes_at_its_end_is_none(tmp_path, monkeypatch):
+    parts = Parts(tmp_path / "out.parquet")
+
+    def after_another_has_ended(file) -> bool:
+        (parts.folder / "_lock").unlink()
+        return True
+
+    monkeypatch.setattr(module, "try_lock", after_another_has_ended)
+    with pytest.raises(UsageError, match="another irv2 batch is writing it"), parts.locked():
         pass
 
 

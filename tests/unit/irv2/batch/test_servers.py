@@ -94,6 +94,21 @@ def test_pictures_that_cannot_be_read_need_no_server(source):
     assert all("No such file" in str(row.result.error) for row in rows[10:20])
 
 
+def test_a_list_that_breaks_off_is_an_error_and_not_the_end():
+    """Whichever server's thread meets it, and although the next one finds nothing more to read."""
+
+    def broken():
+        yield from ()
+        raise ValueError("the list breaks off")
+
+    unread = module._Pass([], broken(), 1, "m")
+    with pytest.raises(ValueError, match="breaks off"):
+        list(unread._take(module._Session()))
+    assert list(unread._take(module._Session())) == []
+    with pytest.raises(ValueError, match="breaks off"):
+        list(unread.rows())
+
+
 def test_a_server_that_comes_back_is_asked_again(source, monkeypatch, caplog):
     monkeypatch.setattr(module, "ASK_AGAIN_S", 0.02)
     caplog.set_level("INFO")

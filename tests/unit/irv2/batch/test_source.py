@@ -89,3 +89,11 @@ def test_a_source_that_cannot_be_listed_is_named(pictures, tmp_path):
     (pictures / "b" / "shard.tar").write_bytes(b"x" * 2000)
     with pytest.raises(InputError, match=r"shard\.tar: .*expected a whole tar file"):
         write_names(Source(pictures), tmp_path / "names")
+
+
+def test_what_is_too_large_to_be_decoded_is_not_read(tmp_path):
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(2**40)  # a hole: no disk would hold it, nor any memory
+    for picture in (Picture("huge.jpg"), Picture("a.tar/huge.jpg", "a.tar", "512", str(2**40))):
+        with pytest.raises(ImageError, match=r"huge\.jpg: 1099511627776 bytes; expected at most"):
+            Source(tmp_path).read(picture)

@@ -12,6 +12,8 @@ import sys
 import tarfile
 import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -132,8 +134,8 @@ def test_a_layer_that_is_not_what_its_digest_says_leaves_nothing(
     assert left(tmp_path) == set()
 
 
-class CutOff(http.server.BaseHTTPRequestHandler):
-    """A connection that breaks in the middle of every layer."""
+class Between(http.server.BaseHTTPRequestHandler):
+    """Passes on what the registry answers."""
 
     upstream = ""
 
@@ -145,22 +147,79 @@ class CutOff(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if "/blobs/" in self.path else content)
+        self.wfile.write(self.altered(content) if "/blobs/" in self.path else content)
 
     def log_message(self, *_):
         pass
 
 
+class CutOff(Between):
+    """A connection that breaks in the middle of every layer."""
+
+    def altered(self, content: bytes) -> bytes:
+        return content[: len(content) // 2]
+
+
+class HeldUp(Between):
+    """Holds layers back until they are let go, or one is asked for twice; notes what was."""
+
+    asked: list[str]
+    is_asked, let_go = threading.Event(), threading.Event()
+
+    def altered(self, content: bytes) -> bytes:
+        if self.path in self.asked:
+            self.let_go.set()
+        self.asked.append(self.path)
+        self.is_asked.set()
+        assert self.let_go.wait(60)
+        return content
+
+
+@contextmanager
+def between(running, handler: type[Between]) -> Iterator[str]:
+    """Put a proxy before the registry; yield its HOST:PORT."""
+    handler.upstream = running.host
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
 def test_a_connection_that_is_cut_off_leaves_nothing(running, bundle, tmp_path):
     place = push(bundle, Reference.parse(f"oci://{running.host}/cut:v1"))
-    CutOff.upstream = running.host
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CutOff) as server:
-        threading.Thread(target=server.serve_forever).start()
-        cut = Reference.parse(f"oci://127.0.0.1:{server.server_port}/cut@{place.digest}")
+    with between(running, CutOff) as host:
+        cut = Reference.parse(f"oci://{host}/cut@{place.digest}")
         with pytest.raises(Irv2Error, match="too few"):
             pull(cut, tmp_path / "out")
-        server.shutdown()
     assert left(tmp_path) == set()
+
+
+def test_of_two_that_miss_a_bundle_in_the_cache_one_fetches_and_both_get_it(
+    running, bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = push(bundle, Reference.parse(f"oci://{running.host}/twice:v1"))
+    HeldUp.asked = []
+    with between(running, HeldUp) as host:
+        program = (
+            "import logging; from irv2.delivery.image import pull_to_cache; "
+            "from irv2.delivery.reference import Reference; logging.basicConfig(level='INFO'); "
+            f"print(pull_to_cache(Reference.parse('oci://{host}/twice@{place.digest}')))"
+        )
+        command = [sys.executable, "-c", program]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        first = subprocess.Popen(command, **pipes)
+        assert HeldUp.is_asked.wait(60)
+        second = subprocess.Popen(command, **pipes)
+        assert "another process is fetching it" in second.stderr.readline()
+        HeldUp.let_go.set()
+        outputs = [process.communicate(timeout=60) for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    assert contents(Path(outputs[0][0].strip())) == contents(bundle)
+    assert len(HeldUp.asked) == len(set(HeldUp.asked))
 
 
 def test_a_full_disk_leaves_nothing(running, bundle, tmp_path):

@@ -1,6 +1,7 @@
 """ONNX Runtime under our interface."""
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper
 
 from irv2.errors import EngineError
 from irv2.runners.base import default_streams
-from irv2.runners.onnx import OnnxRunner
+from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 from irv2.system.machine import num_cores
 
 
@@ -95,3 +96,9 @@ def test_a_machine_of_a_few_cores_has_one_stream():
     expected = {1: 1, 2: 1, 4: 1, 7: 1, 8: 2, 16: 4, 64: 16}
     assert {n: default_streams("onnxruntime-cpu", n) for n in expected} == expected
     assert [default_streams("openvino-cpu", n) for n in (1, 2, 16)] == [1, 2, 16]
+
+
+def test_a_library_that_can_not_be_imported_is_one_line_with_the_way_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if a library of it were damaged
+    with pytest.raises(EngineError, match=r"can't be imported .*; pip install --force-reinstall"):
+        import_onnxruntime()

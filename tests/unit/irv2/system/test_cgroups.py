@@ -4,44 +4,14 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from cgroups import MEMORY_LIMIT, limited_memory, within
+from cgroups import MEMORY_LIMIT, V2, Written, limited_memory, within
 
-from irv2.system.cgroups import cpu_quota, memory_limit, num_killed, why_killed
+from irv2.system.cgroups import memory_limit, num_killed, why_killed
 
-V2, V1 = "cgroup2 cgroup2 rw,nsdelegate", "cgroup cgroup rw,cpu,cpuacct"
+V1 = "cgroup cgroup rw,cpu,cpuacct"
 V1_MEMORY = "cgroup cgroup rw,memory"
-
-
-class Written:
-    """/proc/self and mounted groups under one folder."""
-
-    def __init__(self, folder: Path, groups: str, *mounts: tuple[str, str, str]) -> None:
-        """`groups` is /proc/self/cgroup; a mount is its root, its place in `folder`, its kind."""
-        self.folder, self.process = folder, folder / "self"
-        self.process.mkdir()
-        (self.process / "cgroup").write_text(groups)
-        lines = ["21 1 0:19 / /proc rw,nosuid - proc proc rw\n"] + [
-            f"3{i} 23 0:2{i} {root} {folder / place} rw,relatime shared:9 - {kind}\n"
-            for i, (root, place, kind) in enumerate(mounts)
-        ]
-        (self.process / "mountinfo").write_text("".join(lines))
-
-    def write(self, file: str, content: str) -> Path:
-        path = self.folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-        return path
-
-    def write_v1(self, group: str, quota: str, period: str = "100000\n") -> None:
-        self.write(f"{group}/cpu.cfs_quota_us", quota)
-        self.write(f"{group}/cpu.cfs_period_us", period)
-
-    @property
-    def quota(self) -> float | None:
-        return cpu_quota(self.process)
 
 
 @pytest.fixture

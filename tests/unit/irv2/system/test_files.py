@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from odd_disk import odd_disk
 from unreadable import file_in_a_closed_folder, unreadable_paths
 
-from irv2.errors import ImageError, ImageReason, Irv2Error
+from irv2.errors import ImageError, ImageReason, InputError, Irv2Error
 from irv2.system.files import files_below, new_folder, no_room, read_encoded, write_atomically
 
 
@@ -141,6 +142,22 @@ def test_a_file_that_the_file_system_can_not_hold_is_not_laid_to_the_limit():
     """As one of 4 GiB on FAT: nothing that is freed or raised would help."""
     error = no_room("big.tar", OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
     assert "expected a file system for files of this size; name another disk" in str(error)
+
+
+def test_of_two_that_make_one_folder_the_slower_changes_nothing(tmp_path):
+    """Both have the same process id, as in two containers with one disk."""
+    out = tmp_path / "out"
+
+    def make(text: str, meanwhile: Callable[[], None]) -> None:
+        with new_folder(out, lambda: None) as folder:
+            folder.mkdir()
+            meanwhile()
+            (folder / "file").write_text(text)
+
+    with pytest.raises(InputError, match="Directory not empty; expected a new folder"):
+        make("slower", lambda: make("faster", lambda: None))
+    assert (out / "file").read_text() == "faster"
+    assert [*tmp_path.iterdir()] == [out]
 
 
 def test_room_that_a_folder_took_in_vain_counts_as_free(tmp_path):

@@ -1,0 +1,1 @@
+"""What this machine can run, how fast, and what is wrong."""
