@@ -14,6 +14,7 @@ from irv2.serve.pipeline.model import Model
 from irv2.serve.rpc.calls import Calls
 from irv2.serve.rpc.request_log import Context
 from irv2.serve.rpc.tensor_models import (
+    DEFAULT,
     MODELS,
     VERSION,
     Described,
@@ -114,13 +115,13 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         return oip.ModelConfigResponse(config=model_config(asked, self._current_model()))
 
     async def _statistics(self, request: oip.ModelStatisticsRequest) -> oip.ModelStatisticsResponse:
-        """One engine is behind all names, and Classify: its statistics are of all requests."""
-        names = [request.name] if request.name else list(MODELS)
-        for name in names:
-            tensor_model("name", name, request.version)
-        sums = self._current_model().statistics
-        found = [model_statistics(sums, name, VERSION) for name in names]
-        return oip.ModelStatisticsResponse(model_stats=found)
+        """One engine is behind both names, and Classify: its statistics are of all requests.
+
+        So all models, an empty name, have them once: clients add them up.
+        """
+        asked = tensor_model("name", request.name or DEFAULT, request.version)
+        found = model_statistics(self._current_model().statistics, asked.name, VERSION)
+        return oip.ModelStatisticsResponse(model_stats=[found])
 
     async def _metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
         asked = tensor_model("name", request.name, request.version)

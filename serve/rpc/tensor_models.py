@@ -146,6 +146,7 @@ class Files:
         ]
 
 
+DEFAULT = Crops.name
 MODELS: dict[str, TensorModel] = {model.name: model for model in (Crops(), Files())}
 
 
