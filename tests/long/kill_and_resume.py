@@ -259,7 +259,7 @@ def check_finetuning(data: Path, folder: Path) -> Counter[str]:
             finetuning(begun, data, out), env=ENVIRONMENT, check=True, capture_output=True
         )
     assert_same_run(killed / "head", whole / "head")
-    assert_same_run(killed, whole)
+    assert_same_run(killed, whole, from_same_file=False)  # each from the best.pt of its own head
     return places
 
 
