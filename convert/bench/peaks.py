@@ -86,7 +86,7 @@ def _openvino(model: onnx.ModelProto, images: FloatArray, hint: str, threads: in
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": num_streams,
     }
-    core = openvino.import_openvino().Core()
+    core = openvino.the_core()
     compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
     if compiled.get_property("INFERENCE_PRECISION_HINT").to_string() != hint:
         raise EngineError("OpenVINO", f"does not compute in {hint} here")

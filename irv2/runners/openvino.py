@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -68,7 +68,7 @@ class OpenVinoRunner(Runner):
         precision.
         """
         ov = import_openvino()
-        core = ov.Core()
+        core = the_core()
         self.num_threads = num_threads or num_cores()
         wanted = properties(precision, self.num_threads, num_streams)
         compiled = {}
@@ -209,6 +209,16 @@ def import_openvino() -> _Any:
             "OpenVINO", f"can't be imported ({error})", way_out='pip install "irv2[openvino]"'
         ) from error
     return openvino
+
+
+@cache
+def the_core() -> _Any:
+    """Return OpenVINO's Core, one for the process.
+
+    On AMX each gives the thread that made it a stack for signals. Of several, the last one to go
+    left the stack of one that had gone before, and the next signal ended the process (2026.4.1).
+    """
+    return import_openvino().Core()
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def _with_openvino(
         "INFERENCE_PRECISION_HINT": openvino.HINTS[precision],
         "INFERENCE_NUM_THREADS": num_cores(),
     }
-    compiled = openvino.import_openvino().Core().compile_model(path, "CPU", settings)
+    compiled = openvino.the_core().compile_model(path, "CPU", settings)
     mine = threading.local()
     first = compiled.create_infer_request()  # alone: irv2/runners/openvino.py
     first.infer({0: np.zeros((1, side, side, 3), np.uint8)})

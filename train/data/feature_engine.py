@@ -126,7 +126,7 @@ class _OpenVinoEngine:
             )
             model = ov.convert_model(self._traced, example_input=torch.zeros(1, *shape[1:]))
             model.reshape(shape)
-            compiled = ov.Core().compile_model(
+            compiled = openvino.the_core().compile_model(
                 model, "CPU", openvino.properties(precision, num_cores(), num_streams=1)
             )
         openvino.require_precision(compiled, precision, "the network")

@@ -249,6 +249,22 @@ for thread in threads: thread.join()
         subprocess.run([sys.executable, "-c", code, str(model)], check=True, timeout=60)
 
 
+def test_a_signal_after_models_were_closed_is_handled(model):
+    """It ended the process on AMX: its handler had got a stack that was freed."""
+    code = """
+import signal, sys
+from pathlib import Path
+from irv2.runners.openvino import OpenVinoRunner
+runners = [OpenVinoRunner(Path(sys.argv[1]), "fp32", 1) for _ in range(2)]
+while runners:
+    del runners[0]
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", code, str(model)]
+    assert subprocess.run(command, check=True, capture_output=True).stdout == b"handled\n"
+
+
 def test_its_import_reports_nothing_and_leaves_nothing_in_the_home(tmp_path):
     """By itself it starts a thread that tells Google Analytics, but not where CI is set."""
     code = """

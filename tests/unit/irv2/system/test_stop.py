@@ -20,6 +20,7 @@ NOT_NEEDED = {
     "convert/publish/replace.py": "raises again what is no OSError",
     "convert/onnx/interruptible.py": "hands on what it caught",
     "irv2/batch/servers.py": "in threads, which no signal interrupts",
+    "irv2/doctor/probe.py": "in a session of its own, which no Ctrl-C reaches",
     "irv2/client/in_flight.py": "in threads, which no signal interrupts",
     "irv2/cli/program.py": "catches what has come out of `unwinding`",
     "serve/pipeline/engine.py": "on the event loop, where signals are events",
