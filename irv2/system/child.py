@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from irv2.system.cgroups import num_killed, why_killed
+from irv2.system.memory import limit_of_process
 from irv2.system.stop import LINES
 
 _PR_SET_PDEATHSIG = 1
@@ -129,7 +130,9 @@ def _explain(name: str, number: int, killed: int) -> int:
         line, exit_code = LINES[signal.Signals(number)], 128 + number
     else:
         how = why_killed(killed) or "as systems and libraries do when it runs out"
+        limit = limit_of_process()
         got = f"{name} was ended by {signal.Signals(number).name}, {how}"
+        got += f" ({limit})" if limit else ""
         way_out = (
             "what was not published is removed; free some, raise the limit, or lower --max-batch"
         )

@@ -59,6 +59,12 @@ def explain_lack_of_memory() -> Iterator[None]:
         ) from error
 
 
+def limit_of_process() -> str:
+    """Name the limit of this process and its children, as shells do; empty if there is none."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if limit == resource.RLIM_INFINITY else f"ulimit -v {limit >> 10}"
+
+
 def _words_of(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return str(error) or "MemoryError"
@@ -72,7 +78,6 @@ def _in_use() -> str:
     """Say how much memory this process has, and what limits it."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     line = f"{pages * resource.getpagesize() >> 20} MiB in use"
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        line += f", ulimit -v {limit >> 10}"
+    if of_process := limit_of_process():
+        line += f", {of_process}"
     return f"{line}, its cgroup's limit {of_group}" if (of_group := memory_limit()) else line
