@@ -81,14 +81,17 @@ def test_inspect_shows_evidence_batches_calibration_and_every_file(bundle):
     rows = [" ".join(line.split()) for line in artifacts.splitlines()[3:]]
     assert list(dict.fromkeys(row.split()[0] for row in rows)) == ONNX_FILES
     for evidence in bundle.manifest.artifacts[3].evidence:
-        change, kind = evidence.parity.top1, " ".join(evidence.kind)
-        counts = f"int8 passed 48 {change.lost}, {change.gained} 0, 0 7, 7 1 to 16 {kind}"
+        change = evidence.parity.top1
+        counts = (
+            f"int8 passed 48 {change.lost}, {change.gained} 0, 0 7, 7 1 to 16 {evidence.ran_on}"
+        )
         expected = f"model.int8-cpu.onnx {counts} {evidence.images_per_s:g} onnx "
         assert any(row.startswith(expected) for row in rows)
-    isa = instruction_set("onnxruntime-cpu")
-    for backend in ("onnxruntime-cpu", "openvino-cpu"):
-        expected = f"model.onnx fp32 passed (identical) 48 0, 0 0, 0 7, 7 1 to 16 {backend} {isa} "
-        assert any(row.startswith(expected) for row in rows)
+    float32, isa = bundle.manifest.artifacts[0].evidence, instruction_set("onnxruntime-cpu")
+    assert {row.kind for row in float32} == {("onnxruntime-cpu", isa), ("openvino-cpu", isa)}
+    for evidence in float32:
+        counts = f"fp32 passed (identical) 48 0, 0 0, 0 7, 7 1 to 16 {evidence.ran_on}"
+        assert any(row.startswith(f"model.onnx {counts} ") for row in rows)
     if not cpu_has_bfloat16():
         expected = "model.bf16.onnx bf16 not verified to 16, not tried onnx "
         assert any(row.startswith(expected) for row in rows)
