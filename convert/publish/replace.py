@@ -89,7 +89,7 @@ def replace_folder(new: Path, place: Path) -> None:
             new.rename(place)
         except BaseException as error:  # a signal too: the old bundle comes back
             if aside.exists() and not place.exists():
-                aside.rename(place)
+                _put_back(aside, place)
             if not isinstance(error, OSError):
                 raise
             if error.errno not in _RACES:
@@ -100,6 +100,15 @@ def replace_folder(new: Path, place: Path) -> None:
                 "one export at a time",
                 "export again",
             ) from error
+
+
+def _put_back(aside: Path, place: Path) -> None:
+    """Rename the old bundle back, unless another process has published its own meanwhile."""
+    try:
+        aside.rename(place)
+    except OSError as error:
+        if error.errno not in _RACES:
+            raise
 
 
 def _texts_of(error: Irv2Error | OSError) -> list[tuple[str, str]]:

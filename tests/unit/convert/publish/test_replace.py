@@ -162,3 +162,23 @@ def test_an_error_names_the_place_and_not_the_hidden_folder(tmp_path, work):
         work(folder)
     assert str(place / "model.onnx") in str(caught.value)
     assert ".tmp" not in str(caught.value)
+
+
+def test_a_bundle_that_others_publish_while_the_old_one_is_put_back_stays(tmp_path, monkeypatch):
+    place = tmp_path / "b"
+    publish(place, "old")
+    rename = Path.rename
+
+    def overtaken(path: Path, target: Path) -> Path:
+        if target == place and path.parent.name.endswith(".tmp"):
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if target == place:
+            place.mkdir()
+            (place / "bundle.json").write_text("other")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    with pytest.raises(BundleError, match="another process changed it"):
+        publish(place, "new")
+    assert (place / "bundle.json").read_text() == "other"
+    assert left_overs(place) == []
