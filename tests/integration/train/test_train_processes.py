@@ -38,11 +38,13 @@ TORCHRUN = [
     "2",
 ]
 SMALL = [*SMALL_RUN, "--workers", "0"]
-# Equal bits need a fixed number of threads.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
 
 MIXED = {"mixup": 0.2, "cutmix": 1.0}  # five steps have both kinds
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, with what its fixtures set; equal bits need a fixed number of threads."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
 
 
 def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +52,7 @@ def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
         [str(part) for part in command],
         capture_output=True,
         text=True,
-        env={**ENVIRONMENT, **more},
+        env=environment(**more),
         cwd=ROOT,
     )
 
@@ -154,7 +156,7 @@ def test_a_stopped_run_of_two_processes_resumes_and_equals_micro_batches_of_one(
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env=environment(),
         cwd=ROOT,
     )
     wait_for(out / "last.pt", process)
@@ -180,7 +182,7 @@ def test_losing_one_process_ends_the_other_with_one_line_and_torchrun_starts_bot
         [*command, "--save-minutes", "0"],
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env=environment(),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
     )
@@ -264,17 +266,16 @@ def test_a_machine_whose_copy_of_the_data_differs_is_refused(data, tmp_path):
 def test_sigterm_ends_a_process_that_waits_for_the_others(data, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = free.getsockname()
-    environment = {
-        **ENVIRONMENT,
-        "MASTER_ADDR": address[0],
-        "MASTER_PORT": str(address[1]),
-        "RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-    }
+    first_of_two = environment(
+        MASTER_ADDR=address[0],
+        MASTER_PORT=str(address[1]),
+        RANK="0",
+        WORLD_SIZE="2",
+        LOCAL_RANK="0",
+        LOCAL_WORLD_SIZE="1",
+    )
     command = [sys.executable, *train(data, tmp_path / "out")]
-    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    process = subprocess.Popen(command, env=first_of_two, cwd=ROOT)
     try:
         until = time.monotonic() + 60
         while not is_answered(address):
