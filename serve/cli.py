@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,8 +20,10 @@ from irv2.serve.front_ends.choose import AUTO, IMAGES_PER_S, MAX_FRONT_ENDS
 from irv2.serve.operations.background import print_in_background
 from irv2.serve.operations.logs import log_there, print_as_it_is, take_over_stderr
 from irv2.serve.options import ServeOptions
-from irv2.serve.server import Server, serve
 from irv2.system.gpu import count_gpus
+
+if TYPE_CHECKING:
+    from irv2.serve.server import Server
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
 
 
 @click.command(cls=Program)
-@click.argument("bundle", callback=_fetch)
+@click.argument("bundle", type=click.Path(), callback=_fetch)
 @click.option(
     "--listen",
     default="127.0.0.1:8500",
@@ -259,6 +261,8 @@ def main(
     load the bundle that lies at BUNDLE now, test it, and switch to it; if that fails, go on with
     the old one.
     """
+    from irv2.serve.server import serve
+
     log_there()
     options = ServeOptions(
         listen=parse_listen(listen, "--listen"),
@@ -274,7 +278,7 @@ def main(
         **settings,
     )
 
-    def on_ready(server: Server) -> None:
+    def on_ready(server: "Server") -> None:
         if as_json:
             print_in_background(json_text(server.description), _tell_unprinted)
         print_as_it_is(server.ready_line)

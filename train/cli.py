@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from irv2.block_names import STAGES
+from irv2.cli.config import words_from_file
 from irv2.cli.options import (
     FloatRange,
     bad_images_option,
@@ -366,11 +367,16 @@ def print_result(result: dict[str, Any] | None, as_json: bool) -> None:
 
 
 def command_line() -> str:
-    """Return the command line to start this run again: torchrun's, or this program's."""
+    """Return the command line to start this run again: torchrun's, or this program's.
+
+    Options of a file are part of it, so that it holds in any folder.
+    """
     launcher = Path(f"/proc/{os.getppid()}/cmdline")
     if "TORCHELASTIC_RUN_ID" in os.environ and launcher.is_file():
-        return shlex.join(os.fsdecode(launcher.read_bytes()).rstrip("\0").split("\0"))
-    if sys.argv[1:2] == ["finetune"]:
-        return shlex.join(["irv2", *sys.argv[1:]])
-    name_parts = 2 if sys.argv[1:2] == ["train"] else 1  # `irv2 train` or `irv2-train`
-    return shlex.join(["irv2-train", *sys.argv[name_parts:]])
+        words = os.fsdecode(launcher.read_bytes()).rstrip("\0").split("\0")
+    elif sys.argv[1:2] == ["finetune"]:
+        words = ["irv2", *sys.argv[1:]]
+    else:
+        name_parts = 2 if sys.argv[1:2] == ["train"] else 1  # `irv2 train` or `irv2-train`
+        words = ["irv2-train", *sys.argv[name_parts:]]
+    return shlex.join([*words, *words_from_file(click.get_current_context())])

@@ -43,8 +43,9 @@ def _finetune(
 
 def _options_of_finetune() -> list[click.Parameter]:
     """Those of irv2-train, but what CKPT decides or fine-tuning replaces."""
-    left_out = {"setting", "recipe", "init_from", "show_model", "debug", "version", "arch", "width",
-                "blocks", "residual_scale", "gamma", "decay_steps", "out"}  # fmt: skip
+    left_out = {"setting", "recipe", "init_from", "show_model", "arch", "width", "blocks",
+                "residual_scale", "gamma", "decay_steps", "out",
+                "config", "show_config", "debug", "version"}  # fmt: skip
     kept = [parameter for parameter in main.params if parameter.name not in left_out]
     out = click.Option(["--out"], type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
                        help="The run's folder.  [default: runs/finetune]")  # fmt: skip

@@ -38,8 +38,8 @@ def inspect(bundle: Path, require_signature: Path | None, as_json: bool) -> None
 
 
 @click.command(cls=Program)
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
 @data_option
 @click.option(
     "-o", "sheet_path", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
