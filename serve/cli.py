@@ -76,7 +76,24 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     return log_format
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    sections={
+        "Where": "listen http",
+        "Who may ask, and what is believed": "insecure tls-cert tls-key tls-client-ca token-file "
+        "require-signature",
+        "Model and machine": "precision backend choose threads streams gpus workers front-ends",
+        "Batches and deadlines": "max-batch max-queue max-queue-delay-ms default-deadline-ms",
+        "New bundles, and stopping": "watch grace-s stop-timeout-s",
+        "Limits": "max-message-bytes max-images max-image-bytes max-image-pixels max-connections "
+        "max-streams max-connection-age-s",
+        "Logs": "log-format log-requests",
+    },
+    examples=(
+        "irv2-serve best.bundle --http 127.0.0.1:8501",
+        "irv2-serve best.bundle --listen 0.0.0.0:8500 --tls-cert cert.pem --tls-key key.pem",
+    ),
+)
 @click.argument("bundle", type=click.Path(), callback=_fetch)
 @click.option(
     "--listen",

@@ -28,8 +28,30 @@ from irv2.train.defaults import RecipeOption
 
 recipe_option = partial(click.option, cls=RecipeOption)
 
+# In the order in which people decide; each with its options
+SECTIONS = {
+    "What to train, on what": "setting recipe data out resume init-from show-model limit "
+    "bad-images",
+    "How long, and with what": "epochs time-budget patience batch-size precision device workers "
+    "compile micro-batch checkpoint-activations deterministic save-minutes chance-steps",
+    "Pictures": "image-size resize resampling mean std orientation sampling class-weights",
+    "Augmentation": "augmentation max-shift flip min-area auto-augment erase mixup cutmix",
+    "Learning": "learning-rate gamma decay-steps warmup-steps momentum weight-decay decay "
+    "label-smoothing dropout ema-decay bn-group bn-momentum seed",
+    "Network": "arch width blocks residual-scale",
+    "Parts that are trained": "train batch-norm backbone-lr-factor feature-crops",
+}
 
-@click.command(cls=Program)
+
+@click.command(
+    cls=Program,
+    sections=SECTIONS,
+    examples=(
+        "irv2-train --setting 2                                   # the built-in sample",
+        "irv2-train --setting 1 --data imagenet --out runs/first  # the same again resumes",
+        "irv2-train --setting 2 --data pictures --show-config",
+    ),
+)
 @click.option("--setting", type=click.Choice(["1", "2", "paper"]), required=True,
               help="The original's settings: rate 0.045 x 0.96 every 12,800 (1) or 25,600 (2) "
               "steps of 64 images, 90 epochs; paper: x 0.94 every 80,076, 300 epochs.")  # fmt: skip

@@ -93,14 +93,14 @@ class _OneLineErrors(click.Command):
 class Program(_OneLineErrors):
     """One program; use as `@click.command(cls=Program)`. Adds --config, --show-config, --debug.
 
-    `sections` are the parts of its help: a title, and the options under it by their long names.
+    `sections` are the parts of its help: titles, and the long names of the options under each.
     The options that none names come last. `examples` are command lines.
     """
 
     def __init__(
         self,
         *args: Any,  # noqa: ANN401 (click's signature)
-        sections: Mapping[str, Sequence[str]] | None = None,
+        sections: Mapping[str, str] | None = None,
         examples: Sequence[str] = (),
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
@@ -146,7 +146,7 @@ class Program(_OneLineErrors):
         }
         for title, names in self.sections.items():
             with formatter.section(title):
-                formatter.write_dl([records.pop(name) for name in names])
+                formatter.write_dl([records.pop(name) for name in names.split()])
         with formatter.section("Other options" if self.sections else "Options"):
             formatter.write_dl(list(records.values()))
 

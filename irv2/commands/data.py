@@ -29,7 +29,10 @@ def main() -> None:
     """Make, divide and check data folders: train/CLASS/*, val/CLASS/*."""
 
 
-@main.command(cls=Program)
+@main.command(
+    cls=Program,
+    examples=("irv2 data sample --out digits",),
+)
 @out_option
 @json_option
 def sample(out: Path, as_json: bool) -> None:
@@ -37,7 +40,11 @@ def sample(out: Path, as_json: bool) -> None:
     _report(out, samples.write_digits(out), as_json)
 
 
-@main.command("fashion-mnist", cls=Program)
+@main.command(
+    "fashion-mnist",
+    cls=Program,
+    examples=("irv2 data fashion-mnist --source /usr/share/datasets/fashion-mnist --out fashion",),
+)
 @click.option(
     "--source", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR", help="Folder with the IDX files of Debian's package dataset-fashion-mnist.",
@@ -49,7 +56,10 @@ def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
     _report(out, samples.write_fashion_mnist(source, out), as_json)
 
 
-@main.command(cls=Program)
+@main.command(
+    cls=Program,
+    examples=("irv2 data shard pictures shards",),
+)
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -78,7 +88,10 @@ def _percent(context: click.Context, param: click.Parameter, value: str | None) 
     return float(found[1])
 
 
-@main.command(cls=Program)
+@main.command(
+    cls=Program,
+    examples=("irv2 data split sorted pictures --val 15% --test 10%",),
+)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--val", callback=_percent, default="15%", metavar="PERCENT",
@@ -120,7 +133,10 @@ def split(
         click.echo(division.to_text())
 
 
-@main.command(cls=Program)
+@main.command(
+    cls=Program,
+    examples=("irv2 data check pictures -o sheet.png",),
+)
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("-o", "sheet_path", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
               help="Draw pictures too: wrong copies first, then some of each class.")  # fmt: skip
