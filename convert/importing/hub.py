@@ -34,7 +34,6 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".h5", ".keras", ".t7")
 # its own that goes to servers of its own. The bar is ours.
 DISABLED = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MB = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
