@@ -64,7 +64,7 @@ lock:
 TARGET ?= serve
 IMAGE ?= irv2:$(TARGET)
 BUILDER ?= $(firstword $(foreach name,docker podman buildah,$(shell $(name) info >/dev/null 2>&1 && echo $(name))))
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' irv2/__init__.py)
 REVISION ?= $(shell git describe --always --abbrev=40 --dirty 2>/dev/null)
 # The time of the commit is that of every file, so that its image can be built again.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
