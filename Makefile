@@ -11,7 +11,7 @@ COMPILE := $(LOCKER)/bin/uv pip compile pyproject.toml --quiet --upgrade --unive
 CUDA := cuda-toolkit nvidia-cublas nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
 	nvidia-nvshmem-cu13 triton
 
-.PHONY: setup demo check test newest lock image js-client protos clean
+.PHONY: setup demo check test newest lock image js-client release protos clean
 
 setup: $(STAMP)
 
@@ -79,6 +79,11 @@ image:
 # The JavaScript client that a test uses; without it the test is skipped, in CI it fails.
 js-client: setup
 	npm install --no-audit --no-fund --silent --prefix $(VENV)/js @grpc/grpc-js@1 @grpc/proto-loader@0.8
+
+# A release from a tag, which must hold the change log's dated heading. Nothing is uploaded.
+release: setup
+	@test -n "$(TAG)" || { echo "error: no tag given; expected make release TAG=v$(VERSION)" >&2; exit 1; }
+	$(BIN)/python tests/long/release.py $(TAG) --out dist/$(TAG)
 
 # Generated code is committed, so that users need no compiler; `check` proves it current.
 protos: setup
