@@ -150,9 +150,11 @@ def pythons() -> list[Path]:
     folders += Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*/bin")
     found: dict[tuple[int, ...], Path] = {}
     for path in (path for folder in folders for path in folder.glob("python3.[0-9]*")):
+        if not re.fullmatch(r"python3\.\d+", path.name):  # such as python3.11-config
+            continue
         asked = [path, "-c", "import sys, venv, ensurepip; print(*sys.version_info[:2])"]
         done = subprocess.run(asked, capture_output=True, text=True)  # pyenv's shims may fail
-        if re.fullmatch(r"python3\.\d+", path.name) and done.returncode == 0:
+        if done.returncode == 0:
             found.setdefault(tuple(map(int, done.stdout.split())), path)
     return [path for number, path in sorted(found.items()) if number >= OLDEST]
 
