@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--extras", default=",".join(MODULES), help="those to try; '' for none")
     options = parser.parse_args()
     options.out.mkdir(parents=True)
+    os.environ.pop("PYTHONPATH", None)  # the environments are to be clean
     work = options.out.resolve() / "work"
     source = export(options.tag, work / "source")
     version = check_source(source, options.tag, options.dry_run)
