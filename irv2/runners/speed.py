@@ -8,7 +8,6 @@ from statistics import median
 import numpy as np
 
 from irv2.runners.base import CPU_MAX_BATCH, Runner
-from irv2.system.progress import progress
 
 ROUNDS, ROUND_S = 3, 0.3
 MAX_BATCHES = 20  # of a round on one stream, enough for a network that takes milliseconds
@@ -20,6 +19,10 @@ def images_per_s(runners: Sequence[Runner]) -> list[float]:
     The median of interleaved rounds, so that a machine that slows down slows all of them. Raises
     EngineError.
     """
+    from irv2.system.progress import (
+        progress,
+    )  # brings tqdm; a server that measures nothing has none
+
     shown = progress(range(ROUNDS + 1), "time the engines", ROUNDS + 1, "rounds")
     rounds = [[_rate(runner) for runner in runners] for _ in shown]
     return [round(median(rates), 1) for rates in zip(*rounds[1:], strict=True)]  # one to warm up
