@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from process_output import read_line
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+
+from process_output import read_line
 
 PATIENCE_S = 120
 FINE = {"stopped", "done", "before the program", "killed", "told"}
