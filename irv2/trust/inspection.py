@@ -51,6 +51,13 @@ class Inspection:
         """Only what is wrong."""
         return {path: problem for path, problem in self.checked.items() if problem}
 
+    def require_whole(self) -> None:
+        """Raise BundleError for the first file that is wrong, or a signature that is."""
+        for file, problem in self.problems.items():
+            raise BundleError(file, problem, way_out=self.bundle.way_out(file))
+        if self.signature_error:
+            raise self.signature_error
+
     def to_json(self) -> dict[str, Any]:
         """bundle.json, with sizes and problems."""
         return {
@@ -68,14 +75,13 @@ class Inspection:
             },
         }
 
-    def to_text(self) -> str:
-        """For a terminal."""
+    def facts(self) -> list[tuple[str, str]]:
+        """What the bundle is, where it comes from and whether it is whole: names and values."""
         manifest, preprocess = self.bundle.manifest, self.bundle.preprocess
         source, classes = manifest.source, manifest.classes
         shown = ", ".join(map(one_line, classes[:5])) + (", ..." if len(classes) > 5 else "")
         machines = {artifact.built_with.get("machine", "") for artifact in manifest.artifacts}
-        facts = [
-            ("bundle", one_line(self.bundle.path)),
+        return [
             ("id", manifest.id),
             ("checkpoint", f"sha256 {source.checkpoint_sha256}"),
             ("network", f"{source.arch}, setting {source.setting}, epoch {source.epoch}"),
@@ -92,7 +98,11 @@ class Inspection:
             ("hashes", "all hold" if not self.problems else f"{len(self.problems)} wrong"),
             ("signature", self._signature_text()),
         ]
-        artifacts = [row for artifact in manifest.artifacts for row in _artifact_rows(artifact)]
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        facts = [("bundle", one_line(self.bundle.path)), *self.facts()]
+        artifacts = [row for each in self.bundle.artifacts for row in _artifact_rows(each)]
         files = [self._file_row(path, problem) for path, problem in self.checked.items()]
         return "\n\n".join(
             [
