@@ -70,7 +70,7 @@ class Difference:
 
     def to_text(self) -> str:
         """For a terminal."""
-        counts = {name: sum(row.change == name for row in self.rows) for name in _CHANGES}
+        counts = {name: sum(row.change == name for row in self.rows) for name in CHANGES}
         lines = [
             f"A: {self.a}",
             f"B: {self.b}",
@@ -97,7 +97,7 @@ class Difference:
         return "\n".join(lines)
 
 
-_CHANGES = ("lost", "gained", "both wrong")
+CHANGES = ("lost", "gained", "both wrong")
 
 
 def diff(a: ModelLedger, b: ModelLedger, data: Path | None = None) -> Difference:

@@ -16,6 +16,7 @@ from irv2.manifest import (
     Artifact,
     Evidence,
     Imported,
+    Invariance,
     Source,
     read_manifest,
 )
@@ -85,7 +86,7 @@ class Inspection:
             ("id", manifest.id),
             ("checkpoint", f"sha256 {source.checkpoint_sha256}"),
             ("network", f"{source.arch}, setting {source.setting}, epoch {source.epoch}"),
-            *_origins(source),
+            *origins(source),
             ("made on", "; ".join(sorted(machines))),
             ("classes", f"{len(classes)}: {shown}"),
             (
@@ -132,14 +133,14 @@ class Inspection:
         return path.stat().st_size if path.is_file() else None
 
 
-def _origins(source: Source) -> Iterator[tuple[str, str]]:
+def origins(source: Source) -> Iterator[tuple[str, str]]:
     """Where the checkpoint's weights came from, the latest step first."""
     if source.imported is not None:
         yield "imported", _imported(source.imported)
     if (before := source.begun_from) is not None:
         step = f"setting {before.setting}, epoch {before.epoch}"
         yield "begun from", f"a checkpoint of {step}, sha256 {before.checkpoint_sha256}"
-        yield from _origins(before)
+        yield from origins(before)
 
 
 def _imported(weights: Imported) -> str:
@@ -154,7 +155,7 @@ def _artifact_rows(artifact: Artifact) -> Iterator[tuple[str, ...]]:
     """One per backend and kind of processor that it was judged on."""
     made_by = _made_by(artifact)
     if not artifact.known:
-        batches = f"to {artifact.max_batch}, not tried"
+        batches = batches_held(artifact, None)
         unknown = ("not verified", "", "", "", "", batches, "", "")
         yield (artifact.file, artifact.precision, *unknown, made_by)
     for row in artifact.known:
@@ -162,13 +163,7 @@ def _artifact_rows(artifact: Artifact) -> Iterator[tuple[str, ...]]:
 
 
 def _evidence_cells(artifact: Artifact, row: Evidence) -> tuple[str, ...]:
-    parity, found = row.parity, row.invariance
-    if found is None:
-        batches = f"to {artifact.max_batch}, not tried"
-    elif found.changed:
-        batches = f"answers change from {found.first_changed_batch} on"
-    else:
-        batches = f"1 to {artifact.max_batch}"
+    parity = row.parity
     basis = " (identical)" if parity.basis == "identical" else ""
     chance = ",\ncheckpoint at chance" if parity.at_chance else ""
     return (
@@ -177,10 +172,19 @@ def _evidence_cells(artifact: Artifact, row: Evidence) -> tuple[str, ...]:
         f"{parity.top1.lost}, {parity.top1.gained}",
         f"{parity.top5.lost}, {parity.top5.gained}",
         f"{parity.top1.tolerance_points:g}, {parity.top5.tolerance_points:g}",
-        batches,
+        batches_held(artifact, row.invariance),
         row.ran_on,
         "" if row.images_per_s is None else f"{row.images_per_s:g}",
     )
+
+
+def batches_held(artifact: Artifact, found: Invariance | None) -> str:
+    """In which batches an image keeps its answer, as far as that was tried."""
+    if found is None:
+        return f"to {artifact.max_batch}, not tried"
+    if found.changed:
+        return f"answers change from {found.first_changed_batch} on"
+    return f"1 to {artifact.max_batch}"
 
 
 def _made_by(artifact: Artifact) -> str:

@@ -1,0 +1,146 @@
+"""Put the report together: a summary, a chapter per run and bundle, what was measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from irv2 import __version__
+from irv2.report.classes import classes_section, top1, with_interval
+from irv2.report.gate import engines_section, gate_section, verdict_cell
+from irv2.report.html import LACKING, document, lacking, section, table, tag
+from irv2.report.measured import measured_chapter
+from irv2.report.pictures import Pictures, flips_section, worst_section
+from irv2.report.provenance import provenance_section
+from irv2.report.sources import Published, Run, Sources
+from irv2.report.training import best_row, training_chapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A page, and what it says is not in it."""
+
+    content: bytes
+    lacking: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """What a report shows beside runs and bundles."""
+
+    data: Path | None = None  # whose val/ holds the images of the pictures
+    num_pictures: int = 12  # in each gallery
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the names of files
+
+
+def make_report(sources: Sources, options: ReportOptions) -> Report:
+    """Make the page. The same sources and options give the same bytes."""
+    pictures = Pictures(options.data, options.num_pictures)
+    chapters = {
+        f"run-{i}": (run.name, training_chapter(run, f"run-{i}"))
+        for i, run in enumerate(sources.runs, 1)
+    }
+    for i, published in enumerate(sources.bundles, 1):
+        id_ = f"bundle-{i}"
+        chapters[id_] = (published.name, _bundle_chapter(published, sources.runs, pictures, id_))
+    chapters["measured"] = ("measured", measured_chapter(options.benchmarks, "measured"))
+    missing = _missing(chapters)
+    names = [run.name for run in sources.runs] + [each.name for each in sources.bundles]
+    title = " · ".join(names)
+    links = [
+        tag("li", tag("a", name, href=f"#{id_}"))
+        for id_, (name, _) in [*chapters.items(), ("lacking", ("not in this report", None))]
+    ]
+    content = document(
+        f"Report: {title}",
+        tag("header", tag("h1", title), tag("p", f"Report of irv2 {__version__}", class_="quiet")),
+        tag("nav", tag("ul", *links), aria_label="Chapters"),
+        _summary(sources),
+        *(chapter for _, chapter in chapters.values()),
+        section(2, "Not in this report", *_missing_list(missing), id_="lacking"),
+    )
+    return Report(content=content, lacking=missing)
+
+
+def _bundle_chapter(
+    published: Published, runs: Sequence[Run], pictures: Pictures, id_: str
+) -> Element:
+    reference = published.reference
+    if reference is None:
+        about_answers = [lacking("Classes, pictures and flips: not recorded, no reference.npz.")]
+    else:
+        about_answers = [
+            classes_section(reference, published.bundle.classes),
+            worst_section(published, reference, pictures),
+            flips_section(published, reference, pictures),
+        ]
+    return section(
+        2,
+        f"Bundle {published.name}",
+        gate_section(published),
+        engines_section(published),
+        *about_answers,
+        provenance_section(published, runs),
+        id_=id_,
+    )
+
+
+def _summary(sources: Sources) -> Element:
+    parts = []
+    if sources.bundles:
+        rows = [row for published in sources.bundles for row in _bundle_rows(published)]
+        headers = ("bundle", "artefact", "verdict", "checkpoint's top-1 error, %", "images/s")
+        parts.append(table("Bundles", headers, rows, numbers=(3, 4)))
+    if sources.runs:
+        run_rows = [_run_row(run) for run in sources.runs]
+        headers = ("run", "setting", "epochs", "lowest top-1 error, %", "its top-5 error, %")
+        parts.append(table("Runs", headers, run_rows, numbers=(2, 3, 4)))
+    return section(2, "Summary", *parts)
+
+
+def _bundle_rows(published: Published) -> list[tuple[Element | str, ...]]:
+    reference = published.reference
+    error = with_interval(top1(reference), 2) if reference else "not recorded"
+    rows: list[tuple[Element | str, ...]] = []
+    for artifact in published.bundle.artifacts:
+        best = artifact.known[0] if artifact.known else None
+        rate = best.images_per_s if best else None
+        rows.append(
+            (
+                published.name,
+                artifact.file,
+                verdict_cell(best.parity.verdict, best.parity.at_chance)
+                if best
+                else "not verified",
+                error,
+                "not measured" if rate is None else f"{rate:g}",
+            )
+        )
+    return rows
+
+
+def _run_row(run: Run) -> tuple[str, ...]:
+    setting = str(run.config.get("recipe", {}).get("setting", "not recorded"))
+    if not run.curve.rows:
+        return run.name, setting, "0", "not measured", "not measured"
+    row = best_row(run.curve)
+    errors = (f"{row['val_top1_error']:.2f}", f"{row['val_top5_error']:.2f}")
+    return run.name, setting, str(len(run.curve.rows)), *errors
+
+
+def _missing(chapters: dict[str, tuple[str, Element]]) -> list[str]:
+    """What the chapters say is not there, each with its chapter."""
+    found = [
+        f"{name}: {''.join(paragraph.itertext())}"
+        for name, chapter in chapters.values()
+        for paragraph in chapter.iter("p")
+        if paragraph.get("class") == LACKING
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _missing_list(missing: list[str]) -> list[Element]:
+    if not missing:
+        return [tag("p", "Nothing that such a report can hold is missing.")]
+    return [tag("ul", *(tag("li", each) for each in missing))]
