@@ -73,7 +73,7 @@ def interval_bar(estimate: Estimate | None) -> Element:
             for value in (estimate.low, estimate.percent, estimate.high)
         )
         shapes.append(_line("val whisker", (low, y), (high, y)))
-        shapes.append(tag("circle", cx=middle, cy=y, r=3.0, class_="val dot"))
+        shapes.append(tag("circle", cx=middle, cy=y, r=2.0, class_="val dot"))
     return tag(
         "svg",
         *shapes,

@@ -65,17 +65,27 @@ def table(
     return tag("div", found, class_=classes, role="region", aria_label=caption, tabindex="0")
 
 
-def facts(caption: str, rows: Iterable[tuple[str, Child]]) -> Element:
-    """Build a table of names and values, without a head."""
+def facts(label: str, rows: Iterable[tuple[str, Child]]) -> Element:
+    """Build a table of names and values, without a head; only who can't see it gets its label."""
     body = [tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in rows]
-    found = tag("table", tag("caption", caption), tag("tbody", *body), class_="facts")
-    return tag("div", found, class_="wide", role="region", aria_label=caption, tabindex="0")
+    return tag("table", tag("tbody", *body), class_="facts", aria_label=label)
+
+
+def short_facts(rows: Iterable[tuple[str, str]]) -> Element:
+    """Build a list of names and values of a word or two, in columns."""
+    groups = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows]
+    return tag("dl", *groups)
 
 
 def section(level: int, title: str, *children: Child, id_: str = "") -> Element:
     """Build a section with its heading."""
     more = {"id": id_} if id_ else {}
-    return tag("section", tag(f"h{level}", title), *children, class_=f"level{level}", **more)
+    return tag("section", tag(f"h{level}", title), *children, **more)
+
+
+def chapter(title: str, *children: Child, id_: str) -> Element:
+    """Build a section that begins a page where it is printed."""
+    return tag("section", tag("h2", title), *children, id=id_, class_="chapter")
 
 
 def lacking(text: str) -> Element:

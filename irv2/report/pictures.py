@@ -149,7 +149,11 @@ def flips_section(published: Published, reference: Ledger, pictures: Pictures) -
     headers = ("artefact", "ran on", "another best class", *CHANGES)
     caption = f"Answers other than the checkpoint's, of {len(reference)} images"
     shown_counts = [table(caption, headers, counts, numbers=(2, 3, 4, 5))] if counts else []
-    return section(3, "Flips", *shown_counts, *parts)
+    intro = (
+        "Images to which an artefact gives another best class than the checkpoint, its "
+        "surest answers first; in brackets the margin between the two best logits."
+    )
+    return section(3, "Flips", tag("p", intro), *shown_counts, *parts)
 
 
 def _flip(row: Row) -> Shown:

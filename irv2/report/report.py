@@ -1,20 +1,21 @@
 """Put the report together: a summary, a chapter per run and bundle, what was measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from irv2 import __version__
-from irv2.report.classes import classes_section, top1, with_interval
+from irv2.report.classes import classes_section, with_interval
 from irv2.report.gate import engines_section, gate_section, verdict_cell
-from irv2.report.html import LACKING, document, lacking, section, table, tag
+from irv2.report.html import LACKING, chapter, document, lacking, section, table, tag
 from irv2.report.measured import measured_chapter
 from irv2.report.pictures import Pictures, flips_section, worst_section
 from irv2.report.provenance import provenance_section
 from irv2.report.sources import Published, Run, Sources
 from irv2.report.training import best_row, training_chapter
+from irv2.trust.statements import exact_errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ def make_report(sources: Sources, options: ReportOptions) -> Report:
         tag("header", tag("h1", title), tag("p", f"Report of irv2 {__version__}", class_="quiet")),
         tag("nav", tag("ul", *links), aria_label="Chapters"),
         _summary(sources),
-        *(chapter for _, chapter in chapters.values()),
+        *(part for _, part in chapters.values()),
         section(2, "Not in this report", *_missing_list(missing), id_="lacking"),
     )
     return Report(content=content, lacking=missing)
@@ -75,8 +76,7 @@ def _bundle_chapter(
             worst_section(published, reference, pictures),
             flips_section(published, reference, pictures),
         ]
-    return section(
-        2,
+    return chapter(
         f"Bundle {published.name}",
         gate_section(published),
         engines_section(published),
@@ -90,8 +90,8 @@ def _summary(sources: Sources) -> Element:
     parts = []
     if sources.bundles:
         rows = [row for published in sources.bundles for row in _bundle_rows(published)]
-        headers = ("bundle", "artefact", "verdict", "checkpoint's top-1 error, %", "images/s")
-        parts.append(table("Bundles", headers, rows, numbers=(3, 4)))
+        headers = ("bundle", "artefact", "verdict", "top-1 error, %", "checkpoint, %", "images/s")
+        parts.append(table("Bundles", headers, rows, numbers=(3, 4, 5)))
     if sources.runs:
         run_rows = [_run_row(run) for run in sources.runs]
         headers = ("run", "setting", "epochs", "lowest top-1 error, %", "its top-5 error, %")
@@ -99,25 +99,22 @@ def _summary(sources: Sources) -> Element:
     return section(2, "Summary", *parts)
 
 
-def _bundle_rows(published: Published) -> list[tuple[Element | str, ...]]:
-    reference = published.reference
-    error = with_interval(top1(reference), 2) if reference else "not recorded"
-    rows: list[tuple[Element | str, ...]] = []
+def _bundle_rows(published: Published) -> Iterator[tuple[Element | str, ...]]:
+    """A row per artefact, on the backend where it did best."""
     for artifact in published.bundle.artifacts:
-        best = artifact.known[0] if artifact.known else None
-        rate = best.images_per_s if best else None
-        rows.append(
-            (
-                published.name,
-                artifact.file,
-                verdict_cell(best.parity.verdict, best.parity.at_chance)
-                if best
-                else "not verified",
-                error,
-                "not measured" if rate is None else f"{rate:g}",
-            )
+        if not artifact.known:
+            yield published.name, artifact.file, "not verified", "", "", "not measured"
+            continue
+        row = artifact.known[0]
+        parity, rate = row.parity, row.images_per_s
+        yield (
+            published.name,
+            artifact.file,
+            verdict_cell(parity.verdict, parity.at_chance),
+            with_interval(exact_errors(parity).get("top-1"), 2),
+            f"{parity.top1.reference_error:.2f}",
+            "not measured" if rate is None else f"{rate:g}",
         )
-    return rows
 
 
 def _run_row(run: Run) -> tuple[str, ...]:
@@ -133,8 +130,8 @@ def _missing(chapters: dict[str, tuple[str, Element]]) -> list[str]:
     """What the chapters say is not there, each with its chapter."""
     found = [
         f"{name}: {''.join(paragraph.itertext())}"
-        for name, chapter in chapters.values()
-        for paragraph in chapter.iter("p")
+        for name, part in chapters.values()
+        for paragraph in part.iter("p")
         if paragraph.get("class") == LACKING
     ]
     return list(dict.fromkeys(found))

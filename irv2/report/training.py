@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element
 
 from irv2.measures.curve import AVERAGED, Curve
 from irv2.report.chart import Line, line_chart
-from irv2.report.html import details, facts, lacking, section, table, tag
+from irv2.report.html import chapter, details, facts, lacking, section, short_facts, table, tag
 from irv2.report.sources import Run
 
 _NAMES = {
@@ -27,6 +27,14 @@ _COLUMNS = {
     "images_per_s": "images/s",
 }
 
+_DATA = {
+    "num_train": "training images",
+    "num_val": "validation images",
+    "num_classes": "classes",
+    "files_sha256": "sha256 of the names of files",
+    "labels_sha256": "sha256 of classes and labels",
+}
+
 
 def training_chapter(run: Run, id_: str) -> Element:
     """Say how the run went and what it was made of."""
@@ -35,7 +43,7 @@ def training_chapter(run: Run, id_: str) -> Element:
         parts = [tag("p", headline(run)), *_charts(run.curve), _epochs(rows)]
     else:
         parts = [lacking("Training curves: not measured, no epoch of this run is finished.")]
-    return section(2, f"Run {run.name}", *parts, *_made(run), id_=id_)
+    return chapter(f"Run {run.name}", *parts, *_made(run), id_=id_)
 
 
 def headline(run: Run) -> str:
@@ -99,15 +107,19 @@ def _made(run: Run) -> Iterator[Element]:
         yield lacking("Recipe, data and versions: not recorded, the folder has no config.json.")
         return
     recipe, data, machine = (run.config.get(part, {}) for part in ("recipe", "data", "machine"))
-    shown = [(key, _plain(value)) for key, value in recipe.items() if value != ""]
-    yield section(3, "Recipe", facts(f"Recipe of {run.name}", shown))
+    shown = [(_words(key), _plain(value)) for key, value in recipe.items() if value != ""]
+    yield section(3, "Recipe", short_facts(shown))
     rows = [("command", str(machine.get("command", "not recorded")))]
-    rows += [(key.replace("_", " "), _plain(value)) for key, value in data.items()]
-    rows += [(key, _plain(value)) for key, value in _flat(machine.get("computation", {}))]
+    rows += [(_DATA.get(key, _words(key)), _plain(value)) for key, value in data.items()]
+    rows += [(_words(key), _plain(value)) for key, value in _flat(machine.get("computation", {}))]
     rows += [(f"version of {key}", _plain(v)) for key, v in _flat(machine.get("versions", {}))]
     rows += [(f"sha256 of {file}", sha256) for file, sha256 in run.checkpoints.items()]
     rows.append(("images/s, last epoch", speed(run) or "not measured"))
     yield section(3, "Images and machine", facts(f"What {run.name} was made of", rows))
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def _flat(value: object) -> list[tuple[str, Any]]:
