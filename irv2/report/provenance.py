@@ -56,23 +56,15 @@ def _before(source: Source) -> Iterator[str]:
 
 
 def _checkpoint(published: Published, runs: Sequence[Run]) -> Element:
-    source, bundle = published.bundle.manifest.source, published.bundle
+    source, artifacts = published.bundle.manifest.source, published.bundle.artifacts
     sha256 = source.checkpoint_sha256
-    held = [
-        f"{file} of run {run.name}"
-        for run in runs
-        for file, s in run.checkpoints.items()
-        if s == sha256
-    ]
+    held = [f"{file} of run {run.name}" for run in runs for file in run.files_with(sha256)]
     whose = f"which is {' and '.join(held)}" if held else "which none of this report's runs holds"
     step = f"setting {source.setting}, epoch {source.epoch}"
     label = f"checkpoint of {step}, sha256 {_short(sha256)}, {whose}"
-    roots = [
-        a for a in bundle.artifacts if a.built_from not in {b.sha256 for b in bundle.artifacts}
-    ]
-    return tag(
-        "li", label, tag("ul", *(_artifact(each, bundle.artifacts, sha256) for each in roots))
-    )
+    made_of_others = {each.sha256 for each in artifacts}
+    roots = [each for each in artifacts if each.built_from not in made_of_others]
+    return tag("li", label, tag("ul", *(_artifact(each, artifacts, sha256) for each in roots)))
 
 
 def _artifact(artifact: Artifact, all_: Sequence[Artifact], checkpoint_sha256: str) -> Element:

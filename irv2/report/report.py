@@ -17,6 +17,11 @@ from irv2.report.sources import Published, Run, Sources
 from irv2.report.training import best_row, training_chapter
 from irv2.trust.statements import exact_errors
 
+_BUNDLE_HEADERS = (
+    "bundle", "artefact", "verdict", "top-1 error, %", "checkpoint, %", "images/s",
+)  # fmt: skip
+_RUN_HEADERS = ("run", "setting", "epochs", "lowest top-1 error, %", "its top-5 error, %")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -38,10 +43,10 @@ class ReportOptions:
 def make_report(sources: Sources, options: ReportOptions) -> Report:
     """Make the page. The same sources and options give the same bytes."""
     pictures = Pictures(options.data, options.num_pictures)
-    chapters = {
-        f"run-{i}": (run.name, training_chapter(run, f"run-{i}"))
-        for i, run in enumerate(sources.runs, 1)
-    }
+    chapters = {}
+    for i, run in enumerate(sources.runs, 1):
+        id_, is_published = f"run-{i}", any(map(run.files_with, sources.checkpoints))
+        chapters[id_] = (run.name, training_chapter(run, is_published, id_))
     for i, published in enumerate(sources.bundles, 1):
         id_ = f"bundle-{i}"
         chapters[id_] = (published.name, _bundle_chapter(published, sources.runs, pictures, id_))
@@ -68,6 +73,9 @@ def _bundle_chapter(
     published: Published, runs: Sequence[Run], pictures: Pictures, id_: str
 ) -> Element:
     reference = published.reference
+    sha256 = published.bundle.manifest.source.checkpoint_sha256
+    is_trained_here = any(run.files_with(sha256) for run in runs)
+    curves = [] if is_trained_here else [lacking("Training curves: no run here holds its weights.")]
     if reference is None:
         about_answers = [lacking("Classes, pictures and flips: not recorded, no reference.npz.")]
     else:
@@ -78,6 +86,7 @@ def _bundle_chapter(
         ]
     return chapter(
         f"Bundle {published.name}",
+        *curves,
         gate_section(published),
         engines_section(published),
         *about_answers,
@@ -89,13 +98,10 @@ def _bundle_chapter(
 def _summary(sources: Sources) -> Element:
     parts = []
     if sources.bundles:
-        rows = [row for published in sources.bundles for row in _bundle_rows(published)]
-        headers = ("bundle", "artefact", "verdict", "top-1 error, %", "checkpoint, %", "images/s")
-        parts.append(table("Bundles", headers, rows, numbers=(3, 4, 5)))
+        rows = (row for published in sources.bundles for row in _bundle_rows(published))
+        parts.append(table("Bundles", _BUNDLE_HEADERS, rows, numbers=(3, 4, 5)))
     if sources.runs:
-        run_rows = [_run_row(run) for run in sources.runs]
-        headers = ("run", "setting", "epochs", "lowest top-1 error, %", "its top-5 error, %")
-        parts.append(table("Runs", headers, run_rows, numbers=(2, 3, 4)))
+        parts.append(table("Runs", _RUN_HEADERS, map(_run_row, sources.runs), numbers=(2, 3, 4)))
     return section(2, "Summary", *parts)
 
 

@@ -27,6 +27,10 @@ class Run:
     config: dict[str, dict[str, Any]]  # recipe, data and machine, as far as they are there
     checkpoints: dict[str, str]  # file -> sha256
 
+    def files_with(self, sha256: str) -> list[str]:
+        """Return its checkpoints with this hash."""
+        return [file for file, found in self.checkpoints.items() if found == sha256]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
@@ -60,6 +64,11 @@ class Sources:
 
     runs: list[Run]
     bundles: list[Published]
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The hashes of the checkpoints that the bundles were made from."""
+        return [each.bundle.manifest.source.checkpoint_sha256 for each in self.bundles]
 
 
 def read_sources(paths: Sequence[Path], trusted: Path | None = None) -> Sources:

@@ -36,13 +36,21 @@ _DATA = {
 }
 
 
-def training_chapter(run: Run, id_: str) -> Element:
-    """Say how the run went and what it was made of."""
+def training_chapter(run: Run, is_published: bool, id_: str) -> Element:
+    """Say how the run went and what it was made of.
+
+    `is_published`: a bundle of the report was made from it, and has its answers.
+    """
     rows = run.curve.rows
     if rows:
         parts = [tag("p", headline(run)), *_charts(run.curve), _epochs(rows)]
     else:
         parts = [lacking("Training curves: not measured, no epoch of this run is finished.")]
+    if not is_published:
+        text = (
+            "Classes, pictures and verdicts: not measured, no bundle here was made from this run."
+        )
+        parts.append(lacking(text))
     return chapter(f"Run {run.name}", *parts, *_made(run), id_=id_)
 
 

@@ -47,6 +47,7 @@ def test_what_is_lacking_is_listed_and_nothing_is_made_up(run, bundle, tmp_path)
         "b.bundle: Rate: not measured for model.onnx on onnxruntime-cpu 1.0 amx (irv2 verify "
         "measures it).",
         "b.bundle: Pictures: left out, as the report was made without --data.",
+        "new.bundle: Training curves: no run here holds its weights.",
         "new.bundle: model.onnx: not verified, nothing could run it yet.",
         "new.bundle: Rate: not measured, no engine has run yet.",
         "new.bundle: Classes, pictures and flips: not recorded, no reference.npz.",

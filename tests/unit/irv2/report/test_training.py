@@ -8,7 +8,7 @@ from irv2.report.training import best_row, headline, training_chapter
 
 def chapter(run):
     [found] = read_sources([run]).runs
-    return found, "\n".join(training_chapter(found, "run-1").itertext())
+    return found, "\n".join(training_chapter(found, False, "run-1").itertext())
 
 
 def test_the_epoch_with_the_lowest_error_is_named(run):
@@ -17,6 +17,7 @@ def test_the_epoch_with_the_lowest_error_is_named(run):
     assert "irv2-train <u>" in text
     assert "training images\n60" in text
     assert "1 2 1" in text
+    assert "not measured, no bundle here was made from this run" in text
 
 
 def test_a_run_without_a_finished_epoch_or_a_configuration_says_so(run):
