@@ -11,7 +11,7 @@ from irv2.report.html import details, section, table, tag
 
 MAX_MATRIX = 20  # classes whose confusion matrix fits on a page
 NUM_PAIRS = 15
-_HEADERS = ("class", "images", "recall, %", "", "precision, %", "F1, %")
+_HEADERS = ("class", "images", "recall, %", "0 to 100 %", "precision, %", "F1, %")
 
 
 def classes_section(reference: Ledger, classes: list[str]) -> Element:
@@ -68,7 +68,7 @@ def _matrix(confusion: Confusion) -> Element:
         ]
         rows.append([f"{confusion.classes[i]} ({sum(counts)})", *cells])
     caption = "Confusion matrix: a row per label with its images, a column per answer"
-    return table(caption, ["", *names], rows, class_="matrix")
+    return table(caption, ["label", *names], rows, class_="matrix")
 
 
 def _pairs(confusion: Confusion) -> Element:

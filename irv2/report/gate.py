@@ -93,7 +93,7 @@ def verdict_cell(verdict: str, at_chance: bool = False) -> Element:
 
 def gate_remarks(report: Path) -> list[str]:
     """Return the points that parity.md lists; none where there is no such file."""
-    lines = report.read_text(errors="replace").splitlines() if report.is_file() else []
+    lines = report.read_text("utf-8", "replace").splitlines() if report.is_file() else []
     return [line.removeprefix("- ") for line in lines if line.startswith("- ")]
 
 

@@ -62,7 +62,7 @@ def table(
     )
     # Wider than a telephone, it scrolls by itself, also with the keyboard.
     classes = f"wide {class_}".strip()
-    return tag("div", found, class_=classes, role="region", aria_label=caption, tabindex="0")
+    return tag("div", found, class_=classes, role="group", aria_label=caption, tabindex="0")
 
 
 def facts(label: str, rows: Iterable[tuple[str, Child]]) -> Element:
@@ -101,7 +101,7 @@ def details(summary: str, *children: Child) -> Element:
 def document(title: str, *children: Element) -> bytes:
     """Write the page."""
     style = Element("style")
-    style.text = files(__package__).joinpath("style.css").read_text()
+    style.text = files(__package__).joinpath("style.css").read_text("utf-8")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

@@ -4,9 +4,10 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from signing import key_pair
 from tiny_bundle import write_tiny_bundle
 
-from irv2.commands.report import main
+from irv2.cli.main import main
 
 
 @pytest.fixture
@@ -15,6 +16,10 @@ def bundle(tmp_path):
 
 
 def invoke(*arguments):
+    return irv2("report", *arguments)
+
+
+def irv2(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
@@ -58,3 +63,15 @@ def test_a_folder_that_is_neither_run_nor_bundle_is_one_line(tmp_path):
     assert done.exit_code == 2
     assert done.stderr.startswith(f"error: {tmp_path}: neither a run nor a bundle")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_signer_is_named_and_another_one_refused(bundle, tmp_path):
+    out, ours, theirs = tmp_path / "r.html", key_pair(tmp_path), key_pair(tmp_path, "theirs")
+    required = invoke(bundle, "-o", out, "--require-signature", ours.public)
+    assert required.exit_code == 2
+    assert "is not signed" in required.stderr
+    assert irv2("sign", bundle, "--key", ours.private).exit_code == 0
+    assert invoke(bundle, "-o", out, "--require-signature", theirs.public).exit_code == 2
+    assert not out.exists()
+    assert invoke(bundle, "-o", out, "--require-signature", ours.public).exit_code == 0
+    assert ", holds</td>" in out.read_text()
