@@ -46,8 +46,8 @@ def _headline(reference: Ledger, confusion: Confusion) -> str:
     top5 = proportion(n - int(reference.top5_right.sum()), n)
     return (
         f"The checkpoint's answers to {n} labelled images, with exact 95 % intervals: top-1 error "
-        f"{with_interval(top1(reference), 2)} %, top-5 error {with_interval(top5, 2)} %, balanced "
-        f"accuracy {with_interval(confusion.balanced_accuracy, 2)} % (its interval is about right)."
+        f"{with_interval(top1(reference), 2)} %, top-5 error {with_interval(top5, 2)} %. Balanced "
+        f"accuracy, with an approximate one: {with_interval(confusion.balanced_accuracy, 2)} %."
     )
 
 
