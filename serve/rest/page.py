@@ -18,7 +18,6 @@ from irv2.serve.rest.request import Reply
 _FILE = Path(__file__).with_name("page.html")
 _HEADERS = {
     "Cache-Control": "no-cache",  # a newer server may have a newer page; its ETag says so
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",

@@ -41,25 +41,23 @@ async def opened(url: str, **context):
             await browser.close()
 
 
-async def drop(page, files: dict[str, bytes]) -> None:
-    """Drop files anywhere."""
-    await _with_files(page, files, "new DragEvent('drop', {dataTransfer: data, bubbles: true})")
+async def drop(page, *paths: Path) -> None:
+    """Drop files and folders as from the desktop."""
+    session = await page.context.new_cdp_session(page)
+    dragged = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": 300, "y": 300, "data": dragged}
+        await session.send("Input.dispatchDragEvent", event)
 
 
-async def paste(page, files: dict[str, bytes]) -> None:
-    """Paste files anywhere."""
-    made = "new ClipboardEvent('paste', {clipboardData: data, bubbles: true})"
-    await _with_files(page, files, made)
-
-
-async def _with_files(page, files: dict[str, bytes], event: str) -> None:
-    program = f"""(files) => {{
-        const data = new DataTransfer();
-        for (const [name, bytes] of Object.entries(files))
-            data.items.add(new File([new Uint8Array(bytes)], name, {{type: "image/jpeg"}}));
-        document.body.dispatchEvent({event});
-    }}"""
-    await page.evaluate(program, {name: list(content) for name, content in files.items()})
+async def paste(page, name: str, content: bytes) -> None:
+    """Paste a picture."""
+    program = """([name, bytes]) => {
+        const clipboardData = new DataTransfer();
+        clipboardData.items.add(new File([new Uint8Array(bytes)], name, {type: "image/jpeg"}));
+        document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData, bubbles: true}));
+    }"""
+    await page.evaluate(program, [name, list(content)])
 
 
 async def violations(page) -> list[str]:

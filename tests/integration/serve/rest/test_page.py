@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from browser import AXE, browser_is_missing, drop, opened, paste, violations
@@ -145,19 +146,26 @@ def turned() -> bytes:
     return out.getvalue()
 
 
+def written(folder: Path, files: dict[str, bytes]) -> list[Path]:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in files]
+
+
 ANSWERED = "#pictures[aria-busy=false]"
 
 
 @in_a_browser
-def test_thirty_dropped_pictures_are_answered_and_two_of_them_compared(bundle):
+def test_thirty_dropped_pictures_are_answered_and_two_of_them_compared(bundle, tmp_path):
     files = {f"{number}.jpg": jpeg(number) for number in range(28)}
     files |= {"notes.jpg": b"no picture", "turned.jpg": turned()}
+    paths = written(tmp_path, files)
 
     async def scenario(site):
         expected = (await site.stub.Classify(request(3))).results[0].scores
         async with opened(url_of(site)) as (page, complaints):
             await page.locator(".verdict").wait_for()
-            await drop(page, files)
+            await drop(page, *paths)
             await page.wait_for_selector(ANSWERED)
             said = await page.locator("#progress").text_content()
             assert said == "29 of 30 answered, 1 failed"
@@ -174,7 +182,7 @@ def test_thirty_dropped_pictures_are_answered_and_two_of_them_compared(bundle):
             await note.get_by_role("button").click()
             assert await cards.nth(29).locator("img.as-stored").count() == 1
 
-            await paste(page, {"pasted.jpg": jpeg(3)})
+            await paste(page, "pasted.jpg", jpeg(3))
             await page.wait_for_selector(ANSWERED)
             assert await page.locator("#progress").text_content() == "30 of 31 answered, 1 failed"
 
@@ -197,7 +205,7 @@ def test_thirty_dropped_pictures_are_answered_and_two_of_them_compared(bundle):
 
 @in_a_browser
 @pytest.mark.skipif(not AXE.exists(), reason="axe-core is missing: make js-client")
-def test_axe_finds_nothing_in_light_and_dark(bundle):
+def test_axe_finds_nothing_in_light_and_dark(bundle, tmp_path):
     files = {"0.jpg": jpeg(0), "1.jpg": jpeg(1), "notes.jpg": b"", "turned.jpg": turned()}
 
     async def scenario(site):
@@ -206,7 +214,7 @@ def test_axe_finds_nothing_in_light_and_dark(bundle):
             for colours in ("light", "dark"):
                 await page.emulate_media(color_scheme=colours)
                 assert await violations(page) == []
-            await drop(page, files)
+            await drop(page, *written(tmp_path, files))
             await page.wait_for_selector(ANSWERED)
             await page.get_by_text("All verdicts").click()
             for colours in ("light", "dark"):
@@ -233,7 +241,7 @@ def test_a_busy_server_is_asked_again_when_it_says(bundle):
             site.runner.seconds = 0.4
             full = asyncio.ensure_future(site.stub.Classify(request(*range(20))))
             await asyncio.sleep(0.2)
-            await drop(page, {"late.jpg": jpeg(1)})
+            await paste(page, "late.jpg", jpeg(1))
             await page.get_by_text("The server is busy; again in").wait_for()
             await page.wait_for_selector(ANSWERED)
             assert await page.locator("#progress").text_content() == "1 of 1 answered"
@@ -254,7 +262,7 @@ def test_pictures_wait_for_a_token_that_is_kept_nowhere(bundle, tmp_path):
         async with opened(url_of(site)) as (page, complaints):
             field = page.get_by_label("This server answers only those who have a token")
             await field.wait_for()
-            await drop(page, {"0.jpg": jpeg(0)})
+            await paste(page, "0.jpg", jpeg(0))
             await field.fill("not the right token")
             await field.press("Enter")
             await page.get_by_text("The server does not know that one").wait_for()
@@ -282,12 +290,19 @@ def test_a_folder_gives_its_pictures_and_what_is_too_large_is_not_sent(bundle, t
     async def scenario(site):
         async with opened(url_of(site)) as (page, complaints):
             await page.locator(".verdict").wait_for()
-            await page.set_input_files("#folder", folder.parent)
-            await page.wait_for_selector(ANSWERED)
-            assert await page.locator("#progress").text_content() == "1 of 2 answered, 1 failed"
-            assert await page.locator("#hint").text_content() == "1 file is no picture"
-            failed = await page.locator(".message.error").inner_text()
-            assert failed == "0.2 MiB; this server takes at most 0.1 MiB"
+            for give in ("choose", "drop"):
+                if give == "choose":
+                    await page.set_input_files("#folder", folder.parent)
+                else:
+                    await page.get_by_role("button", name="Remove all").click()
+                    await drop(page, folder.parent)
+                    await page.locator(".picture").first.wait_for()
+                await page.wait_for_selector(ANSWERED)
+                said = await page.locator("#progress").text_content()
+                assert said == "1 of 2 answered, 1 failed"
+                assert await page.locator("#hint").text_content() == "1 file is no picture"
+                failed = await page.locator(".message.error").inner_text()
+                assert failed == "0.2 MiB; this server takes at most 0.1 MiB"
             assert complaints == []
 
     scenario_with(bundle, scenario, http=HTTP)
