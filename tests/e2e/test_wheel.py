@@ -26,8 +26,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, "--wheel-dir", folder, ROOT], check=True)
     [wheel] = folder.glob("irv2-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        top_level = {name.partition("/")[0] for name in archive.namelist()}
+        names = set(archive.namelist())
+    top_level = {name.partition("/")[0] for name in names}
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"irv2"}
+    data = {"data/imagenet_classes.txt", "doctor/mean_colour.onnx", "report/style.css"}
+    assert {f"irv2/{name}" for name in data} <= names
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet"]
