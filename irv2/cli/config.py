@@ -71,7 +71,7 @@ def resolved(context: click.Context, given: Mapping[str, Any]) -> dict[str, dict
         value, source = option.consume_value(context, given)
         if source is ParameterSource.DEFAULT:
             value = option.to_info_dict()["default"]  # None where there is none
-        value = _plain(option.type_cast_value(context, value))
+        value = _flipped(option, _plain(option.type_cast_value(context, value)))
         named = _SOURCES.get(source) or str(context.meta[FILE])
         found[option_name(option)] = {"value": value, "source": named}
     return found
@@ -101,7 +101,7 @@ def _settable(context: click.Context) -> Iterator[click.Option]:
 
 def _words(option: click.Option, value: Any) -> list[str]:  # noqa: ANN401 (of any option)
     if option.is_flag:
-        return (option.opts if value else option.secondary_opts)[:1]
+        return (option.opts if _flipped(option, value) else option.secondary_opts)[:1]
     if option.multiple:
         return [word for item in value for word in (f"--{option_name(option)}", item)]
     return [f"--{option_name(option)}", *(value if option.nargs != 1 else [value])]
@@ -148,7 +148,7 @@ def _checked(context: click.Context, option: click.Option, value: object, what: 
         got = json.dumps(value, default=str)
         raise UsageError(what, got, expected, _see_help(context))
     if option.is_flag:
-        return value
+        return _flipped(option, value)
     texts = _texts(value)
     try:
         if option.is_eager:  # whose callback acts at once
@@ -160,6 +160,12 @@ def _checked(context: click.Context, option: click.Option, value: object, what: 
     except Irv2Error as error:  # of the option's own reading, about the option
         raise UsageError(what, error.got, error.expected, error.way_out) from error
     return texts
+
+
+def _flipped(option: click.Option, value: object) -> object:
+    """Return the other truth of a flag such as --no-page, which sets its variable to false."""
+    is_negative = option.is_flag and option.flag_value is False
+    return not value if is_negative and isinstance(value, bool) else value
 
 
 def _texts(value: object) -> object:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cgroups import MEMORY_LIMIT, limited_memory, within
 from odd_disk import odd_disk, used_up_quota
+from process_output import read_line
 from project import ROOT
 
 BEFORE = ROOT / "tests" / "data" / "before_rooms"
@@ -36,6 +37,7 @@ def irv2(
     )
 
 
+@pytest.mark.slow
 def test_programs_work_on_a_disk_without_locks_and_say_so_once(tmp_path):
     bundle, run = tmp_path / "b.bundle", tmp_path / "run"
     left = tmp_path / ".b.bundle.12345678.tmp"  # by a killed export, or by one at work
@@ -102,7 +104,7 @@ def exporting(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """An export at work on its hidden folder, and the id of the child that does the work."""
     command = [sys.executable, "-m", "irv2", *map(str, EXPORT), str(tmp_path / "b.bundle")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert "model.onnx" in process.stderr.readline()
+        assert "model.onnx" in read_line(process.stderr)
         [hidden] = tmp_path.glob(".b.*.tmp")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         yield process, int(children.read_text())
@@ -166,6 +168,7 @@ def test_a_full_disk_names_the_place_and_the_way_out(tmp_path, full_disk):
     assert [*tmp_path.glob(".b.*")] == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_a_quota_and_a_limit_of_files_say_how_much_was_to_be_written(
     tmp_path, full_disk
 ):

@@ -21,6 +21,7 @@ def programs() -> None:
 @data_option
 @click.option("--eggs", "num_eggs", type=click.IntRange(1), default=2, help="How many.")
 @click.option("--salt/--no-salt", default=None, help="Salt it.")
+@click.option("--no-lid", "has_lid", is_flag=True, flag_value=False, default=True, help="Open.")
 @click.option("--mean", nargs=3, type=float, help="Three.")
 @click.option("--spice", multiple=True, help="Again and again.")
 @click.option("--cup", help="Which.  [default: the blue one]")
@@ -73,16 +74,20 @@ def test_another_file_takes_the_place_of_the_one_in_the_working_folder(folder, m
 
 
 def test_the_words_of_a_file_do_the_same_on_a_command_line(folder, capsys):
-    write(folder, "[cook]\neggs = 3\nsalt = false\nmean = [1, 2.5, -3e-5]\nspice = ['a b', 'c']\n")
+    flags = "salt = false\nno-lid = true\n"
+    write(folder, f"[cook]\neggs = 3\n{flags}mean = [1, 2.5, -3e-5]\nspice = ['a b', 'c']\n")
     from_file = json.loads(run(capsys, "cook", "soup")[1])
     write(folder, "")
     typed = json.loads(run(capsys, "cook", "soup", *from_file["words"])[1])
     assert from_file.pop("words") == [
-        *("--eggs", "3", "--no-salt", "--mean", "1", "2.5", "-3e-05"),
+        *("--eggs", "3", "--no-salt", "--no-lid", "--mean", "1", "2.5", "-3e-05"),
         *("--spice", "a b", "--spice", "c"),
     ]
     assert typed.pop("words") == []
     assert typed == from_file
+    assert (typed["salt"], typed["has_lid"]) == (False, False)
+    write(folder, "[cook]\nno-lid = false\n")
+    assert json.loads(run(capsys, "cook", "soup")[1])["has_lid"] is True
 
 
 def test_a_file_for_other_programs_changes_nothing_and_is_not_named(folder, capsys, caplog):
@@ -143,6 +148,7 @@ def test_show_config_prints_a_file_that_says_where_each_option_comes_from(
         ('data = "from environment"', "environment"),
         ("eggs = 4", "command line"),
         ("# salt: not set", ""),
+        ("no-lid = false", "default"),
         ("# mean: not set", ""),
         ('spice = ["ä\\"b", "c"]', f"{folder}/irv2.toml"),
         ("# cup: the blue one", ""),
