@@ -5,7 +5,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,10 +21,12 @@ from irv2.cli.options import (
     print_json,
 )
 from irv2.cli.program import Program
-from irv2.data.dataset import BadImages
 from irv2.images.orientation import ORIENTATIONS
 from irv2.images.resample import RESAMPLERS
 from irv2.train.defaults import RecipeOption
+
+if TYPE_CHECKING:
+    from irv2.data.dataset import BadImages
 
 recipe_option = partial(click.option, cls=RecipeOption)
 
@@ -333,7 +335,7 @@ def main(
     time_budget_minutes: float | None,
     device: str,
     limit: int | None,
-    bad_images: BadImages,
+    bad_images: "BadImages",
     as_json: bool,
     **overrides: Any,  # noqa: ANN401 (fields of Recipe)
 ) -> None:
