@@ -1,0 +1,131 @@
+"""The pages that are made from the sources, in docs/generated, and llms.txt of all pages."""
+
+import re
+from pathlib import Path
+
+import click
+import messages
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from sphinx.application import Sphinx
+
+from irv2.cli.main import PROGRAMS
+from irv2.cli.program import Entry
+from irv2.serve.operations.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md")  # from beside docs/
+BUILDERS = ("html", "dirhtml")
+MARKUP = re.compile(r"([*`|_\\])")
+
+
+def write_pages(docs: Path) -> None:
+    """Write docs/generated anew; a page that has not changed is left alone, and not built again."""
+    folder = docs / "generated"
+    pages = {f"irv2-{name}.md": _program(name, entry) for name, entry in PROGRAMS.items()}
+    pages |= {name: _copied(name) for name in COPIED}
+    pages["programs.md"] = _programs()
+    pages["metrics.md"] = _metrics()
+    pages["messages.md"] = messages.page()
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in pages:
+            path.unlink()
+    for name, text in pages.items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+def escape_help(app: Sphinx, context: click.Context, lines: list[str]) -> None:
+    """Take the text of help as it is: sphinx-click would read it as reStructuredText."""
+    for i, line in enumerate(lines):
+        if not line.lstrip().startswith((".. ", ":")):
+            *pairs, rest = re.split(r"`([^`]+)`", line)
+            marked = (f"``{x}``" if k % 2 else MARKUP.sub(r"\\\1", x) for k, x in enumerate(pairs))
+            lines[i] = "".join(marked) + MARKUP.sub(r"\\\1", rest)
+
+
+def add_extra(app: Sphinx, context: click.Context, lines: list[str]) -> None:
+    """Say below a program's description what to install for it."""
+    escape_help(app, context, lines)
+    extra = next(
+        (entry.extra for name, entry in PROGRAMS.items() if context.command_path == f"irv2 {name}"),
+        "",
+    )
+    if extra:
+        lines += [f'It needs ``pip install "irv2[{extra}]"``.', ""]
+
+
+def write_llms_txt(app: Sphinx, error: Exception | None) -> None:
+    """List all pages with their first sentence (llmstxt.org), in the order of the contents."""
+    if error or app.builder.name not in BUILDERS:
+        return
+    lines = ["# IRv2", "", f"> {_first_sentence(ROOT / 'README.md')}", ""]
+    for caption, names in _contents(Path(app.srcdir) / "index.md"):
+        lines += [f"## {caption}", ""]
+        for name in names:
+            path = Path(app.srcdir) / f"{name}.md"
+            title = app.env.titles[name].astext()
+            url = app.builder.get_target_uri(name)
+            lines.append(f"- [{title}]({url}): {_first_sentence(path)}")
+        lines.append("")
+    (Path(app.outdir) / "llms.txt").write_text("\n".join(lines))
+
+
+def _program(name: str, entry: Entry) -> str:
+    """The page of one program, and of the programs below it."""
+    directive = f".. click:: {entry.target}\n   :prog: irv2 {name}\n   :nested: full"
+    return f"```{{eval-rst}}\n{directive}\n```\n"
+
+
+def _programs() -> str:
+    lines = [
+        f"| [irv2 {name}](irv2-{name}.md) | {entry.summary} |" for name, entry in PROGRAMS.items()
+    ]
+    pages = "\n".join(f"irv2-{name}" for name in PROGRAMS)
+    return (
+        "# Programs\n\nWhat `--help` says of each, in the order of the pipeline. `irv2-train`, "
+        "`irv2-export`, `irv2-serve` and `irv2-classify` are the same programs under names of "
+        "their own.\n\n| program | does |\n|---|---|\n" + "\n".join(lines) + "\n\n"
+        f"```{{toctree}}\n:hidden:\n{pages}\n```\n"
+    )
+
+
+def _metrics() -> str:
+    """The table of all metrics, from those that a server shows."""
+    metrics = Metrics()
+    metrics.watch(lambda: 0, lambda: 0, lambda: 0, lambda: True, lambda: 0)
+    families = text_string_to_metric_families(metrics.text().decode())
+    rows = "\n".join(map(_row, families))
+    return (
+        "# Metrics\n\nWhat `/metrics` shows on the port of `--http`; [serving](../serving.md) says "
+        "what to watch.\n\n| metric | kind | meaning |\n|---|---|---|\n" + rows + "\n"
+    )
+
+
+def _row(family: Metric) -> str:
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    return f"| `{name}` | {family.type} | {family.documentation} |"
+
+
+def _copied(name: str) -> str:
+    """A page that lies beside docs/, with its links as they are from docs/generated."""
+    return re.sub(r"\]\(docs/", "](../", (ROOT / name).read_text())
+
+
+def _contents(index: Path) -> list[tuple[str, list[str]]]:
+    """Return the captions of the index with the pages below each."""
+    trees = re.findall(r"```\{toctree\}\n:caption: (.+)\n((?:.|\n)*?)```", index.read_text())
+    return [
+        (caption, [line for line in body.splitlines() if line and not line.startswith(":")])
+        for caption, body in trees
+    ]
+
+
+def _first_sentence(page: Path) -> str:
+    """Return the first sentence of a page's first paragraph, as plain text."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    prose = next(each for each in re.split(r"\n\n+", text) if re.match(r"[A-Z`*]", each))
+    plain = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", prose.replace("\n", " "))
+    return re.split(r"(?<=[.?]) (?=[A-Z`])", plain)[0].rstrip(":")

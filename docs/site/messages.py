@@ -1,0 +1,353 @@
+"""Every error that the sources can raise, as the user reads it, with its way out.
+
+Found by reading the sources: each place where an error of irv2/errors.py is made is an entry.
+What is known only at run time stands in braces, as `{width}`.
+"""
+
+import ast
+import inspect
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from irv2 import errors
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("irv2", "train", "convert", "serve")
+GENERATED = {"v1", "inference", "reflection"}
+PASSED_ON = "The words are those of the system, of a library or of the server that was asked."
+# For the kinds whose messages may end without one of their own.
+WAYS_OUT = {
+    "EngineError": "`irv2 doctor` says which libraries and devices work here; the same command "
+    "with `--debug` shows where it failed.",
+    "RequestError": "Sent again unchanged, the request fails again, unless the server was "
+    "starting, stopping or short of time: then it says when to retry "
+    "([clients](../serving.md#clients-that-exist)).",
+}
+REST = ("expected", "way_out")
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Passed = dict[str, tuple[ast.expr, Function | None]]  # argument, and the function it is passed in
+MOST_ALTERNATIVES = 12  # of one part; beyond that its name says more
+LONGEST_NAME = 24
+SHOWS = ("one_line", "quoted", "repr", "sorted", "str")  # functions that give what they are given
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One text that a user may see."""
+
+    kind: str
+    place: str  # the file, from the repository's root
+    line: int
+    what: str
+    got: str
+    expected: str
+    way_out: str
+
+    @property
+    def exit_code(self) -> int:
+        return kinds()[self.kind].exit_code
+
+    @property
+    def text(self) -> str:
+        """What was wrong, which is where a reader begins to search."""
+        return f"{self.what}: {self.got}".removesuffix(": ")
+
+    @property
+    def whole(self) -> str:
+        """The line as it is printed after `error: `."""
+        return str(errors.Irv2Error(self.what, self.got, self.expected, self.way_out))
+
+    @property
+    def advice(self) -> str:
+        """The way out as Markdown, empty where neither the message nor its kind has one."""
+        expected = f"Expected: {self.expected}." if self.expected else ""
+        way_out = f"{self.way_out[0].upper()}{self.way_out[1:]}." if self.way_out else ""
+        if expected or way_out:
+            return f"{expected} {way_out}".strip()
+        if re.fullmatch(r"\{[^{}]*\}", self.got):
+            return PASSED_ON
+        kind = kinds()[self.kind]
+        return next(
+            (WAYS_OUT[base.__name__] for base in kind.__mro__ if base.__name__ in WAYS_OUT), ""
+        )
+
+
+@cache
+def messages() -> list[Message]:
+    """Return every message of the sources, by file and line."""
+    return [message for source in sources() for message in source.messages()]
+
+
+@cache
+def kinds() -> dict[str, type[errors.Irv2Error]]:
+    """Return the errors by name; those defined elsewhere count as what they are derived from."""
+    found = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.Irv2Error)
+    }
+    for source in sources():
+        for name, base in source.classes():
+            if base in found and name not in found:
+                found[name] = found[base]
+    return found
+
+
+@cache
+def sources() -> "list[Source]":
+    """Return the modules of the core and the stages; `irv2`/STAGE is a link, not followed."""
+    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [Source(path) for path in paths if not GENERATED & set(path.parts)]
+
+
+class Source:
+    """One module, and the texts in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place = path.relative_to(ROOT).as_posix()
+        self._tree = ast.parse(path.read_text())
+
+    def classes(self) -> Iterator[tuple[str, str]]:
+        """Yield each class with what it is derived from."""
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.ClassDef):
+                yield from ((node.name, _name_of(base)) for base in node.bases)
+
+    def messages(self) -> Iterator[Message]:
+        """Yield what each construction of an error says, in each wording."""
+        for call in self._calls:
+            name = _name_of(call.func)
+            if name in kinds() and self.path != Path(errors.__file__):
+                yield from self._messages_of(name, call)
+
+    def _messages_of(self, kind: str, call: ast.Call) -> Iterator[Message]:
+        named = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+        given = inspect.signature(kinds()[kind]).bind(*call.args, **named).arguments
+        function = self._around[call]
+        used = {name for node in given.values() for name in _names(node)}
+        for passed in self._passed_to(function, used):
+            texts = {part: self._texts(node, function, passed) for part, node in given.items()}
+            if kind == "ImageError":
+                texts.setdefault("what", ["image"])
+            if "retry_after_s" in texts:
+                texts["way_out"] = ["retry in {retry_after_s} s"]
+            rest = {part: " | ".join(filter(None, texts.get(part, []))) for part in REST}
+            for what, got in itertools.product(texts["what"], texts["got"]):
+                yield Message(kind, self.place, call.lineno, what, " ".join(got.split()), **rest)
+
+    def _passed_to(self, function: Function | None, used: set[str]) -> list[Passed]:
+        """Return what the calls of a helper in its own module pass for the parameters `used`."""
+        parameters = [each.arg for each in function.args.args] if function else []
+        if not function or not used & set(parameters) - {"self", "cls"}:
+            return [{}]
+        if parameters[0] in ("self", "cls"):
+            del parameters[0]
+        found: list[Passed] = []
+        for call in self._calls:
+            if _name_of(call.func) == function.name and self._around[call] is not function:
+                given = dict(zip(parameters, call.args, strict=False))
+                given |= {each.arg: each.value for each in call.keywords if each.arg}
+                found.append({name: (node, self._around[call]) for name, node in given.items()})
+        return found or [{}]
+
+    def _texts(self, node: ast.expr, function: Function | None, passed: Passed) -> list[str]:
+        """Return what an expression may say; a placeholder if that is not known."""
+        found: list[str] = []
+        match node:
+            case ast.Constant(value=str(text)):
+                found = [text]
+            case ast.JoinedStr(values=parts):
+                found = _joined([self._texts(part, function, passed) for part in parts])
+            case ast.BinOp(op=ast.Add(), left=left, right=right) if _is_text(node):
+                found = _joined([self._texts(part, function, passed) for part in (left, right)])
+            case ast.IfExp(body=body, orelse=orelse):
+                found = [t for part in (body, orelse) for t in self._texts(part, function, passed)]
+            case ast.FormattedValue(value=value):
+                found = self._texts(value, function, passed)
+            case ast.Name(id=name) if name in passed and _is_text(passed[name][0]):
+                found = self._texts(*passed[name], {})
+            case ast.Name(id=name):
+                bound = [value for target, value in _bindings(function) if target == name]
+                texts = [value for value in bound if _is_text(value) and name not in _names(value)]
+                found = [t for value in texts for t in self._texts(value, function, passed)]
+                if not bound and name in self.constants:
+                    found = [self.constants[name]]
+        distinct = list(dict.fromkeys(found))
+        return distinct if 0 < len(distinct) <= MOST_ALTERNATIVES else [_placeholder(node)]
+
+    @cached_property
+    def constants(self) -> dict[str, str]:
+        """The texts and numbers that have a name in this module, imported ones too."""
+        found = {}
+        for node in self._tree.body:
+            match node:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    if isinstance(value, ast.Constant):
+                        found[name] = str(value.value)
+                case ast.ImportFrom(module=str(module), names=names) if module.startswith("irv2."):
+                    imported = constants_of(module)
+                    found |= {
+                        each.name: imported[each.name] for each in names if each.name in imported
+                    }
+        return found
+
+    @cached_property
+    def _calls(self) -> list[ast.Call]:
+        return list(self._around)
+
+    @cached_property
+    def _around(self) -> dict[ast.Call, Function | None]:
+        """Every call, with the innermost function that it stands in."""
+        found: dict[ast.Call, Function | None] = {}
+
+        def visit(node: ast.AST, function: Function | None) -> None:
+            if isinstance(node, ast.Call):
+                found[node] = function
+            if isinstance(node, Function):
+                function = node
+            for child in ast.iter_child_nodes(node):
+                visit(child, function)
+
+        visit(self._tree, None)
+        return found
+
+
+@cache
+def constants_of(module: str) -> dict[str, str]:
+    """Return the constants of a module of ours, by its dotted name."""
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    return Source(path.resolve()).constants if path.is_file() else {}
+
+
+def pattern(message: Message) -> re.Pattern[str]:
+    """Return what matches the printed lines of a message, whatever its placeholders stand for."""
+    parts = re.split(r"\{[^{}]+\}", f"{message.what}: {message.got}")
+    return re.compile(".+?".join(map(re.escape, parts)), re.DOTALL)
+
+
+def page() -> str:
+    """Return the page "Troubleshooting" in Markdown: messages by the part of the project."""
+    rooms = defaultdict[str, list[Message]](list)
+    for message in messages():
+        rooms[_room(message.place)].append(message)
+    return "\n".join([INTRODUCTION, *(_section(room, found) for room, found in rooms.items())])
+
+
+def _section(room: str, found: list[Message]) -> str:
+    title = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) or room
+    lines = [f"## {title.splitlines()[0].split(' (docs/')[0].rstrip('.')}\n"]
+    texts = defaultdict[str, dict[str, None]](dict)  # the same words from several places once
+    for message in found:
+        texts[message.text][f"{_escaped(message)} Exit status {message.exit_code}."] = None
+    for text in sorted(texts, key=str.casefold):
+        lines.append(f"{_code(text)}\n: " + "\n\n  ".join(texts[text]) + "\n")
+    return "\n".join(lines)
+
+
+def _escaped(message: Message) -> str:
+    """The way out; code in it stays code, the rest is no Markdown. Ours is Markdown already."""
+    if not (message.way_out or message.expected):
+        return message.advice
+    parts = message.advice.split("`")
+    plain = (re.sub(r"([\\*_<>\[\]#])", r"\\\1", part) for part in parts[::2])
+    return "".join(
+        itertools.chain(
+            *itertools.zip_longest(plain, (f"`{x}`" for x in parts[1::2]), fillvalue="")
+        )
+    )
+
+
+def _room(place: str) -> str:
+    folder, *inner = Path(place).parts[:-1]
+    return "/".join([folder, *inner[:1]])
+
+
+def _code(text: str) -> str:
+    fence = "``" if "`" in text else "`"
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _joined(parts: list[list[str]]) -> list[str]:
+    return ["".join(chosen) for chosen in itertools.islice(itertools.product(*parts), 100)]
+
+
+def _is_text(node: ast.expr) -> bool:
+    """Whether an expression is text to be read, not something that is only known at run time."""
+    match node:
+        case ast.Constant(value=str()) | ast.JoinedStr() | ast.Name():
+            return True
+        case ast.BinOp(op=ast.Add(), left=left, right=right):
+            return any(_is_text(side) and not isinstance(side, ast.Name) for side in (left, right))
+        case ast.IfExp(body=body, orelse=orelse):
+            return _is_text(body) or _is_text(orelse)
+    return False
+
+
+def _bindings(function: Function | None) -> Iterator[tuple[str, ast.expr]]:
+    """Yield each name that is bound in a function, with its value, pair by pair."""
+    for node in ast.walk(function) if function else ():
+        match node:
+            case ast.Assign(targets=targets, value=value):
+                for target in targets:
+                    yield from _pairs(target, value)
+            case ast.AnnAssign(target=target, value=ast.expr() as value):
+                yield from _pairs(target, value)
+            case ast.NamedExpr(target=target, value=value):
+                yield from _pairs(target, value)
+
+
+def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    match target, value:
+        case ast.Name(id=name), _:
+            yield name, value
+        case ast.Tuple(elts=names), ast.Tuple(elts=values):
+            for each, its in zip(names, values, strict=True):
+                yield from _pairs(each, its)
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+
+
+def _name_of(function: ast.expr) -> str:
+    match function:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+def _placeholder(node: ast.expr) -> str:
+    """Name what stands there at run time: the shortest name that says it."""
+    match node:
+        case ast.Constant(value=value):
+            return str(value)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return f"{{{name.strip('_')}}}"
+        case ast.Call(func=ast.Name(id="len"), args=[counted]):
+            return f"{{number of {_placeholder(counted).strip('{}')}}}"
+        case ast.FormattedValue(value=value) | ast.Subscript(value=value):
+            return _placeholder(value)
+        case ast.Call(func=ast.Name(id=name), args=[argument, *_]):
+            return _placeholder(argument) if name in SHOWS else f"{{{name.strip('_')}}}"
+    text = ast.unparse(node)
+    return f"{{{text}}}" if len(text) <= LONGEST_NAME and "{" not in text else "{...}"
+
+
+INTRODUCTION = """# Troubleshooting, by message
+
+Programs fail with one line, `error: WHAT: GOT; expected ...; WAY OUT`, and an exit status. This
+page lists every such line of this version, made from the sources. Search it for words of your
+message that don't depend on your files. What depends on them stands in braces, as `{width}`.
+
+An option that does not exist or is out of its range, and an argument that names no file, end in
+`see irv2 PROGRAM --help`, with exit status 2. `--debug` adds the traceback to any error.
+[`irv2 doctor`](../doctor.md) finds what is wrong with the machine, and
+[training](../training.md#when-it-goes-wrong) says what to do about a run that learns nothing.
+"""
