@@ -40,7 +40,7 @@ check: setup
 # The pages of docs/, and those that are made from the sources. Warnings, as of a link that leads
 # nowhere, are errors.
 docs: setup
-	$(BIN)/sphinx-build --fail-on-warning --nitpicky --quiet -c docs/site docs build/docs
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --nitpicky --quiet -c docs/site docs build/docs
 	@echo "build/docs/index.html"
 
 # CI runs the slow ones too, as `CI=true make test` does anywhere. Tests that measure, or need both

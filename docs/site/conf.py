@@ -15,7 +15,7 @@ html_title = "IRv2"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click"]
 exclude_patterns = ["site"]
 html_theme = "furo"
-html_show_sphinx = html_copy_source = html_show_sourcelink = False
+html_show_copyright = html_show_sphinx = html_copy_source = html_show_sourcelink = False
 highlight_language = "text"
 smartquotes = False  # options begin with two hyphens
 myst_enable_extensions = ["deflist"]
@@ -32,8 +32,8 @@ nitpick_ignore_regex = [("py:.*", r"(?!irv2\.).*|irv2\.(manifest|model|v1)\..*")
 def setup(app: Sphinx) -> None:
     """Write the pages that are made from the sources, and llms.txt beside the built ones."""
     app.connect("builder-inited", lambda app: generate.write_pages(Path(app.srcdir)))
-    app.connect("sphinx-click-process-description", generate.add_extra)
-    app.connect("sphinx-click-process-options", generate.escape_help)
+    app.connect("sphinx-click-process-description", generate.describe)
+    app.connect("sphinx-click-process-options", generate.describe_options)
     app.connect("autodoc-process-docstring", _leave_out_of_modules)
     app.connect("build-finished", generate.write_llms_txt)
 

@@ -37,24 +37,29 @@ def write_pages(docs: Path) -> None:
             path.write_text(text)
 
 
-def escape_help(app: Sphinx, context: click.Context, lines: list[str]) -> None:
-    """Take the text of help as it is: sphinx-click would read it as reStructuredText."""
-    for i, line in enumerate(lines):
-        if not line.lstrip().startswith((".. ", ":")):
-            *pairs, rest = re.split(r"`([^`]+)`", line)
-            marked = (f"``{x}``" if k % 2 else MARKUP.sub(r"\\\1", x) for k, x in enumerate(pairs))
-            lines[i] = "".join(marked) + MARKUP.sub(r"\\\1", rest)
-
-
-def add_extra(app: Sphinx, context: click.Context, lines: list[str]) -> None:
+def describe(app: Sphinx, context: click.Context, lines: list[str]) -> None:
     """Say below a program's description what to install for it."""
-    escape_help(app, context, lines)
-    extra = next(
-        (entry.extra for name, entry in PROGRAMS.items() if context.command_path == f"irv2 {name}"),
-        "",
-    )
-    if extra:
-        lines += [f'It needs ``pip install "irv2[{extra}]"``.', ""]
+    lines[:] = [_escaped(line) for line in lines]
+    name = context.command_path.removeprefix("irv2 ")
+    if name in PROGRAMS and PROGRAMS[name].extra:
+        lines += [f'It needs ``pip install "irv2[{PROGRAMS[name].extra}]"``.', ""]
+    # Else sphinx-click, which makes its own context, shows no defaults of the options that follow.
+    context.show_default = context.command.context_settings.get("show_default")
+
+
+def describe_options(app: Sphinx, context: click.Context, lines: list[str]) -> None:
+    """Add the ranges, which sphinx-click leaves out, and take help as it is."""
+    described = []
+    for line in lines:
+        is_markup = line.lstrip().startswith((".. ", ":"))
+        described.append(line if is_markup else _escaped(line))
+        if line.startswith(".. option:: "):
+            option = line.split()[2].rstrip(",")
+            [kind] = [each.type for each in context.command.params if option in each.opts]
+            if isinstance(kind, click.IntRange | click.FloatRange):
+                limits = repr(kind).partition(" ")[2].rstrip(">")
+                described += ["", f"    ``{limits}``"]
+    lines[:] = described
 
 
 def write_llms_txt(app: Sphinx, error: Exception | None) -> None:
@@ -71,6 +76,14 @@ def write_llms_txt(app: Sphinx, error: Exception | None) -> None:
             lines.append(f"- [{title}]({url}): {_first_sentence(path)}")
         lines.append("")
     (Path(app.outdir) / "llms.txt").write_text("\n".join(lines))
+
+
+def _escaped(line: str) -> str:
+    """Return a line of help as reStructuredText, as which sphinx-click reads it."""
+    *pairs, rest = re.split(r"`([^`]+)`", line.removeprefix("    **Required** "))
+    marked = (f"``{x}``" if i % 2 else MARKUP.sub(r"\\\1", x) for i, x in enumerate(pairs))
+    required = "    Required. " if line.startswith("    **Required** ") else ""
+    return required + "".join(marked) + MARKUP.sub(r"\\\1", rest)
 
 
 def _program(name: str, entry: Entry) -> str:
@@ -97,7 +110,8 @@ def _metrics() -> str:
     metrics = Metrics()
     metrics.watch(lambda: 0, lambda: 0, lambda: 0, lambda: True, lambda: 0)
     families = text_string_to_metric_families(metrics.text().decode())
-    rows = "\n".join(map(_row, families))
+    shown = [family for family in families if not family.name.endswith("_created")]
+    rows = "\n".join(map(_row, shown))
     return (
         "# Metrics\n\nWhat `/metrics` shows on the port of `--http`; [serving](../serving.md) says "
         "what to watch.\n\n| metric | kind | meaning |\n|---|---|---|\n" + rows + "\n"

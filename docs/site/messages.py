@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from irv2 import errors
 
@@ -30,10 +31,20 @@ WAYS_OUT = {
 }
 REST = ("expected", "way_out")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-Passed = dict[str, tuple[ast.expr, Function | None]]  # argument, and the function it is passed in
+Blocks = tuple[int, ...]  # the lists of statements around a node, by identity, outermost first
 MOST_ALTERNATIVES = 12  # of one part; beyond that its name says more
 LONGEST_NAME = 24
 SHOWS = ("one_line", "quoted", "repr", "sorted", "str")  # functions that give what they are given
+
+
+class Place(NamedTuple):
+    """Where an expression stands, by which its names have a meaning."""
+
+    function: Function | None
+    line: int
+    blocks: Blocks
+    passed: "dict[str, tuple[ast.expr, Place]]" = {}  # noqa: RUF012 (never changed)
+    branch: Blocks | None = None  # of several that bind a name, the one that was taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,54 +140,82 @@ class Source:
     def _messages_of(self, kind: str, call: ast.Call) -> Iterator[Message]:
         named = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
         given = inspect.signature(kinds()[kind]).bind(*call.args, **named).arguments
-        function = self._around[call]
         used = {name for node in given.values() for name in _names(node)}
-        for passed in self._passed_to(function, used):
-            texts = {part: self._texts(node, function, passed) for part, node in given.items()}
+        found: dict[Message, None] = {}  # each wording once
+        for place in self._with_branches(self._with_arguments(self._places[call], used), used):
+            texts = {part: self._texts(node, place) for part, node in given.items()}
             if kind == "ImageError":
                 texts.setdefault("what", ["image"])
             if "retry_after_s" in texts:
                 texts["way_out"] = ["retry in {retry_after_s} s"]
-            rest = {part: " | ".join(filter(None, texts.get(part, []))) for part in REST}
+            rest = {part: ", or ".join(filter(None, texts.get(part, []))) for part in REST}
             for what, got in itertools.product(texts["what"], texts["got"]):
-                yield Message(kind, self.place, call.lineno, what, " ".join(got.split()), **rest)
+                line = " ".join(got.split())
+                found[Message(kind, self.place, call.lineno, what, line, **rest)] = None
+        yield from found
 
-    def _passed_to(self, function: Function | None, used: set[str]) -> list[Passed]:
-        """Return what the calls of a helper in its own module pass for the parameters `used`."""
+    def _with_arguments(self, place: Place, used: set[str]) -> list[Place]:
+        """Return a helper's place once for each call of it in the module, with what is passed."""
+        function = place.function
         parameters = [each.arg for each in function.args.args] if function else []
         if not function or not used & set(parameters) - {"self", "cls"}:
-            return [{}]
+            return [place]
         if parameters[0] in ("self", "cls"):
             del parameters[0]
-        found: list[Passed] = []
+        found = []
         for call in self._calls:
-            if _name_of(call.func) == function.name and self._around[call] is not function:
+            if _name_of(call.func) == function.name and self._places[call].function != function:
                 given = dict(zip(parameters, call.args, strict=False))
                 given |= {each.arg: each.value for each in call.keywords if each.arg}
-                found.append({name: (node, self._around[call]) for name, node in given.items()})
-        return found or [{}]
+                passed = {name: (node, self._places[call]) for name, node in given.items()}
+                found.append(place._replace(passed=passed))
+        return found or [place]
 
-    def _texts(self, node: ast.expr, function: Function | None, passed: Passed) -> list[str]:
+    def _with_branches(self, places: list[Place], used: set[str]) -> Iterator[Place]:
+        """Yield each place once for each branch before it that gives the names other texts."""
+        for place in places:
+            bound = [found for name in used if (found := self._bound(name, place))]
+            branches = dict.fromkeys(block for found in bound for _, block in found)
+            fit = [
+                branch
+                for branch in branches
+                if all(len(found) == 1 or branch in dict(map(reversed, found)) for found in bound)
+            ]
+            yield from (place._replace(branch=branch) for branch in fit or [None])
+
+    def _bound(self, name: str, place: Place) -> list[tuple[ast.expr, Blocks]]:
+        """Return the texts that a name may have at a place, with the blocks that give them."""
+        found: list[tuple[ast.expr, Blocks]] = []
+        for node, value in reversed(_bindings(place.function, name)):
+            blocks = self._places[node].blocks
+            if node.lineno >= place.line or not _is_text(value) or name in _names(value):
+                continue
+            found.append((value, blocks))
+            if place.blocks[: len(blocks)] == blocks:  # it replaces what was bound before
+                break
+        return [each for each in found if each[1] == place.branch] or found
+
+    def _texts(self, node: ast.expr, place: Place) -> list[str]:
         """Return what an expression may say; a placeholder if that is not known."""
         found: list[str] = []
         match node:
             case ast.Constant(value=str(text)):
                 found = [text]
             case ast.JoinedStr(values=parts):
-                found = _joined([self._texts(part, function, passed) for part in parts])
+                found = _joined([self._texts(part, place) for part in parts])
             case ast.BinOp(op=ast.Add(), left=left, right=right) if _is_text(node):
-                found = _joined([self._texts(part, function, passed) for part in (left, right)])
+                found = _joined([self._texts(part, place) for part in (left, right)])
             case ast.IfExp(body=body, orelse=orelse):
-                found = [t for part in (body, orelse) for t in self._texts(part, function, passed)]
+                found = [text for part in (body, orelse) for text in self._texts(part, place)]
             case ast.FormattedValue(value=value):
-                found = self._texts(value, function, passed)
-            case ast.Name(id=name) if name in passed and _is_text(passed[name][0]):
-                found = self._texts(*passed[name], {})
+                found = self._texts(value, place)
+            case ast.Name(id=name) if name in place.passed and _is_text(place.passed[name][0]):
+                found = self._texts(*place.passed[name])
             case ast.Name(id=name):
-                bound = [value for target, value in _bindings(function) if target == name]
-                texts = [value for value in bound if _is_text(value) and name not in _names(value)]
-                found = [t for value in texts for t in self._texts(value, function, passed)]
-                if not bound and name in self.constants:
+                found = [
+                    t for value, _ in self._bound(name, place) for t in self._texts(value, place)
+                ]
+                if not found and name in self.constants and not _bindings(place.function, name):
                     found = [self.constants[name]]
         distinct = list(dict.fromkeys(found))
         return distinct if 0 < len(distinct) <= MOST_ALTERNATIVES else [_placeholder(node)]
@@ -199,22 +238,28 @@ class Source:
 
     @cached_property
     def _calls(self) -> list[ast.Call]:
-        return list(self._around)
+        return [node for node in self._places if isinstance(node, ast.Call)]
 
     @cached_property
-    def _around(self) -> dict[ast.Call, Function | None]:
-        """Every call, with the innermost function that it stands in."""
-        found: dict[ast.Call, Function | None] = {}
+    def _places(self) -> dict[ast.AST, Place]:
+        """Where each statement and expression stands."""
+        found: dict[ast.AST, Place] = {}
 
-        def visit(node: ast.AST, function: Function | None) -> None:
-            if isinstance(node, ast.Call):
-                found[node] = function
+        def visit(node: ast.AST, function: Function | None, blocks: Blocks) -> None:
+            found[node] = Place(function, getattr(node, "lineno", 0), blocks)
             if isinstance(node, Function):
                 function = node
-            for child in ast.iter_child_nodes(node):
-                visit(child, function)
+            for _, value in ast.iter_fields(node):
+                if isinstance(value, ast.AST):
+                    visit(value, function, blocks)
+                elif isinstance(value, list):
+                    is_block = any(isinstance(child, ast.stmt) for child in value)
+                    inner = (*blocks, id(value)) if is_block else blocks
+                    for child in value:
+                        if isinstance(child, ast.AST):
+                            visit(child, function, inner)
 
-        visit(self._tree, None)
+        visit(self._tree, None, ())
         return found
 
 
@@ -241,7 +286,7 @@ def page() -> str:
 
 def _section(room: str, found: list[Message]) -> str:
     title = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) or room
-    lines = [f"## {title.splitlines()[0].split(' (docs/')[0].rstrip('.')}\n"]
+    lines = [f"## {re.split(r'[.] | [(]docs/', title.splitlines()[0])[0].rstrip('.')}\n"]
     texts = defaultdict[str, dict[str, None]](dict)  # the same words from several places once
     for message in found:
         texts[message.text][f"{_escaped(message)} Exit status {message.exit_code}."] = None
@@ -290,17 +335,21 @@ def _is_text(node: ast.expr) -> bool:
     return False
 
 
-def _bindings(function: Function | None) -> Iterator[tuple[str, ast.expr]]:
-    """Yield each name that is bound in a function, with its value, pair by pair."""
+def _bindings(function: Function | None, name: str) -> list[tuple[ast.AST, ast.expr]]:
+    """Return where a function binds a name, and to what, in the order of the lines."""
+    found: list[tuple[ast.AST, ast.expr]] = []
     for node in ast.walk(function) if function else ():
         match node:
             case ast.Assign(targets=targets, value=value):
-                for target in targets:
-                    yield from _pairs(target, value)
+                pairs = [pair for target in targets for pair in _pairs(target, value)]
             case ast.AnnAssign(target=target, value=ast.expr() as value):
-                yield from _pairs(target, value)
+                pairs = list(_pairs(target, value))
             case ast.NamedExpr(target=target, value=value):
-                yield from _pairs(target, value)
+                pairs = list(_pairs(target, value))
+            case _:
+                continue
+        found += [(node, value) for bound, value in pairs if bound == name]
+    return sorted(found, key=lambda binding: binding[0].lineno)
 
 
 def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
@@ -336,6 +385,10 @@ def _placeholder(node: ast.expr) -> str:
             return _placeholder(value)
         case ast.Call(func=ast.Name(id=name), args=[argument, *_]):
             return _placeholder(argument) if name in SHOWS else f"{{{name.strip('_')}}}"
+        case ast.Call(func=ast.Attribute(attr="join"), args=[joined]):
+            return _placeholder(joined)
+        case ast.Call(func=ast.Attribute(value=value, attr=name), args=arguments):
+            return _placeholder(value) if arguments else f"{{{name}}}"
     text = ast.unparse(node)
     return f"{{{text}}}" if len(text) <= LONGEST_NAME and "{" not in text else "{...}"
 

@@ -73,6 +73,15 @@ def test_what_a_program_prints_is_found_in_the_list(arguments, tmp_path):
     assert result.exit_code in {each.exit_code for each in found}
 
 
+def test_a_message_has_the_way_out_of_its_own_branch():
+    found = {each.got: each.way_out for each in at("irv2/commands/eval.py")}
+    assert found["{num_processes} processes"] == "leave out torchrun, or unset WORLD_SIZE"
+    assert found["both a model and --server given"].startswith("name a checkpoint")
+    files = {each.expected: each.way_out for each in at("irv2/system/files.py")}
+    assert files["free space"].startswith("free some")
+    assert files["a limit that allows files of this size"].startswith("raise ulimit -f")
+
+
 def test_texts_are_followed_through_names_helpers_and_alternatives():
     found = {each.text: each for each in at("irv2/images/decode.py")}
     assert found["image: {width}x{height} pixels"].kind == "ImageError"
