@@ -1,5 +1,6 @@
 """The pages that are made from the sources, in docs/generated, and llms.txt of all pages."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from irv2.serve.operations.metrics import Metrics
 ROOT = Path(__file__).parents[2]
 COPIED = ("CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md")  # from beside docs/
 BUILDERS = ("html", "dirhtml")
+OPTION = ".. option:: "
 MARKUP = re.compile(r"([*`|_\\])")
 
 
@@ -43,22 +45,24 @@ def describe(app: Sphinx, context: click.Context, lines: list[str]) -> None:
     name = context.command_path.removeprefix("irv2 ")
     if name in PROGRAMS and PROGRAMS[name].extra:
         lines += [f'It needs ``pip install "irv2[{PROGRAMS[name].extra}]"``.', ""]
-    # Else sphinx-click, which makes its own context, shows no defaults of the options that follow.
-    context.show_default = context.command.context_settings.get("show_default")
 
 
 def describe_options(app: Sphinx, context: click.Context, lines: list[str]) -> None:
-    """Add the ranges, which sphinx-click leaves out, and take help as it is."""
+    """Take help as it is, and add defaults and ranges as click shows them.
+
+    sphinx-click makes a context of its own, in which no default is shown, and knows no ranges.
+    """
+    context.show_default = context.command.context_settings.get("show_default")
+    starts = [i for i, line in enumerate(lines) if line.startswith(OPTION)]
     described = []
-    for line in lines:
-        is_markup = line.lstrip().startswith((".. ", ":"))
-        described.append(line if is_markup else _escaped(line))
-        if line.startswith(".. option:: "):
-            option = line.split()[2].rstrip(",")
-            [kind] = [each.type for each in context.command.params if option in each.opts]
-            if isinstance(kind, click.IntRange | click.FloatRange):
-                limits = repr(kind).partition(" ")[2].rstrip(">")
-                described += ["", f"    ``{limits}``"]
+    for start, end in itertools.pairwise([*starts, len(lines)]):
+        name = lines[start].removeprefix(OPTION).split()[0].rstrip(",")
+        [option] = [each for each in context.command.params if name in each.opts]
+        assert isinstance(option, click.Option)
+        extra = option.get_help_extra(context)
+        shown = [(key, extra.get(key)) for key in ("default", "range")]
+        described += [line if _is_markup(line) else _escaped(line) for line in lines[start:end]]
+        described += [f"    :{key}: ``{value}``" for key, value in shown if value] + [""]
     lines[:] = described
 
 
@@ -76,6 +80,10 @@ def write_llms_txt(app: Sphinx, error: Exception | None) -> None:
             lines.append(f"- [{title}]({url}): {_first_sentence(path)}")
         lines.append("")
     (Path(app.outdir) / "llms.txt").write_text("\n".join(lines))
+
+
+def _is_markup(line: str) -> bool:
+    return line.lstrip().startswith((".. ", ":"))
 
 
 def _escaped(line: str) -> str:
