@@ -48,9 +48,10 @@ def describe(app: Sphinx, context: click.Context, lines: list[str]) -> None:
 
 
 def describe_options(app: Sphinx, context: click.Context, lines: list[str]) -> None:
-    """Take help as it is, and add defaults and ranges as click shows them.
+    """Replace the text of each option by that of `--help`, with default and range.
 
-    sphinx-click makes a context of its own, in which no default is shown, and knows no ranges.
+    sphinx-click makes texts of its own, without either. Its choices stay: in help they stand before
+    the text.
     """
     context.show_default = context.command.context_settings.get("show_default")
     starts = [i for i, line in enumerate(lines) if line.startswith(OPTION)]
@@ -59,10 +60,10 @@ def describe_options(app: Sphinx, context: click.Context, lines: list[str]) -> N
         name = lines[start].removeprefix(OPTION).split()[0].rstrip(",")
         [option] = [each for each in context.command.params if name in each.opts]
         assert isinstance(option, click.Option)
-        extra = option.get_help_extra(context)
-        shown = [(key, extra.get(key)) for key in ("default", "range")]
-        described += [line if _is_markup(line) else _escaped(line) for line in lines[start:end]]
-        described += [f"    :{key}: ``{value}``" for key, value in shown if value] + [""]
+        record = option.get_help_record(context)
+        assert record  # none is hidden
+        choices = [line for line in lines[start:end] if line.lstrip().startswith(":options:")]
+        described += [lines[start], "", f"    {_escaped(record[1])}", "", *choices, ""]
     lines[:] = described
 
 
@@ -82,16 +83,11 @@ def write_llms_txt(app: Sphinx, error: Exception | None) -> None:
     (Path(app.outdir) / "llms.txt").write_text("\n".join(lines))
 
 
-def _is_markup(line: str) -> bool:
-    return line.lstrip().startswith((".. ", ":"))
-
-
 def _escaped(line: str) -> str:
     """Return a line of help as reStructuredText, as which sphinx-click reads it."""
-    *pairs, rest = re.split(r"`([^`]+)`", line.removeprefix("    **Required** "))
+    *pairs, rest = re.split(r"`([^`]+)`", line)
     marked = (f"``{x}``" if i % 2 else MARKUP.sub(r"\\\1", x) for i, x in enumerate(pairs))
-    required = "    Required. " if line.startswith("    **Required** ") else ""
-    return required + "".join(marked) + MARKUP.sub(r"\\\1", rest)
+    return "".join(marked) + MARKUP.sub(r"\\\1", rest)
 
 
 def _program(name: str, entry: Entry) -> str:
