@@ -26,7 +26,7 @@ autoclass_content = "both"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 # Types of other projects, whose inventories would have to be fetched, and what is no API of ours.
-nitpick_ignore_regex = [("py:.*", r"(?!irv2\.).*|irv2\.(manifest|model|v1)\..*")]
+nitpick_ignore_regex = [("py:.*", r"(?!irv2\.).*|irv2\.(model|v1)\..*")]
 
 
 def setup(app: Sphinx) -> None:
