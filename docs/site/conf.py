@@ -38,9 +38,9 @@ def setup(app: Sphinx) -> None:
     app.connect("build-finished", generate.write_llms_txt)
 
 
-def _leave_out_of_modules(app: Sphinx, what: str, *rest: object) -> None:
+def _leave_out_of_modules(
+    app: Sphinx, what: str, name: str, documented: object, options: object, lines: list[str]
+) -> None:
     """Show the members of a module alone: its docstring is for those who read the source."""
     if what == "module":
-        lines = rest[-1]
-        assert isinstance(lines, list)
         lines.clear()

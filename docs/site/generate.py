@@ -2,10 +2,11 @@
 
 import itertools
 import re
+import shutil
 from pathlib import Path
 
 import click
-import messages
+import troubleshooting
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from sphinx.application import Sphinx
@@ -16,27 +17,22 @@ from irv2.serve.operations.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md")  # from beside docs/
-BUILDERS = ("html", "dirhtml")
 OPTION = ".. option:: "
 MARKUP = re.compile(r"([*`|_\\])")
 
 
 def write_pages(docs: Path) -> None:
-    """Write docs/generated anew; a page that has not changed is left alone, and not built again."""
-    folder = docs / "generated"
+    """Write docs/generated anew."""
     pages = {f"irv2-{name}.md": _program(name, entry) for name, entry in PROGRAMS.items()}
     pages |= {name: _copied(name) for name in COPIED}
     pages["programs.md"] = _programs()
     pages["metrics.md"] = _metrics()
-    pages["messages.md"] = messages.page()
-    folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
-        if path.name not in pages:
-            path.unlink()
+    pages["messages.md"] = troubleshooting.page()
+    folder = docs / "generated"
+    shutil.rmtree(folder, ignore_errors=True)  # there is none yet
+    folder.mkdir()
     for name, text in pages.items():
-        path = folder / name
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        (folder / name).write_text(text)
 
 
 def describe(app: Sphinx, context: click.Context, lines: list[str]) -> None:
@@ -69,7 +65,7 @@ def describe_options(app: Sphinx, context: click.Context, lines: list[str]) -> N
 
 def write_llms_txt(app: Sphinx, error: Exception | None) -> None:
     """List all pages with their first sentence (llmstxt.org), in the order of the contents."""
-    if error or app.builder.name not in BUILDERS:
+    if error or app.builder.format != "html":
         return
     lines = ["# IRv2", "", f"> {_first_sentence(ROOT / 'README.md')}", ""]
     for caption, names in _contents(Path(app.srcdir) / "index.md"):

@@ -8,7 +8,6 @@ import ast
 import inspect
 import itertools
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -276,49 +275,6 @@ def pattern(message: Message) -> re.Pattern[str]:
     return re.compile(".+?".join(map(re.escape, parts)), re.DOTALL)
 
 
-def page() -> str:
-    """Return the page "Troubleshooting" in Markdown: messages by the part of the project."""
-    rooms = defaultdict[str, list[Message]](list)
-    for message in messages():
-        rooms[_room(message.place)].append(message)
-    return "\n".join([INTRODUCTION, *(_section(room, found) for room, found in rooms.items())])
-
-
-def _section(room: str, found: list[Message]) -> str:
-    title = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) or room
-    lines = [f"## {re.split(r'[.] | [(]docs/', title.splitlines()[0])[0].rstrip('.')}\n"]
-    texts = defaultdict[str, dict[str, None]](dict)  # the same words from several places once
-    for message in found:
-        texts[message.text][f"{_escaped(message)} Exit status {message.exit_code}."] = None
-    for text in sorted(texts, key=str.casefold):
-        lines.append(f"{_code(text)}\n: " + "\n\n  ".join(texts[text]) + "\n")
-    return "\n".join(lines)
-
-
-def _escaped(message: Message) -> str:
-    """The way out; code in it stays code, the rest is no Markdown. Ours is Markdown already."""
-    if not (message.way_out or message.expected):
-        return message.advice
-    parts = message.advice.split("`")
-    plain = (re.sub(r"([\\*_<>\[\]#])", r"\\\1", part) for part in parts[::2])
-    return "".join(
-        itertools.chain(
-            *itertools.zip_longest(plain, (f"`{x}`" for x in parts[1::2]), fillvalue="")
-        )
-    )
-
-
-def _room(place: str) -> str:
-    folder, *inner = Path(place).parts[:-1]
-    return "/".join([folder, *inner[:1]])
-
-
-def _code(text: str) -> str:
-    fence = "``" if "`" in text else "`"
-    space = " " if "`" in text else ""
-    return f"{fence}{space}{text}{space}{fence}"
-
-
 def _joined(parts: list[list[str]]) -> list[str]:
     return ["".join(chosen) for chosen in itertools.islice(itertools.product(*parts), 100)]
 
@@ -337,7 +293,12 @@ def _is_text(node: ast.expr) -> bool:
 
 def _bindings(function: Function | None, name: str) -> list[tuple[ast.AST, ast.expr]]:
     """Return where a function binds a name, and to what, in the order of the lines."""
-    found: list[tuple[ast.AST, ast.expr]] = []
+    return [(node, value) for node, bound, value in _all_bindings(function) if bound == name]
+
+
+@cache
+def _all_bindings(function: Function | None) -> list[tuple[ast.AST, str, ast.expr]]:
+    found: list[tuple[ast.AST, str, ast.expr]] = []
     for node in ast.walk(function) if function else ():
         match node:
             case ast.Assign(targets=targets, value=value):
@@ -348,7 +309,7 @@ def _bindings(function: Function | None, name: str) -> list[tuple[ast.AST, ast.e
                 pairs = list(_pairs(target, value))
             case _:
                 continue
-        found += [(node, value) for bound, value in pairs if bound == name]
+        found += [(node, name, value) for name, value in pairs]
     return sorted(found, key=lambda binding: binding[0].lineno)
 
 
@@ -391,16 +352,3 @@ def _placeholder(node: ast.expr) -> str:
             return _placeholder(value) if arguments else f"{{{name}}}"
     text = ast.unparse(node)
     return f"{{{text}}}" if len(text) <= LONGEST_NAME and "{" not in text else "{...}"
-
-
-INTRODUCTION = """# Troubleshooting, by message
-
-Programs fail with one line, `error: WHAT: GOT; expected ...; WAY OUT`, and an exit status. This
-page lists every such line of this version, made from the sources. Search it for words of your
-message that don't depend on your files. What depends on them stands in braces, as `{width}`.
-
-An option that does not exist or is out of its range, and an argument that names no file, end in
-`see irv2 PROGRAM --help`, with exit status 2. `--debug` adds the traceback to any error.
-[`irv2 doctor`](../doctor.md) finds what is wrong with the machine, and
-[training](../training.md#when-it-goes-wrong) says what to do about a run that learns nothing.
-"""

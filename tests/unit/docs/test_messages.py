@@ -6,7 +6,8 @@ import re
 import click
 import pytest
 from click.testing import CliRunner
-from messages import Message, kinds, messages, page, pattern, sources
+from messages import Message, kinds, messages, pattern, sources
+from troubleshooting import page
 
 from irv2.cli.main import main
 from irv2.errors import ImageError, ImageReason, Overloaded
