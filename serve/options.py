@@ -42,6 +42,7 @@ class ServeOptions:
     num_front_ends: int = 1  # 0: by the engine's recorded speed
     choose: Literal["recorded", "measure"] = "recorded"
     require_signature: Path | None = None
+    has_page: bool = True  # on the HTTP port
 
     def __post_init__(self) -> None:
         if self.max_queue < self.max_images:

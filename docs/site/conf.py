@@ -18,7 +18,7 @@ html_theme = "furo"
 html_show_copyright = html_show_sphinx = html_copy_source = html_show_sourcelink = False
 highlight_language = "text"
 smartquotes = False  # options begin with two hyphens
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["deflist", "html_image"]
 myst_heading_anchors = 3
 python_use_unqualified_type_names = True
 default_role = "code"  # what docstrings mean by `name`
