@@ -9,11 +9,13 @@ import simplejpeg
 from serving_process import replace_bundle
 from serving_site import request, scenario_with
 from signing import key_pair
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import SIDE, write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.errors import BundleError, UsageError
 from irv2.images.preprocess import Preprocess
+from irv2.inference.open_inference_pb2 import ModelInferRequest
+from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.measures.shadow import ShadowReport
 from irv2.serve.options import ShadowOptions
 from irv2.trust.keys import read_signer
@@ -76,6 +78,20 @@ def test_under_overload_the_shadow_starves_and_every_call_is_answered(served, se
         assert report(site).compared >= 32
 
     scenario_with(served, scenario, seconds=0.01, shadow=second())
+
+
+def test_pictures_that_come_as_tensors_are_compared_too(served, second):
+    images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
+    tensor = ModelInferRequest.InferInputTensor(name="images", datatype="UINT8", shape=images.shape)
+    infer = ModelInferRequest(
+        model_name="irv2", inputs=[tensor], raw_input_contents=[images.tobytes()]
+    )
+
+    async def scenario(site):
+        await GRPCInferenceServiceStub(site.channel).ModelInfer(infer)
+        await until(lambda: report(site).compared == len(images))
+
+    scenario_with(served, scenario, shadow=second())
 
 
 def test_a_shadow_that_fails_is_off_and_the_server_goes_on(served, second, caplog):

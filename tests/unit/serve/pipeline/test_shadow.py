@@ -175,6 +175,7 @@ def test_with_another_served_model_it_counts_anew():
         await asyncio.sleep(10 * TAKES_S)
         assert scene.counts == (1, 0, 0, 0)
         assert scene.shadow.report.model_id == "newer"
+        assert scene.runner.batches == [[1], [1]]
 
     play(scenario)
 
