@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from process_output import read_line
 from project import ROOT
 from tiny_bundle import write_tiny_bundle
 
@@ -56,7 +57,7 @@ def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(ins
         text=True,
     )
     try:
-        ready = process.stderr.readline()
+        ready = read_line(process.stderr)
         assert ready.startswith("ready "), ready + process.stderr.read()
         command = [installed / "irv2-classify", image, "--server", ready.split()[1]]
         answer = subprocess.run(

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from process_output import read_line
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,7 +158,7 @@ def run(program: str, stop_after_s: float | None, kill: str | None = None) -> tu
                     stop(process.pid, child, kill)
         elif program == "serve":
             assert process.stderr is not None
-            while "ready" not in process.stderr.readline():
+            while "ready" not in read_line(process.stderr):
                 assert process.poll() is None
             os.killpg(process.pid, signal.SIGINT)
         try:
