@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from process_output import read_line
 from tabulate import tabulate
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+from process_output import read_line
+from project import ROOT
 
 PATIENCE_S = 120
 FINE = {"stopped", "done", "before the program", "killed", "told"}
