@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from process_output import read_line
 from serving_process import LOOPBACK, get, load_on, serving
 from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
@@ -74,7 +75,7 @@ def test_it_is_compared_on_live_pictures_and_takes_over_without_a_lost_call(bund
 
 
 def wait_for_promotion(process, promoted: threading.Event) -> None:
-    for line in process.popen.stderr:
+    while line := read_line(process.popen.stderr):
         if line.startswith("promoted bundle="):
             promoted.set()
             return
