@@ -178,9 +178,8 @@ class Server:
 
     async def stop(self) -> None:
         """Refuse new requests, answer the open ones, close everything."""
-        if self._shadowing:  # first, so that it is promoted no more
+        if self._shadowing:  # it is promoted no more
             self._shadowing.cancel()
-            await asyncio.gather(self._shadowing, return_exceptions=True)
         await self._port.stop()
         await self._model.close()
         await asyncio.gather(*self._closing)
@@ -189,6 +188,8 @@ class Server:
         if self._http:
             await self._http.stop()
         await self._port.close()
+        if self._shadowing:  # last, since its engine may never return
+            await asyncio.gather(self._shadowing, return_exceptions=True)
         if self._counters:
             self._counters.remove()
 

@@ -51,23 +51,31 @@ def read_report(address: str, *, tls: bool = False, tls_ca: Path | None = None) 
     """Read what the server at this HTTP port tells of its shadow. Raises Irv2Error."""
     if host_and_port(address) is None:
         raise UsageError("address", repr(address), "HOST:PORT of --http", way_out(address))
+    context = _tls_context(tls_ca) if tls or tls_ca else None
     try:
-        report = ShadowReport.read(_metrics(address, tls, tls_ca))
+        report = ShadowReport.read(_metrics(address, context))
     except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         expected = "/metrics of irv2-serve, on the port of --http"
-        raise Irv2Error(address, f"no metrics there ({reason})", expected) from error
+        way = "add --tls or --tls-ca if it is encrypted" if context is None else ""
+        raise Irv2Error(address, f"no metrics there ({reason})", expected, way) from error
     if report is None:
         raise UsageError(address, "has no shadow", "a server started with --shadow BUNDLE")
     return report
 
 
-def _metrics(address: str, tls: bool, tls_ca: Path | None) -> str:
+def _tls_context(ca: Path | None) -> ssl.SSLContext:
+    """Trust these authorities, or the public ones. Raises UsageError."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except ssl.SSLError as error:
+        raise UsageError(ca, f"no certificates ({error.reason})", "PEM") from error
+
+
+def _metrics(address: str, context: ssl.SSLContext | None) -> str:
     """Return the text of /metrics; the address is taken literally, whatever proxy there is."""
-    encrypted = tls or tls_ca is not None
-    context = ssl.create_default_context(cafile=tls_ca) if encrypted else None
     opener = build_opener(ProxyHandler({}), HTTPSHandler(context=context))
-    url = f"{'https' if encrypted else 'http'}://{address}/metrics"
+    url = f"{'https' if context else 'http'}://{address}/metrics"
     with opener.open(url, timeout=TIMEOUT_S) as answer:
         text: str = answer.read().decode()
     return text

@@ -92,11 +92,14 @@ class ShadowReport:
         if _INFO not in samples:
             return None
         labels: dict[str, Any] = samples[_INFO].labels
-        counts: dict[str, Any] = {
-            name: int(samples[f"irv2_shadow_{name}_total"].value) for name in _COUNTS
-        }
-        limit = samples["irv2_shadow_max_disagreement_percent"].value
-        return cls(**labels, **counts, limit_percent=limit)
+        try:
+            counts: dict[str, Any] = {
+                name: int(samples[f"irv2_shadow_{name}_total"].value) for name in _COUNTS
+            }
+            limit = samples["irv2_shadow_max_disagreement_percent"].value
+            return cls(**labels, **counts, limit_percent=limit)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a shadow's metrics of another version: {error}") from error
 
     def to_json(self, limit_percent: float) -> dict[str, object]:
         """Plain values with the verdict on `limit_percent`, for --json."""

@@ -132,8 +132,11 @@ class Shadow:
         self._waiting = asyncio.Queue(MAX_WAITING)
         engine = self._engine
         del self._engine  # so that its memory is freed
-        await engine.batcher.close()
-        await asyncio.to_thread(engine.free)
+        try:
+            await engine.batcher.close()
+            await asyncio.to_thread(engine.free)
+        except Exception:  # an engine's library may raise anything; the server goes on
+            logger.exception("close_failed shadow=%s", self.description.id[:12])
 
     @property
     def report(self) -> ShadowReport:
