@@ -76,9 +76,9 @@ image:
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
 		--build-arg CREATED=$(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ) $(IMAGE_ARGS) .
 
-# The JavaScript client that a test uses; without it the test is skipped, in CI it fails.
+# The JavaScript that tests use: a client of gRPC, without which a test fails in CI, and axe-core.
 js-client: setup
-	npm install --no-audit --no-fund --silent --prefix $(VENV)/js @grpc/grpc-js@1 @grpc/proto-loader@0.8
+	npm install --no-audit --no-fund --silent --prefix $(VENV)/js @grpc/grpc-js@1 @grpc/proto-loader@0.8 axe-core@4
 
 # Generated code is committed, so that users need no compiler; `check` proves it current.
 protos: setup

@@ -87,9 +87,13 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
 @click.option(
     "--http",
     metavar="HOST:PORT",
-    help="Address of the HTTP port: /metrics, /healthz, /readyz, and pictures over HTTP.  "
-    "[default: none]",
+    help="Address of the HTTP port: a page for browsers, pictures over HTTP, /metrics, /healthz, "
+    "/readyz.  [default: none]",
 )
+@click.option(
+    "--no-page", "has_page", is_flag=True, flag_value=False, default=True, show_default=False,
+    help="Leave the page for browsers out of the HTTP port.",
+)  # fmt: skip
 @click.option(
     "--insecure",
     is_flag=True,

@@ -64,6 +64,7 @@ class ServeOptions:
     choose: Literal["recorded", "measure"] = "recorded"
     require_signature: Path | None = None
     shadow: ShadowOptions | None = None
+    has_page: bool = True  # on the HTTP port
 
     def __post_init__(self) -> None:
         if self.max_queue < self.max_images:

@@ -340,11 +340,13 @@ class Server:
         from irv2.serve.rest.request import Desk
         from irv2.serve.rest.rules import rules, rules_without_model
 
-        open_requests, found = OpenRequests(), rules_without_model()
+        open_requests, has_page = OpenRequests(), self._options.has_page
+        found = rules_without_model(has_page=has_page)
         if isinstance(self._port, GrpcPort):
             port = self._port
             desk = Desk(
                 current_model=lambda: port.model,
+                current_engine=lambda: self._model.engine,
                 calls=port.calls,
                 is_ready=lambda: self.is_ready,
                 tokens=port.tokens,
@@ -353,7 +355,7 @@ class Server:
                 max_message_bytes=self._options.max_message_bytes,
                 open_requests=open_requests,
             )
-            found = rules(desk)
+            found = rules(desk, has_page=has_page)
         self._http = HttpServer(
             self._metrics.exposition,
             lambda: self.is_ready,

@@ -6,16 +6,20 @@ from tornado.routing import PathMatches, Rule
 from tornado.web import RequestHandler
 
 from irv2.serve.rest.classify import Classify
+from irv2.serve.rest.model import GetModel
 from irv2.serve.rest.open_inference import MODEL, Infer, Live, Metadata, Ready, Server
 from irv2.serve.rest.openapi import OpenApi
+from irv2.serve.rest.page import Page
 from irv2.serve.rest.request import Desk
 
 
-def rules(desk: Desk) -> list[Rule]:
+def rules(desk: Desk, *, has_page: bool) -> list[Rule]:
     """Every path and what answers there."""
     handlers = {
+        **({"/": Page} if has_page else {}),
         "/openapi.json": OpenApi,
         "/v1/classify": Classify,
+        "/v1/model": GetModel,
         "/v2/?": Server,
         "/v2/health/live": Live,
         "/v2/health/ready": Ready,
@@ -26,9 +30,10 @@ def rules(desk: Desk) -> list[Rule]:
     return [Rule(PathMatches(path), handler, {"desk": desk}) for path, handler in handlers.items()]
 
 
-def rules_without_model() -> list[Rule]:
+def rules_without_model(*, has_page: bool) -> list[Rule]:
     """For a process that runs the engine of several front ends, and answers no request itself."""
-    return [Rule(PathMatches("/v[12](/.*)?"), _NoModel)]
+    paths = ["/v[12](/.*)?", *(["/"] if has_page else [])]
+    return [Rule(PathMatches(path), _NoModel) for path in paths]
 
 
 class _NoModel(RequestHandler):

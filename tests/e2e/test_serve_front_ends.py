@@ -198,8 +198,9 @@ def test_a_killed_front_end_costs_its_own_calls_alone_and_is_replaced(two):
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert two.value('irv2_requests_total{outcome="ok"}') > counted
     assert get(two.process.http, "/readyz")[0] == 200
-    status, text = get(two.process.http, "/v2/models/irv2")
-    assert (status, "start with --front-ends 1" in text) == (501, True)
+    for path in ("/v2/models/irv2", "/v1/model", "/"):
+        status, text = get(two.process.http, path)
+        assert (status, "start with --front-ends 1" in text) == (501, True)
 
 
 def test_new_models_and_sigterm_lose_no_request(two):

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from process_output import read_line
 from project import ROOT
+from serving_process import get
 from tiny_bundle import write_tiny_bundle
 
 pytestmark = pytest.mark.slow
@@ -25,8 +26,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, "--wheel-dir", folder, ROOT], check=True)
     [wheel] = folder.glob("irv2-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        top_level = {name.partition("/")[0] for name in archive.namelist()}
+        names = set(archive.namelist())
+    top_level = {name.partition("/")[0] for name in names}
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"irv2"}
+    data = {"data/imagenet_classes.txt", "doctor/mean_colour.onnx", "report/style.css"}
+    assert {f"irv2/{name}" for name in data} <= names
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet"]
@@ -50,7 +54,10 @@ def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(ins
     image = tmp_path / "photo.jpg"
     Image.radial_gradient("L").convert("RGB").save(image)
     process = subprocess.Popen(
-        [installed / "irv2-serve", bundle, "--listen", "127.0.0.1:0", "--grace-s", "0"],
+        [
+            *(installed / "irv2-serve", bundle, "--listen", "127.0.0.1:0"),
+            *("--http", "127.0.0.1:0", "--grace-s", "0"),
+        ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": "."},
         stderr=subprocess.PIPE,
@@ -64,6 +71,7 @@ def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(ins
             command, cwd=tmp_path, capture_output=True, text=True, check=True
         ).stdout
         assert "class " in answer
+        assert "<h1" in get(ready.rstrip().rpartition("http=")[2], "/")[1]
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)

@@ -24,11 +24,12 @@ from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.convert.candidate import Candidate, ExportOptions, make_candidate
 from irv2.convert.export import export, judge_and_publish
-from irv2.convert.inspect.diff import diff, load_model_ledger
+from irv2.convert.inspect.diff import load_model_ledger
 from irv2.convert.onnx.float32 import write_onnx
 from irv2.convert.verify import verify
 from irv2.data.dataset import open_split
 from irv2.images.preprocess import Preprocess
+from irv2.measures.difference import diff
 from irv2.model.fold import fold
 from irv2.model.paper import Normalized
 from irv2.runners.choose import open_best
