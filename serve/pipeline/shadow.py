@@ -211,7 +211,7 @@ class Shadow:
         next_look = f"; looks again at {pair.next_look}" if pair.next_look else ""
         logger.info(
             "shadow_judged shadow=%s %s%s",
-            *(self.description.id[:12], pair.agreement.line(limit), next_look),
+            *(self.description.id[:12], pair.agreement.finding(limit), next_look),
         )
         return verdict == "passed"
 
