@@ -196,6 +196,7 @@ class TableGroup(ProgramGroup):
         except ModuleNotFoundError as error:
             raise self._missing_extra(cmd_name, error) from error
         assert isinstance(command, click.Command)
+        command.name = cmd_name  # its function is called main
         return command
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)

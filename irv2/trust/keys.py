@@ -173,7 +173,8 @@ def _der_certificate(signature: Path, content: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(content)
     except ValueError as error:
-        raise BundleError(signature, "holds a certificate that can't be read") from error
+        got = "holds a certificate that can't be read"
+        raise BundleError(signature, got, way_out="sign it with irv2 sign") from error
 
 
 def _problem_of(certificate: x509.Certificate) -> str:

@@ -16,6 +16,9 @@ ALLOWED = {
 }
 # NVIDIA's own terms: in the extras `gpu` and `rtx` alone, fetched by whoever installs those.
 NVIDIA = re.compile(r"nvidia-|cuda-toolkit$|tensorrt(-|$)")
+# Read by a person, where the metadata say too much: docutils names the GPL of an editor mode that
+# lies in its source archive; the wheel is in the public domain, or under the licence here.
+READ = {"docutils": "BSD-2-Clause"}
 # In no environment of `make setup`: for other systems, and of other locks. As the wheels say.
 ELSEWHERE = {
     "chardet": "0BSD",
@@ -59,8 +62,8 @@ def licenses() -> dict[str, str]:
     """The licence of each package of the locks; KeyError names one of which nothing is known."""
     installed = {plain(each.metadata["Name"]): each for each in distributions()}
     return {
-        name: "NVIDIA" if NVIDIA.match(name) else of(installed[name]) if name in installed
-        else ELSEWHERE[name]
+        name: READ.get(name) or ("NVIDIA" if NVIDIA.match(name) else of(installed[name])
+        if name in installed else ELSEWHERE[name])
         for name in sorted(locked_names())
     }  # fmt: skip
 
