@@ -234,8 +234,12 @@ class _Process:
         return f"front end {self._number + 1}"
 
     async def take(self, model: SharedModel) -> None:
-        """Let it take this model. Raises Irv2Error where it can't."""
-        memory, channel = await model.join(self._number)
+        """Let it take this model. Raises Irv2Error where it can't; it is ended then."""
+        try:
+            memory, channel = await model.join(self._number)
+        except OSError as error:  # no file left
+            self._popen.kill()
+            raise Irv2Error(self, f"can't take the model ({error.strerror})") from error
         with channel:
             asked = self.ask(Take(model.layout), [memory, channel.fileno()], START_S)
         await asked
