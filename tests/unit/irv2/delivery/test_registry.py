@@ -106,6 +106,7 @@ def test_who_has_not_logged_in_is_told_to(servers, tmp_path):
         (b"7", "no token from"),
         (b'{"token": "a\\nb"}', "no answer from the registry"),
     ],
+    ids=["nested", "none", "number", "two-lines"],
 )
 def test_a_token_server_may_answer_anything(servers, tmp_path, token, problem):
     registry, _ = servers
