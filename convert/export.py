@@ -14,7 +14,7 @@ from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.convert.candidate import DEFAULTS, Candidate, ExportOptions, make_candidate
 from irv2.convert.gate.judge import judge_all, open_artifacts, undecided
-from irv2.convert.gate.reference import REFERENCE, Reference
+from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.reference_cache import classify_with_reference
 from irv2.convert.gate.report import Report, Show, report_on, unseen
 from irv2.convert.gate.verdict import best_by_file
@@ -31,7 +31,7 @@ from irv2.data.dataset import ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import EngineError, UsageError
 from irv2.ledger import first_rows
-from irv2.manifest import ONNX_FILE
+from irv2.manifest import ONNX_FILE, REFERENCE
 from irv2.self_test import SELF_TEST
 
 logger = logging.getLogger(__name__)

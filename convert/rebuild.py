@@ -13,7 +13,6 @@ import msgspec
 from irv2.bundle import Bundle
 from irv2.convert.engine.build import choose_flavour, engine_artifact
 from irv2.convert.engine.options import EngineOptions
-from irv2.convert.gate.reference import REFERENCE
 from irv2.convert.gate.report import Report, Show, unseen
 from irv2.convert.publish.evidence import forget_rejection, write_rejection
 from irv2.convert.publish.replace import (
@@ -25,7 +24,7 @@ from irv2.convert.publish.replace import (
 from irv2.convert.verify import open_to_verify, require_same, verify
 from irv2.data.dataset import BadImages
 from irv2.errors import BundleError, EngineError
-from irv2.manifest import LEDGER_SUFFIX, Artifact
+from irv2.manifest import LEDGER_SUFFIX, REFERENCE, Artifact
 from irv2.runners.choose import open_runner
 
 

@@ -7,7 +7,7 @@ import msgspec
 
 from irv2.bundle import Bundle
 from irv2.convert.gate.judge import judge_all, open_artifacts
-from irv2.convert.gate.reference import REFERENCE, Reference
+from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.report import Report, Show, report_on, unseen
 from irv2.convert.gate.tolerance import Tolerance, tolerance_for
 from irv2.convert.onnx.blocks import block_outputs
@@ -17,7 +17,15 @@ from irv2.data.dataset import BadImages, open_split
 from irv2.data.samples import is_sample, resolve_data
 from irv2.errors import BundleError, DataError, EngineError
 from irv2.evaluate import classify_folder
-from irv2.manifest import MANIFEST, ONNX_FILE, Manifest, Precision, is_judged, read_manifest
+from irv2.manifest import (
+    MANIFEST,
+    ONNX_FILE,
+    REFERENCE,
+    Manifest,
+    Precision,
+    is_judged,
+    read_manifest,
+)
 
 
 def verify(

@@ -15,12 +15,12 @@ import msgspec
 
 from irv2.bundle import Bundle
 from irv2.client import Client
-from irv2.convert.gate.reference import REFERENCE, Reference
+from irv2.convert.gate.reference import Reference
 from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import BundleError
 from irv2.ledger import Ledger
-from irv2.manifest import LEDGER_SUFFIX, Artifact, Evidence, Parity, Precision
+from irv2.manifest import LEDGER_SUFFIX, REFERENCE, Artifact, Evidence, Parity, Precision
 from irv2.results import Result
 from irv2.runners.choose import INT8_CPU, INT8_TRT
 from irv2.system.progress import progress

@@ -16,6 +16,7 @@ from irv2.errors import BundleError
 SCHEMA = "irv2.bundle/1"
 MANIFEST = "bundle.json"
 REPORT = "parity.md"
+REFERENCE = "reference.npz"  # the answers of the checkpoint
 SIGNATURE = "model.sig"  # covers all other files; bundle.json does not name it
 LEDGER_SUFFIX = ".ledger.npz"  # appended to an artefact's name for the file of its answers
 NO_SHA256 = "0" * 64

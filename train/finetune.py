@@ -13,8 +13,8 @@ from typing import Any
 
 from irv2.block_names import Stage
 from irv2.errors import CheckpointError, UsageError
+from irv2.measures.curve import HEAD
 from irv2.system.machine import world_size
-from irv2.train.curves.curves import HEAD
 from irv2.train.start import Request, train
 
 logger = logging.getLogger(__name__)

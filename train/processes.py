@@ -5,6 +5,7 @@ writes files and log lines. Processes agree on image counts, signals and errors 
 tensors on the CPU; DistributedDataParallel sums the gradients.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -141,7 +142,7 @@ def joined(device: str) -> Iterator[Processes]:
         _forget_locals(error)
         # If gloo lives until the interpreter ends, it may abort; NCCL might wait here for others.
         if dist.is_initialized() and not has_gpu:
-            dist.destroy_process_group()
+            _leave()
         if not is_lost:
             raise
         raise Irv2Error(
@@ -151,7 +152,18 @@ def joined(device: str) -> Iterator[Processes]:
             "see which ended first; torchrun --max-restarts N restarts all from the last save",
         ) from error
     else:
-        dist.destroy_process_group()
+        _leave()
+
+
+def _leave() -> None:
+    """End the group, which must be its own last holder.
+
+    If a DistributedDataParallel is, it ends gloo while holding the interpreter's lock, for which
+    gloo's threads may wait. An exception that a library caught while it was imported may keep the
+    frames of its callers in a cycle, and with them their DistributedDataParallel.
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _killed(before: int) -> str:
@@ -161,11 +173,7 @@ def _killed(before: int) -> str:
 
 
 def _forget_locals(error: BaseException | None) -> None:
-    """Free what the frames of a failure hold, such as a DistributedDataParallel.
-
-    If that is the last to hold the process group, it ends gloo while holding the interpreter's
-    lock, for which gloo's threads may wait.
-    """
+    """Free what the frames of a failure hold, such as a DistributedDataParallel: see `_leave`."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

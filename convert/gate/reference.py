@@ -15,8 +15,6 @@ from irv2.ledger import Key, Ledger, first_rows
 from irv2.results import clipped_gaps
 from irv2.types import FloatArray
 
-REFERENCE = "reference.npz"
-
 
 class Reference(Ledger):
     """The answers of the checkpoint, in torch and float32."""

@@ -8,7 +8,7 @@ from irv2.bundle import Bundle
 from irv2.cli.options import data_option, json_option, print_json
 from irv2.cli.program import Program
 from irv2.cli.signing_options import require_signature_option
-from irv2.errors import BundleError, UsageError
+from irv2.errors import UsageError
 from irv2.manifest import ONNX_FILE
 from irv2.system.files import check_folder_of
 
@@ -24,17 +24,14 @@ def inspect(bundle: Path, require_signature: Path | None, as_json: bool) -> None
 
     Whether the signer is the one that it says needs --require-signature.
     """
-    from irv2.convert.inspect.bundle import inspect_bundle
+    from irv2.trust.inspection import inspect_bundle
 
     inspection = inspect_bundle(bundle, require_signature)
     if as_json:
         print_json(inspection.to_json())
     else:
         click.echo(inspection.to_text())
-    for file, problem in inspection.problems.items():
-        raise BundleError(file, problem, way_out=inspection.bundle.way_out(file))
-    if inspection.signature_error:
-        raise inspection.signature_error
+    inspection.require_whole()
 
 
 @click.command(cls=Program)
@@ -53,9 +50,9 @@ def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bo
     checkpoint), a LEDGER.npz of `irv2 eval --ledger`, or a CHECKPOINT.pt, which then classifies
     DIR/val. DIR/val names the image files too.
     """
-    from irv2.convert.inspect.diff import diff as run_diff
     from irv2.convert.inspect.diff import load_model_ledger
     from irv2.data.samples import resolve_data
+    from irv2.measures.difference import diff as run_diff
 
     if sheet_path is not None:
         check_folder_of(sheet_path)

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from irv2.convert.inspect.diff import Difference
 from irv2.errors import DataError
 from irv2.images.contact_sheet import MAX_PICTURES, Tile, draw_sheet
 from irv2.images.decode import FILE_LIMITS, decode
+from irv2.measures.difference import Difference
 
 logger = logging.getLogger(__name__)
 

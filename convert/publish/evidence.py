@@ -9,14 +9,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from irv2.convert.gate.reference import REFERENCE
 from irv2.convert.gate.report import Report
 from irv2.convert.gate.verdict import Judgement, Run
 from irv2.data.dataset import ImageFolder
 from irv2.errors import Irv2Error, ParityError
 from irv2.images.preprocess import Preprocess, prepare
 from irv2.ledger import Ledger, Predictions
-from irv2.manifest import LEDGER_SUFFIX, MANIFEST, REPORT, Manifest, manifest_json
+from irv2.manifest import LEDGER_SUFFIX, MANIFEST, REFERENCE, REPORT, Manifest, manifest_json
 from irv2.self_test import NUM_IMAGES, SELF_TEST, SelfTest
 from irv2.system.files import write_atomically
 

@@ -35,6 +35,7 @@ PROGRAMS = {
     "diff": Entry(
         "irv2.convert.inspect.cli:diff", "List the images on which two models differ.", "convert"
     ),
+    "report": Entry("irv2.commands.report:main", "Write a page about runs and bundles.", "verify"),
     "graph": Entry(
         "irv2.convert.inspect.cli:graph", "Draw the network of an ONNX file.", "convert"
     ),

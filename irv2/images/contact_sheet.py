@@ -30,7 +30,7 @@ def draw_sheet(heading: str, tiles: Iterable[Tile], path: Path) -> None:
 
     Of each picture only a small copy is kept, so `tiles` may decode them one by one.
     """
-    small = [(_thumbnail(tile.picture), tile.lines, tile.colour) for tile in tiles]
+    small = [(thumbnail(tile.picture), tile.lines, tile.colour) for tile in tiles]
     columns = min(NUM_COLUMNS, len(small))
     top_of_tiles = (heading.count("\n") + 1) * LINE + GAP
     width, height = SIDE + GAP, SIDE + max(len(lines) for _, lines, _ in small) * LINE + GAP
@@ -51,7 +51,8 @@ def draw_sheet(heading: str, tiles: Iterable[Tile], path: Path) -> None:
     write_atomically(path, lambda part: sheet.save(part, format="PNG"))
 
 
-def _thumbnail(picture: UInt8Array) -> Image.Image:
+def thumbnail(picture: UInt8Array) -> Image.Image:
+    """Return a copy of uint8 RGB (H, W, 3) whose longer side has SIDE pixels."""
     image = Image.fromarray(picture)
     scale = SIDE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)

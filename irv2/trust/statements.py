@@ -144,7 +144,7 @@ def _component(manifest: Manifest, artifact: Artifact) -> dict[str, Any]:
             },
         }
         for row in artifact.known
-        for name, estimate in _errors(row.parity).items()
+        for name, estimate in exact_errors(row.parity).items()
     ]
     return {
         "type": "machine-learning-model",
@@ -169,7 +169,7 @@ def _component(manifest: Manifest, artifact: Artifact) -> dict[str, Any]:
 
 def _card_row(artifact: Artifact, row: Evidence) -> tuple[str, ...]:
     parity = row.parity
-    errors = [f"{e.percent:.2f} ({e.low:.2f}-{e.high:.2f})" for e in _errors(parity).values()]
+    errors = [f"{e.percent:.2f} ({e.low:.2f}-{e.high:.2f})" for e in exact_errors(parity).values()]
     chance = ", checkpoint at chance" if parity.at_chance else ""
     return (
         artifact.file,
@@ -182,7 +182,7 @@ def _card_row(artifact: Artifact, row: Evidence) -> tuple[str, ...]:
     )
 
 
-def _errors(parity: Parity) -> dict[str, Estimate]:
+def exact_errors(parity: Parity) -> dict[str, Estimate]:
     """The artefact's errors with their exact intervals, from the counts behind the percents."""
     found = {}
     for name, change in (("top-1", parity.top1), ("top-5", parity.top5)):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from process_output import read_line
 
 from irv2.checkpoint import Checkpoint
 
@@ -93,7 +94,7 @@ def test_full_network_trains_exports_passes_the_gate_serves_and_classifies(
         text=True,
     )
     try:
-        ready = process.stderr.readline()
+        ready = read_line(process.stderr)
         assert ready.startswith("ready "), ready + process.stderr.read()
         answer = run("irv2-classify", photographs / "val", "--server", ready.split()[1], "--json")
         served = run(

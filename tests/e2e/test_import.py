@@ -18,6 +18,7 @@ import torch
 from measured_import import run_import
 from original_network import Tree
 from PIL import Image
+from process_output import read_line
 from slim_network import SlimNetwork
 from torch7_writer import save
 
@@ -164,7 +165,7 @@ def test_published_weights_are_imported_evaluated_exported_served_and_asked(
         text=True,
     )
     try:
-        ready = process.stderr.readline()
+        ready = read_line(process.stderr)
         assert ready.startswith("ready "), ready + process.stderr.read()
         address = ready.split()[1]
         with Client(address) as client:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from certificates import issue
 from kubernetes import KUSTOMIZE, pod_of
+from process_output import read_line
 from serving_process import LOOPBACK, serving
 from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
@@ -89,7 +90,7 @@ def test_a_pod_starts_answers_its_probes_and_says_when_it_is_to_stop(pod, files)
             (result,) = client.classify([jpeg(0)], timeout_s=10)
             assert result.scores
         server.popen.send_signal(signal.SIGTERM)
-        assert server.popen.stderr.readline().strip()  # it has begun to stop
+        assert read_line(server.popen.stderr).strip()  # it has begun to stop
         assert probe(pod, "readinessProbe", server.http) == 503
         assert probe(pod, "livenessProbe", server.http) == 200
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cgroups import MEMORY_LIMIT, limited_memory, within
 from odd_disk import odd_disk, used_up_quota
+from process_output import read_line
 from project import ROOT
 
 BEFORE = ROOT / "tests" / "data" / "before_rooms"
@@ -102,7 +103,7 @@ def exporting(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """An export at work on its hidden folder, and the id of the child that does the work."""
     command = [sys.executable, "-m", "irv2", *map(str, EXPORT), str(tmp_path / "b.bundle")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert "model.onnx" in process.stderr.readline()
+        assert "model.onnx" in read_line(process.stderr)
         [hidden] = tmp_path.glob(".b.*.tmp")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         yield process, int(children.read_text())

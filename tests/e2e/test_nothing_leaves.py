@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 from hub_endpoint import hub_endpoint, repository_files
+from process_output import read_line
 from serving_process import LOOPBACK
 from serving_site import jpeg
 
@@ -84,7 +85,7 @@ def test_no_program_asks_anybody(project, bundle, environment, tmp_path):
         began = time.monotonic()
         serve = ["irv2-serve", str(bundle), "--listen", LOOPBACK, "--grace-s", "0"]
         server = subprocess.Popen(serve, env=settings, stderr=subprocess.PIPE, text=True)
-        address = server.stderr.readline().split()[1]
+        address = read_line(server.stderr).split()[1]
         programs.append(["irv2-classify", str(picture), "--server", address])
         programs.append([*batch, str(tmp_path / "asked.parquet"), "--server", address])
         for program in programs:

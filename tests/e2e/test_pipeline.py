@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from process_output import read_line
 
 from irv2.checkpoint import Checkpoint, load_model
 from irv2.data.dataset import open_split
@@ -30,7 +31,7 @@ def server(bundle: Path, environment: dict[str, str]) -> Iterator[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    ready = process.stderr.readline()
+    ready = read_line(process.stderr)
     assert ready.startswith("ready "), ready + process.stderr.read()
     yield ready.split()[1]
     process.send_signal(signal.SIGTERM)

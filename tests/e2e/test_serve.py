@@ -23,6 +23,7 @@ import simplejpeg
 from certificates import issue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
+from process_output import read_line
 from scripted_server import Scripted
 from scripted_server import served as scripted
 from serving_process import LOOPBACK, get, serving
@@ -106,7 +107,7 @@ def test_with_json_the_ready_line_is_an_object_on_stdout(bundle_path):
     command = [sys.executable, "-m", "irv2", "serve", str(bundle_path), "--listen", LOOPBACK]
     pipe = subprocess.PIPE
     with subprocess.Popen([*command, "--json"], stdout=pipe, stderr=pipe, text=True) as popen:
-        address = popen.stderr.readline().split()[1]
+        address = read_line(popen.stderr).split()[1]
         popen.send_signal(signal.SIGINT)
         stdout, _ = popen.communicate(timeout=30)
     answer = json.loads(stdout)
@@ -378,7 +379,7 @@ def test_ctrl_c_stops_without_a_grace_period_and_exits_130(bundle_path):
 def test_a_second_signal_ends_the_grace_period(bundle_path):
     with serving(bundle_path, "--grace-s", "60") as process:
         process.popen.send_signal(signal.SIGTERM)
-        assert "stopping" in process.popen.stderr.readline()
+        assert "stopping" in read_line(process.popen.stderr)
         assert process.stop(signal.SIGTERM)[0] == 0
 
 
@@ -498,6 +499,6 @@ def test_a_whole_server_runs_where_torch_and_scipy_are_missing(bundle_path, tmp_
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "irv2", "serve", str(bundle_path), "--listen", LOOPBACK]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as popen:
-        line = popen.stderr.readline()
+        line = read_line(popen.stderr)
         popen.send_signal(signal.SIGINT)
         assert line.startswith("ready "), line + popen.stderr.read()

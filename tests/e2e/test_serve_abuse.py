@@ -22,6 +22,7 @@ from fuzzing import (
     num_open_files,
     settled_open_files,
 )
+from process_output import read_line
 from project import ROOT
 from serving_process import LOOPBACK, get, serving
 from serving_site import jpeg, request
@@ -156,7 +157,7 @@ def test_a_client_that_is_killed_leaves_no_work_behind(server):
     helpers = str(ROOT / "tests/helpers")
     command = [sys.executable, "-c", program, server.address, helpers]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdout.readline() == "sent\n"
+        assert read_line(client.stdout) == "sent\n"
         client.kill()
     wait_until_nothing_is_queued(server)
     assert_it_answers(server)

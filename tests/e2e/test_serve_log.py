@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from process_output import read_line
 from serving_process import LOOPBACK, get
 from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
@@ -74,7 +75,7 @@ def test_a_log_that_cannot_be_written_does_not_hold_up_the_server(place, bundle)
     ):
         text = ""
         while not text.endswith("}\n"):
-            line = popen.stdout.readline()
+            line = read_line(popen.stdout)
             assert line, "it ended before it was ready"
             text += line
         ready = json.loads(text)
@@ -98,7 +99,7 @@ def test_stdout_that_cannot_be_written_does_not_hold_up_the_server(place, bundle
     ):
         lines = []
         while not lines or not lines[-1].startswith("ready "):
-            lines.append(popen.stderr.readline())
+            lines.append(read_line(popen.stderr))
             assert lines[-1], lines
         with Client(lines[-1].split()[1]) as client:
             assert client.classify([jpeg(0)])[0].scores
@@ -115,9 +116,9 @@ def test_with_json_every_line_but_the_first_ready_line_is_an_object(bundle):
     environment = os.environ | {"PYTHONWARNINGS": "always"}
     with started(bundle, *options, stderr=subprocess.PIPE, env=environment) as popen:
         entries = []
-        while not (line := popen.stderr.readline()).startswith("ready 127.0.0.1:"):
+        while not (line := read_line(popen.stderr)).startswith("ready 127.0.0.1:"):
             entries.append(json.loads(line))
-        twin = json.loads(popen.stderr.readline())
+        twin = json.loads(read_line(popen.stderr))
         assert (twin["level"], twin["message"]) == ("info", line.strip())
         popen.send_signal(signal.SIGTERM)
         _, stderr = popen.communicate(timeout=10)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from process_output import read_line
 from project import ROOT
 from tiny_bundle import write_tiny_bundle
 
@@ -24,8 +25,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, "--wheel-dir", folder, ROOT], check=True)
     [wheel] = folder.glob("irv2-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        top_level = {name.partition("/")[0] for name in archive.namelist()}
+        names = set(archive.namelist())
+    top_level = {name.partition("/")[0] for name in names}
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"irv2"}
+    data = {"data/imagenet_classes.txt", "doctor/mean_colour.onnx", "report/style.css"}
+    assert {f"irv2/{name}" for name in data} <= names
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet"]
@@ -56,7 +60,7 @@ def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(ins
         text=True,
     )
     try:
-        ready = process.stderr.readline()
+        ready = read_line(process.stderr)
         assert ready.startswith("ready "), ready + process.stderr.read()
         command = [installed / "irv2-classify", image, "--server", ready.split()[1]]
         answer = subprocess.run(

@@ -21,5 +21,6 @@ def destroy_alone() -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # or what it happens to free would pass
     dist.destroy_process_group = destroy_alone
     main()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from process_output import read_line
 from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
 
@@ -37,7 +38,7 @@ class Process:
             LOOPBACK,
         ]
         self.popen = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
-        self.ready_line = self.popen.stderr.readline()
+        self.ready_line = read_line(self.popen.stderr)
         match = re.match(r"ready (\S+) ", self.ready_line)
         assert match, self.ready_line + self.popen.stderr.read()
         self.address = match[1]

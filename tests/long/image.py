@@ -27,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
+from process_output import read_line
 from project import ROOT
 from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
@@ -239,7 +240,7 @@ def serve_and_classify(root: Path, config: dict, folder: Path) -> None:
     try:
         lines = []
         while not (lines and lines[-1].startswith("ready ")):
-            lines.append(server.stderr.readline())
+            lines.append(read_line(server.stderr))
             assert lines[-1], "".join(lines)
         print(f"ready after {time.monotonic() - began:.1f} s; {len(lines) - 1} lines before it")
         status = Path(f"/proc/{server.pid}/status").read_text()

@@ -29,8 +29,10 @@ from pathlib import Path
 import click
 from tabulate import tabulate
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+from process_output import read_line
+from project import ROOT
 
 PATIENCE_S = 120
 FINE = {"stopped", "done", "before the program", "killed", "told"}
@@ -157,7 +159,7 @@ def run(program: str, stop_after_s: float | None, kill: str | None = None) -> tu
                     stop(process.pid, child, kill)
         elif program == "serve":
             assert process.stderr is not None
-            while "ready" not in process.stderr.readline():
+            while "ready" not in read_line(process.stderr):
                 assert process.poll() is None
             os.killpg(process.pid, signal.SIGINT)
         try:

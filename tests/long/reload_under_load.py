@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
+from process_output import read_line
 from serving_process import serving
 from serving_site import jpeg
 from tiny_bundle import write_tiny_bundle
@@ -64,7 +65,7 @@ def swap_under_load(bundle: Path, num_swaps: int) -> int:
         for number in range(1, num_swaps + 1):
             os.kill(process.popen.pid, signal.SIGHUP)
             for beginning in ("reloaded ", "closed "):
-                line = process.popen.stderr.readline()
+                line = read_line(process.popen.stderr)
                 assert line.startswith(beginning), line
             memory_mb.append(memory_in_a_lull(process.popen.pid, wanted))
             time.sleep(0.5)

@@ -31,7 +31,7 @@ WITHOUT_TORCH = [
 FLOORS = {
     "irv2": "errors types block_names network_config system manifest results ledger images "
     "protocol model checkpoint runners bundle data measures trust delivery evaluate self_test "
-    "client evaluate_server batch doctor cli bench commands __main__",
+    "client evaluate_server batch doctor report cli bench commands __main__",
     "train": "settings processes data learner curves run divergence validation signals loop start "
     "finetune defaults cli finetune_cli bench",
     "convert": "provenance engine importing onnx gate publish inspect candidate export verify "

@@ -1,25 +1,17 @@
 """Training curves in the original's style: from runs, from its own logs, and its published one."""
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from irv2.errors import DataError
+from irv2.measures.curve import AVERAGED, HEAD, METRICS, Curve, joined, read_metrics
 from irv2.system.files import write_atomically
 from irv2.train.curves.torch7_log import read_torch7_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-METRICS = "metrics.jsonl"
-HEAD = "head"  # in a fine-tuning's folder: the run of its first phase
-_DRAWN = {
-    "epoch",
-    *(f"{split}_{top}_error" for split in ("train", "val") for top in ("top1", "top5")),
-}
-_AVERAGED = {"ema_val_top1_error", "ema_val_top5_error"}  # drawn if every row has them
 # Epoch, top-1 and top-5 of setting 1 on ImageNet, read off the original's picture to about +-0.5.
 _PUBLISHED = (
     (1, 81, 59), (5, 51, 26), (10, 40.5, 17), (15, 36, 14), (20, 33, 12), (30, 30, 10),
@@ -27,17 +19,6 @@ _PUBLISHED = (
     (90, 24.4, 7.4),
 )  # fmt: skip
 _PUBLISHED_SPIKE = (22, 51, 30)  # a single epoch, drawn without a line to it
-
-
-class Curve(NamedTuple):
-    """The errors of one run in percent: a row per epoch, with the keys of metrics.jsonl.
-
-    The first `head_epochs` rows are of a fine-tuning's first phase, the last layer alone.
-    """
-
-    name: str
-    rows: list[dict[str, float]]
-    head_epochs: int = 0
 
 
 def read_curve(path: Path) -> Curve:
@@ -55,28 +36,7 @@ def read_curve(path: Path) -> Curve:
     if not rows:
         raise DataError(log, "no finished epoch in it", "a run of irv2-train or a Torch7 log")
     head = read_metrics(log.parent / HEAD / METRICS) if log.name == METRICS else []
-    num = int(head[-1]["epoch"]) if head else 0
-    return Curve(name, [*head, *({**row, "epoch": num + row["epoch"]} for row in rows)], num)
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read the rows of a metrics.jsonl, one per epoch; none if there is no file.
-
-    Raises DataError for a malformed line.
-    """
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # bad JSON or bad UTF-8
-            raise DataError(path, f"line {number} is not JSON", "one object per epoch") from error
-        if not isinstance(row, dict) or not row.keys() >= _DRAWN:
-            raise DataError(path, f"line {number} lacks an epoch's errors", "a run's metrics")
-        for name, value in row.items():
-            if not isinstance(value, int | float) or abs(value) > sys.float_info.max:
-                raise DataError(path, f"line {number}: {name} is {value!r:.60}", "a number")
-        rows.append(row)
-    return rows
+    return joined(name, head, rows)
 
 
 def draw_curves(
@@ -115,7 +75,7 @@ def draw_curves(
             ):
                 label = legend_label(title, rows[-1], split)
                 _draw_errors(axes, rows, split, color, 1.2, label)
-            if all(row.keys() >= _AVERAGED for row in rows):
+            if all(row.keys() >= AVERAGED for row in rows):
                 label = legend_label("validation, averaged weights", rows[-1], "ema_val")
                 _draw_errors(axes, rows, "ema_val", "green", 1.2, label)
         else:

@@ -19,9 +19,10 @@ from typing import Any
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError, DataError, UsageError
+from irv2.measures.curve import HEAD, METRICS, read_metrics
 from irv2.system.files import explain_full_disk, try_lock, write_atomically
 from irv2.system.stop import raise_if_stopped
-from irv2.train.curves.curves import HEAD, METRICS, draw_curves, read_curve, read_metrics
+from irv2.train.curves.curves import draw_curves, read_curve
 from irv2.train.run import mlflow
 from irv2.train.run.tensorboard import FOLDER, write_scalars
 from irv2.train.settings import RECIPE_DEFAULTS, shown

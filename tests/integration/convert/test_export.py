@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 from exported import BUNDLE_FILES, LEDGERS, Exported, tree
+from process_output import read_line
 from project import ROOT
 from tiny_checkpoint import CLASSES, NUM_PER_CLASS, make_checkpoint
 
@@ -23,11 +24,12 @@ from irv2.bundle import Bundle
 from irv2.checkpoint import Checkpoint
 from irv2.convert.candidate import Candidate, ExportOptions, make_candidate
 from irv2.convert.export import export, judge_and_publish
-from irv2.convert.inspect.diff import diff, load_model_ledger
+from irv2.convert.inspect.diff import load_model_ledger
 from irv2.convert.onnx.float32 import write_onnx
 from irv2.convert.verify import verify
 from irv2.data.dataset import open_split
 from irv2.images.preprocess import Preprocess
+from irv2.measures.difference import diff
 from irv2.model.fold import fold
 from irv2.model.paper import Normalized
 from irv2.runners.choose import open_best
@@ -294,7 +296,7 @@ def test_a_signal_during_the_onnx_step_ends_the_export_with_one_line(exported, t
     options = ["--data", str(exported.data), "--precision", "fp32", "--out", str(tmp_path / "b")]
     command = [sys.executable, "-m", "irv2", "export", str(exported.checkpoint_path), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while process.stderr.readline() != "export: model.onnx\n":
+        while read_line(process.stderr) != "export: model.onnx\n":
             assert process.poll() is None
         time.sleep(1)  # into the exporter, which takes some seconds
         process.send_signal(signal.SIGTERM)

@@ -22,7 +22,6 @@ from irv2.convert.candidate import ExportOptions
 from irv2.convert.engine.build import build_engine, choose_flavour
 from irv2.convert.engine.options import EngineOptions
 from irv2.convert.export import export
-from irv2.convert.inspect.bundle import inspect_bundle
 from irv2.convert.onnx.calibrate import CalibrationOptions, calibrate, choose_images
 from irv2.convert.onnx.half import to_half
 from irv2.convert.onnx.int8 import quantize
@@ -37,6 +36,7 @@ from irv2.runners.choose import open_best
 from irv2.runners.onnx import OnnxRunner
 from irv2.runners.tensorrt import create, header_problems, shared_logger
 from irv2.system.machine import cpu_has_bfloat16, describe_machine, instruction_set
+from irv2.trust.inspection import inspect_bundle
 
 ALL = ("fp32", "fp16", "bf16", "int8")
 ONNX_FILES = [

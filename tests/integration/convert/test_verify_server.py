@@ -17,13 +17,12 @@ from serving_site import Site
 from tiny_bundle import CLASSES, write_tiny_bundle
 
 from irv2.bundle import Bundle
-from irv2.convert.gate.reference import REFERENCE
 from irv2.convert.verify_server import TIES, served_artifact
 from irv2.data.dataset import open_split
 from irv2.errors import BundleError
 from irv2.evaluate import classify_folder
 from irv2.ledger import Ledger
-from irv2.manifest import LEDGER_SUFFIX
+from irv2.manifest import LEDGER_SUFFIX, REFERENCE
 from irv2.runners.base import Runner
 from irv2.runners.choose import open_best
 from irv2.v1.classifier_pb2 import Model

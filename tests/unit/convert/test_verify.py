@@ -15,10 +15,10 @@ from signing import key_pair
 from tiny_bundle import CLASSES, PREPROCESS, write_tiny_bundle
 
 import irv2.convert.cli
-import irv2.convert.inspect.bundle
 import irv2.convert.inspect.cli
+import irv2.trust.inspection
 from irv2.bundle import Bundle
-from irv2.convert.gate.reference import REFERENCE, Reference
+from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.report import Report
 from irv2.convert.gate.tolerance import tolerance_for
 from irv2.convert.publish.evidence import write_rejection
@@ -30,6 +30,7 @@ from irv2.evaluate import classify_folder
 from irv2.manifest import (
     LEDGER_SUFFIX,
     MANIFEST,
+    REFERENCE,
     REPORT,
     SIGNATURE,
     Artifact,
@@ -291,7 +292,7 @@ def test_another_kind_of_processor_adds_its_evidence_and_each_replaces_its_own(
     assert set(kinds(bundle)[2:]) == on_both("avx2")
     assert Bundle.open(bundle).artifacts[0].parity == first
     table = (bundle / REPORT).read_text()
-    described = irv2.convert.inspect.bundle.inspect_bundle(bundle).to_text()
+    described = irv2.trust.inspection.inspect_bundle(bundle).to_text()
     for backend, name, _ in kinds(bundle):
         ran_on = f"{backend} {version(backend.removesuffix('-cpu'))} {name} "
         assert f"| {ran_on}" in table

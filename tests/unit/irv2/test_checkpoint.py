@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from process_output import read_line
 from safetensors.torch import save_file
 
 from irv2.checkpoint import SCHEMA, Checkpoint, content_sha256, load_model
@@ -274,7 +275,7 @@ def test_a_killed_save_leaves_a_whole_file(path):
         with subprocess.Popen(child, stdout=subprocess.PIPE, text=True) as process:
             last = 0
             for _ in range(3 + i):
-                last = int(process.stdout.readline())
+                last = int(read_line(process.stdout))
             time.sleep(0.004 * i)  # a save takes some 10 ms
             process.send_signal(signal.SIGKILL)
         loaded = Checkpoint.load(path)

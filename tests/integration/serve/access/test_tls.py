@@ -25,7 +25,7 @@ def bundle(tmp_path_factory) -> Bundle:
 
 async def assert_not_served(site: Site, reason: str = "", **how) -> None:
     with pytest.raises(NotServing, match=rf"no server answers \({reason}"):
-        await site.ask(timeout_s=0.3, **how)
+        await site.ask(timeout_s=1, **how)  # at least one handshake, on a busy machine too
 
 
 def files_of(issued, client_ca=None) -> TlsFiles:
@@ -96,7 +96,8 @@ def test_with_a_client_ca_a_client_needs_a_certificate_of_it(bundle, tmp_path):
         for path in ("/v2/models/irv2", "/v1/classify"):
             assert await over_http(site, issued.ca, path) == 401
             assert await over_http(site, issued.ca, path, client) == 200
-        with pytest.raises(OSError, match=r"(?i)unknown ca|reset|broken pipe"):
+        # It hears why, or of the end alone, as it was reading or writing at that moment.
+        with pytest.raises(OSError, match=r"(?i)unknown ca|EOF occurred|reset|closed|broken pipe"):
             await over_http(site, issued.ca, "/readyz", stranger)
 
     scenario_with(bundle, scenario, tls=files_of(issued, client.ca), http=Address("127.0.0.1", 0))

@@ -14,7 +14,7 @@ from tiny_bundle import CLASSES, write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.convert.inspect.contact_sheet import write_sheet
-from irv2.convert.inspect.diff import ModelLedger, diff, load_model_ledger
+from irv2.convert.inspect.diff import load_model_ledger
 from irv2.data.dataset import open_split
 from irv2.data.hashes import hash_files
 from irv2.data.shard_writer import write_shards
@@ -22,6 +22,7 @@ from irv2.errors import BundleError, DataError
 from irv2.images.contact_sheet import LINE, SIDE
 from irv2.ledger import Ledger, Predictions
 from irv2.manifest import LEDGER_SUFFIX, MANIFEST, read_manifest
+from irv2.measures.difference import ModelLedger, diff
 from irv2.system.files import file_sha256
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from process_output import read_line
 
 from irv2.convert.publish.replace import folder_beside, replace_folder, require_replaceable
 from irv2.errors import BundleError
@@ -43,7 +44,7 @@ def test_what_a_killed_process_left_is_swept_and_what_is_in_use_is_not(tmp_path)
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        folder = Path(process.stdout.readline().strip())
+        folder = Path(read_line(process.stdout).strip())
         publish(place, "new")
         assert (folder / "half").exists()
         process.kill()

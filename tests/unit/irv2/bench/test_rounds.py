@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from process_output import read_line
 
 from irv2.bench.rounds import Rounds, machine, machine_lock, rate, run_rounds
 from irv2.errors import UsageError
@@ -59,7 +60,7 @@ def test_two_benchmarks_at_once_are_refused(tmp_path, monkeypatch):
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
-        assert other.stdout.readline() == "locked\n"
+        assert read_line(other.stdout) == "locked\n"
         with pytest.raises(UsageError, match="another benchmark is running"), machine_lock():
             pass
         other.communicate("")

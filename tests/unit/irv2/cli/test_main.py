@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from process_output import read_line
 from tiny_bundle import write_tiny_bundle
 
 from irv2 import __version__
@@ -238,7 +239,7 @@ main()
 def test_a_signal_lets_a_program_save_and_exits_with_its_status(number, status, line):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", WAITING], **pipes) as process:
-        assert process.stdout.readline() == "ready\n"
+        assert read_line(process.stdout) == "ready\n"
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=20)
     assert (process.returncode, stdout) == (status, "saved\n")

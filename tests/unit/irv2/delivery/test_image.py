@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from process_output import read_line
 from project import ROOT
 from registry import needs_registry, registry
 from tiny_bundle import write_tiny_bundle
@@ -214,7 +215,7 @@ def test_of_two_that_miss_a_bundle_in_the_cache_one_fetches_and_both_get_it(
         first = subprocess.Popen(command, **pipes)
         assert HeldUp.is_asked.wait(60)
         second = subprocess.Popen(command, **pipes)
-        assert "another process is fetching it" in second.stderr.readline()
+        assert "another process is fetching it" in read_line(second.stderr)
         HeldUp.let_go.set()
         outputs = [process.communicate(timeout=60) for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0], outputs

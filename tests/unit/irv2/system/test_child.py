@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from process_output import read_line
 from project import ROOT
 
 PROGRAM = """
@@ -191,10 +192,10 @@ def test_without_a_shell_that_could_continue_it_a_program_ignores_ctrl_z():
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        assert process.stdout.readline().startswith("child")
+        assert read_line(process.stdout).startswith("child")
         process.send_signal(signal.SIGTSTP)
         for _ in range(5):
-            assert process.stdout.readline() == "at work\n"
+            assert read_line(process.stdout) == "at work\n"
         process.send_signal(signal.SIGTERM)
     assert process.returncode == 143
 
@@ -233,7 +234,7 @@ def test_what_was_published_before_the_end_is_told_of(tmp_path, is_published, nu
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     ) as process:
-        child = int(process.stdout.readline())
+        child = int(read_line(process.stdout))
         os.kill(child, number)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == status

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from process_output import read_line
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError, DataError, UsageError
@@ -208,7 +209,7 @@ def test_of_two_first_starts_one_is_refused(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     ) as other:
-        assert other.stdout.readline() == "locked\n"
+        assert read_line(other.stdout) == "locked\n"
         with pytest.raises(UsageError, match="another irv2-train"), run_in(tmp_path).locked():
             pass
         other.communicate("")

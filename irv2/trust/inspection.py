@@ -16,6 +16,7 @@ from irv2.manifest import (
     Artifact,
     Evidence,
     Imported,
+    Invariance,
     Source,
     read_manifest,
 )
@@ -51,6 +52,13 @@ class Inspection:
         """Only what is wrong."""
         return {path: problem for path, problem in self.checked.items() if problem}
 
+    def require_whole(self) -> None:
+        """Raise BundleError for the first file that is wrong, or a signature that is."""
+        for file, problem in self.problems.items():
+            raise BundleError(file, problem, way_out=self.bundle.way_out(file))
+        if self.signature_error:
+            raise self.signature_error
+
     def to_json(self) -> dict[str, Any]:
         """bundle.json, with sizes and problems."""
         return {
@@ -68,18 +76,17 @@ class Inspection:
             },
         }
 
-    def to_text(self) -> str:
-        """For a terminal."""
+    def facts(self) -> list[tuple[str, str]]:
+        """What the bundle is, where it comes from and whether it is whole: names and values."""
         manifest, preprocess = self.bundle.manifest, self.bundle.preprocess
         source, classes = manifest.source, manifest.classes
         shown = ", ".join(map(one_line, classes[:5])) + (", ..." if len(classes) > 5 else "")
         machines = {artifact.built_with.get("machine", "") for artifact in manifest.artifacts}
-        facts = [
-            ("bundle", one_line(self.bundle.path)),
+        return [
             ("id", manifest.id),
             ("checkpoint", f"sha256 {source.checkpoint_sha256}"),
             ("network", f"{source.arch}, setting {source.setting}, epoch {source.epoch}"),
-            *_origins(source),
+            *origins(source),
             ("made on", "; ".join(sorted(machines))),
             ("classes", f"{len(classes)}: {shown}"),
             (
@@ -92,7 +99,11 @@ class Inspection:
             ("hashes", "all hold" if not self.problems else f"{len(self.problems)} wrong"),
             ("signature", self._signature_text()),
         ]
-        artifacts = [row for artifact in manifest.artifacts for row in _artifact_rows(artifact)]
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        facts = [("bundle", one_line(self.bundle.path)), *self.facts()]
+        artifacts = [row for each in self.bundle.artifacts for row in _artifact_rows(each)]
         files = [self._file_row(path, problem) for path, problem in self.checked.items()]
         return "\n\n".join(
             [
@@ -122,14 +133,14 @@ class Inspection:
         return path.stat().st_size if path.is_file() else None
 
 
-def _origins(source: Source) -> Iterator[tuple[str, str]]:
+def origins(source: Source) -> Iterator[tuple[str, str]]:
     """Where the checkpoint's weights came from, the latest step first."""
     if source.imported is not None:
         yield "imported", _imported(source.imported)
     if (before := source.begun_from) is not None:
         step = f"setting {before.setting}, epoch {before.epoch}"
         yield "begun from", f"a checkpoint of {step}, sha256 {before.checkpoint_sha256}"
-        yield from _origins(before)
+        yield from origins(before)
 
 
 def _imported(weights: Imported) -> str:
@@ -144,7 +155,7 @@ def _artifact_rows(artifact: Artifact) -> Iterator[tuple[str, ...]]:
     """One per backend and kind of processor that it was judged on."""
     made_by = _made_by(artifact)
     if not artifact.known:
-        batches = f"to {artifact.max_batch}, not tried"
+        batches = batches_held(artifact, None)
         unknown = ("not verified", "", "", "", "", batches, "", "")
         yield (artifact.file, artifact.precision, *unknown, made_by)
     for row in artifact.known:
@@ -152,13 +163,7 @@ def _artifact_rows(artifact: Artifact) -> Iterator[tuple[str, ...]]:
 
 
 def _evidence_cells(artifact: Artifact, row: Evidence) -> tuple[str, ...]:
-    parity, found = row.parity, row.invariance
-    if found is None:
-        batches = f"to {artifact.max_batch}, not tried"
-    elif found.changed:
-        batches = f"answers change from {found.first_changed_batch} on"
-    else:
-        batches = f"1 to {artifact.max_batch}"
+    parity = row.parity
     basis = " (identical)" if parity.basis == "identical" else ""
     chance = ",\ncheckpoint at chance" if parity.at_chance else ""
     return (
@@ -167,10 +172,19 @@ def _evidence_cells(artifact: Artifact, row: Evidence) -> tuple[str, ...]:
         f"{parity.top1.lost}, {parity.top1.gained}",
         f"{parity.top5.lost}, {parity.top5.gained}",
         f"{parity.top1.tolerance_points:g}, {parity.top5.tolerance_points:g}",
-        batches,
+        batches_held(artifact, row.invariance),
         row.ran_on,
         "" if row.images_per_s is None else f"{row.images_per_s:g}",
     )
+
+
+def batches_held(artifact: Artifact, found: Invariance | None) -> str:
+    """In which batches an image keeps its answer, as far as that was tried."""
+    if found is None:
+        return f"to {artifact.max_batch}, not tried"
+    if found.changed:
+        return f"answers change from {found.first_changed_batch} on"
+    return f"1 to {artifact.max_batch}"
 
 
 def _made_by(artifact: Artifact) -> str:
