@@ -145,7 +145,7 @@ def _connect(address: str) -> None:
     at, start = f"Ray at {address}", "start one with `ray start --head`"
     try:  # Ray itself would wait for minutes
         socket.create_connection(place, timeout=CONNECT_S).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError for names such as a..b
         raise EngineError(at, f"does not answer ({error})", "a cluster", start) from error
     handler = signal.getsignal(signal.SIGTERM)
     try:

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from irv2.batch.source import Picture
+from irv2.errors import EngineError
 
 
 class Died(Exception):
@@ -70,3 +71,8 @@ def test_an_answer_that_is_lost_with_its_node_is_asked_for_again(on_ray, monkeyp
     answers._nodes = {Node(dies=False, loses=2): "one", Node(dies=True): "gone"}
     pictures = [Picture(f"{number}.jpg") for number in range(21)]
     assert list(answers.answers(pictures)) == pictures
+
+
+def test_a_host_that_no_system_can_look_up_is_one_line(on_ray):
+    with pytest.raises(EngineError, match=r"Ray at a\.\.b:1: does not answer"):
+        on_ray._connect("a..b:1")
