@@ -138,7 +138,7 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def _infer(
         self, request: oip.ModelInferRequest, deadline: float
     ) -> oip.ModelInferResponse:
-        return _response(request, await infer(request, self._current_model(), deadline))
+        return _response(request, await infer(request, self._current_model, deadline))
 
 
 def num_images(request: oip.ModelInferRequest) -> int:
