@@ -125,8 +125,9 @@ class Server:
             share_metrics(folder, "engine")
             self._metrics, self._build = Metrics(folder), SharedModel
             self._model = shared = SharedModel(opened, options, self._metrics, self._tell_health)
-            self._port = front_ends = FrontEnds(options, shared, self._metrics, folder)
-            self._answering: GrpcPort | OwnFrontEnd | None = front_ends.own
+            own = OwnFrontEnd(options, self._metrics) if options.http else None
+            self._port = front_ends = FrontEnds(options, shared, folder, own)
+            self._answering: GrpcPort | OwnFrontEnd | None = own
             self._metrics.watch_processes(lambda: front_ends.pids)
         else:
             self._metrics, self._build = Metrics(), ServedModel

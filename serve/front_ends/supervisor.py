@@ -28,7 +28,6 @@ from irv2.serve.front_ends.control import (
 from irv2.serve.front_ends.own_front_end import OwnFrontEnd
 from irv2.serve.front_ends.shared_model import SharedModel
 from irv2.serve.operations.logs import is_json
-from irv2.serve.operations.metrics import Metrics
 from irv2.serve.options import ServeOptions
 
 logger = logging.getLogger(__name__)
@@ -52,13 +51,13 @@ class FrontEnds:
         self,
         options: ServeOptions,
         model: SharedModel,
-        metrics: Metrics,
         metrics_folder: str,
+        own: OwnFrontEnd | None = None,
         ask_every_s: float = ASK_EVERY_S,
         answer_s: float = ANSWER_S,
     ) -> None:
-        """Raises UsageError where a file or a variable of the environment is wrong."""
-        self.own = OwnFrontEnd(options, metrics) if options.http else None
+        """`own` is this process's, if it answers over HTTP; it gets its models from here too."""
+        self._own = own
         self._ask_every_s, self._answer_s = ask_every_s, answer_s
         self._options, self._model, self._metrics_folder = options, model, metrics_folder
         self._names: list[str] = []
@@ -82,8 +81,8 @@ class FrontEnds:
 
     async def start(self) -> None:
         """Open the port in all front ends. Raises Irv2Error where one can't."""
-        if self.own:
-            await self.own.take(self._model)
+        if self._own:
+            await self._own.take(self._model)
         self._held = reserve(self._names)
         numbers = range(self._options.num_front_ends)
         await asyncio.gather(*map(self._spawn, numbers))
@@ -98,15 +97,15 @@ class FrontEnds:
         that happens at the start, and where this process can't take it: nothing has changed then.
         """
         async with self._changing:
-            if self.own and model is not self._model:
-                await self.own.take(model)
+            if self._own and model is not self._model:
+                await self._own.take(model)
             was_serving, self._serves = self._serves, True
             before, self._model = self._model, model
             if before is not model:
                 await self._all(*(each.take(model) for each in self._processes.values()))
             failures = await self._all(*(each.ask(Serve()) for each in self._processes.values()))
-            if self.own:
-                await self.own.serve()
+            if self._own:
+                await self._own.serve()
         if failures and not was_serving:
             raise failures[0]
 
@@ -127,13 +126,13 @@ class FrontEnds:
         if gone:
             await asyncio.wait(gone, timeout=self._options.stop_timeout_s + END_S)
         await asyncio.gather(*(process.end() for process in processes))
-        if self.own:
-            await self.own.stop()
+        if self._own:
+            await self._own.stop()
 
     async def close(self) -> None:
         """Give the port back."""
-        if self.own:
-            await self.own.close()
+        if self._own:
+            await self._own.close()
         for holder in self._held:
             holder.close()
 
