@@ -16,6 +16,7 @@ from tiny_bundle import write_tiny_bundle
 
 from irv2.errors import Irv2Error
 from irv2.serve.access.address import Address
+from irv2.serve.front_ends.own_front_end import OwnFrontEnd
 from irv2.serve.front_ends.shared_model import SharedModel
 from irv2.serve.front_ends.supervisor import FrontEnds
 from irv2.serve.operations.metrics import Metrics
@@ -38,7 +39,8 @@ def scenario_with(tmp_path, scenario, answer_s: float = 20.0, **options) -> None
         model = SharedModel(open_model(bundle, given), given, Metrics(), ignore_health)
         folder = tmp_path / "metrics"
         folder.mkdir()
-        front_ends = FrontEnds(given, model, str(folder), ask_every_s=0.1, answer_s=answer_s)
+        own = OwnFrontEnd(given, Metrics()) if given.http else None
+        front_ends = FrontEnds(given, model, str(folder), own, ask_every_s=0.1, answer_s=answer_s)
         try:
             with given.listen.ready_for_grpc() as names:
                 port = front_ends.bind(names, given.listen)
@@ -113,6 +115,21 @@ def test_one_that_cannot_get_a_new_model_is_replaced_by_one_that_has_it(tmp_path
         await model.close()
 
     scenario_with(tmp_path, scenario)
+
+
+def test_a_model_that_could_not_answer_over_http_is_not_taken_and_the_one_before_goes_on(tmp_path):
+    other, http = write_tiny_bundle(tmp_path / "other.bundle", seed=1), Address("127.0.0.1", 0)
+    given = replace(OPTIONS, num_front_ends=2, http=http)
+
+    async def scenario(front_ends, address):
+        before = (await answer(address)).model_id, front_ends.pids
+        model = SharedModel(open_model(other, given), given, Metrics(), ignore_health)
+        with no_file_left(), pytest.raises(Irv2Error, match="can't answer over HTTP"):
+            await front_ends.use(model)
+        await model.close()
+        assert before == ((await answer(address)).model_id, front_ends.pids)
+
+    scenario_with(tmp_path, scenario, http=http)
 
 
 def test_one_that_cannot_start_is_tried_again_and_stops_no_other(tmp_path, caplog):
