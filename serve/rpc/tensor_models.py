@@ -23,11 +23,12 @@ from irv2.v1 import classifier_pb2
 
 CurrentModel: TypeAlias = Callable[[], Model]  # which a reload changes
 VERSION = "1"
+TIMEOUT, TOP_K = "timeout", "top_k"  # parameters
 # The parameters of Triton's that we keep (timeout) or that would not change the answer: priorities
 # beside deadlines, sequences for a model without memory, HTTP's raw tensors.
 HARMLESS = frozenset(
     {
-        "timeout",
+        TIMEOUT,
         "priority",
         "sequence_id",
         "sequence_start",
@@ -37,7 +38,6 @@ HARMLESS = frozenset(
         "binary_data_size",
     }
 )
-TOP_K = "top_k"
 TYPED_AT_A_TIME = 16_384  # elements converted before the interpreter lock is released
 LENGTH_BYTES = 4  # little endian, before each element of a raw tensor of BYTES
 
@@ -135,7 +135,7 @@ class Files:
         """The best classes of each picture; one that fails has none, a reason, and fails alone."""
         model = current_model()
         files = input_files(request, model.pipeline.limits.max_images)
-        top_k = min(_top_k(request) or DEFAULT_TOP_K, len(model.description.classes))
+        top_k = min(parameter(request, TOP_K) or DEFAULT_TOP_K, len(model.description.classes))
         images = [classifier_pb2.Image(encoded=file) for file in files]
         asked = classifier_pb2.ClassifyRequest(images=images, top_k=top_k, id=request.id)
         results = (await model.pipeline.classify(asked, deadline)).results
@@ -272,15 +272,16 @@ def _packed(elements: Sequence[int]) -> bytes:
         raise InvalidRequest("inputs[0].contents", "an element above 255", "uint8") from error
 
 
-def _top_k(request: oip.ModelInferRequest) -> int:
-    """The parameter `top_k`; 0 if there is none."""
-    if TOP_K not in request.parameters:
+def parameter(request: oip.ModelInferRequest, name: str) -> int:
+    """A parameter that is an integer from 0 on; 0 if there is none. Raises InvalidRequest."""
+    if name not in request.parameters:
         return 0
-    value = request.parameters[TOP_K]
+    value = request.parameters[name]
     kind = value.WhichOneof("parameter_choice")
     number = getattr(value, kind) if kind in ("int64_param", "uint64_param") else -1
     if number < 0:
-        raise InvalidRequest("parameters['top_k']", str(value).strip(), "an integer from 0 on")
+        got = str(value).strip()
+        raise InvalidRequest(f"parameters['{name}']", got, "an integer from 0 on")
     return int(number)
 
 
@@ -322,6 +323,7 @@ def _check_parameters(request: oip.ModelInferRequest, asked: TensorModel) -> Non
             for number, output in enumerate(request.outputs)
         ),
     ]
+    parameter(request, TIMEOUT)  # has counted already if it makes sense
     for field, names in places:
         for name in names:
             if name not in HARMLESS:

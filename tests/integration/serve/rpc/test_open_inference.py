@@ -169,6 +169,8 @@ def test_raw_is_answered_raw_and_typed_typed(bundle, logits, typed):
         (infer_request(outputs=[{"name": "logits"}] * 2), "outputs"),
         (infer_request(IMAGES.ravel()), "inputs[0]"),
         (infer_request(inputs=[{"name": "images"}]), "inputs"),
+        (infer_request(parameters={"timeout": {"double_param": 1.5}}), "parameters['timeout']"),
+        (infer_request(parameters={"timeout": {"string_param": "9"}}), "parameters['timeout']"),
     ],
 )
 def test_a_wrong_request_names_its_field(bundle, request_, field):
@@ -256,7 +258,7 @@ def test_a_timeout_is_kept_and_a_priority_changes_nothing(bundle):
         request = asking_for("", "priority")
         assert (await stub.ModelInfer(request)).outputs
         site.runner.seconds = 0.5
-        request.parameters["timeout"].int64_param = 100_000  # microseconds
+        request.parameters["timeout"].uint64_param = 100_000  # microseconds
         code, _ = await site.refusal(request, method=stub.ModelInfer)
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
 
