@@ -11,7 +11,7 @@ COMPILE := $(LOCKER)/bin/uv pip compile pyproject.toml --quiet --upgrade --unive
 CUDA := cuda-toolkit nvidia-cublas nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
 	nvidia-nvshmem-cu13 triton
 
-.PHONY: setup demo check test newest lock image js-client protos clean
+.PHONY: setup demo check docs test newest lock image js-client protos clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,13 @@ check: setup
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory protos
 	git diff --exit-code --stat -- irv2/v1 irv2/inference irv2/reflection
+	$(MAKE) --no-print-directory docs
+
+# The pages of docs/, and those that are made from the sources. Warnings, as of a link that leads
+# nowhere, are errors.
+docs: setup
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --nitpicky --quiet -c docs/site docs build/docs
+	@echo "build/docs/index.html"
 
 # CI runs the slow ones too, as `CI=true make test` does anywhere. Tests that measure, or need both
 # cores, run when the others are done.
@@ -76,9 +83,9 @@ image:
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
 		--build-arg CREATED=$(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ) $(IMAGE_ARGS) .
 
-# The JavaScript client that a test uses; without it the test is skipped, in CI it fails.
+# The JavaScript that tests use: a client of gRPC, without which a test fails in CI, and axe-core.
 js-client: setup
-	npm install --no-audit --no-fund --silent --prefix $(VENV)/js @grpc/grpc-js@1 @grpc/proto-loader@0.8
+	npm install --no-audit --no-fund --silent --prefix $(VENV)/js @grpc/grpc-js@1 @grpc/proto-loader@0.8 axe-core@4
 
 # Generated code is committed, so that users need no compiler; `check` proves it current.
 protos: setup

@@ -60,7 +60,8 @@ def verify(
             list(opened.runners.values()), images, bundle.preprocess, title="verify"
         )
         if any(each.sha256 != reference.sha256 for each in predictions):
-            raise DataError(images.place, "images changed while they were read")
+            got = "images changed while they were read"
+            raise DataError(images.place, got, way_out="run it again while nothing writes there")
         judged = judge_all(
             bundle,
             opened,

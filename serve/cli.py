@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from irv2.cli.options import FloatRange, json_option, json_text
+from irv2.cli.options import FloatRange, json_option, json_text, percent
 from irv2.cli.program import Program
 from irv2.cli.signing_options import require_signature_option
 from irv2.errors import UsageError
@@ -19,7 +19,7 @@ from irv2.serve.access.tls import tls_files
 from irv2.serve.front_ends.choose import AUTO, IMAGES_PER_S, MAX_FRONT_ENDS
 from irv2.serve.operations.background import print_in_background
 from irv2.serve.operations.logs import log_there, print_as_it_is, take_over_stderr
-from irv2.serve.options import ServeOptions
+from irv2.serve.options import ServeOptions, ShadowOptions
 from irv2.serve.server import Server, serve
 from irv2.system.gpu import count_gpus
 
@@ -55,8 +55,10 @@ def _read_front_ends(context: click.Context, parameter: click.Parameter, text: s
     return int(text)
 
 
-def _fetch(context: click.Context, parameter: click.Parameter, text: str) -> Path:
+def _fetch(context: click.Context, parameter: click.Parameter, text: str | None) -> Path | None:
     """The bundle's folder; what a registry has is fetched to the cache first."""
+    if text is None:
+        return None
     if not text.startswith("oci://"):
         return Path(text)
     from irv2.delivery.image import pull_to_cache
@@ -85,9 +87,13 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
 @click.option(
     "--http",
     metavar="HOST:PORT",
-    help="Address of the HTTP port: /metrics, /healthz, /readyz, and pictures over HTTP.  "
-    "[default: none]",
+    help="Address of the HTTP port: a page for browsers, pictures over HTTP, /metrics, /healthz, "
+    "/readyz.  [default: none]",
 )
+@click.option(
+    "--no-page", "has_page", is_flag=True, flag_value=False, default=True, show_default=False,
+    help="Leave the page for browsers out of the HTTP port.",
+)  # fmt: skip
 @click.option(
     "--insecure",
     is_flag=True,
@@ -110,6 +116,24 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
 @click.option(
     "--watch", is_flag=True,
     help="Serve a new bundle soon after it appears at BUNDLE; SIGHUP does so at once.",
+)  # fmt: skip
+@click.option(
+    "--shadow", metavar="BUNDLE", callback=_fetch,
+    help="Run a second bundle on a share of the pictures while nobody waits, and count how often "
+    "it agrees; `irv2 shadow` and /metrics tell.",
+)  # fmt: skip
+@click.option(
+    "--shadow-share", metavar="PERCENT", callback=percent(all_of_it=True),
+    help="That share.  [default: 5%]",
+)  # fmt: skip
+@click.option(
+    "--promote-after", type=_COUNT, metavar="N",
+    help="Serve the shadow once it was compared on N pictures and keeps --max-disagreement.  "
+    "[default: never]",
+)  # fmt: skip
+@click.option(
+    "--max-disagreement", type=FloatRange(0, 100, min_open=True), metavar="POINTS",
+    help="Pictures that may get another best class from the shadow, in percent.  [default: 1.0]",
 )  # fmt: skip
 @click.option(
     "--precision",
@@ -240,6 +264,10 @@ def main(
     threads: int,
     workers: int,
     as_json: bool,
+    shadow: Path | None,
+    shadow_share: float | None,
+    promote_after: int | None,
+    max_disagreement: float | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
@@ -271,6 +299,7 @@ def main(
             max_streams=max_streams,
             max_connection_age_s=max_connection_age_s,
         ),
+        shadow=_shadow_options(shadow, shadow_share, promote_after, max_disagreement),
         **settings,
     )
 
@@ -282,6 +311,26 @@ def main(
             logger.info(server.ready_line)
 
     sys.exit(serve(bundle, options, on_ready))
+
+
+def _shadow_options(
+    bundle: Path | None,
+    share_percent: float | None,
+    promote_after: int | None,
+    max_disagreement_points: float | None,
+) -> ShadowOptions | None:
+    settings: dict[str, Any] = {
+        "share_percent": share_percent,
+        "promote_after": promote_after,
+        "max_disagreement_points": max_disagreement_points,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    if bundle is not None:
+        return ShadowOptions(bundle=bundle, **given)
+    if given:
+        what = "--shadow-share, --promote-after and --max-disagreement"
+        raise UsageError(what, "without --shadow", "the second bundle too")
+    return None
 
 
 def _tell_unprinted(error: OSError) -> None:

@@ -5,10 +5,31 @@ from pathlib import Path
 from typing import Literal
 
 from irv2.errors import UsageError
+from irv2.measures.agreement import fewest
 from irv2.serve.access.address import Address, UnixSocket
 from irv2.serve.access.connection_limits import ConnectionLimits
 from irv2.serve.access.tls import TlsFiles
 from irv2.v1 import classifier_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowOptions:
+    """A second bundle on a share of the pictures, and when it takes over, if ever."""
+
+    bundle: Path
+    share_percent: float = 5.0
+    max_disagreement_points: float = 1.0
+    promote_after: int | None = None  # pictures
+
+    def __post_init__(self) -> None:
+        least = fewest(self.max_disagreement_points)
+        if self.promote_after is not None and self.promote_after < least:
+            raise UsageError(
+                "--promote-after",
+                str(self.promote_after),
+                f"at least {least} with --max-disagreement {self.max_disagreement_points:g}",
+                "fewer pictures can't show so little",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +63,8 @@ class ServeOptions:
     num_front_ends: int = 1  # 0: by the engine's recorded speed
     choose: Literal["recorded", "measure"] = "recorded"
     require_signature: Path | None = None
+    shadow: ShadowOptions | None = None
+    has_page: bool = True  # on the HTTP port
 
     def __post_init__(self) -> None:
         if self.max_queue < self.max_images:
@@ -64,6 +87,13 @@ class ServeOptions:
                 str(self.num_front_ends),
                 f"1 with --listen {self.listen}",
                 "a socket in the file system has one process; take HOST:PORT",
+            )
+        if self.num_front_ends > 1 and self.shadow:
+            raise UsageError(
+                "--front-ends",
+                str(self.num_front_ends),
+                "1 with --shadow",
+                "several front ends keep the pictures in memory of their own",
             )
         if self.connections.max_connections < self.num_front_ends:
             raise UsageError(

@@ -5,10 +5,11 @@ import logging
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from irv2.errors import Irv2Error
+from irv2.errors import BundleError, Irv2Error, UsageError
 from irv2.serve.access.address import Address, UnixSocket
 from irv2.serve.access.tls import Tls
 from irv2.serve.front_ends.choose import with_front_ends
@@ -21,6 +22,7 @@ from irv2.serve.operations.metrics import Metrics, share_metrics
 from irv2.serve.options import ServeOptions
 from irv2.serve.pipeline.engine import OpenedModel, open_model
 from irv2.serve.pipeline.model import ServedModel, start_model
+from irv2.serve.pipeline.shadow import Shadow, open_shadow
 from irv2.serve.process import keep_few_arenas, return_memory, tidy_up, wait_for_a_turn
 from irv2.serve.reload import Reloader
 from irv2.serve.rpc.port import GrpcPort
@@ -141,6 +143,9 @@ class Server:
             num_lines_lost,
         )
         self._closing: set[asyncio.Task[None]] = set()  # of models that were replaced
+        self._changing = asyncio.Lock()  # held while another model takes over
+        self._shadow: Shadow | None = None
+        self._shadowing: asyncio.Task[None] | None = None
         self._wants_requests = False
         self._background: list[asyncio.Task[None]] = []
         self._http: HttpServer | None = None
@@ -157,6 +162,8 @@ class Server:
         self._background.append(asyncio.create_task(return_memory()))
         await self._model.start()
         await self._port.use(self._model)
+        if self._options.shadow:
+            await self._start_shadow()
         tidy_up()
         self._metrics.serving(self._model.description, self._model.artifact_file)
         self._wants_requests = True
@@ -164,21 +171,8 @@ class Server:
 
     async def reload(self, bundle_path: Path) -> None:
         """Serve the bundle that lies there now; where that fails, log it and go on as before."""
-        try:
-            new = await self._taking_over(bundle_path)
-        except Exception as error:  # whatever is wrong with it, requests must be answered
-            foreseen = isinstance(error, Irv2Error)
-            logger.error("reload_failed error=%s", error, exc_info=not foreseen)
-            self._metrics.observe_reload("failed")
-            return
-        old, self._model = self._model, new
-        closing = asyncio.create_task(self._close(old))  # not awaited: its engine may never return
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-        self._metrics.serving(new.description, new.artifact_file)
-        self._metrics.observe_reload("ok")
-        await self._tell_health()
-        logger.info("reloaded %s", self._what_is_served)
+        async with self._changing:
+            await self._change_to(bundle_path, self._options)
 
     async def announce_stop(self) -> None:
         """Tell load balancers to send requests elsewhere; those that come are still answered."""
@@ -187,6 +181,8 @@ class Server:
 
     async def stop(self) -> None:
         """Refuse new requests, answer the open ones, close everything."""
+        if self._shadowing:  # it is promoted no more
+            self._shadowing.cancel()
         await self._port.stop()
         await self._model.close()
         await asyncio.gather(*self._closing)
@@ -195,6 +191,8 @@ class Server:
         if self._http:
             await self._http.stop()
         await self._port.close()
+        if self._shadowing:  # last, since its engine may never return
+            await asyncio.gather(self._shadowing, return_exceptions=True)
         if self._counters:
             self._counters.remove()
 
@@ -225,13 +223,15 @@ class Server:
             "front_ends": self._options.num_front_ends,
             "streams": engine.batcher.num_streams,
             "choice": engine.how_chosen,
+            "shadow": self._shadow.description.id if self._shadow else None,
         }
 
     @property
     def ready_line(self) -> str:
         """`ready HOST:PORT` and what is served there."""
+        shadow = f" shadow={self._shadow.description.id[:12]}" if self._shadow else ""
         http = f" http={self._http_listen}" if self._http_listen else ""
-        return f"ready {self._listen} {self._what_is_served}{http}"
+        return f"ready {self._listen} {self._what_is_served}{shadow}{http}"
 
     @property
     def _what_is_served(self) -> str:
@@ -250,11 +250,39 @@ class Server:
             f"chosen={engine.how_chosen.replace(' ', ':', 1).replace(' ', '')}"
         )
 
-    async def _taking_over(self, bundle_path: Path) -> ServedModel | SharedModel:
+    async def _change_to(
+        self, bundle_path: Path, options: ServeOptions, wanted_id: str = ""
+    ) -> bool:
+        """Serve this bundle, or log what is wrong with it; whether it serves."""
+        try:
+            new = await self._taking_over(bundle_path, options, wanted_id)
+        except Exception as error:  # whatever is wrong with it, requests must be answered
+            foreseen = isinstance(error, Irv2Error)
+            logger.error("reload_failed error=%s", error, exc_info=not foreseen)
+            self._metrics.observe_reload("failed")
+            return False
+        old, self._model = self._model, new
+        closing = asyncio.create_task(self._close(old))  # not awaited: its engine may never return
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        self._metrics.serving(new.description, new.artifact_file)
+        self._metrics.observe_reload("ok")
+        self._follow_with_shadow()
+        await self._tell_health()
+        logger.info("reloaded %s", self._what_is_served)
+        return True
+
+    async def _taking_over(
+        self, bundle_path: Path, options: ServeOptions, wanted_id: str
+    ) -> ServedModel | SharedModel:
         """Start a second model beside the one that serves, and let it take the requests."""
-        opened = await asyncio.to_thread(open_model, bundle_path, self._options)
+        opened = await asyncio.to_thread(open_model, bundle_path, options)
+        if wanted_id not in ("", opened.bundle.id):
+            await asyncio.to_thread(opened.choice.runner.close)
+            got = f"is another bundle by now, {opened.bundle.id[:12]}"
+            raise BundleError(bundle_path, got, f"{wanted_id[:12]}, which was compared")
         new: ServedModel | SharedModel = await start_model(
-            self._build, opened, self._options, self._metrics, self._tell_health
+            self._build, opened, options, self._metrics, self._tell_health
         )
         try:
             await self._port.use(new)
@@ -262,6 +290,50 @@ class Server:
             await new.close()
             raise
         return new
+
+    async def _start_shadow(self) -> None:
+        """Open the second bundle and compare its answers from now on. Raises Irv2Error."""
+        assert isinstance(self._model, ServedModel)  # there is one front end
+        self._shadow = shadow = await open_shadow(self._options, self._model)
+        self._shadowing = asyncio.create_task(self._use_shadow(shadow))
+        self._metrics.watch_shadow(lambda: shadow.report)
+
+    def _follow_with_shadow(self) -> None:
+        """Compare with the model that serves now, from nothing, if that can be."""
+        if self._shadow is None or self._shadowing is None or self._shadow.state != "comparing":
+            return
+        assert isinstance(self._model, ServedModel)
+        try:
+            self._shadow.follow(self._model)
+        except UsageError as error:
+            logger.error("shadow_off error=%s", error)
+            self._shadow.state = "off"
+            self._shadowing.cancel()
+
+    async def _use_shadow(self, shadow: Shadow) -> None:
+        """Compare until the shadow fails or has earned its promotion; free it before that."""
+        try:
+            is_accepted = await shadow.run()
+        finally:
+            await shadow.close()
+        if is_accepted:
+            await self._promote(shadow)
+        await asyncio.to_thread(tidy_up)
+
+    async def _promote(self, shadow: Shadow) -> None:
+        """Serve the shadow's bundle, by the artefact and backend that were compared."""
+        report, options = shadow.report, self._options
+        assert options.shadow
+        compared = replace(options, precision=report.precision, backend=report.backend)
+        async with self._changing:
+            if self._model.description.id != report.model_id:
+                logger.warning("not_promoted error=another model was loaded in the meantime")
+                shadow.state = "off"
+            elif await self._change_to(options.shadow.bundle, compared, report.shadow_id):
+                logger.info("promoted bundle=%s", options.shadow.bundle)
+                shadow.state = "promoted"
+            else:
+                shadow.state = "off"
 
     async def _close(self, old: ServedModel | SharedModel) -> None:
         try:
@@ -281,6 +353,7 @@ class Server:
         open_requests = OpenRequests()
         desk = Desk(
             current_model=lambda: answering.model,
+            current_engine=lambda: self._model.engine,
             calls=answering.calls,
             is_ready=lambda: self.is_ready,
             tokens=answering.tokens,
@@ -293,7 +366,7 @@ class Server:
             self._metrics.exposition,
             lambda: self.is_ready,
             self._tls.http_context() if self._tls else None,
-            rules=rules(desk),
+            rules=rules(desk, has_page=self._options.has_page),
             open_requests=open_requests,
         )
         self._http_listen = address.on_port(await self._http.start(address.host, address.port))

@@ -62,7 +62,8 @@ def classify_with_reference(
         return together
     predictions = ask(runners)
     if any(each.sha256 != known.sha256 for each in predictions):
-        raise DataError(images.place, "images changed while they were read")
+        got = "images changed while they were read"
+        raise DataError(images.place, got, way_out="run it again while nothing writes there")
     return [known, *predictions]
 
 

@@ -38,6 +38,7 @@ from irv2.manifest import (
     Verdict,
 )
 from irv2.results import top_k_indices
+from irv2.system.text import two_digits
 from irv2.types import FloatArray, IntArray
 
 # Largest difference between gaps of leading logits, relative to the reference's typical margin:
@@ -292,7 +293,7 @@ def _line(checks: list[_Check], parity: Parity, precision: Precision, tolerance:
     which = "" if slowest is decider else f"for {slowest.name} "  # the line has named the decider
     if slowest.num_needed is None:
         return f"{line}; {which}at this rate no number of images would pass it"
-    return f"{line}; {which}about {_two_digits(slowest.num_needed)} like these would decide"
+    return f"{line}; {which}about {two_digits(slowest.num_needed)} like these would decide"
 
 
 def _sample_remark(n: int, tolerance: Tolerance) -> str:
@@ -300,9 +301,3 @@ def _sample_remark(n: int, tolerance: Tolerance) -> str:
         return ""
     least = upper_loss_points(0, 0, n, tolerance.confidence)
     return f" (built-in sample; {n} images can't show less than {least:.2f})"
-
-
-def _two_digits(num: int) -> int:
-    """Rounded up to two significant digits, so that the number still suffices."""
-    unit: int = 10 ** max(0, len(str(num)) - 2)
-    return -(-num // unit) * unit

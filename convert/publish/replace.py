@@ -93,7 +93,8 @@ def replace_folder(new: Path, place: Path) -> None:
             if not isinstance(error, OSError):
                 raise
             if error.errno not in _RACES:
-                raise BundleError(place, f"can't be replaced ({error.strerror})") from error
+                got = f"can't be replaced ({error.strerror})"
+                raise BundleError(place, got, way_out="name another place") from error
             raise BundleError(
                 place,
                 f"another process changed it ({error.strerror})",

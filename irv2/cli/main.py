@@ -40,6 +40,7 @@ PROGRAMS = {
         "irv2.convert.inspect.cli:graph", "Draw the network of an ONNX file.", "convert"
     ),
     "serve": Entry("irv2.serve.cli:main", "Serve a bundle over gRPC."),
+    "shadow": Entry("irv2.commands.shadow:main", "Say how often a server's shadow agrees."),
     "classify": Entry("irv2.commands.classify:main", "Classify image files."),
     "batch": Entry("irv2.commands.batch:main", "Classify millions of files, resumably.", "batch"),
     "bench": Entry("irv2.bench.cli:main", "Measure this machine, as ratios within one run."),

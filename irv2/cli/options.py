@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,24 @@ class FloatRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{number} is not a finite number.", param, ctx)
         return number
+
+
+def percent(*, all_of_it: bool = False) -> Callable[..., float | None]:
+    """Return a callback that reads a share written with its sign, as 15%; perhaps 100% too.
+
+    Without the sign, 0.15 could mean either.
+    """
+
+    def read(context: click.Context, param: click.Parameter, value: str | None) -> float | None:
+        if value is None:
+            return None
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value)
+        share = float(found[1]) if found else 0.0
+        if not (0 < share < 100 or (share == 100 and all_of_it)):
+            raise click.BadParameter(f"{value!r} is not a percentage such as 15%.", context, param)
+        return share
+
+    return read
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -1,13 +1,12 @@
 """`irv2 data`: make data folders, divide them, find what is wrong with them."""
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from irv2.cli.options import bad_images_option, json_option, print_json
+from irv2.cli.options import bad_images_option, json_option, percent, print_json
 from irv2.cli.program import Program, ProgramGroup
 from irv2.data import samples
 from irv2.data.dataset import BadImages
@@ -68,22 +67,12 @@ def shard(source: Path, out: Path, shard_mb: int, bad_images: BadImages, as_json
     _report(out, write_shards(source, out, shard_mb * 10**6, bad_images), as_json)
 
 
-def _percent(context: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Read a share written with its sign, as 15%; without one, 0.15 could mean either."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value)
-    if found is None or not 0 < float(found[1]) < 100:
-        raise click.BadParameter(f"{value!r} is not a percentage such as 15%.", context, param)
-    return float(found[1])
-
-
 @main.command(cls=Program)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--val", callback=_percent, default="15%", metavar="PERCENT",
+@click.option("--val", callback=percent(), default="15%", metavar="PERCENT",
               help="Share of each class for validation.")  # fmt: skip
-@click.option("--test", callback=_percent, metavar="PERCENT",
+@click.option("--test", callback=percent(), metavar="PERCENT",
               help="Share of each class for a test at the end.  [default: none]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, metavar="N",
               help="Another seed divides otherwise.")  # fmt: skip

@@ -126,7 +126,8 @@ def _fashion(source: Path, prefix: str, split: str) -> Iterator[_Picture]:
     images = _read_idx(source, f"{prefix}-images-idx3-ubyte", rank=3)
     labels = _read_idx(source, f"{prefix}-labels-idx1-ubyte", rank=1)
     if len(images) != len(labels):
-        raise DataError(source, f"{len(images)} images and {len(labels)} labels in {prefix}-*")
+        got = f"{len(images)} images and {len(labels)} labels in {prefix}-*"
+        raise DataError(source, got, "as many labels as images", "copy both files again")
     if labels.max(initial=0) >= len(FASHION_CLASSES):
         raise DataError(source, f"label {labels.max()} in {prefix}-*", "labels 0 to 9")
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):

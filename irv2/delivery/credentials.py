@@ -45,4 +45,5 @@ def _ask(program: str, host: str) -> tuple[str, str] | None:
         answer: dict[str, Any] = json.loads(done.stdout)
         return str(answer["Username"]), str(answer["Secret"])
     except (OSError, ValueError, KeyError, subprocess.TimeoutExpired) as error:
-        raise InputError(program, f"gives no credentials for {host} ({error!r})") from error
+        got = f"gives no credentials for {host} ({error!r})"
+        raise InputError(program, got, way_out="log in") from error

@@ -90,7 +90,8 @@ def pull(reference: Reference, out: Path) -> Reference:
         try:
             Bundle.open(folder)
         except BundleError as error:
-            raise InputError(reference, f"is no whole bundle ({error.got})") from error
+            got = f"is no whole bundle ({error.got})"
+            raise InputError(reference, got, way_out="push the bundle again") from error
     return reference.at(digest)
 
 

@@ -131,7 +131,9 @@ def _check_extras(packages: list[Package]) -> Iterator[Finding]:
         elif not has_rival:
             absent.append(extra)
     if absent:
-        way_out = f'pip install "irv2[{absent[0]}]" adds one; README.md says what each is for'
+        way_out = (
+            f'pip install "irv2[{absent[0]}]" adds one; docs/installing.md says what each is for'
+        )
         yield note("extras", f"not installed: {', '.join(absent)}", way_out)
 
 

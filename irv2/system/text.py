@@ -1,4 +1,4 @@
-"""Names that come from elsewhere, on one line of what we print or write."""
+"""Names that come from elsewhere, and rounded numbers, in what we print or write."""
 
 import unicodedata
 
@@ -24,3 +24,9 @@ def markdown_cell(name: object) -> str:
 def quoted(name: str, *, always: bool = False) -> str:
     """Return `name` for a message: in quotes if it would not be seen whole without, or always."""
     return f'"{one_line(name)}"' if always or name != name.strip() or not name else one_line(name)
+
+
+def two_digits(num: int) -> int:
+    """Return `num` rounded up to two significant digits, so that the number still suffices."""
+    unit: int = 10 ** max(0, len(str(num)) - 2)
+    return -(-num // unit) * unit

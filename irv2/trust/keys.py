@@ -174,7 +174,8 @@ def _der_certificate(signature: Path, content: bytes) -> x509.Certificate:
         certificate = x509.load_der_x509_certificate(content)
         _ = certificate.subject, certificate.extensions  # which are read no earlier
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise BundleError(signature, "holds a certificate that can't be read") from error
+        got = "holds a certificate that can't be read"
+        raise BundleError(signature, got, way_out="sign it with irv2 sign") from error
     return certificate
 
 

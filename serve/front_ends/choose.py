@@ -28,7 +28,8 @@ def with_front_ends(options: ServeOptions, evidence: Evidence) -> ServeOptions:
     if options.num_front_ends != AUTO:
         return options
     wanted = ceil((evidence.images_per_s or 0) / IMAGES_PER_S)
-    can_share = has_memory and not isinstance(options.listen, UnixSocket)
+    is_alone = isinstance(options.listen, UnixSocket) or options.shadow is not None
+    can_share = has_memory and not is_alone
     limits = num_cores(), MAX_FRONT_ENDS, options.connections.max_connections
     most = min(limits) if can_share else 1
     return replace(options, num_front_ends=max(1, min(wanted, most)))

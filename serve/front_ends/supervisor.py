@@ -153,7 +153,8 @@ class FrontEnds:
             await process.take(self._model)
         except OSError as error:  # no memory, process or file left
             got = f"can't be started ({error.strerror})"
-            raise Irv2Error(f"front end {number + 1}", got) from error
+            way_out = "lower --front-ends, or allow more memory, processes and open files"
+            raise Irv2Error(f"front end {number + 1}", got, way_out=way_out) from error
 
     async def _open(self, process: "_Process") -> None:
         """Let a front end open the port, one at a time. Raises Irv2Error where it can't."""
@@ -224,7 +225,7 @@ class _Process:
         self.pid = self._popen.pid
         self.gone = asyncio.Event()
         self._asked: deque[asyncio.Future[None]] = deque()  # without a reply
-        self._failure = Irv2Error(self, "ended before it answered")
+        self._failure = Irv2Error(self, "ended before it answered", way_out="its own lines say why")
         self._control = Control(mine)
         self._control.send(start)
         self._reading = asyncio.create_task(self._read())
@@ -274,7 +275,8 @@ class _Process:
         except TimeoutError as error:
             self._popen.kill()
             got = f"has not done what it was told within {within_s:g} s"
-            raise Irv2Error(self, got) from error
+            way_out = "lower --front-ends where the machine is too busy for all"
+            raise Irv2Error(self, got, way_out=way_out) from error
 
     async def _read(self) -> None:
         while (message := (await self._control.receive())[0]) is not None:

@@ -22,6 +22,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from irv2.measures.shadow import ShadowReport
 from irv2.types import IntArray
 from irv2.v1 import classifier_pb2
 
@@ -158,6 +159,10 @@ class Metrics:
         self._registry.register(_ReadAtScrape(families))
         self._num_lines_lost = num_lines_lost
 
+    def watch_shadow(self, report: Callable[[], ShadowReport]) -> None:
+        """Show at each scrape what the shadow has counted."""
+        self._registry.register(_ShadowAtScrape(report))
+
     def watch_processes(self, pids: Callable[[], list[int]]) -> None:
         """Add these children of this process to its memory, processor time and open files."""
         self._processes.children = pids
@@ -269,6 +274,16 @@ class _ReadAtScrape(Collector):
     def collect(self) -> Iterator[Metric]:
         for family in self._families:
             yield family()
+
+
+class _ShadowAtScrape(Collector):
+    """What the shadow has counted."""
+
+    def __init__(self, report: Callable[[], ShadowReport]) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._report().families()
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,6 +230,11 @@ class Admission:
         if num_admitted or self._is_hopeless(num_images, deadline):
             self._check_time(promised, num_images, deadline, 0 if prepared else num_images)
 
+    async def idle(self) -> None:
+        """Wait until nothing that was admitted is left: neither decoded nor queued nor run."""
+        while self.num_admitted:
+            await self._promises.all_kept.wait()
+
     async def close(self) -> None:
         """Admit nothing more, wait until everything admitted is answered, close the batcher."""
         self._closing = True

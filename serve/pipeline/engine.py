@@ -5,13 +5,14 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from irv2.bundle import Bundle
 from irv2.errors import UsageError
+from irv2.manifest import SIGNATURE
 from irv2.runners.base import CPU_MAX_BATCH, Runner
 from irv2.runners.choose import Choice, open_best
 from irv2.self_test import SELF_TEST, SelfTest
@@ -27,6 +28,7 @@ SUSPECT_AFTER = 3
 RETRY_S = 1.0  # between two tries of a broken engine
 
 OnHealth = Callable[[], Awaitable[None]]
+Signed = Literal["verified", "unchecked", "none"]  # unchecked: without --require-signature
 
 
 class OpenedModel(NamedTuple):
@@ -97,6 +99,7 @@ class Engine:
             on_change=on_change,
             ranks=ranks,
         )
+        self.artifacts, self.signature = bundle.artifacts, _signature(bundle, options)
         self._self_test = _self_test(bundle)
         self.self_test = "none"  # or "passed"
         self.is_healthy, self._on_health, self._on_batch = True, on_health, on_batch
@@ -176,6 +179,12 @@ class Engine:
         except Exception as error:  # an engine's library may raise anything
             return error
         return None
+
+
+def _signature(bundle: Bundle, options: ServeOptions) -> Signed:
+    if options.require_signature:  # else it would not have been opened
+        return "verified"
+    return "unchecked" if (bundle.path / SIGNATURE).exists() else "none"
 
 
 def _self_test(bundle: Bundle) -> SelfTest | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,6 +31,8 @@ from irv2.v1 import classifier_pb2
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+# Hears of a crop, its best class, and the seconds that were left to the deadline.
+OnAnswer = Callable[[UInt8Array, int, float], None]
 
 WARM_UP_TIMEOUT_S = 60.0
 MAX_ID_BYTES = 256
@@ -64,6 +66,7 @@ class Pipeline:
         self.model, self.limits = model, limits
         self._decoder, self._admission, self._metrics = decoder, admission, metrics
         self.is_serving = False
+        self.on_answer: OnAnswer | None = None  # of clients' pictures
         self._classes = list(model.classes)  # a protobuf field is slow to index
 
     async def classify(
@@ -74,7 +77,8 @@ class Pipeline:
         self._check_request(request.id, len(request.images))
         async with self._admitted(len(request.images), deadline) as places:
             outcomes = await _all(
-                self._classify_image(image, request.top_k, places) for image in request.images
+                self._classify_image(image, request.top_k, places, deadline)
+                for image in request.images
             )
         slowest = max(outcomes, key=lambda outcome: outcome.total_s)
         timing = self._timing(slowest, slowest.preprocess_s, arrived_at)
@@ -88,7 +92,7 @@ class Pipeline:
         arrived_at = asyncio.get_running_loop().time()
         self._check_request(request_id, len(images))
         async with self._admitted(len(images), deadline, prepared=True) as places:
-            answers = await _all(places.run(image) for image in images)
+            answers = await _all(self._answer(image, places, deadline) for image in images)
         slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
         self._timing(slowest, 0.0, arrived_at)
         return np.stack([answer.logits for answer in answers])
@@ -156,12 +160,12 @@ class Pipeline:
             raise
 
     async def _classify_image(
-        self, image: classifier_pb2.Image, top_k: int, places: Places
+        self, image: classifier_pb2.Image, top_k: int, places: Places, deadline: float
     ) -> _Outcome:
         outcome = _Outcome(classifier_pb2.Result())
         try:
             prepared, outcome.preprocess_s = await self._decoder.decode(image)
-            answer = await places.run(prepared.image_hwc)
+            answer = await self._answer(prepared.image_hwc, places, deadline)
             outcome.queue_s, outcome.inference_s = answer.queue_s, answer.inference_s
             order = answer.order[: top_k or DEFAULT_TOP_K]
             scores = ranked_scores(answer.probabilities, order, self._classes)
@@ -182,6 +186,13 @@ class Pipeline:
                 for s in scores
             )
         return outcome
+
+    async def _answer(self, image: UInt8Array, places: Places, deadline: float) -> Answer:
+        answer = await places.run(image)
+        if self.on_answer:
+            left_s = deadline - asyncio.get_running_loop().time()
+            self.on_answer(image, int(answer.order[0]), left_s)
+        return answer
 
     def _timing(
         self, slowest: _Outcome | Answer, preprocess_s: float, arrived_at: float

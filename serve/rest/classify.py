@@ -1,15 +1,11 @@
 """POST /v1/classify: Classify over HTTP, for curl and browsers.
 
-The body is one picture, or a form with files. Answers and refusals are the messages of gRPC in
-protobuf's own JSON; a refusal has the form that Google's APIs gave it (https://google.aip.dev/193).
+The body is one picture, or a form with files.
 """
 
 from functools import partial
-from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
-from google.rpc import code_pb2, status_pb2
+from google.rpc import status_pb2
 from tornado.httputil import (
     HTTPFile,
     HTTPInputError,
@@ -18,23 +14,18 @@ from tornado.httputil import (
 )
 
 from irv2.errors import InvalidRequest
-from irv2.serve.rest.request import Question, http_status, whole_number
+from irv2.serve.rest.messages import Message, json_from_message
+from irv2.serve.rest.request import Question, whole_number
 from irv2.v1 import classifier_pb2
 
 FIELDS = ("top_k", "id")  # of the query or the form
 _FORM = "multipart/form-data"
 
 
-class Classify(Question):
+class Classify(Question, Message):
     """One request, answered with the best classes of each picture."""
 
     method = "http/Classify"
-
-    def refusal(self, status: status_pb2.Status) -> dict[str, Any]:
-        """The status, and its code in the words of HTTP and of gRPC."""
-        error = _json(status)
-        error |= {"code": http_status(status), "status": code_pb2.Code.Name(status.code)}
-        return {"error": error}
 
     async def ask(self, body: bytes) -> status_pb2.Status | None:
         """Answer with a result for each picture, in order."""
@@ -49,7 +40,7 @@ class Classify(Question):
         response = await self.desk.calls.outcome(work, call)
         if isinstance(response, status_pb2.Status):
             return response
-        self.send(_json(response))
+        self.send(json_from_message(response))
         return None
 
 
@@ -108,10 +99,3 @@ def _text(name: str, fields: dict[str, list[bytes]]) -> str:
         return fields[name][0].decode() if name in fields else ""
     except UnicodeDecodeError as error:
         raise InvalidRequest(name, "bytes that are no UTF-8") from error
-
-
-def _json(message: Message) -> dict[str, Any]:
-    found: dict[str, Any] = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return found

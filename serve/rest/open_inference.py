@@ -22,13 +22,6 @@ class _OpenInference(Reply):
         """The protocol's error is a text."""
         return {"error": status.message}
 
-    def is_let_in(self) -> bool:
-        """Whether the caller may ask; refuse it if not."""
-        refusal = self.desk.let_in(self.request)
-        if refusal:
-            self.send_refusal(refusal)
-        return refusal is None
-
 
 class Live(_OpenInference):
     """GET /v2/health/live, open to everyone."""

@@ -31,7 +31,11 @@ def document() -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "irv2-serve", "version": __version__, "description": _ABOUT},
         "paths": {
+            "/": {"get": _plain("A page for browsers, unless --no-page", "text/html")},
             "/v1/classify": {"post": _CLASSIFY},
+            "/v1/model": {
+                "get": _get("The model, its verdicts and the limits", "Model", form="StatusError")
+            },
             "/v2": {"get": _get("Name, version and extensions", "Server")},
             "/v2/health/live": {"get": _get("Whether the server is alive", "Any", is_open=True)},
             "/v2/health/ready": {
@@ -80,17 +84,19 @@ def _json(name: str) -> Schema:
     return {"application/json": {"schema": _ref(name)}}
 
 
-def _get(summary: str, answer: str, *refusals: int, is_open: bool = False) -> Schema:
+def _get(
+    summary: str, answer: str, *refusals: int, is_open: bool = False, form: str = "TextError"
+) -> Schema:
     found = {
         "summary": summary,
         "responses": {"200": {"description": "OK", "content": _json(answer)}}
-        | _refusals("TextError", *refusals, *(() if is_open else (401,))),
+        | _refusals(form, *refusals, *(() if is_open else (401,))),
     }
     return found | ({"security": []} if is_open else {})
 
 
-def _plain(summary: str) -> Schema:
-    content = {"text/plain": {"schema": _TEXT}}
+def _plain(summary: str, content_type: str = "text/plain") -> Schema:
+    content = {content_type: {"schema": _TEXT}}
     answer = {"200": {"description": "OK", "content": content}}
     return {"summary": summary, "responses": answer, "security": []}
 
@@ -239,4 +245,19 @@ _SCHEMAS: Schema = {
         details=_list(_object("@type", **{"@type": _TEXT, "reason": _TEXT})),
     ),
     "StatusError": _object("error", error=_ref("Status")),
+    "Model": _object(
+        "model limits artifact artifacts signature",
+        model=_object("id arch classes precision backend", id=_TEXT, classes=_list(_TEXT)),
+        limits={"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
+        artifact=_TEXT,
+        artifacts=_list(
+            _object(
+                "file precision evidence",
+                file=_TEXT,
+                precision=_TEXT,
+                evidence=_list(_object("backend parity", backend=_TEXT)),
+            )
+        ),
+        signature={"enum": ["verified", "unchecked", "none"]},
+    ),
 }

@@ -24,6 +24,7 @@ from irv2.errors import InvalidRequest, MessageTooLarge, Overloaded, RequestErro
 from irv2.protocol import retry_delay_s
 from irv2.serve.access.tokens import CALLER, EXPECTED, TokenFile
 from irv2.serve.operations.http import MAX_CONNECTIONS, OpenRequests
+from irv2.serve.pipeline.engine import Engine
 from irv2.serve.pipeline.model import Model
 from irv2.serve.rpc.calls import Calls
 from irv2.serve.rpc.request_log import Call
@@ -48,6 +49,7 @@ class Desk:
     """What answers: the model and all that requests over gRPC meet on their way to it."""
 
     current_model: Callable[[], Model]
+    current_engine: Callable[[], Engine]
     calls: Calls
     is_ready: Callable[[], bool]
     tokens: TokenFile | None
@@ -120,6 +122,13 @@ class Reply(RequestHandler):
     def refusal(self, status: status_pb2.Status) -> dict[str, Any]:
         """The object that tells of a refusal."""
         raise NotImplementedError
+
+    def is_let_in(self) -> bool:
+        """Whether the caller may ask; refuse it if not."""
+        refusal = self.desk.let_in(self.request)
+        if refusal:
+            self.send_refusal(refusal)
+        return refusal is None
 
     def send(self, found: object, code: HTTPStatus = HTTPStatus.OK) -> None:
         """Answer with an object."""

@@ -58,7 +58,8 @@ class GrpcPort:
                 else:
                     port = self._grpc.add_insecure_port(name)
             except RuntimeError as error:
-                raise Irv2Error(listen, f"gRPC can't listen there ({error})") from error
+                got = f"gRPC can't listen there ({error})"
+                raise Irv2Error(listen, got, way_out="pass another --listen") from error
         return int(port)
 
     async def start(self) -> None:

@@ -37,6 +37,7 @@ def irv2(
     )
 
 
+@pytest.mark.slow
 def test_programs_work_on_a_disk_without_locks_and_say_so_once(tmp_path):
     bundle, run = tmp_path / "b.bundle", tmp_path / "run"
     left = tmp_path / ".b.bundle.12345678.tmp"  # by a killed export, or by one at work
@@ -167,6 +168,7 @@ def test_a_full_disk_names_the_place_and_the_way_out(tmp_path, full_disk):
     assert [*tmp_path.glob(".b.*")] == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_a_quota_and_a_limit_of_files_say_how_much_was_to_be_written(
     tmp_path, full_disk
 ):

@@ -227,6 +227,8 @@ def test_a_killed_front_end_costs_its_own_calls_alone_and_is_replaced(two):
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert two.value('irv2_requests_total{outcome="ok"}') > counted
     assert get(two.process.http, "/readyz")[0] == 200
+    assert "<html" in get(two.process.http, "/")[1]
+    assert json.loads(get(two.process.http, "/v1/model")[1])["model"]["id"]
 
 
 def http_model_id(address: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from process_output import read_line
 from project import ROOT
+from serving_process import get
 from tiny_bundle import write_tiny_bundle
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,10 @@ def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(ins
     image = tmp_path / "photo.jpg"
     Image.radial_gradient("L").convert("RGB").save(image)
     process = subprocess.Popen(
-        [installed / "irv2-serve", bundle, "--listen", "127.0.0.1:0", "--grace-s", "0"],
+        [
+            *(installed / "irv2-serve", bundle, "--listen", "127.0.0.1:0"),
+            *("--http", "127.0.0.1:0", "--grace-s", "0"),
+        ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": "."},
         stderr=subprocess.PIPE,
@@ -67,6 +71,7 @@ def test_server_and_classify_run_from_the_wheel_where_torch_is_not_installed(ins
             command, cwd=tmp_path, capture_output=True, text=True, check=True
         ).stdout
         assert "class " in answer
+        assert "<h1" in get(ready.rstrip().rpartition("http=")[2], "/")[1]
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)

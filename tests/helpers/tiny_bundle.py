@@ -47,16 +47,18 @@ def write_tiny_bundle(
     batch_sizes: list[int] | None = None,
     preprocess: Preprocess = PREPROCESS,
     mask: float = 0.0,
+    is_fragile: bool = False,
 ) -> Path:
     """Write a bundle with one fp32 ONNX artefact to `folder` and return it.
 
     `verdict` None leaves the artefact unverified; `seed` gives another model; a bundle that does
     not pass its self-test says that its engine answers wrongly; `batch_sizes` are certified;
-    `preprocess` crops to SIDE; `mask` is added to the last class's logit.
+    `preprocess` crops to SIDE; `mask` is added to the last class's logit; a fragile one fails on
+    black pictures.
     """
     folder.mkdir(parents=True)
     model_path = folder / "model.onnx"
-    onnx.save(tiny_model(seed, mask), model_path)
+    onnx.save(tiny_model(seed, mask, is_fragile=is_fragile), model_path)
     artifact = Artifact(
         file=model_path.name,
         sha256=file_sha256(model_path),
@@ -169,7 +171,7 @@ def _invariant(batch_sizes: list[int]) -> Invariance:
     )
 
 
-def tiny_model(seed: int = 0, mask: float = 0.0) -> onnx.ModelProto:
+def tiny_model(seed: int = 0, mask: float = 0.0, *, is_fragile: bool = False) -> onnx.ModelProto:
     """uint8 `images` (N, 75, 75, 3) -> float32 `logits` (N, 10)."""
     weight = np.random.default_rng(seed).normal(size=(27, len(CLASSES))).astype(np.float32)
     constants = {
@@ -188,6 +190,15 @@ def tiny_model(seed: int = 0, mask: float = 0.0) -> onnx.ModelProto:
         helper.make_node("Mul", ["features", "scale"], ["scaled"]),
         helper.make_node("Gemm", ["scaled", "weight", "bias"], ["logits"]),
     ]
+    if is_fragile:  # 0 * (1 / 0) is not a number
+        constants |= {"zero": np.float32(0), "of_each": np.array([1])}
+        nodes[-1].output[0] = "sums"
+        nodes += [
+            helper.make_node("ReduceMax", ["features", "of_each"], ["brightest"]),
+            helper.make_node("Reciprocal", ["brightest"], ["inverse"]),
+            helper.make_node("Mul", ["inverse", "zero"], ["nothing"]),
+            helper.make_node("Add", ["sums", "nothing"], ["logits"]),
+        ]
     graph = helper.make_graph(
         nodes,
         "tiny",

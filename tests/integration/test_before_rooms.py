@@ -101,6 +101,7 @@ def test_ledgers_hold_what_they_held():
     assert (ledger.top5 == reference.top5).all()
 
 
+@pytest.mark.slow
 def test_entries_of_the_cache_that_lack_their_key_are_made_again(cache, tmp_path, caplog):
     """Their names hang on versions of libraries, so each takes the place of one made today."""
     export = ["export", BEFORE / "run/best.pt", "--data", DATA, *EXPORT.split(), "--out"]

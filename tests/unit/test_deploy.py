@@ -17,14 +17,16 @@ from tiny_bundle import write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.serve.cli import main
+from irv2.serve.options import ShadowOptions
 
 DEPLOY = ROOT / "deploy"
 
 
 @pytest.fixture
 def metrics(tmp_path) -> set[str]:
-    """The names in /metrics of a server that has seen a request."""
+    """The names in /metrics of a server with a shadow that has seen a request."""
     bundle = Bundle.open(write_tiny_bundle(tmp_path / "tiny.bundle"))
+    shadow = ShadowOptions(bundle=bundle.path)
     found = set()
 
     async def scenario(site):
@@ -33,7 +35,7 @@ def metrics(tmp_path) -> set[str]:
         found.update(re.findall(r"^([a-z][\w]*)", text, re.MULTILINE))
         found.update(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
 
-    scenario_with(bundle, scenario)
+    scenario_with(bundle, scenario, shadow=shadow)
     return found
 
 

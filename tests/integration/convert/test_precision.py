@@ -352,6 +352,7 @@ def test_too_few_images_fail_what_was_named_and_leave_out_what_was_not(
     assert not list((tmp_path / "default").glob("*int8*"))
 
 
+@pytest.mark.slow
 def test_what_too_few_images_turn_out_to_judge_is_left_out(
     checkpoint_path, data, tmp_path, caplog, monkeypatch
 ):

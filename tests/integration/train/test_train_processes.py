@@ -25,7 +25,6 @@ from small_run import SMALL as SMALL_RUN
 from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import open_split
 from irv2.evaluate import EvaluationOptions, evaluate_model
-from irv2.network_config import NETWORKS
 from irv2.train.data.loader import batch_for_rank, batch_indices
 from irv2.train.settings import SETTINGS
 
@@ -78,9 +77,10 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 @pytest.mark.parametrize(
     ("arch", "recipe"),
     [
-        *((arch, {}) for arch in NETWORKS),
-        ("inception_resnet_v2", MIXED),
-        ("inception_resnet_v2", {"class_weights": "balanced"}),
+        ("inception_resnet_v2", {}),
+        pytest.param("inception_resnet_v2_slim", {}, marks=pytest.mark.slow),
+        pytest.param("inception_resnet_v2", MIXED, marks=pytest.mark.slow),
+        pytest.param("inception_resnet_v2", {"class_weights": "balanced"}, marks=pytest.mark.slow),
     ],
 )
 def test_groups_micro_batches_and_processes_give_the_same_network(tmp_path, arch, recipe):
@@ -142,8 +142,20 @@ def test_what_an_epoch_reports_are_the_errors_of_the_file_just_written(data, alo
 
 @pytest.mark.parametrize(
     "more",
-    [(), ("--arch", "inception_resnet_v2_slim", "--recipe", "modern", "--checkpoint-activations")],
-    ids=["the paper's", "TF-slim's, with all that a run may have"],
+    [
+        pytest.param((), id="the paper's"),
+        pytest.param(
+            (
+                "--arch",
+                "inception_resnet_v2_slim",
+                "--recipe",
+                "modern",
+                "--checkpoint-activations",
+            ),
+            marks=pytest.mark.slow,
+            id="TF-slim's, with all that a run may have",
+        ),
+    ],
 )
 def test_a_stopped_run_of_two_processes_resumes_and_equals_micro_batches_of_one(
     data, request, tmp_path, more

@@ -20,6 +20,7 @@ from irv2.convert.gate.limits import (
     upper_points,
     verdict,
 )
+from irv2.measures.agreement import Agreement
 
 # lost, gained, images -> upper and lower limit in points
 LIMITS = [
@@ -202,3 +203,12 @@ def test_the_number_of_images_that_would_show_agreement_shows_it():
     num = images_to_agree(21, 360, 8.0)
     assert num is not None
     assert upper_points(21 * num / 360, num) <= 8 < upper_points(21, 360)
+
+
+@given(st.integers(1, 5000), st.floats(0, 0.1), st.sampled_from([0.5, 1.0, 3.0, 8.0]))
+def test_a_server_which_has_no_scipy_gives_the_same_verdict_on_disagreement(n, rate, limit_points):
+    agreement = Agreement(n, changed := int(rate * n))
+    assert agreement.verdict(limit_points) == disagreement_verdict(changed, n, limit_points)
+    needed, ours = images_to_agree(changed, n, limit_points), agreement.num_needed(limit_points)
+    assert (needed is None) == (ours is None)
+    assert ours is None or ours >= needed  # it counts whole pictures

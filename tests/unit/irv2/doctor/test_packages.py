@@ -46,7 +46,7 @@ def test_what_is_missing_is_told_by_what_it_is_for(monkeypatch):
     ]
     [_, *found] = check_packages(asked_for)
     install = 'pip install "irv2[gpu]" if you need it'
-    adds = 'pip install "irv2[ray]" adds one; README.md says what each is for'
+    adds = 'pip install "irv2[ray]" adds one; docs/installing.md says what each is for'
     assert found == [
         problem(
             "packages",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from irv2.system.text import markdown_cell, one_line, quoted
+from irv2.system.text import markdown_cell, one_line, quoted, two_digits
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,8 @@ def test_a_bar_does_not_end_a_cell():
 def test_spaces_around_a_name_are_shown_by_quotes(name, shown):
     assert quoted(name) == shown
     assert quoted("a", always=True) == '"a"'
+
+
+@pytest.mark.parametrize(("num", "rounded"), [(7, 7), (99, 99), (561, 570), (2995, 3000)])
+def test_a_rounded_number_still_suffices(num, rounded):
+    assert two_digits(num) == rounded

@@ -12,6 +12,7 @@ from irv2.manifest import Evidence
 from irv2.serve.access.address import UnixSocket
 from irv2.serve.access.connection_limits import ConnectionLimits
 from irv2.serve.front_ends.choose import AUTO, with_front_ends
+from irv2.serve.options import ShadowOptions
 from irv2.system.machine import num_cores
 
 SOCKET = UnixSocket(Path("/run/irv2.sock"))
@@ -39,6 +40,8 @@ def test_auto_takes_one_for_each_1250_images_per_second_and_no_more_than_cores(
     assert chosen == min(expected, num_cores())
     socket = replace(options, listen=SOCKET)
     assert with_front_ends(socket, recorded(images_per_s)).num_front_ends == 1
+    shadowed = replace(options, shadow=ShadowOptions(bundle=Path("second.bundle")))
+    assert with_front_ends(shadowed, recorded(images_per_s)).num_front_ends == 1
 
 
 def test_what_was_asked_for_is_taken_and_refused_where_it_cannot_be():
