@@ -40,7 +40,8 @@ class OwnFrontEnd:
             with channel:
                 taken = self._remote(model, [os.dup(memory), channel.detach()])
         except OSError as error:  # no file left
-            raise Irv2Error("server", f"can't answer over HTTP ({error.strerror})") from error
+            got = f"can't answer over HTTP ({error.strerror})"
+            raise Irv2Error("server", got, way_out="raise ulimit -n") from error
         await taken.open()
         if self._taken is None:
             self.model = taken

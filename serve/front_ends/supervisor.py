@@ -239,7 +239,8 @@ class _Process:
             memory, channel = await model.join(self._number)
         except OSError as error:  # no file left
             self._popen.kill()
-            raise Irv2Error(self, f"can't take the model ({error.strerror})") from error
+            got = f"can't take the model ({error.strerror})"
+            raise Irv2Error(self, got, way_out="raise ulimit -n") from error
         with channel:
             asked = self.ask(Take(model.layout), [memory, channel.fileno()], START_S)
         await asked
