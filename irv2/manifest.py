@@ -278,7 +278,7 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(
             path.parent, f"no {MANIFEST} in it", "a bundle", "make one with irv2-export"
         ) from error
-    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, msgspec.MsgspecError) as error:
         raise BundleError(path, str(error), SCHEMA, "export it again") from error
 
 

@@ -14,6 +14,7 @@ from irv2.serve.access.address import Address, UnixSocket
 from irv2.serve.access.tls import Tls
 from irv2.serve.front_ends.choose import with_front_ends
 from irv2.serve.front_ends.counter_folder import CounterFolder
+from irv2.serve.front_ends.own_front_end import OwnFrontEnd
 from irv2.serve.front_ends.shared_model import SharedModel
 from irv2.serve.front_ends.supervisor import FrontEnds
 from irv2.serve.operations.logs import num_lines_lost
@@ -126,12 +127,14 @@ class Server:
             share_metrics(folder, "engine")
             self._metrics, self._build = Metrics(folder), SharedModel
             self._model = shared = SharedModel(opened, options, self._metrics, self._tell_health)
-            self._port = front_ends = FrontEnds(options, shared, folder)
+            own = OwnFrontEnd(options, self._metrics) if options.http else None
+            self._port = front_ends = FrontEnds(options, shared, folder, own)
+            self._answering: GrpcPort | OwnFrontEnd | None = own
             self._metrics.watch_processes(lambda: front_ends.pids)
         else:
             self._metrics, self._build = Metrics(), ServedModel
             self._model = local = ServedModel(opened, options, self._metrics, self._tell_health)
-            self._port = GrpcPort(options, self._metrics, local, self._tls)
+            self._port = self._answering = GrpcPort(options, self._metrics, local, self._tls)
         self._metrics.watch(
             lambda: self._model.admission.num_admitted,
             lambda: self._model.admission.predicted_wait_s(),
@@ -153,9 +156,9 @@ class Server:
         await self._tell_health()
         with self._listen.ready_for_grpc() as names:
             self._listen = self._listen.on_port(self._port.bind(names, self._listen))
-        if self._http_listen:
-            await self._start_http(self._http_listen)
         await self._port.start()
+        if self._http_listen and self._answering:
+            await self._start_http(self._http_listen, self._answering)
         self._background.append(asyncio.create_task(return_memory()))
         await self._model.start()
         await self._port.use(self._model)
@@ -252,13 +255,12 @@ class Server:
     ) -> bool:
         """Serve this bundle, or log what is wrong with it; whether it serves."""
         try:
-            new = await self._started(bundle_path, options, wanted_id)
+            new = await self._taking_over(bundle_path, options, wanted_id)
         except Exception as error:  # whatever is wrong with it, requests must be answered
             foreseen = isinstance(error, Irv2Error)
             logger.error("reload_failed error=%s", error, exc_info=not foreseen)
             self._metrics.observe_reload("failed")
             return False
-        await self._port.use(new)
         old, self._model = self._model, new
         closing = asyncio.create_task(self._close(old))  # not awaited: its engine may never return
         self._closing.add(closing)
@@ -270,16 +272,24 @@ class Server:
         logger.info("reloaded %s", self._what_is_served)
         return True
 
-    async def _started(
+    async def _taking_over(
         self, bundle_path: Path, options: ServeOptions, wanted_id: str
     ) -> ServedModel | SharedModel:
-        """Start a second model beside the one that serves, ready to take over."""
+        """Start a second model beside the one that serves, and let it take the requests."""
         opened = await asyncio.to_thread(open_model, bundle_path, options)
         if wanted_id not in ("", opened.bundle.id):
             await asyncio.to_thread(opened.choice.runner.close)
             got = f"is another bundle by now, {opened.bundle.id[:12]}"
             raise BundleError(bundle_path, got, f"{wanted_id[:12]}, which was compared")
-        return await start_model(self._build, opened, options, self._metrics, self._tell_health)
+        new: ServedModel | SharedModel = await start_model(
+            self._build, opened, options, self._metrics, self._tell_health
+        )
+        try:
+            await self._port.use(new)
+        except Irv2Error:
+            await new.close()
+            raise
+        return new
 
     async def _start_shadow(self) -> None:
         """Open the second bundle and compare its answers from now on. Raises Irv2Error."""
@@ -334,33 +344,29 @@ class Server:
         del old  # so that the next line can free its memory
         await asyncio.to_thread(tidy_up)
 
-    async def _start_http(self, address: Address) -> None:
+    async def _start_http(self, address: Address, answering: GrpcPort | OwnFrontEnd) -> None:
         # They bring a library for this port alone.
         from irv2.serve.operations.http import HttpServer, OpenRequests
         from irv2.serve.rest.request import Desk
-        from irv2.serve.rest.rules import rules, rules_without_model
+        from irv2.serve.rest.rules import rules
 
-        open_requests, has_page = OpenRequests(), self._options.has_page
-        found = rules_without_model(has_page=has_page)
-        if isinstance(self._port, GrpcPort):
-            port = self._port
-            desk = Desk(
-                current_model=lambda: port.model,
-                current_engine=lambda: self._model.engine,
-                calls=port.calls,
-                is_ready=lambda: self.is_ready,
-                tokens=port.tokens,
-                needs_certificate=bool(self._options.tls and self._options.tls.client_ca),
-                on_call=self._metrics.observe_call,
-                max_message_bytes=self._options.max_message_bytes,
-                open_requests=open_requests,
-            )
-            found = rules(desk, has_page=has_page)
+        open_requests = OpenRequests()
+        desk = Desk(
+            current_model=lambda: answering.model,
+            current_engine=lambda: self._model.engine,
+            calls=answering.calls,
+            is_ready=lambda: self.is_ready,
+            tokens=answering.tokens,
+            needs_certificate=bool(self._options.tls and self._options.tls.client_ca),
+            on_call=self._metrics.observe_call,
+            max_message_bytes=self._options.max_message_bytes,
+            open_requests=open_requests,
+        )
         self._http = HttpServer(
             self._metrics.exposition,
             lambda: self.is_ready,
             self._tls.http_context() if self._tls else None,
-            rules=found,
+            rules=rules(desk, has_page=self._options.has_page),
             open_requests=open_requests,
         )
         self._http_listen = address.on_port(await self._http.start(address.host, address.port))

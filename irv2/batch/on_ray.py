@@ -28,7 +28,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 logger = logging.getLogger(__name__)
@@ -67,8 +67,8 @@ class OnRay(AbstractContextManager["OnRay"]):
     ) -> None:
         """Connect to the cluster at HOST:PORT and open the bundle on every node.
 
-        Raises EngineError where there is no cluster, and what a node raises that lacks the bundle
-        or the source.
+        Raises EngineError where there is no cluster, or each node dies meanwhile, and what a node
+        raises that lacks the bundle or the source.
         """
         self.model_id = Bundle.open(bundle).id
         _connect(address)
@@ -78,7 +78,13 @@ class OnRay(AbstractContextManager["OnRay"]):
             if node["Alive"]:
                 worker = _on_node(node).remote()
                 self._nodes[worker] = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
-        found = {_result(worker.open.remote(*arguments)) for worker in self._nodes}
+        opened = {worker: worker.open.remote(*arguments) for worker in self._nodes}
+        found: set[str] = set()
+        for worker, answer in opened.items():
+            try:
+                found.add(_result(answer))
+            except RayActorError:
+                self._leave(worker)
         if found != {self.model_id}:
             ids = ", ".join(sorted(model_id[:12] for model_id in found))
             raise InputError(bundle, f"is {ids} on the nodes", f"{self.model_id[:12]} on all")
@@ -114,6 +120,8 @@ class OnRay(AbstractContextManager["OnRay"]):
             worker, chunk = running.pop(answer)
             try:
                 done[chunk.position] = _result(answer)
+            except ObjectLostError:  # its node died before the answer was fetched
+                returned.append(chunk)
             except RayActorError:
                 returned.append(chunk)
                 self._leave(worker)
@@ -137,7 +145,7 @@ def _connect(address: str) -> None:
     at, start = f"Ray at {address}", "start one with `ray start --head`"
     try:  # Ray itself would wait for minutes
         socket.create_connection(place, timeout=CONNECT_S).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError for names such as a..b
         raise EngineError(at, f"does not answer ({error})", "a cluster", start) from error
     handler = signal.getsignal(signal.SIGTERM)
     try:

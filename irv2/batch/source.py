@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from irv2.data.lists import is_list, read_paths
-from irv2.data.shards import Span, images_in, read_span
+from irv2.data.shards import images_in, read_listed
 from irv2.errors import ImageError, ImageReason, InputError
 from irv2.images.decode import EXTENSIONS, FILE_LIMITS
 from irv2.system.files import entries_below, file_sha256, read_encoded
@@ -31,7 +31,7 @@ class Picture(NamedTuple):
 
     name: str  # SHARD.tar/KEY.jpg for one in a shard
     shard: str = ""
-    offset: str = ""
+    offset: str = ""  # of its header
     num_bytes: str = ""
 
 
@@ -68,9 +68,10 @@ class Source:
         """
         try:
             if picture.shard:
-                _require_size(int(picture.num_bytes))
-                span = Span(int(picture.offset), int(picture.num_bytes))
-                return read_span(self.root / picture.shard, span)
+                num_bytes, key = int(picture.num_bytes), picture.name[len(picture.shard) + 1 :]
+                _require_size(num_bytes)
+                shard = self.root / picture.shard
+                return read_listed(shard, key, int(picture.offset), num_bytes)
             path = self.root / picture.name
             if path.exists() and not path.is_file():  # a pipe would be waited for
                 raise ImageError(ImageReason.UNREADABLE, "is no file", "an image file")
@@ -93,8 +94,8 @@ class Source:
             if suffix in EXTENSIONS and _is_file_or_unreadable(entry):
                 yield Picture(name)
             elif suffix == SHARD_SUFFIX:
-                for key, span in images_in(Path(entry.path)):
-                    yield Picture(f"{name}/{key}", name, str(span.offset), str(span.size))
+                for key, header_at, size in images_in(Path(entry.path)):
+                    yield Picture(f"{name}/{key}", name, str(header_at), str(size))
 
 
 def _require_size(num_bytes: int) -> None:

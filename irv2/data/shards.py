@@ -117,11 +117,26 @@ def read_span(shard: Path, span: Span) -> bytes:
     return encoded
 
 
-def images_in(path: Path) -> Iterator[tuple[str, Span]]:
-    """Yield the name in its shard, and the position, of each file with an image's extension."""
+def images_in(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield name, header's offset and size of each file in a shard with an image's extension."""
     for member, _ in _files_in(path):
         if os.path.splitext(member.name)[1].lower() in EXTENSIONS:  # noqa: PTH122 (no path)
-            yield member.name, Span(member.offset_data, member.size)
+            yield member.name, member.offset, member.size
+
+
+def read_listed(shard: Path, name: str, header_at: int, size: int) -> bytes:
+    """Read what `images_in` has found; raises ImageError if it is not there any more."""
+    try:
+        with shard.open("rb", buffering=0) as file:
+            file.seek(header_at)
+            with tarfile.open(fileobj=file, mode="r:") as members:
+                found = members.next()
+        if found is None or (found.name, found.size) != (name, size):
+            raise tarfile.ReadError
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        got, expected = "lies elsewhere in its shard, or no longer", "the shard as it was listed"
+        raise ImageError(ImageReason.UNREADABLE, got, expected, what=name) from error
+    return read_span(shard, Span(found.offset_data, size))
 
 
 def _scan_shard(path: Path) -> Iterator[Member]:

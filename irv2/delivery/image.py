@@ -9,11 +9,12 @@ import fcntl
 import hashlib
 import json
 import logging
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from irv2.bundle import Bundle
 from irv2.delivery.reference import Reference
@@ -21,7 +22,13 @@ from irv2.delivery.registry import INDEX, MANIFEST_TYPE, Registry
 from irv2.errors import BundleError, InputError
 from irv2.manifest import MANIFEST
 from irv2.system.cache import cache_folder
-from irv2.system.files import new_folder, require_new_folder, temporary_folder, try_lock
+from irv2.system.files import (
+    NO_ROOM,
+    new_folder,
+    require_new_folder,
+    temporary_folder,
+    try_lock,
+)
 from irv2.system.progress import ByteProgress
 
 logger = logging.getLogger(__name__)
@@ -32,6 +39,7 @@ _IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
 _IMAGE_LAYER = "application/vnd.oci.image.layer.v1.tar"
 _FILE_PATH = "org.cncf.model.filepath"
 _FOLDER, _PACKED = "models", ".layer.tar"
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _ARCHITECTURES = ("amd64", "arm64")  # of the machines that mount it: nothing in it is run
 
 
@@ -146,7 +154,11 @@ def _pack(file: Path, name: str, out: Path) -> _Layer:
 
 
 def _unpack(reference: Reference, packed: Path, folder: Path) -> None:
-    """Write the files of a layer. Raises InputError for what would lie elsewhere, and for links."""
+    """Write the files of a layer.
+
+    Raises InputError for what would lie elsewhere, for links, and for files with holes, which a few
+    bytes could make larger than any disk.
+    """
     try:
         with tarfile.open(packed, "r:") as tar:
             for entry in tar:
@@ -154,16 +166,29 @@ def _unpack(reference: Reference, packed: Path, folder: Path) -> None:
                 inside = name.parts[:1] == (_FOLDER,) and ".." not in name.parts
                 if entry.isdir() and inside:
                     continue
-                if not entry.isfile() or not inside or len(name.parts) < 2:
+                is_plain = entry.isfile() and not entry.issparse()
+                if not is_plain or not inside or len(name.parts) < 2:
                     raise InputError(reference, f"holds {entry.name}", f"files in {_FOLDER}/")
-                place = folder.joinpath(*name.parts[1:])
-                place.parent.mkdir(parents=True, exist_ok=True)
-                content = tar.extractfile(entry)
-                assert content is not None
-                with content, place.open("wb") as out:
+                with _created(reference, folder, name) as out:
+                    content = tar.extractfile(entry)
+                    assert content is not None
                     shutil.copyfileobj(content, out)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:  # ValueError: a number that is none
         raise InputError(reference, f"a layer can't be read ({error})", "a tar file") from error
+
+
+def _created(reference: Reference, folder: Path, name: PurePosixPath) -> IO[bytes]:
+    """Open a new file of a layer. Raises InputError for a name that no file can have there."""
+    place = folder.joinpath(*name.parts[1:])
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place.open("wb")
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        got = f"holds {str(name)!a}, which can't be written ({reason})"
+        raise InputError(reference, got, "names of files") from error
 
 
 def _put_image(registry: Registry, layers: list[_Layer], architecture: str) -> dict[str, Any]:
@@ -235,14 +260,24 @@ def _layers(reference: Reference, registry: Registry, manifest: dict[str, Any]) 
     """The layers of a manifest, or of the first one in an index."""
     try:
         if manifest.get("mediaType") == INDEX:
-            manifest, _ = registry.get_manifest(str(manifest["manifests"][0]["digest"]))
+            manifest, _ = registry.get_manifest(_digest_in(manifest["manifests"][0]))
         for layer in manifest["layers"]:
-            digest, size = str(layer["digest"]), int(layer["size"])
-            if not digest.startswith("sha256:") or not layer["mediaType"].endswith(".tar"):
+            digest, size = _digest_in(layer), layer["size"]
+            if not layer["mediaType"].endswith(".tar"):
                 raise InputError(reference, f"a layer of type {layer['mediaType']}", _IMAGE_LAYER)
+            if not isinstance(size, int) or size < 0:
+                raise ValueError(f"a layer's size: there is {size}")
             yield _Layer("", digest, size)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(reference, f"its manifest lacks {error}", "what irv2 push made") from error
+
+
+def _digest_in(entry: dict[str, Any]) -> str:
+    """The digest that an entry names; nothing else is asked for, as a tag can be moved."""
+    digest = entry["digest"]
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"a digest: there is {digest}")
+    return str(digest)
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -88,7 +88,7 @@ class Registry:
             raise InputError(self._reference, f"the registry sent {digest[:19]}", reference[:19])
         try:
             manifest = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(self._reference, f"manifest: {error}", "JSON") from error
         if not isinstance(manifest, dict):
             raise InputError(self._reference, "manifest: no JSON object", "an OCI manifest")
@@ -154,9 +154,11 @@ class Registry:
             answer = self._opener.open(request, timeout=_TIMEOUT_S)
         except urllib.error.HTTPError:
             raise
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a bad token
             raise self._lost(error) from error
-        assert isinstance(answer, http.client.HTTPResponse)
+        if not isinstance(answer, http.client.HTTPResponse):  # urllib opens files, too
+            answer.close()
+            raise Irv2Error(self._reference, f"the registry sends us to {url}", "http or https")
         return answer
 
     def _authorize(self, challenge: str) -> str:
@@ -178,7 +180,15 @@ class Registry:
             with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
                 given = json.loads(answer.read(_MAX_MANIFEST))
             return f"Bearer {given.get('token') or given['access_token']}"
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (
+            OSError,
+            http.client.HTTPException,
+            ValueError,
+            RecursionError,
+            KeyError,
+            AttributeError,
+            TypeError,
+        ) as error:
             raise Irv2Error(
                 self._reference, f"no token from {asked['realm']} ({error})", way_out="docker login"
             ) from error

@@ -99,8 +99,8 @@ def check_port(option: str, text: str) -> Finding:
         family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         with socket.create_server(address, family=family):
             return ok("port", f"{text} is free")
-    except OSError as error:
-        number = error.errno or 0  # negative of names that are not resolved
+    except (OSError, UnicodeError) as error:  # UnicodeError for names such as a..b
+        number = getattr(error, "errno", None) or 0  # negative of names that are not resolved
         reason = os.strerror(number).lower() if number > 0 else str(error)
         way_out_of_it = f"stop what uses it, or serve with another {option}"
         return problem("port", f"{text} can't be listened at ({reason})", way_out_of_it)

@@ -171,10 +171,12 @@ def _certificates(path: Path) -> list[x509.Certificate]:
 
 def _der_certificate(signature: Path, content: bytes) -> x509.Certificate:
     try:
-        return x509.load_der_x509_certificate(content)
-    except ValueError as error:
+        certificate = x509.load_der_x509_certificate(content)
+        _ = certificate.subject, certificate.extensions  # which are read no earlier
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         got = "holds a certificate that can't be read"
         raise BundleError(signature, got, way_out="sign it with irv2 sign") from error
+    return certificate
 
 
 def _problem_of(certificate: x509.Certificate) -> str:

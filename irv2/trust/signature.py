@@ -143,7 +143,7 @@ def read_signature(folder: Path) -> Signature | None:
         return None
     try:
         read = msgspec.json.decode(content, type=_SigstoreBundle)
-    except (UnicodeDecodeError, msgspec.MsgspecError) as error:
+    except (UnicodeDecodeError, RecursionError, msgspec.MsgspecError) as error:
         raise BundleError(path, str(error), "a Sigstore bundle", _SIGN_AGAIN) from error
     material, envelope = read.verification_material, read.dsse_envelope
     if envelope.payload_type != _PAYLOAD_TYPE or not envelope.signatures:
@@ -227,7 +227,11 @@ def _signed_files(signature: Signature) -> tuple[dict[str, str], tuple[str, ...]
             raise BundleError(path, got, _PREDICATE, _SIGN_AGAIN)
         predicate = msgspec.json.decode(statement.predicate, type=_Predicate)
         root = _root(predicate)
-    except (UnicodeDecodeError, ValueError) as error:  # MsgspecError and fromhex's are such
+    except (
+        UnicodeDecodeError,
+        RecursionError,
+        ValueError,
+    ) as error:  # MsgspecError and fromhex's are such
         raise BundleError(path, str(error), _PREDICATE, _SIGN_AGAIN) from error
     how = predicate.serialization
     if (how.method, how.hash_type) != ("files", "sha256"):

@@ -32,7 +32,7 @@ class SharedModel:
             self.artifact_file,
             engine.image_shape,
             num_streams=engine.batcher.num_streams,
-            num_front_ends=options.num_front_ends,
+            num_front_ends=options.num_front_ends + 1,  # the last is this process (OwnFrontEnd)
             max_queue=options.max_queue,
         )
         self._metrics = ModelMetrics(metrics, self.description.id, self._segment.sums)
@@ -58,13 +58,15 @@ class SharedModel:
     async def join(self, number: int) -> tuple[int, socket.socket]:
         """Return the memory's descriptor, and the front end's end of its channel, to be closed.
 
-        Another front end of this number, if there was one, has ended.
+        Another front end of this number, if there was one, has ended. Raises OSError where no file
+        is left.
         """
         if before := self._requests.get(number):
             before.abandon()
         requests = RemoteRequests(self._segment, number, self.engine.batcher)
+        theirs = await requests.open()
         self._requests[number] = requests
-        return self._descriptor, await requests.open()
+        return self._descriptor, theirs
 
     async def close(self) -> None:
         """Answer what front ends have submitted, until each has said that it was all; free."""

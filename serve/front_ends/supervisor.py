@@ -25,6 +25,7 @@ from irv2.serve.front_ends.control import (
     Stop,
     Take,
 )
+from irv2.serve.front_ends.own_front_end import OwnFrontEnd
 from irv2.serve.front_ends.shared_model import SharedModel
 from irv2.serve.operations.logs import is_json
 from irv2.serve.options import ServeOptions
@@ -51,9 +52,12 @@ class FrontEnds:
         options: ServeOptions,
         model: SharedModel,
         metrics_folder: str,
+        own: OwnFrontEnd | None = None,
         ask_every_s: float = ASK_EVERY_S,
         answer_s: float = ANSWER_S,
     ) -> None:
+        """`own` is this process's, if it answers over HTTP; it gets its models from here too."""
+        self._own = own
         self._ask_every_s, self._answer_s = ask_every_s, answer_s
         self._options, self._model, self._metrics_folder = options, model, metrics_folder
         self._names: list[str] = []
@@ -77,6 +81,8 @@ class FrontEnds:
 
     async def start(self) -> None:
         """Open the port in all front ends. Raises Irv2Error where one can't."""
+        if self._own:
+            await self._own.take(self._model)
         self._held = reserve(self._names)
         numbers = range(self._options.num_front_ends)
         await asyncio.gather(*map(self._spawn, numbers))
@@ -88,14 +94,18 @@ class FrontEnds:
         """Answer requests with this model from now on; at the start, the one that was taken.
 
         A front end that ends meanwhile is replaced by one that takes it. Raises Irv2Error where
-        that happens at the start.
+        that happens at the start, and where this process can't take it: nothing has changed then.
         """
         async with self._changing:
+            if self._own and model is not self._model:
+                await self._own.take(model)
             was_serving, self._serves = self._serves, True
             before, self._model = self._model, model
             if before is not model:
                 await self._all(*(each.take(model) for each in self._processes.values()))
             failures = await self._all(*(each.ask(Serve()) for each in self._processes.values()))
+            if self._own:
+                await self._own.serve()
         if failures and not was_serving:
             raise failures[0]
 
@@ -116,9 +126,13 @@ class FrontEnds:
         if gone:
             await asyncio.wait(gone, timeout=self._options.stop_timeout_s + END_S)
         await asyncio.gather(*(process.end() for process in processes))
+        if self._own:
+            await self._own.stop()
 
     async def close(self) -> None:
         """Give the port back."""
+        if self._own:
+            await self._own.close()
         for holder in self._held:
             holder.close()
 
@@ -220,8 +234,13 @@ class _Process:
         return f"front end {self._number + 1}"
 
     async def take(self, model: SharedModel) -> None:
-        """Let it take this model. Raises Irv2Error where it can't."""
-        memory, channel = await model.join(self._number)
+        """Let it take this model. Raises Irv2Error where it can't; it is ended then."""
+        try:
+            memory, channel = await model.join(self._number)
+        except OSError as error:  # no file left
+            self._popen.kill()
+            got = f"can't take the model ({error.strerror})"
+            raise Irv2Error(self, got, way_out="raise ulimit -n") from error
         with channel:
             asked = self.ask(Take(model.layout), [memory, channel.fileno()], START_S)
         await asked

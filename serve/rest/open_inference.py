@@ -95,7 +95,7 @@ class Infer(Question, _OpenInference):
             return request
         del body
         call = self.begin(request.id, num_images(request), timeout_ms(request))
-        work = infer(request, self.desk.current_model(), call.deadline)
+        work = infer(request, self.desk.current_model, call.deadline)
         tensors = await self.desk.calls.outcome(work, call)
         if isinstance(tensors, status_pb2.Status):
             return tensors

@@ -8,6 +8,7 @@ statistics, repository index.
 from collections.abc import Callable
 
 from irv2 import __version__
+from irv2.errors import InvalidRequest
 from irv2.inference import open_inference_pb2 as oip
 from irv2.inference import open_inference_pb2_grpc
 from irv2.serve.pipeline.model import Model
@@ -16,11 +17,13 @@ from irv2.serve.rpc.request_log import Context
 from irv2.serve.rpc.tensor_models import (
     DEFAULT,
     MODELS,
+    TIMEOUT,
     VERSION,
     Described,
     Tensor,
     infer,
     is_served,
+    parameter,
     tensor_model,
 )
 from irv2.serve.rpc.triton import model_config, model_statistics
@@ -138,7 +141,7 @@ class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def _infer(
         self, request: oip.ModelInferRequest, deadline: float
     ) -> oip.ModelInferResponse:
-        return _response(request, await infer(request, self._current_model(), deadline))
+        return _response(request, await infer(request, self._current_model, deadline))
 
 
 def num_images(request: oip.ModelInferRequest) -> int:
@@ -147,10 +150,11 @@ def num_images(request: oip.ModelInferRequest) -> int:
 
 
 def timeout_ms(request: oip.ModelInferRequest) -> float:
-    """Triton's parameter `timeout`, in microseconds there; 0 if there is none."""
-    if "timeout" not in request.parameters:
+    """Triton's parameter `timeout`, in microseconds there; 0 if there is none to be honoured."""
+    try:
+        return parameter(request, TIMEOUT) / 1e3
+    except InvalidRequest:  # `infer` refuses it
         return 0.0
-    return max(0, request.parameters["timeout"].int64_param) / 1e3
 
 
 def _metadata(tensor: Described) -> oip.ModelMetadataResponse.TensorMetadata:

@@ -6,10 +6,10 @@ writes the answer's tensors in its own way.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from google.rpc import error_details_pb2
@@ -21,12 +21,14 @@ from irv2.serve.pipeline.model import Model
 from irv2.types import FloatArray, UInt8Array
 from irv2.v1 import classifier_pb2
 
+CurrentModel: TypeAlias = Callable[[], Model]  # which a reload changes
 VERSION = "1"
+TIMEOUT, TOP_K = "timeout", "top_k"  # parameters
 # The parameters of Triton's that we keep (timeout) or that would not change the answer: priorities
 # beside deadlines, sequences for a model without memory, HTTP's raw tensors.
 HARMLESS = frozenset(
     {
-        "timeout",
+        TIMEOUT,
         "priority",
         "sequence_id",
         "sequence_start",
@@ -36,7 +38,6 @@ HARMLESS = frozenset(
         "binary_data_size",
     }
 )
-TOP_K = "top_k"
 TYPED_AT_A_TIME = 16_384  # elements converted before the interpreter lock is released
 LENGTH_BYTES = 4  # little endian, before each element of a raw tensor of BYTES
 
@@ -82,7 +83,7 @@ class TensorModel(Protocol):
         """The input and the outputs."""
 
     async def answer(
-        self, request: oip.ModelInferRequest, model: Model, deadline: float
+        self, request: oip.ModelInferRequest, current_model: CurrentModel, deadline: float
     ) -> list[Tensor]:
         """All outputs, in the order of `described`. Raises RequestError."""
 
@@ -101,10 +102,13 @@ class Crops:
         return images, [Described("logits", "FP32", [-1, classes])]
 
     async def answer(
-        self, request: oip.ModelInferRequest, model: Model, deadline: float
+        self, request: oip.ModelInferRequest, current_model: CurrentModel, deadline: float
     ) -> list[Tensor]:
         """The logits of each image."""
+        model = current_model()
         images = await input_images(request, model.image_shape, model.pipeline.limits.max_images)
+        model = current_model()  # perhaps another one since, and the one before is closed
+        _check_shape(request, model.image_shape, model.pipeline.limits.max_images)
         logits = await model.pipeline.infer(images, deadline, request.id)
         return [Tensor("logits", logits.shape, logits.ravel())]
 
@@ -126,11 +130,12 @@ class Files:
         return Described(self.input_name, "BYTES", [-1]), outputs
 
     async def answer(
-        self, request: oip.ModelInferRequest, model: Model, deadline: float
+        self, request: oip.ModelInferRequest, current_model: CurrentModel, deadline: float
     ) -> list[Tensor]:
         """The best classes of each picture; one that fails has none, a reason, and fails alone."""
+        model = current_model()
         files = input_files(request, model.pipeline.limits.max_images)
-        top_k = min(_top_k(request) or DEFAULT_TOP_K, len(model.description.classes))
+        top_k = min(parameter(request, TOP_K) or DEFAULT_TOP_K, len(model.description.classes))
         images = [classifier_pb2.Image(encoded=file) for file in files]
         asked = classifier_pb2.ClassifyRequest(images=images, top_k=top_k, id=request.id)
         results = (await model.pipeline.classify(asked, deadline)).results
@@ -163,16 +168,20 @@ def is_served(name: str, version: str) -> bool:
     return name in MODELS and version in ("", VERSION)
 
 
-async def infer(request: oip.ModelInferRequest, model: Model, deadline: float) -> list[Tensor]:
+async def infer(
+    request: oip.ModelInferRequest, current_model: CurrentModel, deadline: float
+) -> list[Tensor]:
     """The outputs that the request names, or all of them. Raises RequestError."""
     asked = tensor_model("model_name", request.model_name, request.model_version)
-    names = [output.name for output in asked.described(model)[1]]
+    names = [output.name for output in asked.described(current_model())[1]]
     _check_numbers(request, asked, names)
     _check_parameters(request, asked)
     wanted = [output.name for output in request.outputs]
     if not set(wanted) <= set(names) or len(set(wanted)) < len(wanted):
         raise InvalidRequest("outputs", "an unknown tensor, or one twice", " ".join(names))
-    outputs = {tensor.name: tensor for tensor in await asked.answer(request, model, deadline)}
+    outputs = {
+        tensor.name: tensor for tensor in await asked.answer(request, current_model, deadline)
+    }
     return [outputs[name] for name in wanted or names]
 
 
@@ -180,6 +189,22 @@ async def input_images(
     request: oip.ModelInferRequest, image_shape: tuple[int, int, int], most: int
 ) -> UInt8Array:
     """The input tensor, uint8 (N, S, S, 3), N up to `most`. Raises InvalidRequest."""
+    _check_shape(request, image_shape, most)
+    (tensor,) = request.inputs
+    shape = tuple(tensor.shape)
+    raw = _raw_contents(request, tensor)
+    elements: bytes | Sequence[int] = tensor.contents.uint_contents if raw is None else raw
+    if len(elements) != np.prod(shape):
+        got = f"{len(elements)} elements"
+        raise InvalidRequest("inputs[0]", got, f"{np.prod(shape)} for its shape")
+    packed = elements if isinstance(elements, bytes) else await asyncio.to_thread(_packed, elements)
+    images: UInt8Array = np.frombuffer(packed, np.uint8)
+    return images.reshape(shape)
+
+
+def _check_shape(
+    request: oip.ModelInferRequest, image_shape: tuple[int, int, int], most: int
+) -> None:
     (tensor,) = request.inputs
     if tensor.name != "images":
         raise InvalidRequest("inputs", repr(tensor.name), "the tensor images")
@@ -189,14 +214,6 @@ async def input_images(
         got = f"{tensor.datatype} {list(tensor.shape)}"
         expected = f"UINT8 {['N', *image_shape]}, N from 1 to {most}"
         raise InvalidRequest("inputs[0]", got, expected)
-    raw = _raw_contents(request, tensor)
-    elements: bytes | Sequence[int] = tensor.contents.uint_contents if raw is None else raw
-    if len(elements) != np.prod(shape):
-        got = f"{len(elements)} elements"
-        raise InvalidRequest("inputs[0]", got, f"{np.prod(shape)} for its shape")
-    packed = elements if isinstance(elements, bytes) else await asyncio.to_thread(_packed, elements)
-    images: UInt8Array = np.frombuffer(packed, np.uint8)
-    return images.reshape(shape)
 
 
 def input_files(request: oip.ModelInferRequest, most: int) -> list[bytes]:
@@ -255,15 +272,16 @@ def _packed(elements: Sequence[int]) -> bytes:
         raise InvalidRequest("inputs[0].contents", "an element above 255", "uint8") from error
 
 
-def _top_k(request: oip.ModelInferRequest) -> int:
-    """The parameter `top_k`; 0 if there is none."""
-    if TOP_K not in request.parameters:
+def parameter(request: oip.ModelInferRequest, name: str) -> int:
+    """A parameter that is an integer from 0 on; 0 if there is none. Raises InvalidRequest."""
+    if name not in request.parameters:
         return 0
-    value = request.parameters[TOP_K]
+    value = request.parameters[name]
     kind = value.WhichOneof("parameter_choice")
     number = getattr(value, kind) if kind in ("int64_param", "uint64_param") else -1
     if number < 0:
-        raise InvalidRequest("parameters['top_k']", str(value).strip(), "an integer from 0 on")
+        got = str(value).strip()
+        raise InvalidRequest(f"parameters['{name}']", got, "an integer from 0 on")
     return int(number)
 
 
@@ -305,6 +323,7 @@ def _check_parameters(request: oip.ModelInferRequest, asked: TensorModel) -> Non
             for number, output in enumerate(request.outputs)
         ),
     ]
+    parameter(request, TIMEOUT)  # has counted already if it makes sense
     for field, names in places:
         for name in names:
             if name not in HARMLESS:

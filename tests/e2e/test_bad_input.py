@@ -166,3 +166,17 @@ def test_an_image_of_200_megapixels_is_refused_from_its_header(tmp_path, environ
 def test_classify_without_anyone_to_ask(fails, data):
     line = fails(2, "irv2-classify", data / "val")
     assert "--server HOST:PORT or --bundle DIR" in line
+
+
+def test_a_batch_that_can_not_be_done_leaves_nothing(fails, data, tmp_path):
+    bundle, out = write_tiny_bundle(tmp_path / "tiny.bundle"), tmp_path / "out.parquet"
+    batch = ("irv2", "batch")
+    assert "no image files in it" in fails(2, *batch, bundle, out, "--bundle", bundle)
+    assert "no list of files for" in fails(2, *batch, data, out, "--bundle", bundle, "--as-listed")
+    assert "nowhere: no bundle.json in it" in fails(2, *batch, data, out, "--bundle", "nowhere")
+    assert "no such folder" in fails(2, *batch, data, "nowhere/out.parquet", "--bundle", bundle)
+    (tmp_path / "mine.parquet").write_text("mine")
+    line = fails(2, *batch, data, tmp_path / "mine.parquet", "--bundle", bundle)
+    assert "mine.parquet: can't be read" in line
+    assert (tmp_path / "mine.parquet").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "tiny.bundle", "mine.parquet"}

@@ -67,14 +67,17 @@ def test_an_import_by_name_asks_the_hub_alone(environment, tmp_path):
 @pytest.mark.slow
 def test_no_program_asks_anybody(project, bundle, environment, tmp_path):
     best = str(project / "runs" / "setting-2" / "best.pt")
-    picture = tmp_path / "picture.jpg"
+    picture = tmp_path / "pictures" / "picture.jpg"
+    picture.parent.mkdir()
     picture.write_bytes(jpeg(0))
+    batch = ["irv2", "batch", str(picture.parent)]
     programs = [
         ["irv2-train", "--setting", "2", "--epochs", "1", "--out", str(tmp_path / "run")],
         ["irv2-export", best, "--precision", "int8", "--out", str(tmp_path / "b.bundle")],
         ["irv2", "verify", str(tmp_path / "b.bundle")],
         ["irv2", "eval", str(bundle)],
         ["irv2-classify", str(picture), "--bundle", str(bundle)],
+        [*batch, str(tmp_path / "here.parquet"), "--bundle", str(bundle)],
     ]
     with counting_proxy() as (settings, asked):
         settings = {**environment, **settings}
@@ -84,6 +87,7 @@ def test_no_program_asks_anybody(project, bundle, environment, tmp_path):
         server = subprocess.Popen(serve, env=settings, stderr=subprocess.PIPE, text=True)
         address = read_line(server.stderr).split()[1]
         programs.append(["irv2-classify", str(picture), "--server", address])
+        programs.append([*batch, str(tmp_path / "asked.parquet"), "--server", address])
         for program in programs:
             subprocess.run(program, env=settings, check=True, capture_output=True)
         time.sleep(max(0.0, began + LONG_ENOUGH_S - time.monotonic()))

@@ -1,12 +1,16 @@
 """Several front ends before one engine: what one process does, and what happens as they die."""
 
+import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from certificates import issue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving_process import LOOPBACK, Process, get, replace_bundle, serving
 from serving_site import jpeg
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import SIDE, write_tiny_bundle
 
 from irv2.bundle import Bundle
 from irv2.inference import open_inference_pb2 as oip
@@ -132,12 +136,13 @@ def test_they_answer_as_one_server_and_count_as_one(bundle, tmp_path):
         assert list(found.values()) == [(answered, batches)] * 2, "whichever is asked"
         one = int(Path(f"/proc/{process.popen.pid}/statm").read_text().split()[1]) * 4096
         assert site.value("process_resident_memory_bytes") > 2 * one
+        check_http(site, bundle, issued.ca)
         tokens.write_text("other fedcba9876543210\n")
         for channel in channels.values():
             with pytest.raises(grpc.RpcError) as refused:
                 site.ask(channel)
             assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert site.value("irv2_unauthenticated_calls_total") == 2
+        assert site.value("irv2_unauthenticated_calls_total") == 3, "and one over HTTP"
 
 
 def check_answers(site: "Site", channels: dict[int, grpc.Channel], bundle: Path) -> dict:
@@ -162,6 +167,30 @@ def check_answers(site: "Site", channels: dict[int, grpc.Channel], bundle: Path)
         [sums] = statistics(oip.ModelStatisticsRequest(), metadata=site.metadata).model_stats
         counted[number] = (sums.inference_stats.success.count, sums.inference_count)
     return counted
+
+
+def check_http(site: "Site", bundle: Path, ca: Path) -> None:
+    """The engine's process answers over HTTP, and counts beside the others."""
+    url, context = f"https://{site.process.http}", ssl.create_default_context(cafile=ca)
+    ok, [expected] = 'irv2_requests_total{outcome="ok"}', Bundle.open(bundle).classify([jpeg(1)])
+    before = site.value(ok)
+
+    def answer(path: str, body: bytes | None, **headers: str) -> dict:
+        headers |= {name.title(): value for name, value in site.metadata}
+        request = urllib.request.Request(f"{url}{path}", body, headers)
+        with urllib.request.urlopen(request, timeout=20, context=context) as response:
+            return json.load(response)
+
+    [result] = answer("/v1/classify", jpeg(1))["results"]
+    assert [score["label"] for score in result["scores"]] == [s.label for s in expected.scores]
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [1, SIDE, SIDE, 3]}
+    tensor["data"] = [0] * 3 * SIDE**2
+    question = json.dumps({"inputs": [tensor]}).encode()
+    assert answer("/v2/models/irv2/infer", question)["outputs"][0]["shape"] == [1, 10]
+    assert answer("/v2/models/irv2", None)["name"] == "irv2"
+    assert site.value(ok) == before + 2
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{url}/v1/classify", b"x", timeout=20, context=context)
 
 
 def test_a_killed_front_end_costs_its_own_calls_alone_and_is_replaced(two):
@@ -198,14 +227,27 @@ def test_a_killed_front_end_costs_its_own_calls_alone_and_is_replaced(two):
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert two.value('irv2_requests_total{outcome="ok"}') > counted
     assert get(two.process.http, "/readyz")[0] == 200
-    for path in ("/v2/models/irv2", "/v1/model", "/"):
-        status, text = get(two.process.http, path)
-        assert (status, "start with --front-ends 1" in text) == (501, True)
+    assert "<html" in get(two.process.http, "/")[1]
+    assert json.loads(get(two.process.http, "/v1/model")[1])["model"]["id"]
+
+
+def http_model_id(address: str) -> str:
+    """The model that answers over HTTP."""
+    url = f"http://{address}/v1/classify"
+    with urllib.request.urlopen(url, jpeg(0), timeout=20) as response:
+        return json.load(response)["model_id"]
 
 
 def test_new_models_and_sigterm_lose_no_request(two):
     process, failures, leave = two.process, [], threading.Event()
     bundle = Path(process.popen.args[4])
+
+    def keep_asking_over_http() -> None:
+        while not leave.is_set():
+            try:
+                http_model_id(process.http)
+            except Exception as error:
+                failures.append(error)
 
     def keep_asking(channel: grpc.Channel) -> None:  # no client of ours: it would ask again
         while not leave.is_set():
@@ -217,6 +259,7 @@ def test_new_models_and_sigterm_lose_no_request(two):
 
     channels = two.channels()
     threads = [threading.Thread(target=keep_asking, args=(each,)) for each in channels.values()]
+    threads.append(threading.Thread(target=keep_asking_over_http))
     for thread in threads:
         thread.start()
     for seed in (1, 2, 3):
@@ -225,6 +268,7 @@ def test_new_models_and_sigterm_lose_no_request(two):
         two.wait_for_line(f"reloaded model={model_id[:12]} ")
         for channel in channels.values():
             assert two.ask(channel).model_id == model_id
+        assert http_model_id(process.http) == model_id
     for _ in range(3):
         two.wait_for_line("closed model=")
     process.popen.send_signal(signal.SIGTERM)
@@ -235,6 +279,25 @@ def test_new_models_and_sigterm_lose_no_request(two):
     assert process.popen.wait(timeout=20) == 0
     assert not failures
     assert not any("Traceback" in line for line in two.lines)
+
+
+def test_a_watched_bundle_and_renewed_certificates_reach_all_of_them(tmp_path):
+    bundle = write_tiny_bundle(tmp_path / "tiny.bundle")
+    issued = issue(tmp_path / "tls")
+    options = (*TWO, "--watch", *issued.server_options)
+    with serving(bundle, *options) as process, ExitStack() as stack:
+        site = Site(process, stack, ca=issued.ca)
+        channels = site.channels()
+        model_id = replace_bundle(bundle, seed=1)
+        site.wait_for_line(f"reloaded model={model_id[:12]} ")
+        for channel in channels.values():
+            assert site.ask(channel).model_id == model_id
+        issue(tmp_path / "tls")  # of another authority: connections from now on trust it alone
+        for channel in site.channels().values():
+            assert site.ask(channel).model_id == model_id
+        assert get(process.http, "/readyz", issued.ca)[0] == 200
+        for channel in channels.values():  # what is open stays so
+            assert site.ask(channel).model_id == model_id
 
 
 def test_nothing_outlives_the_process_that_was_started(bundle):

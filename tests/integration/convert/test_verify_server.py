@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image
+from serving_process import serving
 from serving_site import Site
 from tiny_bundle import CLASSES, write_tiny_bundle
 
@@ -77,12 +78,20 @@ def ledger(bundle) -> Ledger:
     return Ledger.load(bundle.path / LEDGER)
 
 
-def verify(served: Bundle, data: Path, tamper=None, evidence: Path | None = None, shift: int = 0):
-    """`irv2 verify --server` in a process that has no engine; its exit code, JSON and stderr."""
+def run_verify(evidence: Path, address: str, data: Path) -> subprocess.CompletedProcess:
+    """`irv2 verify --server` in a process that has no engine."""
     program = (
         "import sys; sys.modules['onnxruntime'] = sys.modules['torch'] = None; "
         "from irv2.cli.main import main; main.main(['verify', *sys.argv[1:]], prog_name='irv2')"
     )
+    command = [sys.executable, "-c", program, str(evidence), "--server", address]
+    return subprocess.run(
+        [*command, "--data", str(data), "--json"], capture_output=True, text=True, timeout=60
+    )
+
+
+def verify(served: Bundle, data: Path, tamper=None, evidence: Path | None = None, shift: int = 0):
+    """The exit code, JSON and stderr of `irv2 verify --server` on a server in this process."""
 
     async def scenario():
         site = Site(served, seconds=0.0)
@@ -90,20 +99,21 @@ def verify(served: Bundle, data: Path, tamper=None, evidence: Path | None = None
         if tamper or shift:  # after the self-test, which would notice
             site.runner.inner = Doctored(site.runner.inner, tamper or np.copy, shift)
         address = site.server.ready_line.split()[1]
-        command = [sys.executable, "-c", program, str(evidence or served.path), "--server", address]
         try:
-            return await asyncio.to_thread(
-                subprocess.run,
-                [*command, "--data", str(data), "--json"],
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
+            return await asyncio.to_thread(run_verify, evidence or served.path, address, data)
         finally:
             await site.server.stop()
 
     done = asyncio.run(scenario())
     return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+
+
+def test_several_front_ends_answer_as_recorded(bundle, data):
+    with serving(bundle.path, "--front-ends", "2") as process:
+        done = run_verify(bundle.path, process.address, data)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["num_equal"]) == (0, report["n"]), done.stderr
+    assert report["n"] == len(CLASSES) * NUM_PER_CLASS
 
 
 def swap_two(logits):

@@ -88,7 +88,11 @@ def test_a_manifest_of_another_schema_says_where(bundle, change, expected):
     assert expected in refused(bundle)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema": 1}', b'{"x": ' + b"[" * 9999],
+    ids=["empty", "half", "list", "null", "bytes", "schema", "nested"],
+)
 def test_bad_json_is_one_line(bundle, content):
     (bundle / "bundle.json").write_bytes(content)
     assert "expected irv2.bundle/1" in refused(bundle)

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -22,7 +24,7 @@ from irv2.inference import open_inference_pb2 as oip
 from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.results import top_k_scores
 from irv2.runners.choose import open_best
-from irv2.serve.rpc.tensor_models import input_images, raw_from_bytes
+from irv2.serve.rpc.tensor_models import _packed, input_images, raw_from_bytes
 from irv2.v1.classifier_pb2 import ClassifyRequest, Image
 
 PROTO = ROOT / "protos" / "irv2" / "inference" / "open_inference.proto"
@@ -53,6 +55,43 @@ def infer_request(
         request.raw_input_contents.append(images.tobytes())
     request.inputs.append(tensor)
     return request
+
+
+class Holding(ThreadPoolExecutor):
+    """Runs what the event loop gives to threads; converts typed contents once that is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.has_come, self.let_go = threading.Event(), threading.Event()
+
+    def submit(self, work, *args):
+        is_held = getattr(work, "args", (None,))[0] is _packed
+        return super().submit(self._hold if is_held else work, *([work] if is_held else args))
+
+    def _hold(self, work):
+        self.has_come.set()
+        assert self.let_go.wait(20)
+        return work()
+
+
+def test_typed_contents_that_are_read_during_a_reload_get_the_new_models_answer(bundle, tmp_path):
+    other = Bundle.open(write_tiny_bundle(tmp_path / "other.bundle", seed=1))
+    with open_best(other.path, other.artifacts).runner as runner:
+        expected = runner.run(IMAGES)
+
+    async def scenario(site):
+        held = Holding()
+        asyncio.get_running_loop().set_default_executor(held)
+        infer = GRPCInferenceServiceStub(site.channel).ModelInfer
+        asked = asyncio.ensure_future(infer(infer_request(typed=True), timeout=20))
+        await asyncio.to_thread(held.has_come.wait, 20)
+        await site.server.reload(other.path)
+        held.let_go.set()
+        [output] = (await asked).outputs
+        found = np.array(output.contents.fp32_contents).reshape(expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+    scenario_with(bundle, scenario)
 
 
 def test_live_ready_and_metadata(bundle):
@@ -130,6 +169,8 @@ def test_raw_is_answered_raw_and_typed_typed(bundle, logits, typed):
         (infer_request(outputs=[{"name": "logits"}] * 2), "outputs"),
         (infer_request(IMAGES.ravel()), "inputs[0]"),
         (infer_request(inputs=[{"name": "images"}]), "inputs"),
+        (infer_request(parameters={"timeout": {"double_param": 1.5}}), "parameters['timeout']"),
+        (infer_request(parameters={"timeout": {"string_param": "9"}}), "parameters['timeout']"),
     ],
 )
 def test_a_wrong_request_names_its_field(bundle, request_, field):
@@ -217,7 +258,7 @@ def test_a_timeout_is_kept_and_a_priority_changes_nothing(bundle):
         request = asking_for("", "priority")
         assert (await stub.ModelInfer(request)).outputs
         site.runner.seconds = 0.5
-        request.parameters["timeout"].int64_param = 100_000  # microseconds
+        request.parameters["timeout"].uint64_param = 100_000  # microseconds
         code, _ = await site.refusal(request, method=stub.ModelInfer)
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
 

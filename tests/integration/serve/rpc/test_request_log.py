@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,6 +24,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from project import ROOT
+from serving_process import LOOPBACK, serving
 from serving_site import request, scenario_with
 from tiny_bundle import SIDE, write_tiny_bundle
 
@@ -30,6 +33,7 @@ from irv2.inference import open_inference_pb2 as oip
 from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.serve.operations.logs import JsonFormatter
 from irv2.v1.classifier_pb2 import ClassifyRequest, ClassifyStreamRequest, Image
+from irv2.v1.classifier_pb2_grpc import ClassifierStub
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -144,7 +148,10 @@ def collector(monkeypatch):
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                facts = {each.key: each.value.string_value for each in resource.resource.attributes}
+                facts = {
+                    each.key: each.value.string_value or each.value.int_value
+                    for each in resource.resource.attributes
+                }
                 for scope in resource.scope_spans:
                     spans.extend((facts, span) for span in scope.spans)
             self.send_response(200)
@@ -210,6 +217,28 @@ def test_a_request_is_a_span_of_its_callers_trace(bundle, collector):
     assert facts["irv2.outcome"].string_value == "ok"
     assert facts["irv2.inference_us"].int_value > 0
     assert span.end_time_unix_nano > span.start_time_unix_nano
+
+
+def test_the_spans_of_all_front_ends_and_of_http_come_before_the_end(bundle, collector):
+    parent = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
+    with serving(bundle.path, "--front-ends", "2", "--http", LOOPBACK) as process:
+        for _ in range(20):  # connections; the system shares them out
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            with grpc.insecure_channel(process.address, options) as channel:
+                stub = ClassifierStub(channel)
+                stub.Classify(request(0), timeout=20, metadata=(("traceparent", parent),))
+        url, headers = f"http://{process.http}/v1/classify", {"traceparent": parent}
+        asked = urllib.request.Request(url, request(0).images[0].encoded, headers)
+        urllib.request.urlopen(asked, timeout=20).close()
+        process.popen.send_signal(signal.SIGINT)  # no grace
+        process.popen.communicate(timeout=30)
+        engine = process.popen.pid
+    assert len(collector) == 21
+    assert {span.trace_id.hex() for _, span in collector} == {TRACE_ID}
+    over_http = [of["process.pid"] == engine for of, _ in collector]
+    assert [span.name == "http/Classify" for _, span in collector] == over_http
+    assert sum(over_http) == 1
+    assert len({of["process.pid"] for of, _ in collector}) == 3
 
 
 @pytest.mark.parametrize(

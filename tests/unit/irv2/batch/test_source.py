@@ -1,5 +1,7 @@
 """What is found in a source, and in which order, and how it is read."""
 
+import tarfile
+
 import pytest
 from batch_folder import ALL_NAMES, write_folder
 
@@ -46,6 +48,32 @@ def test_what_is_found_can_be_read_and_what_cannot_is_named(pictures, tmp_path):
         source.read(Picture("pipe.jpg"))
     with pytest.raises(ImageError, match="File name too long"):
         source.read(Picture("x" * 5000))
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_picture_of_a_shard_that_was_written_again_is_an_error_unless_it_lies_there(
+    long, tmp_path
+):
+    def write(*names: str) -> None:
+        with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+            for name in names:
+                (tmp_path / "content").write_bytes(f"{name[-5:]} has 20 bytes".encode())
+                shard.add(tmp_path / "content", name)
+
+    folder = "\xe9" * 200 if long else "f"  # a long name has a header of its own
+    one, two, three = (f"{folder}/{n}.jpg" for n in (1, 2, 3))
+    source = Source(tmp_path)
+    write(one, two)
+    first, second = listed(source, tmp_path / "names")
+    assert source.read(second) == b"2.jpg has 20 bytes"
+    for names in ((two, one), (one, three), (one,)):
+        write(*names)
+        with pytest.raises(ImageError, match=r"2\.jpg: lies elsewhere in its shard, or no longer"):
+            source.read(second)
+    assert source.read(first) == b"1.jpg has 20 bytes"
+    (tmp_path / "shard.tar").unlink()
+    with pytest.raises(ImageError, match=r"1\.jpg: No such file"):
+        source.read(first)
 
 
 def test_a_list_needs_no_labels_and_a_repeated_name_is_left_out(pictures, tmp_path, caplog):

@@ -26,10 +26,11 @@ from tiny_bundle import write_tiny_bundle
 
 from irv2.delivery.image import pull, push
 from irv2.delivery.reference import Reference
-from irv2.delivery.registry import MANIFEST_TYPE, Registry
+from irv2.delivery.registry import INDEX, MANIFEST_TYPE, Registry
 from irv2.errors import InputError, Irv2Error, UsageError
 
 pytestmark = needs_registry
+EMPTY = f"sha256:{hashlib.sha256(b'{}').hexdigest()}"
 MODELPACK_SCHEMA = ROOT.parent / "shared" / "schemas" / "modelpack" / "config-schema.json"
 
 
@@ -296,22 +297,113 @@ def test_a_part_of_a_bundle_is_not_taken_for_one(running, bundle, tmp_path):
     assert left(tmp_path) == set()
 
 
+def put_layer(reference: Reference, content: bytes) -> None:
+    """Put an image of one layer there."""
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    Registry(reference).put_blob(digest, content)
+    layer_type = "application/vnd.oci.image.layer.v1.tar"
+    put_image(reference, [{"mediaType": layer_type, "digest": digest, "size": len(content)}])
+
+
+def packed(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    """A tar file."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for entry, content in entries:
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return out.getvalue()
+
+
 @pytest.mark.parametrize("name", ["models/../../evil", "/evil", "etc/evil", "models/link"])
 def test_a_layer_writes_nowhere_else_and_makes_no_links(running, tmp_path, name):
     entry = tarfile.TarInfo(name)
     if name.endswith("link"):
         entry.type, entry.linkname = tarfile.SYMTYPE, "/etc"
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        tar.addfile(entry, io.BytesIO())
-    content, reference = packed.getvalue(), Reference.parse(f"oci://{running.host}/evil:v1")
-    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    Registry(reference).put_blob(digest, content)
-    layer_type = "application/vnd.oci.image.layer.v1.tar"
-    put_image(reference, [{"mediaType": layer_type, "digest": digest, "size": len(content)}])
+    reference = Reference.parse(f"oci://{running.host}/evil:v1")
+    put_layer(reference, packed((entry, b"")))
     with pytest.raises(InputError, match="expected files in models/"):
         pull(reference, tmp_path / "deep" / "out")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def sparse() -> bytes:
+    """A file of a gigabyte without content, in a few kilobytes of tar."""
+    entry = tarfile.TarInfo("models/large")
+    entry.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.size": str(2**30),
+        "GNU.sparse.map": "0,0",
+    }
+    return packed((entry, b""))
+
+
+def file_and_folder() -> bytes:
+    one, two = tarfile.TarInfo("models/a"), tarfile.TarInfo("models/a/b")
+    return packed((one, b"x"), (two, b"x"))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (sparse(), "holds models/large; expected files in models/"),
+        (file_and_folder(), "holds 'models/a/b', which can't be written"),
+        (packed((tarfile.TarInfo("models/" + 300 * "x"), b"")), "which can't be written"),
+        (packed((tarfile.TarInfo("models/a\0\xe9"), b"")), "which can't be written"),
+        (packed((tarfile.TarInfo("models/a"), b"x"))[:-10000], "a layer can't be read"),
+    ],
+    ids=["sparse", "file-and-folder", "long", "null", "cut"],
+)
+def test_a_layer_that_cannot_be_unpacked_is_one_line(running, tmp_path, content, problem):
+    reference = Reference.parse(f"oci://{running.host}/odd:v1")
+    put_layer(reference, content)
+    with pytest.raises(InputError, match=problem):
+        pull(reference, tmp_path / "out")
+    assert left(tmp_path) == set()
+
+
+def one_layer(digest: str = EMPTY, size: float = 2) -> bytes:
+    return json.dumps({"layers": [{"digest": digest, "size": size, "mediaType": "x.tar"}]}).encode()
+
+
+def index_of(digest: str) -> bytes:
+    return json.dumps({"mediaType": INDEX, "manifests": [{"digest": digest}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "problem"),
+    [
+        (b"[" * 10**6, "manifest: .*expected JSON"),
+        (one_layer(size=-2), "lacks a layer's size: there is -2"),  # read(-1) would be everything
+        (one_layer(size=float("inf")), "lacks a layer's size: there is inf"),
+        (one_layer("sha256:../x"), "lacks a digest: there is sha256:../x"),
+        (index_of("v2"), "lacks a digest: there is v2"),
+    ],
+    ids=["nested", "negative", "infinite", "path", "tag"],
+)
+def test_a_registry_may_answer_anything(manifest, problem, tmp_path):
+    Scripted.manifest = manifest
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
+        threading.Thread(target=server.serve_forever).start()
+        reference = Reference.parse(f"oci://127.0.0.1:{server.server_port}/any:v1")
+        try:
+            with pytest.raises(InputError, match=problem):
+                pull(reference, tmp_path / "out")
+        finally:
+            server.shutdown()
+
+
+class Scripted(Between):
+    """Gives one manifest to all who ask."""
+
+    manifest = b""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.manifest)))
+        self.end_headers()
+        self.wfile.write(self.manifest)
 
 
 def test_docker_configuration_says_who_we_are(bundle, tmp_path, monkeypatch):

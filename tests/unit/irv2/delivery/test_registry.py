@@ -29,7 +29,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
             assert query == {"service": ["s"], "scope": ["repository:n:pull"]}
             ok = given == BASIC
-            self.answer(200 if ok else 401, json.dumps({"token": "t0ken"}).encode())
+            self.answer(200 if ok else 401, server.token)
         elif self.path.startswith("/v2/") and given != "Bearer t0ken":
             challenge = f'Bearer realm="{server.realm}",service="s",scope="repository:n:pull"'
             self.answer(401, b"", {"WWW-Authenticate": challenge})
@@ -37,6 +37,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(307, b"", {"Location": f"http://{server.storage}/data"})
         else:
             self.answer(200, CONTENT)
+
+    def do_HEAD(self):
+        self.answer(404, b"")
+
+    def do_POST(self):
+        self.answer(202, b"", {"Location": self.server.upload})
 
     def answer(self, status, content, headers=None):
         self.send_response(status)
@@ -53,6 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def running():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.seen, server.host = [], f"127.0.0.1:{server.server_port}"
+        server.token = json.dumps({"token": "t0ken"}).encode()
         server.realm, server.storage = f"http://{server.host}/token", server.host
         threading.Thread(target=server.serve_forever).start()
         yield server
@@ -89,6 +96,33 @@ def test_who_has_not_logged_in_is_told_to(servers, tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config.json: can't be read"):
         client.get_blob(DIGEST, len(CONTENT), tmp_path / "blob")
+
+
+@pytest.mark.parametrize(
+    ("token", "problem"),
+    [
+        (b"[" * 10**5, "no token from"),
+        (b"{}", "no token from"),
+        (b"7", "no token from"),
+        (b'{"token": "a\\nb"}', "no answer from the registry"),
+    ],
+    ids=["nested", "none", "number", "two-lines"],
+)
+def test_a_token_server_may_answer_anything(servers, tmp_path, token, problem):
+    registry, _ = servers
+    registry.token = token
+    client = Registry(Reference.parse(f"oci://{registry.host}/n:v1"))
+    with pytest.raises(Irv2Error, match=problem):
+        client.get_blob(DIGEST, len(CONTENT), tmp_path / "blob")
+
+
+def test_a_registry_that_sends_an_upload_to_a_file_is_one_line(servers, tmp_path):
+    registry, _ = servers
+    (tmp_path / "file").touch()
+    registry.upload = f"file://{tmp_path / 'file'}#"
+    client = Registry(Reference.parse(f"oci://{registry.host}/n:v1"))
+    with pytest.raises(Irv2Error, match="the registry sends us to file:"):
+        client.put_blob(DIGEST, CONTENT)
 
 
 @pytest.mark.parametrize(

@@ -40,4 +40,5 @@ def test_what_is_no_address_is_wrong_usage():
     with pytest.raises(UsageError, match=r"write 127.0.0.1:8500, without http://"):
         check_port("--listen", "http://127.0.0.1:8500")
     assert check_port("--listen", "127.0.0.1:0").level == "ok"
-    assert check_port("--listen", "no.such.host.invalid:1").level == "problem"
+    for host in ("no.such.host.invalid", "a..b", "a" * 64):
+        assert check_port("--listen", f"{host}:1").level == "problem"

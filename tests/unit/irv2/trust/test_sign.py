@@ -217,6 +217,25 @@ def test_a_bundle_whose_hashes_do_not_hold_is_not_signed(bundle, keys):
     assert not (bundle / SIGNATURE).exists()
 
 
+def test_a_signature_that_no_program_would_write_is_one_line(signed, tmp_path):
+    (signed / SIGNATURE).write_bytes(b'{"mediaType": ' + b"[" * 10**5)
+    with pytest.raises(BundleError, match="expected a Sigstore bundle"):
+        read_signature(signed)
+    one = certified(tmp_path)
+    sign(signed, read_signer(one.private, one.certificate, [one.chain]))
+    document = json.loads((signed / SIGNATURE).read_text())
+    [first, *_] = document["verificationMaterial"]["x509CertificateChain"]["certificates"]
+    content = base64.b64decode(first["rawBytes"])
+    usage, names = b"\x06\x03\x55\x1d\x0f", b"\x06\x03\x55\x1d\x11"  # the extensions' names
+    assert usage in content
+    assert names in content
+    first["rawBytes"] = base64.b64encode(content.replace(usage, names)).decode()
+    (signed / SIGNATURE).write_text(json.dumps(document))
+    assert "holds a certificate that can't be read" in refusal(signed, one.root)
+    with pytest.raises(BundleError, match="a certificate that can't be read"):
+        signer_of(read_signature(signed))
+
+
 def test_what_can_not_sign_or_verify_is_said_in_one_line(tmp_path):
     curve, closed = (key_pair(tmp_path, "k", ec.SECP256K1()), key_pair(tmp_path, password=b"x"))
     for read, problem in (
