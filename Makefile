@@ -11,7 +11,7 @@ COMPILE := $(LOCKER)/bin/uv pip compile pyproject.toml --quiet --upgrade --unive
 CUDA := cuda-toolkit nvidia-cublas nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
 	nvidia-nvshmem-cu13 triton
 
-.PHONY: setup demo check docs test newest lock image js-client protos clean
+.PHONY: setup demo check docs test newest lock image js-client release protos clean
 
 setup: $(STAMP)
 
@@ -71,7 +71,7 @@ lock:
 TARGET ?= serve
 IMAGE ?= irv2:$(TARGET)
 BUILDER ?= $(firstword $(foreach name,docker podman buildah,$(shell $(name) info >/dev/null 2>&1 && echo $(name))))
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' irv2/__init__.py)
 REVISION ?= $(shell git describe --always --abbrev=40 --dirty 2>/dev/null)
 # The time of the commit is that of every file, so that its image can be built again.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
@@ -86,6 +86,11 @@ image:
 # The JavaScript that tests use: a client of gRPC, without which a test fails in CI, and axe-core.
 js-client: setup
 	npm install --no-audit --no-fund --silent --prefix $(VENV)/js @grpc/grpc-js@1 @grpc/proto-loader@0.8 axe-core@4
+
+# A release from a tag, which must hold the change log's dated heading. Nothing is uploaded.
+release: setup
+	@test -n "$(TAG)" || { echo "error: no tag given; expected make release TAG=v$(VERSION)" >&2; exit 1; }
+	$(BIN)/python tests/long/release.py $(TAG) --out dist/$(TAG)
 
 # Generated code is committed, so that users need no compiler; `check` proves it current.
 protos: setup

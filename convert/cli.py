@@ -15,7 +15,7 @@ from irv2.cli.options import (
     print_json,
 )
 from irv2.cli.program import Program
-from irv2.cli.server_options import connect, connection_options
+from irv2.cli.server_options import CONNECTION, connect, connection_options
 from irv2.cli.signing_options import (
     require_signature_option,
     signer_of_options,
@@ -35,7 +35,21 @@ if TYPE_CHECKING:
     from irv2.trust.keys import Signer
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    sections={
+        "What to make, judged on what": "data out precision trt triton",
+        "The gate": "tolerance-top1 tolerance-top5 max-disagreement per-class confidence limit "
+        "bad-images accept-chance",
+        "Calibration of int8": "calibration calibration-images calibration-method seed",
+        "Engines": "max-batch profile workspace-mb timing-cache hardware-compatibility "
+        "version-compatible",
+    },
+    examples=(
+        "irv2-export runs/first/best.pt --data pictures",
+        "irv2-export runs/first/best.pt --data pictures --precision fp32,bf16,int8 --out b.bundle",
+    ),
+)
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine too.")
 @click.option(
@@ -173,7 +187,18 @@ def export(
             click.echo(f"{triton}: {', '.join(names)}")
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    sections={
+        "What to judge": "data server rebuild bad-images",
+        "Signature": "key certificate chain drop-signature require-signature",
+        "Connection": CONNECTION,
+    },
+    examples=(
+        "irv2 verify best.bundle --data pictures",
+        "irv2 verify best.bundle --data pictures --server 127.0.0.1:8500",
+    ),
+)
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @data_option
 @click.option(

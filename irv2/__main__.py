@@ -17,6 +17,10 @@ def run(*program: str) -> NoReturn:
         sys.dont_write_bytecode = True  # it writes nothing
     leave_out_working_folder()
     open_closed_streams()
+    if "_IRV2_COMPLETE" in os.environ:  # a shell asks what may follow
+        from irv2.cli.completion import answer
+
+        answer(*program)
     from irv2.system.stop import end_at_once
 
     end_at_once()

@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,8 +20,10 @@ from irv2.serve.front_ends.choose import AUTO, IMAGES_PER_S, MAX_FRONT_ENDS
 from irv2.serve.operations.background import print_in_background
 from irv2.serve.operations.logs import log_there, print_as_it_is, take_over_stderr
 from irv2.serve.options import ServeOptions, ShadowOptions
-from irv2.serve.server import Server, serve
 from irv2.system.gpu import count_gpus
+
+if TYPE_CHECKING:
+    from irv2.serve.server import Server
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +78,26 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     return log_format
 
 
-@click.command(cls=Program)
-@click.argument("bundle", callback=_fetch)
+@click.command(
+    cls=Program,
+    sections={
+        "Where": "listen http no-page",
+        "Who may ask, and what is believed": "insecure tls-cert tls-key tls-client-ca token-file "
+        "require-signature",
+        "Model and machine": "precision backend choose threads streams gpus workers front-ends",
+        "Batches and deadlines": "max-batch max-queue max-queue-delay-ms default-deadline-ms",
+        "New bundles, and stopping": "watch shadow shadow-share promote-after max-disagreement "
+        "grace-s stop-timeout-s",
+        "Limits": "max-message-bytes max-images max-image-bytes max-image-pixels max-connections "
+        "max-streams max-connection-age-s",
+        "Logs": "log-format log-requests",
+    },
+    examples=(
+        "irv2-serve best.bundle --http 127.0.0.1:8501",
+        "irv2-serve best.bundle --listen 0.0.0.0:8500 --tls-cert cert.pem --tls-key key.pem",
+    ),
+)
+@click.argument("bundle", type=click.Path(), callback=_fetch)
 @click.option(
     "--listen",
     default="127.0.0.1:8500",
@@ -118,7 +138,7 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     help="Serve a new bundle soon after it appears at BUNDLE; SIGHUP does so at once.",
 )  # fmt: skip
 @click.option(
-    "--shadow", metavar="BUNDLE", callback=_fetch,
+    "--shadow", type=click.Path(), metavar="BUNDLE", callback=_fetch,
     help="Run a second bundle on a share of the pictures while nobody waits, and count how often "
     "it agrees; `irv2 shadow` and /metrics tell.",
 )  # fmt: skip
@@ -287,6 +307,8 @@ def main(
     load the bundle that lies at BUNDLE now, test it, and switch to it; if that fails, go on with
     the old one.
     """
+    from irv2.serve.server import serve
+
     log_there()
     options = ServeOptions(
         listen=parse_listen(listen, "--listen"),
@@ -303,7 +325,7 @@ def main(
         **settings,
     )
 
-    def on_ready(server: Server) -> None:
+    def on_ready(server: "Server") -> None:
         if as_json:
             print_in_background(json_text(server.description), _tell_unprinted)
         print_as_it_is(server.ready_line)

@@ -5,11 +5,12 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from irv2.block_names import STAGES
+from irv2.cli.config import words_from_file
 from irv2.cli.options import (
     FloatRange,
     bad_images_option,
@@ -20,15 +21,39 @@ from irv2.cli.options import (
     print_json,
 )
 from irv2.cli.program import Program
-from irv2.data.dataset import BadImages
 from irv2.images.orientation import ORIENTATIONS
 from irv2.images.resample import RESAMPLERS
 from irv2.train.defaults import RecipeOption
 
+if TYPE_CHECKING:
+    from irv2.data.dataset import BadImages
+
 recipe_option = partial(click.option, cls=RecipeOption)
 
+# In the order in which people decide; each with its options
+SECTIONS = {
+    "What to train, on what": "setting recipe data out resume init-from show-model limit "
+    "bad-images",
+    "How long, and with what": "epochs time-budget patience batch-size precision device workers "
+    "compile micro-batch checkpoint-activations deterministic save-minutes chance-steps",
+    "Pictures": "image-size resize resampling mean std orientation sampling class-weights",
+    "Augmentation": "augmentation max-shift flip min-area auto-augment erase mixup cutmix",
+    "Learning": "learning-rate gamma decay-steps warmup-steps momentum weight-decay decay "
+    "label-smoothing dropout ema-decay bn-group bn-momentum seed",
+    "Network": "arch width blocks residual-scale",
+    "Parts that are trained": "train batch-norm backbone-lr-factor feature-crops",
+}
 
-@click.command(cls=Program)
+
+@click.command(
+    cls=Program,
+    sections=SECTIONS,
+    examples=(
+        "irv2-train --setting 2                                   # the built-in sample",
+        "irv2-train --setting 1 --data imagenet --out runs/first  # the same again resumes",
+        "irv2-train --setting 2 --data pictures --show-config",
+    ),
+)
 @click.option("--setting", type=click.Choice(["1", "2", "paper"]), required=True,
               help="The original's settings: rate 0.045 x 0.96 every 12,800 (1) or 25,600 (2) "
               "steps of 64 images, 90 epochs; paper: x 0.94 every 80,076, 300 epochs.")  # fmt: skip
@@ -310,7 +335,7 @@ def main(
     time_budget_minutes: float | None,
     device: str,
     limit: int | None,
-    bad_images: BadImages,
+    bad_images: "BadImages",
     as_json: bool,
     **overrides: Any,  # noqa: ANN401 (fields of Recipe)
 ) -> None:
@@ -366,11 +391,16 @@ def print_result(result: dict[str, Any] | None, as_json: bool) -> None:
 
 
 def command_line() -> str:
-    """Return the command line to start this run again: torchrun's, or this program's."""
+    """Return the command line to start this run again: torchrun's, or this program's.
+
+    Options of a file are part of it, so that it holds in any folder.
+    """
     launcher = Path(f"/proc/{os.getppid()}/cmdline")
     if "TORCHELASTIC_RUN_ID" in os.environ and launcher.is_file():
-        return shlex.join(os.fsdecode(launcher.read_bytes()).rstrip("\0").split("\0"))
-    if sys.argv[1:2] == ["finetune"]:
-        return shlex.join(["irv2", *sys.argv[1:]])
-    name_parts = 2 if sys.argv[1:2] == ["train"] else 1  # `irv2 train` or `irv2-train`
-    return shlex.join(["irv2-train", *sys.argv[name_parts:]])
+        words = os.fsdecode(launcher.read_bytes()).rstrip("\0").split("\0")
+    elif sys.argv[1:2] == ["finetune"]:
+        words = ["irv2", *sys.argv[1:]]
+    else:
+        name_parts = 2 if sys.argv[1:2] == ["train"] else 1  # `irv2 train` or `irv2-train`
+        words = ["irv2-train", *sys.argv[name_parts:]]
+    return shlex.join([*words, *words_from_file(click.get_current_context())])

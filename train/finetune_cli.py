@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from irv2.block_names import Stage
+from irv2.cli.config import option_name
 from irv2.cli.program import Program
-from irv2.train.cli import command_line, main, print_result
+from irv2.train.cli import SECTIONS, command_line, main, print_result
 from irv2.train.defaults import RecipeOption
 
 
@@ -43,8 +44,9 @@ def _finetune(
 
 def _options_of_finetune() -> list[click.Parameter]:
     """Those of irv2-train, but what CKPT decides or fine-tuning replaces."""
-    left_out = {"setting", "recipe", "init_from", "show_model", "debug", "version", "arch", "width",
-                "blocks", "residual_scale", "gamma", "decay_steps", "out"}  # fmt: skip
+    left_out = {"setting", "recipe", "init_from", "show_model", "arch", "width", "blocks",
+                "residual_scale", "gamma", "decay_steps", "out",
+                "config", "show_config", "debug", "version"}  # fmt: skip
     kept = [parameter for parameter in main.params if parameter.name not in left_out]
     out = click.Option(["--out"], type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
                        help="The run's folder.  [default: runs/finetune]")  # fmt: skip
@@ -59,9 +61,23 @@ def _options_of_finetune() -> list[click.Parameter]:
     return [checkpoint, out, head_epochs, *kept]
 
 
+def _sections(options: list[click.Parameter]) -> dict[str, str]:
+    """Those of irv2-train, with the options that are left."""
+    names = [option_name(option) for option in options]
+    kept = {title: [n for n in text.split() if n in names] for title, text in SECTIONS.items()}
+    kept["Parts that are trained"].append("head-epochs")
+    return {title: " ".join(left) for title, left in kept.items() if left}
+
+
+_OPTIONS = _options_of_finetune()
 finetune = Program(
     "finetune",
-    params=_options_of_finetune(),
+    params=_OPTIONS,
+    sections=_sections(_OPTIONS),
+    examples=(
+        "irv2 finetune weights.pt --data pictures               # the head, then all of it",
+        "irv2 finetune weights.pt --data pictures --train head  # in minutes on a CPU",
+    ),
     callback=_finetune,
     help=_finetune.__doc__,
     short_help="Train on from weights that know other pictures.",

@@ -21,7 +21,18 @@ def _show_networks(context: click.Context, _: click.Parameter, wanted: bool) -> 
     context.exit()
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    sections={
+        "The checkpoint": "out classes arch weights keep-background",
+        "Its preprocessing": "resize crop resampling mean std orientation",
+        "Looking first": "compare show-networks",
+    },
+    examples=(
+        "irv2 import inceptionresnetv2.pth -o weights.pt",
+        "irv2 import hf:timm/inception_resnet_v2.tf_in1k -o weights.pt",
+    ),
+)
 @click.argument("file", type=click.Path())
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
               metavar="CKPT.pt", help="The checkpoint to write.")  # fmt: skip

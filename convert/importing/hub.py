@@ -19,7 +19,7 @@ from irv2.convert.importing.timm_files import CONFIG
 from irv2.convert.importing.weights import shortened
 from irv2.errors import EngineError, InputError, Irv2Error, UsageError
 from irv2.system.files import START_AGAIN, explain_full_disk, file_sha256
-from irv2.system.progress import Progress
+from irv2.system.progress import ByteProgress
 from irv2.system.stop import raise_if_stopped
 from irv2.system.text import one_line
 
@@ -34,7 +34,6 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".h5", ".keras", ".t7")
 # its own that goes to servers of its own. The bar is ours.
 DISABLED = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MB = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,17 +168,15 @@ def _license(hub: Any, card: Path) -> str:  # noqa: ANN401 (a module)
     return ", ".join(map(str, licences)) if isinstance(licences, list) else str(licences)
 
 
-class _Bar(Progress):
-    """A download's progress in MB, told in bytes as to a bar of tqdm."""
+class _Bar(ByteProgress):
+    """A download's progress, told as to a bar of tqdm."""
 
     def __init__(self, *, desc: str, total: int | None, initial: int = 0, **_: object) -> None:
-        super().__init__(desc, (total or 0) // MB, unit="MB", done=initial // MB)
-        self._bytes = initial
+        super().__init__(desc, total or 0, initial)
 
     def update(self, num_bytes: int) -> None:
         """Count more bytes; fewer where the server sends the file from its start again."""
-        before, self._bytes = self._bytes, self._bytes + num_bytes
-        self.advance(self._bytes // MB - before // MB)
+        self.count(num_bytes)
 
 
 @contextmanager

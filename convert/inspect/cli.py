@@ -15,7 +15,10 @@ from irv2.system.files import check_folder_of
 PICTURE_SUFFIXES = (".png", ".svg")
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    examples=("irv2 inspect best.bundle",),
+)
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @require_signature_option
 @json_option
@@ -34,9 +37,12 @@ def inspect(bundle: Path, require_signature: Path | None, as_json: bool) -> None
     inspection.require_whole()
 
 
-@click.command(cls=Program)
-@click.argument("a")
-@click.argument("b")
+@click.command(
+    cls=Program,
+    examples=("irv2 diff best.bundle:model.int8-cpu.onnx best.bundle --data pictures -o diff.png",),
+)
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
 @data_option
 @click.option(
     "-o", "sheet_path", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
@@ -68,7 +74,10 @@ def diff(a: str, b: str, data: Path | None, sheet_path: Path | None, as_json: bo
         click.echo(difference.to_text())
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    examples=("irv2 graph best.bundle -o network.png",),
+)
 @click.argument("model", type=click.Path(exists=True, path_type=Path), metavar="BUNDLE|ONNX")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
               metavar="PNG|SVG", help="Picture to write.")  # fmt: skip

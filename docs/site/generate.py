@@ -16,7 +16,7 @@ from irv2.cli.program import Entry
 from irv2.serve.operations.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md")  # from beside docs/
+COPIED = ("CONTRIBUTING.md", "CHANGELOG.md", "DECISIONS.md", "SECURITY.md")  # from beside docs/
 OPTION = ".. option:: "
 MARKUP = re.compile(r"([*`|_\\])")
 

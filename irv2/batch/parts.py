@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from irv2.errors import InputError, Irv2Error, UsageError
 from irv2.results import Result
 from irv2.system.files import GO_ON, explain_full_disk, try_lock, write_atomically
+from irv2.system.progress import Progress
 
 # How much is done again after a kill, at most: a minute's work or so many rows.
 PART_S, PART_ROWS = 60.0, 16_384
@@ -184,10 +185,14 @@ class Parts:
         )
 
     def _join_into(self, path: Path, work: Work) -> None:
-        with pq.ParquetWriter(path, _schema(work), compression=CODEC) as writer:
+        with (
+            pq.ParquetWriter(path, _schema(work), compression=CODEC) as writer,
+            Progress("join", work.num_names, "rows") as bar,
+        ):
             pending: list[pa.Table] = []
             for part in self._paths():
                 pending.append(pq.read_table(part))
+                bar.advance(len(pending[-1]))
                 if sum(map(len, pending)) >= ROW_GROUP_ROWS:
                     writer.write_table(pa.concat_tables(pending))
                     pending = []

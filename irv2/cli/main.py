@@ -44,6 +44,7 @@ PROGRAMS = {
     "classify": Entry("irv2.commands.classify:main", "Classify image files."),
     "batch": Entry("irv2.commands.batch:main", "Classify millions of files, resumably.", "batch"),
     "bench": Entry("irv2.bench.cli:main", "Measure this machine, as ratios within one run."),
+    "completion": Entry("irv2.commands.completion:main", "Let a shell complete all this."),
 }
 
 

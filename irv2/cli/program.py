@@ -6,18 +6,23 @@ Exit status: 0 done, 1 failed, 2 wrong usage or input, 3 parity gate not met,
 
 import importlib
 import io
+import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from irv2 import __version__
+from irv2.cli.config import FILE, option_name, read_config, resolved, to_toml, words_from_file
 from irv2.errors import EngineError, Irv2Error
 from irv2.system.files import NO_ROOM, no_room
 from irv2.system.machine import num_cores
@@ -33,6 +38,8 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(32, num_cores()))
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 F = TypeVar("F", bound=Callable[..., Any])
+logger = logging.getLogger(__name__)
+MAX_WIDTH = 110  # of help, on terminals that are wider; longer lines are hard to read
 
 
 class _OneLineErrors(click.Command):
@@ -46,6 +53,13 @@ class _OneLineErrors(click.Command):
                 callback=_print_version, help="Show the version and exit.",
             )
         )  # fmt: skip
+        self.context_settings.setdefault("max_content_width", MAX_WIDTH)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell completes: no callback may print, load or connect
+            for parameter in self.params:
+                parameter.callback = None
+        return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 (click's signature)
         if isinstance(sys.stdout, io.TextIOWrapper):  # print file names that are not UTF-8, as `ls`
@@ -77,20 +91,78 @@ class _OneLineErrors(click.Command):
 
 
 class Program(_OneLineErrors):
-    """One program; use as `@click.command(cls=Program)`. Adds --debug."""
+    """One program; use as `@click.command(cls=Program)`. Adds --config, --show-config, --debug.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (click's signature)
+    `sections` are the parts of its help: titles, and the long names of the options under each.
+    The options that none names come last. `examples` are command lines.
+    """
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 (click's signature)
+        sections: Mapping[str, str] | None = None,
+        examples: Sequence[str] = (),
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.sections, self.examples = sections or {}, examples
         self.context_settings.setdefault("show_default", True)
+        config = click.Option(
+            ["--config"], type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE", envvar="IRV2_CONFIG", show_envvar=True, expose_value=False,
+            is_eager=True, callback=_read_config,
+            help="Read options from FILE, which has a table for each program.  "
+            "[default: irv2.toml here, if there is one]",
+        )  # fmt: skip
+        show_config = click.Option(
+            ["--show-config"], is_flag=True, expose_value=False, show_default=False,
+            help="Print all options with where each comes from, and exit.",
+        )  # fmt: skip
         debug = click.Option(
             ["--debug"], is_flag=True, expose_value=False, is_eager=True, show_default=False,
             callback=_configure_logging, help="Log more; give tracebacks of errors.",
         )  # fmt: skip
-        self.params.insert(-1, debug)  # before --version
+        # The file is read before any other option is looked at; --version stays the last one.
+        self.params = [config, *self.params[:-1], show_config, debug, self.params[-1]]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--show-config" in args and not ctx.resilient_parsing:
+            given, _, _ = self.make_parser(ctx).parse_args(list(args))
+            if given.get("show_config"):  # no other option's value
+                self._show_config(ctx, given)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
+        if FILE in ctx.meta:
+            logger.info("%s: %s", ctx.meta[FILE], shlex.join(words_from_file(ctx)))
         with unwinding():
             return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = {
+            option_name(option): record
+            for option in self.get_params(ctx)
+            if isinstance(option, click.Option) and (record := option.get_help_record(ctx))
+        }
+        for title, names in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([records.pop(name) for name in names.split()])
+        with formatter.section("Other options" if self.sections else "Options"):
+            formatter.write_dl(list(records.values()))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        if self.examples:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {example}\n" for example in self.examples))
+
+    def _show_config(self, ctx: click.Context, given: Mapping[str, Any]) -> NoReturn:
+        """Print the options before any of them is acted on: no argument is needed for it."""
+        self.params[0].handle_parse_result(ctx, given, [])  # --config
+        options = resolved(ctx, given)
+        is_json = bool(given.get("as_json"))
+        click.echo(json.dumps(options, indent=2) if is_json else to_toml(ctx, options))
+        ctx.exit()
 
 
 class ProgramGroup(_OneLineErrors, click.Group):
@@ -124,6 +196,7 @@ class TableGroup(ProgramGroup):
         except ModuleNotFoundError as error:
             raise self._missing_extra(cmd_name, error) from error
         assert isinstance(command, click.Command)
+        command.name = cmd_name  # its function is called main
         return command
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
@@ -133,6 +206,14 @@ class TableGroup(ProgramGroup):
             if ctx.invoked_subcommand is None:
                 raise
             raise self._missing_extra(ctx.invoked_subcommand, error) from error
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        programs = [
+            CompletionItem(name, help=entry.summary)
+            for name, entry in self._table.items()
+            if name.startswith(incomplete)
+        ]
+        return programs + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section(self._title):
@@ -156,6 +237,10 @@ def configure_logging(*, debug: bool, ending: str = "") -> None:
     )
     for noisy in ("PIL", "matplotlib", "onnxscript", "onnx_ir", "torch", "asyncio", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    read_config(context, path)
 
 
 def _configure_logging(context: click.Context, _: click.Parameter, debug: bool) -> None:

@@ -11,6 +11,7 @@ from irv2.errors import UsageError
 if TYPE_CHECKING:
     from irv2.client import Client
 
+CONNECTION = "tls tls-ca tls-cert tls-key tls-server-name token-file"  # their section of a help
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 

@@ -10,7 +10,7 @@ import click
 
 from irv2.cli.options import json_option, print_json
 from irv2.cli.program import Program
-from irv2.cli.server_options import connect, connection_options
+from irv2.cli.server_options import CONNECTION, connect, connection_options
 from irv2.errors import EngineError, UsageError
 from irv2.results import DEFAULT_TOP_K
 from irv2.system.files import check_folder_of
@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from irv2.batch.source import Source
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    sections={
+        "Who classifies": "server bundle ray",
+        "How": "top-k workers as-listed",
+        "Connection": CONNECTION,
+    },
+    examples=(
+        "irv2 batch pictures answers.parquet --bundle best.bundle",
+        "irv2 batch pictures answers.parquet --server 10.0.0.1:8500,10.0.0.2:8500",
+    ),
+)
 @click.argument("src", type=click.Path(exists=True, path_type=Path), metavar="DIR_or_CSV")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path), metavar="OUT.parquet")
 @click.option("--server", metavar="HOST:PORT[,...]",

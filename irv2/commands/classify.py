@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from irv2.cli.options import FloatRange, json_option, print_json
 from irv2.cli.program import Program
-from irv2.cli.server_options import connect, connection_options
+from irv2.cli.server_options import CONNECTION, connect, connection_options
 from irv2.errors import InputError, UsageError
 from irv2.results import DEFAULT_TOP_K, Result
 from irv2.system.files import files_below
@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 FILES_AT_A_TIME = 8  # classified by a bundle between two updates of the progress bar
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    sections={
+        "Who classifies": "server bundle",
+        "Answers": "top-k timeout-s",
+        "Connection": CONNECTION,
+    },
+    examples=(
+        "irv2-classify cat.jpg dogs/ --bundle best.bundle",
+        "irv2-classify cat.jpg --server 127.0.0.1:8500 --json",
+    ),
+)
 @click.argument(
     "images", nargs=-1, required=True, metavar="IMAGE_or_DIR_or_CSV...",
     type=click.Path(exists=True, path_type=Path),

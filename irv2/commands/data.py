@@ -28,7 +28,10 @@ def main() -> None:
     """Make, divide and check data folders: train/CLASS/*, val/CLASS/*."""
 
 
-@main.command(cls=Program)
+@main.command(
+    cls=Program,
+    examples=("irv2 data sample --out digits",),
+)
 @out_option
 @json_option
 def sample(out: Path, as_json: bool) -> None:
@@ -36,7 +39,11 @@ def sample(out: Path, as_json: bool) -> None:
     _report(out, samples.write_digits(out), as_json)
 
 
-@main.command("fashion-mnist", cls=Program)
+@main.command(
+    "fashion-mnist",
+    cls=Program,
+    examples=("irv2 data fashion-mnist --source /usr/share/datasets/fashion-mnist --out fashion",),
+)
 @click.option(
     "--source", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR", help="Folder with the IDX files of Debian's package dataset-fashion-mnist.",
@@ -48,7 +55,10 @@ def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
     _report(out, samples.write_fashion_mnist(source, out), as_json)
 
 
-@main.command(cls=Program)
+@main.command(
+    cls=Program,
+    examples=("irv2 data shard pictures shards",),
+)
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -67,7 +77,10 @@ def shard(source: Path, out: Path, shard_mb: int, bad_images: BadImages, as_json
     _report(out, write_shards(source, out, shard_mb * 10**6, bad_images), as_json)
 
 
-@main.command(cls=Program)
+@main.command(
+    cls=Program,
+    examples=("irv2 data split sorted pictures --val 15% --test 10%",),
+)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--val", callback=percent(), default="15%", metavar="PERCENT",
@@ -109,7 +122,10 @@ def split(
         click.echo(division.to_text())
 
 
-@main.command(cls=Program)
+@main.command(
+    cls=Program,
+    examples=("irv2 data check pictures -o sheet.png",),
+)
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("-o", "sheet_path", type=click.Path(dir_okay=False, path_type=Path), metavar="PNG",
               help="Draw pictures too: wrong copies first, then some of each class.")  # fmt: skip

@@ -10,7 +10,10 @@ from irv2.cli.program import Program
 from irv2.doctor.examine import examine
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    examples=("irv2 doctor", "irv2 doctor best.bundle --json"),
+)
 @click.argument(
     "bundle", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
 )

@@ -15,7 +15,7 @@ from irv2.cli.options import (
     print_json,
 )
 from irv2.cli.program import Program
-from irv2.cli.server_options import connect, connection_options
+from irv2.cli.server_options import CONNECTION, connect, connection_options
 from irv2.data.dataset import BadImages
 from irv2.data.lists import SPLITS
 from irv2.errors import UsageError
@@ -30,7 +30,20 @@ from irv2.system.machine import world_size
 HERE_ONLY = ("crops", "batch_size", "workers", "device")  # what a server decides itself
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    sections={
+        "What to measure": "data split server crops limit",
+        "What to write": "out worst ledger",
+        "How": "device batch-size workers bad-images legacy-average",
+        "Connection": CONNECTION,
+    },
+    examples=(
+        "irv2 eval runs/first/best.pt --data pictures --split test",
+        "irv2 eval best.bundle --data pictures --worst 20 -o worst.png",
+        "irv2 eval --server 127.0.0.1:8500 --data pictures",
+    ),
+)
 @click.argument(
     "model", required=False, type=click.Path(exists=True, path_type=Path),
     metavar="CHECKPOINT|BUNDLE",

@@ -16,7 +16,10 @@ from irv2.errors import DataError
 from irv2.system.files import check_folder_of
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    examples=("irv2 features pictures --model weights.pt -o features.npz",),
+)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE_or_DIR_or_CSV...",
                 type=click.Path(exists=True, path_type=Path))  # fmt: skip
 @click.option("--model", required=True, type=click.Path(path_type=Path), metavar="CHECKPOINT",

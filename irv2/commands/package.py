@@ -9,7 +9,10 @@ from irv2.cli.options import json_option, print_json
 from irv2.cli.program import Program
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    examples=("irv2 package best.bundle repository --for triton",),
+)
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(

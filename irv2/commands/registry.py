@@ -9,7 +9,10 @@ from irv2.cli.program import Program
 from irv2.delivery.reference import Reference
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    examples=("irv2 push best.bundle oci://registry.example/flowers:1",),
+)
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("reference", metavar="oci://HOST/NAME:TAG")
 @json_option
@@ -25,7 +28,10 @@ def push(bundle: Path, reference: str, as_json: bool) -> None:
     print_json({"reference": str(place)}) if as_json else click.echo(str(place))
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    examples=("irv2 pull oci://registry.example/flowers:1 flowers.bundle",),
+)
 @click.argument("reference", metavar="oci://HOST/NAME[:TAG][@sha256:DIGEST]")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @json_option

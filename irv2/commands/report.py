@@ -14,7 +14,13 @@ from irv2.system.files import check_folder_of, write_atomically
 SUFFIXES = (".html", ".htm")
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    examples=(
+        "irv2 report runs/first best.bundle -o report.html",
+        "irv2 report runs/first best.bundle --data pictures --bench engines.json -o report.html",
+    ),
+)
 @click.argument(
     "folders", nargs=-1, required=True, metavar="RUN_or_BUNDLE...",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

@@ -18,7 +18,7 @@ from irv2.system.address import host_and_port, way_out
 TIMEOUT_S = 10.0
 
 
-@click.command(cls=Program)
+@click.command(cls=Program, examples=("irv2 shadow 127.0.0.1:8501",))
 @click.argument("address", metavar="HOST:PORT")
 @click.option("--max-disagreement", type=FloatRange(0, 100, min_open=True), metavar="POINTS",
               help="Pictures that may get another best class, in percent.  "

@@ -11,7 +11,10 @@ from irv2.errors import UsageError
 from irv2.manifest import SIGNATURE
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    examples=("irv2 sign best.bundle --key key.pem",),
+)
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @signing_options
 @json_option

@@ -29,6 +29,7 @@ from irv2.system.files import (
     temporary_folder,
     try_lock,
 )
+from irv2.system.progress import ByteProgress
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +57,13 @@ def push(path: Path, reference: Reference) -> Reference:
     """
     bundle, registry = Bundle.open(path), Registry(reference)
     layers = []
-    with temporary_folder() as folder:
-        for name in _files(path):
+    files = _files(path)
+    num_bytes = sum((path / name).stat().st_size for name in files)
+    with temporary_folder() as folder, ByteProgress(f"push {reference}", num_bytes) as bar:
+        for name in files:
             packed = folder / "layer.tar"
             layers.append(_pack(path / name, name, packed))
-            registry.put_blob(layers[-1].digest, packed)
+            registry.put_blob(layers[-1].digest, packed, bar.count)
     manifests = [_put_image(registry, layers, each) for each in _ARCHITECTURES]
     manifests.append(_put_modelpack(registry, layers, bundle))
     index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
@@ -80,11 +83,15 @@ def pull(reference: Reference, out: Path) -> Reference:
     registry = Registry(reference)
     manifest, digest = registry.get_manifest(reference.manifest)
     layers = list(_layers(reference, registry, manifest))
-    with new_folder(out, lambda: sum(layer.size for layer in layers)) as folder:
+    num_bytes = sum(layer.size for layer in layers)
+    with (
+        new_folder(out, lambda: num_bytes) as folder,
+        ByteProgress(f"pull {reference}", num_bytes) as bar,
+    ):
         folder.mkdir(parents=True)
         for layer in layers:
             packed = folder / _PACKED
-            registry.get_blob(layer.digest, layer.size, packed)
+            registry.get_blob(layer.digest, layer.size, packed, bar.count)
             _unpack(reference, packed, folder)
             packed.unlink()
         try:

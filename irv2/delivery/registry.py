@@ -7,12 +7,13 @@ give it.
 import base64
 import hashlib
 import http.client
+import io
 import json
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,9 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _TIMEOUT_S = 60
 _CHUNK = 2**20
 _MAX_MANIFEST = 4 * 2**20  # the specification's limit
+
+
+Tell = Callable[[int], None]  # that more bytes have gone, or fewer where they go again
 
 
 class _NoRedirectedSecrets(urllib.request.HTTPRedirectHandler):
@@ -52,9 +56,10 @@ class Registry:
             return False
         return True
 
-    def put_blob(self, digest: str, content: bytes | Path) -> None:
+    def put_blob(self, digest: str, content: bytes | Path, tell: Tell = lambda _: None) -> None:
         """Upload bytes or a file, unless they are there."""
         if self.has_blob(digest):
+            tell(len(content) if isinstance(content, bytes) else content.stat().st_size)
             return
         with self._ask("POST", "/blobs/uploads/", b"") as begun:
             place = urllib.parse.urljoin(self._reference.url, begun.headers.get("Location", ""))
@@ -65,7 +70,7 @@ class Registry:
             self._ask("PUT", url, content, headers).close()
         else:
             headers["Content-Length"] = str(content.stat().st_size)
-            with content.open("rb") as file:
+            with _ToldFile(content, tell) as file:
                 self._ask("PUT", url, file, headers).close()
 
     def put_manifest(self, content: bytes, media_type: str, reference: str) -> None:
@@ -89,13 +94,14 @@ class Registry:
             raise InputError(self._reference, "manifest: no JSON object", "an OCI manifest")
         return manifest, digest
 
-    def get_blob(self, digest: str, size: int, path: Path) -> None:
+    def get_blob(self, digest: str, size: int, path: Path, tell: Tell = lambda _: None) -> None:
         """Write bytes to a file. Raises InputError unless they have this size and digest."""
         found, left = hashlib.sha256(), size
         with self._ask("GET", f"/blobs/{digest}") as answer, path.open("wb") as out:
             while chunk := self._read(answer, min(_CHUNK, left + 1)):
                 found.update(chunk)
                 out.write(chunk)
+                tell(len(chunk))
                 left -= len(chunk)
                 if left < 0:
                     break
@@ -198,6 +204,26 @@ class Registry:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         return Irv2Error(self._reference, f"no answer from the registry ({reason})",
                          way_out="the same command starts again")  # fmt: skip
+
+
+class _ToldFile(io.FileIO):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, path: Path, tell: Tell) -> None:
+        super().__init__(path)
+        self._tell = tell
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read, and tell."""
+        chunk = super().read(size) or b""
+        self._tell(len(chunk))
+        return chunk
+
+    def seek(self, position: int, whence: int = 0, /) -> int:
+        """Go to a place, and tell how much is read again."""
+        before = self.tell()
+        self._tell(super().seek(position, whence) - before)
+        return self.tell()
 
 
 class _NotFoundError(InputError):

@@ -19,7 +19,12 @@ def images_per_s(runners: Sequence[Runner]) -> list[float]:
     The median of interleaved rounds, so that a machine that slows down slows all of them. Raises
     EngineError.
     """
-    rounds = [[_rate(runner) for runner in runners] for _ in range(ROUNDS + 1)]
+    from irv2.system.progress import (
+        progress,
+    )  # brings tqdm; a server that measures nothing has none
+
+    shown = progress(range(ROUNDS + 1), "time the engines", ROUNDS + 1, "rounds")
+    rounds = [[_rate(runner) for runner in runners] for _ in shown]
     return [round(median(rates), 1) for rates in zip(*rounds[1:], strict=True)]  # one to warm up
 
 

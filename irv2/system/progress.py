@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 
@@ -12,6 +12,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 5.0
+_MB = 10**6
 
 
 def progress(items: Iterable[T], title: str, total: int, unit: str) -> Iterator[T]:
@@ -41,7 +42,7 @@ class Progress:
         self._done = self._initial = done
         self._started = self._last_line = time.monotonic()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,3 +71,16 @@ class Progress:
             f"{self._title}: {self._done}/{self._total} {self._unit}, "
             f"{rate:.1f} {self._unit}/s, {tqdm.format_interval(left_s)} left{extra}"
         )
+
+
+class ByteProgress(Progress):
+    """Progress in bytes, shown in MB."""
+
+    def __init__(self, title: str, num_bytes: int, done: int = 0) -> None:
+        super().__init__(title, -(-num_bytes // _MB), unit="MB", done=done // _MB)
+        self._bytes = done
+
+    def count(self, num_bytes: int) -> None:
+        """Count more bytes as done; fewer where a transfer begins again."""
+        before, self._bytes = self._bytes, self._bytes + num_bytes
+        self.advance(self._bytes // _MB - before // _MB)

@@ -477,7 +477,7 @@ def test_a_model_that_did_not_pass_the_gate_is_not_served(verdict, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["irv2.serve.cli", "irv2.client.client", "irv2.commands.classify"]
+    "module", ["irv2.serve.server", "irv2.client.client", "irv2.commands.classify"]
 )
 def test_server_and_client_start_where_torch_is_missing(module):
     program = f"import sys; sys.modules['torch'] = None; import {module}"

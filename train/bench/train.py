@@ -56,7 +56,13 @@ class Plan:
     micro_batch: int | None
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    sections={
+        "The step": "batch-size bn-group micro-batch image-size width compile device data",
+        "The measurement": "rounds seconds workers wait-steps memory",
+    },
+)
 @click.option("--batch-size", type=click.IntRange(2), default=64, help="Images per step.")
 @click.option("--bn-group", type=click.IntRange(2), default=32,
               help="Images that share batch-norm statistics.")  # fmt: skip

@@ -9,7 +9,10 @@ from irv2.cli.program import Program
 from irv2.system.files import check_folder_of
 
 
-@click.command(cls=Program)
+@click.command(
+    cls=Program,
+    examples=("irv2 plot runs/first -o curves.png", "irv2 plot runs/* --max-error 40 -o all.png"),
+)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR_or_LOG...",
                 type=click.Path(exists=True, path_type=Path))  # fmt: skip
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),

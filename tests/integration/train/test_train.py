@@ -464,3 +464,24 @@ def test_numbers_that_are_not_finite_are_refused_by_their_option(data, tmp_path,
     assert option in line
     assert value in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_records_the_options_of_a_file_in_its_command_and_goes_on_with_it(tmp_path):
+    """The recorded command holds where the file is gone; another recipe in it is refused."""
+    file = tmp_path / "irv2.toml"
+    text = "[train]\nsetting = '2'\nepochs = 1\nwidth = 0.02\nimage-size = 75\nlimit = 40\n"
+    file.write_text(text)
+    command = [sys.executable, "-m", "irv2", "train", "--blocks", "1", "1", "1", "--out", "run"]
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    done = run(command)
+    assert f"{file}: --setting 2 --epochs 1 " in done.stderr
+    recorded = json.loads((tmp_path / "run/config.json").read_text())["machine"]["command"]
+    file.unlink()
+    assert run([*command[:3], "train", *shlex.split(recorded)[1:]]).returncode == 0
+    file.write_text(text.replace("0.02", "0.03"))
+    other = run(command)
+    assert other.returncode == 2
+    assert "width" in other.stderr.splitlines()[-1]

@@ -171,3 +171,12 @@ def test_the_folder_goes_with_its_last_part_but_not_files_of_others(tmp_path):
     with parts.locked():
         pass
     assert [path.name for path in parts.folder.iterdir()] == ["mine"]
+
+
+def test_joining_shows_how_far_it_is(parts, monkeypatch, caplog):
+    write(parts, range(10))
+    monkeypatch.setattr("irv2.system.progress.LINE_EVERY_S", 0)
+    with caplog.at_level("INFO"):
+        parts.join(WORK)
+    lines = [line.partition(" rows,")[0] for line in caplog.messages]
+    assert lines == ["join: 4/10", "join: 8/10", "join: 10/10"]

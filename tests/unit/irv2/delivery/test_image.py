@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from process_output import read_line
 from project import ROOT
 from registry import needs_registry, registry
+from terminal import run_on_terminal
 from tiny_bundle import write_tiny_bundle
 
 from irv2.delivery.image import pull, push
@@ -66,6 +68,19 @@ def layers_of(running, name: str) -> list[dict]:
     index = json.loads(fetch(running, name, "manifests/v1"))
     manifest = json.loads(fetch(running, name, f"manifests/{index['manifests'][0]['digest']}"))
     return manifest["layers"]
+
+
+def test_a_terminal_shows_how_much_has_gone_and_come(running, bundle, tmp_path, monkeypatch):
+    (bundle / "evidence.bin").write_bytes(os.urandom(5_000_000))
+    place = f"oci://{running.host}/models/shown:v1"
+    irv2 = [sys.executable, "-m", "irv2"]
+    monkeypatch.chdir(tmp_path)
+    for program, arguments in (("push", [str(bundle), place]), ("pull", [place, "x"])):
+        status, _, drawn = run_on_terminal([*irv2, program, *arguments])
+        assert status == 0, drawn
+        steps = re.findall(rf"{program} {place}: *\d+%\|.*?\| (\d+)/6 ", drawn)
+        assert steps[0] == "0"
+        assert {*steps} >= {"2", "4"}
 
 
 def test_a_bundle_comes_back_byte_for_byte_by_tag_and_by_digest(running, bundle, tmp_path):

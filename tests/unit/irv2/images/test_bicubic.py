@@ -1,14 +1,19 @@
-"""The compiled kernel, built here from its source, against NumPy's, byte for byte."""
+"""The compiled kernel, built here from its source, against NumPy's, byte for byte.
+
+For this processor, and for aarch64 where a cross compiler and an emulator are installed.
+"""
 
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cross_kernel import CROSS, cross_kernel, missing_tools
 from project import ROOT
 
 from irv2.images.bicubic import Kernel, load_kernel, numpy_kernel, taps
@@ -22,10 +27,18 @@ def build(folder: Path, **environment: str) -> list[Path]:
     return list(folder.glob("irv2/images/_bicubic*"))
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    [library] = build(tmp_path_factory.mktemp("kernel"))
-    return load_kernel(str(library))
+@pytest.fixture(scope="module", params=["here", "aarch64"])
+def compiled(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    folder = tmp_path_factory.mktemp("kernel")
+    if request.param == "here":
+        [library] = build(folder)
+        yield load_kernel(str(library))
+        return
+    if missing := missing_tools():
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    [library] = build(folder, **CROSS)
+    with cross_kernel(library) as kernel:
+        yield kernel
 
 
 def assert_equal(
@@ -76,6 +89,7 @@ def test_part_of_a_picture_is_read_where_it_lies(compiled):
         assert_equal(compiled, part, 75, 75)
 
 
+@pytest.mark.parametrize("compiled", ["here"], indirect=True)
 def test_other_threads_run_while_the_compiled_kernel_works(compiled):
     image = np.zeros((4, 4, 3), np.uint8)
     out = np.empty((6000, 6000, 3), np.uint8)

@@ -43,3 +43,12 @@ def test_a_round_ends_after_some_batches_or_some_time_but_runs_one_at_least():
     rounds = speed.ROUNDS + 1  # one to warm up
     assert len(quick.sizes) <= speed.MAX_BATCHES * rounds
     assert len(slow.sizes) == rounds
+
+
+def test_the_rounds_are_shown(monkeypatch, caplog):
+    monkeypatch.setattr("irv2.system.progress.LINE_EVERY_S", 0)
+    with caplog.at_level("INFO"):
+        speed.images_per_s([Sleeping(0.001)])
+    assert [line.partition(" rounds,")[0] for line in caplog.messages] == [
+        f"time the engines: {done}/4" for done in range(1, 5)
+    ]

@@ -197,7 +197,7 @@ def test_a_connection_over_the_limit_closes_the_oldest():
 
 
 def test_the_library_is_imported_only_for_this_port():
-    program = "import sys; sys.modules['tornado'] = None; import irv2.serve.cli"
+    program = "import sys; sys.modules['tornado'] = None; import irv2.serve.server"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
