@@ -26,6 +26,7 @@ NOT_NEEDED = {
     "serve/pipeline/engine.py": "on the event loop, where signals are events",
     "serve/pipeline/model.py": "on the event loop",
     "serve/pipeline/request.py": "on the event loop",
+    "serve/pipeline/shadow.py": "on the event loop",
     "serve/rpc/calls.py": "on the event loop",
     "serve/rpc/port.py": "on the event loop",
     "serve/server.py": "on the event loop",
