@@ -222,7 +222,8 @@ def test_under_overload_each_call_is_answered_or_refused_with_the_time_to_come_b
             answers = list(pool.map(ask_once, range(72)))
         refused = [answer for answer in answers if isinstance(answer, RequestError)]
         assert len(answers) > len(refused) > 0
-        assert all(isinstance(error, Overloaded) and error.retry_after_s for error in refused)
+        others = [e for e in refused if not (isinstance(e, Overloaded) and e.retry_after_s)]
+        assert not others
         with ThreadPoolExecutor(12) as pool:  # our client comes back until it is answered
             list(pool.map(lambda _: a_large_request(address, issued), range(24)))
 
