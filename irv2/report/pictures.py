@@ -127,10 +127,8 @@ def flips_section(published: Published, reference: Ledger, pictures: Pictures) -
     counts, parts, seen = [], [], dict[tuple[str, ...], str]()
     for artifact in bundle.artifacts:
         for evidence in artifact.known:
-            title, ledger = (
-                f"{artifact.file} on {evidence.ran_on}",
-                published.answers(artifact, evidence),
-            )
+            title = f"{artifact.file} on {evidence.ran_on}"
+            ledger = published.answers(artifact, evidence)
             if ledger is None:
                 parts.append(lacking(f"{title}: the bundle has no answers of it."))
                 continue
