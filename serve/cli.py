@@ -202,8 +202,8 @@ def _take_over_stderr(context: click.Context, parameter: click.Parameter, log_fo
     "--max-batch",
     type=click.IntRange(1),
     metavar="N",
-    help="Images per batch, over all GPUs.  [default: 8 on a CPU, else what the gate certified "
-    "per GPU]",
+    help="Images per batch, over all GPUs.  [default: 8 on a CPU, 4 with OpenVINO, else what the "
+    "gate certified per GPU]",
 )
 @click.option(
     "--max-queue",

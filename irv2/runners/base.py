@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from irv2.types import FloatArray, UInt8Array
 
-# The largest batch that a server makes on a CPU, unless told otherwise: beyond this a CPU gains
-# nothing from larger batches, and requests only wait longer.
+# Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
 CPU_MAX_BATCH = 8
 # Threads of a stream on a CPU, unless told otherwise. With ONNX Runtime a second one makes a lone
 # image 1.85 times as fast (DECISIONS.md, 2026-11-26), so that 8 % of the work is not shared out
@@ -38,6 +37,18 @@ class Runner(ABC):
     num_threads: int = 0  # that compute on the CPU
     num_streams: int = 1  # each runs a batch of its own, on its part of the cores
     part_sizes: tuple[int, ...] = ()  # of the parts that it makes of each batch, if it does
+    gathers: bool = False  # whether it fetches images from where each lies; see `register`
+
+    @property
+    def usual_batch(self) -> int:
+        """The largest batch that a server makes, unless told otherwise.
+
+        On a CPU that is a part, where batches are run in parts: twice as many images would be
+        answered when the last of them is, and meanwhile fewer clients would have new ones ready.
+        """
+        if self.backend.endswith("-cpu"):
+            return min(self.max_batch, max(self.part_sizes, default=CPU_MAX_BATCH))
+        return self.max_batch
 
     @abstractmethod
     def run(self, images: UInt8Array) -> FloatArray:
@@ -72,6 +83,16 @@ class Runner(ABC):
         It must not be used after `close`.
         """
         return np.empty((num_images, self.image_size, self.image_size, 3), np.uint8)
+
+    def register(self, images: UInt8Array) -> None:  # noqa: B027 (a CPU reads any memory)
+        """Prepare for batches of images that all lie in this memory, uint8 (..., S, S, 3).
+
+        A GPU may then fetch each by itself: `gathers` is set, and `run_gathered` takes them.
+        """
+
+    def run_gathered(self, images: Sequence[UInt8Array]) -> FloatArray:
+        """Like `run`, for images (S, S, 3) that each lie somewhere in the registered memory."""
+        return self.run(np.stack(images))
 
     @property
     def metadata(self) -> dict[str, str]:

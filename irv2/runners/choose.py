@@ -26,6 +26,8 @@ _LIKELY: dict[str, tuple[str, ...]] = {
     "onnxruntime-cpu": ("int8", "fp32", "fp16"),
 }
 BACKENDS = tuple(_LIKELY)
+# Two timings of one file differ by up to as much; below that, answers count before speed.
+NOISE = 0.03
 NO_BACKEND = "no backend that is installed runs it"
 # Two files are int8: ONNX Runtime runs the first faster than float32, the second slower.
 INT8_CPU, INT8_TRT = "model.int8-cpu.onnx", "model.int8-trt.onnx"
@@ -76,7 +78,8 @@ def open_best(
 
     `precision` and `backend` (one of BACKENDS, or cpu or cuda) narrow the choice. Evidence counts
     only for the backend and kind of processor that it was taken on. The fastest is the one with the
-    most images per second on record, or by a measurement now if `measure`. Several GPUs split each
+    most images per second on record, or by a measurement now if `measure`; of those within `NOISE`
+    of each other, the one that changes fewer answers. Several GPUs split each
     batch, and a CPU never stands in for them. The runner has as many of `num_streams` as its
     backend can, which is one on a GPU; None takes what suits the backend. Raises BundleError that
     gives the reason against each artefact.
@@ -261,10 +264,16 @@ def _candidate_or_rejection(
 
 def _fastest_first(candidates: list[Candidate]) -> list[Candidate]:
     """By the speeds on record if all have one, else by what is likely."""
-    rates = [candidate.evidence.images_per_s for candidate in candidates]
-    if None in rates:
+    rates = [each.evidence.images_per_s or 0 for each in candidates]
+    if not all(rates):
         return sorted(candidates, key=_likely_rank)
-    return sorted(candidates, key=lambda each: -(each.evidence.images_per_s or 0))
+    as_fast = (1 - NOISE) * max(rates, default=0)
+
+    def rank(candidate: Candidate) -> tuple[float, float]:
+        rate, agreement = candidate.evidence.images_per_s or 0, candidate.evidence.parity.agreement
+        return (-agreement if rate >= as_fast else 0, -rate)
+
+    return sorted(candidates, key=rank)
 
 
 def _likely_rank(candidate: Candidate) -> tuple[int, bool, int]:
@@ -275,7 +284,10 @@ def _likely_rank(candidate: Candidate) -> tuple[int, bool, int]:
 
 
 def _measured_best(opened: Iterator[Choice], failures: list[Rejection]) -> Choice | None:
-    """Time one after the other; two at most are open at a time. `failures` gets what fails."""
+    """Time one after the other; two at most are open at a time. `failures` gets what fails.
+
+    What comes later must be faster by more than `NOISE`.
+    """
     best, best_rate = None, 0.0
     for choice in opened:
         try:
@@ -284,7 +296,7 @@ def _measured_best(opened: Iterator[Choice], failures: list[Rejection]) -> Choic
             failures.append(Rejection(choice.artifact.file, choice.evidence.backend, str(error)))
             rate = 0.0
         slower: Choice | None = choice
-        if rate > best_rate:
+        if rate > best_rate * (1 + NOISE):
             best, slower, best_rate = choice, best, rate
         if slower is not None:
             slower.runner.close()

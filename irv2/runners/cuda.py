@@ -38,13 +38,13 @@ class DeviceMemory:
         self._cuda = import_cuda()
         self.address: int = int(call(self._cuda.cudaMalloc, num_bytes))
 
-    def copy_from(self, array: np.ndarray[Any, Any], stream: Stream) -> None:
-        """Queue a copy of a contiguous array to the start of this memory.
+    def copy_from(self, array: np.ndarray[Any, Any], stream: Stream, at: int = 0) -> None:
+        """Queue a copy of a contiguous array to this memory, from its byte `at` on.
 
         Page-locked arrays are fetched by the GPU itself and must not change until then.
         """
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._copy(self.address, array.ctypes.data, array.nbytes, kind, stream)
+        self._copy(self.address + at, array.ctypes.data, array.nbytes, kind, stream)
 
     def copy_to(self, array: np.ndarray[Any, Any], stream: Stream) -> None:
         """Queue a copy from the start of this memory that fills a contiguous array."""
@@ -75,6 +75,20 @@ class PinnedArray:
     def close(self) -> None:
         """Free the memory; the array must not be used afterwards."""
         call(self._cuda.cudaFreeHost, self._address)
+
+
+class Registered:
+    """Page-locks an array that lies in other memory, so that every GPU reads it directly."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        """All of it is in memory from then on. Raises EngineError if there is too little."""
+        self._cuda, self._array = import_cuda(), array  # which must not be freed before
+        portable = self._cuda.cudaHostRegisterPortable
+        call(self._cuda.cudaHostRegister, array.ctypes.data, array.nbytes, portable)
+
+    def close(self) -> None:
+        """Let the memory be as it was."""
+        call(self._cuda.cudaHostUnregister, self._array.ctypes.data)
 
 
 class PinnedBatches:

@@ -1,6 +1,6 @@
 """Several engines as one: each batch is split among them, one engine per GPU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -50,13 +50,33 @@ class ParallelRunner(Runner):
 
     def run(self, images: UInt8Array) -> FloatArray:
         """Map uint8 RGB (N, S, S, 3) to float32 logits (N, num_classes), in the images' order."""
-        parts = np.array_split(images, self.num_engines)  # sizes differ by at most one
         running = [
-            thread.submit(runner.run, part)
-            for (thread, runner), part in zip(self._engines, parts, strict=True)
-            if len(part)
+            thread.submit(runner.run, images[part]) for thread, runner, part in self._parts(images)
         ]
         return np.concatenate(_results(running))
+
+    def run_gathered(self, images: Sequence[UInt8Array]) -> FloatArray:
+        """Do the same for images that lie apart: each engine fetches its own."""
+        running = [
+            thread.submit(runner.run_gathered, images[part])
+            for thread, runner, part in self._parts(images)
+        ]
+        return np.concatenate(_results(running))
+
+    def register(self, images: UInt8Array) -> None:
+        """Register the memory with the first engine, for all of them: once is enough for CUDA."""
+        thread, first = self._engines[0]
+        thread.submit(first.register, images).result()
+        self.gathers = first.gathers
+
+    def _parts(
+        self, images: Sequence[UInt8Array] | UInt8Array
+    ) -> Iterator[tuple[ThreadPoolExecutor, Runner, slice]]:
+        """Give each engine an even part, as far as the images go; sizes differ by at most one."""
+        ends = [-(-len(images) * (i + 1) // self.num_engines) for i in range(self.num_engines)]
+        for (thread, runner), start, end in zip(self._engines, [0, *ends], ends, strict=False):
+            if start < end:
+                yield thread, runner, slice(start, end)
 
     def batch_memory(self, num_images: int) -> UInt8Array:
         """Allocate uint8 (num_images, S, S, 3) by the first engine; it suits the others equally."""

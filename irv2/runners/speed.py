@@ -7,7 +7,7 @@ from statistics import median
 
 import numpy as np
 
-from irv2.runners.base import CPU_MAX_BATCH, Runner
+from irv2.runners.base import Runner
 
 ROUNDS, ROUND_S = 3, 0.3
 MAX_BATCHES = 20  # of a round on one stream, enough for a network that takes milliseconds
@@ -29,10 +29,7 @@ def images_per_s(runners: Sequence[Runner]) -> list[float]:
 
 
 def _rate(runner: Runner) -> float:
-    size = runner.max_batch
-    if runner.backend.endswith("-cpu"):
-        size = min(size, CPU_MAX_BATCH)
-    return rate_of(runner, size, ROUND_S, MAX_BATCHES)
+    return rate_of(runner, runner.usual_batch, ROUND_S, MAX_BATCHES)
 
 
 def rate_of(runner: Runner, size: int, seconds: float, max_batches: int | None = None) -> float:

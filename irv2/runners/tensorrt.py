@@ -21,7 +21,7 @@ import numpy as np
 from irv2.errors import EngineError
 from irv2.manifest import Artifact, Format
 from irv2.runners.base import Runner, usual_sizes
-from irv2.runners.cuda import DeviceMemory, Graph, PinnedArray, PinnedBatches, Stream
+from irv2.runners.cuda import DeviceMemory, Graph, PinnedArray, PinnedBatches, Registered, Stream
 from irv2.system.gpu import Gpu, find_gpu, use_gpu
 from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray, UInt8Array
@@ -68,6 +68,7 @@ class TensorRTRunner(Runner):
         self._activations = DeviceMemory(self._engine.device_memory_size_v2)
         self._answers = PinnedArray((self.max_batch, self.num_classes), np.float32)
         self._pinned = PinnedBatches(gpu, self.image_size)
+        self._registered: list[Registered] = []
         self._context = self._new_context()
         # TensorRT-RTX compiles kernels in the background for the shapes that it has seen: early
         # recordings would stay slow. It has its own graph strategy, which is left alone.
@@ -76,8 +77,23 @@ class TensorRTRunner(Runner):
     def run(self, images: UInt8Array) -> FloatArray:
         """Map uint8 RGB (N, S, S, 3) to float32 logits (N, num_classes); raises EngineError."""
         use_gpu(self._gpu)  # any thread may call
-        images, num_images = np.ascontiguousarray(images), len(images)
-        self._images.copy_from(images, self._stream)
+        self._images.copy_from(np.ascontiguousarray(images), self._stream)
+        return self._run_copied(len(images))
+
+    def run_gathered(self, images: Sequence[UInt8Array]) -> FloatArray:
+        """Let the GPU fetch each uint8 RGB (S, S, 3) by itself; raises EngineError."""
+        use_gpu(self._gpu)
+        for number, image in enumerate(images):
+            self._images.copy_from(image, self._stream, number * image.nbytes)
+        return self._run_copied(len(images))
+
+    def register(self, images: UInt8Array) -> None:
+        """Page-lock this memory until `close`; raises EngineError."""
+        use_gpu(self._gpu)
+        self._registered.append(Registered(images))
+        self.gathers = True
+
+    def _run_copied(self, num_images: int) -> FloatArray:
         # The rows beyond the images still hold earlier ones, whose logits are not read.
         size = next((size for size in self._recorded if size >= num_images), None)
         if size is None:
@@ -101,6 +117,8 @@ class TensorRTRunner(Runner):
             graph.close()
         self._recorded.clear()
         del self._context
+        for registered in self._registered:
+            registered.close()
         for memory in (self._images, self._logits, self._activations, self._answers, self._pinned):
             memory.close()
         self._stream.close()

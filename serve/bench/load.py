@@ -32,6 +32,7 @@ from irv2.serve.bench.site import (
     our_server,
     our_top1,
     served,
+    split_options,
     write_tiny_bundle,
 )
 from irv2.serve.operations.metrics import REFUSAL_SECONDS
@@ -51,6 +52,7 @@ class Options:
     factors: tuple[float, ...]
     seconds: float
     deadline_s: float
+    server_options: str
 
 
 @dataclass(slots=True)
@@ -137,7 +139,8 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
     """Offer each factor of the capacity, and measure the capacity before and after."""
     pictures = make_pictures()
     file, _, expected = our_top1(bundle, pictures)
-    command = our_server(bundle.path, "--http", "127.0.0.1:0")
+    given = split_options(options.server_options)
+    command = our_server(bundle.path, "--http", "127.0.0.1:0", *given)
     with served(command) as process, asyncio.Runner() as runner:
         target = GrpcTarget(process.address, pictures)
         closed = ClosedLoop(target, CLIENTS, process.cpu_s)
@@ -158,6 +161,7 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
             "machine": machine(),
             "arch": bundle.manifest.source.arch,
             "file": file,
+            "server_options": options.server_options,
             "distinct_answers": len(set(expected)),
             "capacities_per_s": [round(capacity, 1) for capacity in capacities],
             "deadline_s": options.deadline_s,
@@ -206,6 +210,10 @@ def _p99(percentiles: dict[str, float] | None) -> float | None:
     "--resampling", type=click.Choice(list(RESAMPLERS)), default="torch7-bicubic",
     help="Preprocessing of the tiny network.",
 )  # fmt: skip
+@click.option(
+    "--server-options", default="", metavar="OPTIONS",
+    help="Options of irv2-serve that the server is started with.",
+)  # fmt: skip
 @json_option
 def main(
     bundle: Path | None,
@@ -213,6 +221,7 @@ def main(
     seconds: float,
     deadline_ms: int,
     resampling: str,
+    server_options: str,
     as_json: bool,
 ) -> None:
     """Offer the server of BUNDLE, or of a tiny network, several times what it can do.
@@ -221,7 +230,12 @@ def main(
     checked. Goodput is given as a share of the mean capacity before and after the load, and the
     server's own time for a refusal counts from its handler on.
     """
-    options = Options(factors=factors, seconds=seconds, deadline_s=deadline_ms / 1e3)
+    options = Options(
+        factors=factors,
+        seconds=seconds,
+        deadline_s=deadline_ms / 1e3,
+        server_options=server_options,
+    )
     with machine_lock(), tempfile.TemporaryDirectory() as folder:
         path = bundle or write_tiny_bundle(Path(folder) / "tiny.bundle", resampling)
         result = bench(Bundle.open(path), options)

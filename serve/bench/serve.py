@@ -33,6 +33,7 @@ from irv2.serve.bench.site import (
     our_server,
     our_top1,
     served,
+    split_options,
     write_tiny_bundle,
 )
 
@@ -49,6 +50,7 @@ class Options:
     settle_s: float
     num_rounds: int
     peers: bool
+    server_options: tuple[str, ...]  # each a server beside the plain one
 
 
 @dataclass(slots=True)
@@ -88,13 +90,19 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
             return stack.enter_context(served([sys.executable, "-m", module, *arguments]))
 
         where = (str(bundle.path), file, backend)
-        processes = {"irv2": stack.enter_context(served(our_server(bundle.path)))}
-        idle_mb = round(processes["irv2"].rss_mb(), 1)
+        processes: dict[str, Served] = {}
+        idle_mb: dict[str, float] = {}
+        for given in ("", *options.server_options):
+            command = our_server(bundle.path, *split_options(given))
+            process = processes[given or "irv2"] = stack.enter_context(served(command))
+            idle_mb[given or "irv2"] = round(process.rss_mb(), 1)
         bare = start("irv2.serve.bench.peers", "bare", *where)
         cases: dict[str, Case] = {}
-        target: Target = GrpcTarget(processes["irv2"].address, pictures)
-        for n in CLIENTS:
-            cases[f"irv2 {n}"] = _case(processes["irv2"], target, n, ours)
+        target: Target
+        for name, process in processes.items():
+            target = GrpcTarget(process.address, pictures)
+            for n in CLIENTS:
+                cases[f"{name} {n}"] = _case(process, target, n, ours)
         if backend != ONNXRUNTIME and _is_served_on(bundle, ONNXRUNTIME):
             command = our_server(bundle.path, "--backend", ONNXRUNTIME)
             processes[ONNXRUNTIME] = stack.enter_context(served(command))
@@ -127,9 +135,9 @@ def bench(bundle: Bundle, options: Options) -> dict[str, Any]:
             "void": rounds.is_void(MAIN_CASE),
             "processes": {
                 name: {"ready_s": round(process.ready_s, 2), "rss_mb": round(process.rss_mb(), 1)}
+                | ({"idle_mb": idle_mb[name]} if name in idle_mb else {})
                 for name, process in processes.items()
-            }
-            | {"irv2 before the load": {"rss_mb": idle_mb}},
+            },
         }
 
 
@@ -159,9 +167,12 @@ def _measure(runner: asyncio.Runner, case: Case, options: Options) -> float:
 
 
 def _ratios(rounds: Rounds, cases: dict[str, Case]) -> dict[str, Any]:
-    others = [name for name in cases if not name.startswith("irv2") and name.endswith("16")]
-    pairs = {f"{MAIN_CASE} / {other}": other for other in ("bare loop", *others)}
-    ratios = {name: rounds.ratio(MAIN_CASE, other).to_json() for name, other in pairs.items()}
+    """Divide our rate by the others' with as many clients, 1 or 16; the bare loop has none."""
+    ours = ("irv2 1", MAIN_CASE)
+    others = [name for name in cases if not name.startswith("irv2")]
+    pairs = [(MAIN_CASE, "bare loop")]
+    pairs += [(own, name) for own in ours for name in others if name.endswith(own[4:])]
+    ratios = {f"{own} / {name}": rounds.ratio(own, name).to_json() for own, name in pairs}
     return ratios | {"A/A": rounds.aa(MAIN_CASE).to_json()}
 
 
@@ -185,8 +196,8 @@ def _table(result: dict[str, Any]) -> str:
     for name, ratio in result["ratios"].items():
         lines.append(f"{name}: {ratio['ratio']} ({ratio['lower_95']} to {ratio['upper_95']})")
     for name, process in result["processes"].items():
-        ready = f", ready in {process['ready_s']} s" if "ready_s" in process else ""
-        lines.append(f"{name}: {process['rss_mb']} MB resident{ready}")
+        idle = f", {process['idle_mb']} MB before the load" if "idle_mb" in process else ""
+        lines.append(f"{name}: {process['rss_mb']} MB, ready in {process['ready_s']} s{idle}")
     if result["void"]:
         lines.append("void: the same case differed from itself; the machine is not quiet")
     return "\n".join(lines)
@@ -207,6 +218,10 @@ def _table(result: dict[str, Any]) -> str:
     help="Preprocessing of the tiny network.",
 )  # fmt: skip
 @click.option("--peers/--no-peers", default=True, help="Measure naive grpc.aio and LitServe too.")
+@click.option(
+    "--server-options", multiple=True, metavar="OPTIONS",
+    help="Measure a server with these options of irv2-serve too; several times for several.",
+)  # fmt: skip
 @json_option
 def main(
     bundle: Path | None,
@@ -215,6 +230,7 @@ def main(
     rounds: int,
     resampling: str,
     peers: bool,
+    server_options: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Measure the server of BUNDLE, or of a tiny network if none is named.
@@ -223,7 +239,13 @@ def main(
     answer checked. LitServe is measured where it is installed (pip install litserve
     python-multipart).
     """
-    options = Options(seconds=seconds, settle_s=settle_s, num_rounds=rounds, peers=peers)
+    options = Options(
+        seconds=seconds,
+        settle_s=settle_s,
+        num_rounds=rounds,
+        peers=peers,
+        server_options=server_options,
+    )
     if peers and not find_spec("litserve"):
         click.echo("litserve is not installed: measured without it", err=True)
     with machine_lock(), tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ The tiny network costs the engine next to nothing, so what remains is the server
 import hashlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import numpy as np
 import simplejpeg
 
 from irv2.bundle import Bundle
-from irv2.errors import EngineError
+from irv2.errors import EngineError, UsageError
 from irv2.images.preprocess import Preprocess, preprocess
 from irv2.manifest import (
     MANIFEST,
@@ -226,6 +227,14 @@ def our_server(bundle_path: Path, *options: str) -> list[str]:
     """Return the command line of `irv2-serve` on a free port."""
     command = [sys.executable, "-m", "irv2", "serve", str(bundle_path), "--listen", "127.0.0.1:0"]
     return [*command, "--grace-s", "0", *options]
+
+
+def split_options(text: str) -> list[str]:
+    """Split options of `irv2-serve` as a shell does. Raises UsageError for an open quote."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--server-options {text}", str(error), "closed quotes") from error
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class SharedModel:
             num_front_ends=options.num_front_ends + 1,  # the last is this process (OwnFrontEnd)
             max_queue=options.max_queue,
         )
+        engine.register(self._segment.images)
         self._metrics = ModelMetrics(metrics, self.description.id, self._segment.sums)
         # It makes no promises itself, and answers for those of all front ends.
         promises = RemotePromises(self._segment, 0, Channel(lambda *_: None, lambda: None))

@@ -59,7 +59,7 @@ class Entry:
 class _Batch:
     entries: list[Entry]
     memory: UInt8Array  # with room for `max_batch` images
-    images: UInt8Array
+    images: UInt8Array | list[UInt8Array]  # there, or where they lie if the engine gathers them
     started_at: float = 0.0
     all_busy: bool = False  # whether no stream has been idle since it started
     done: "asyncio.Future[_Ranked] | None" = None
@@ -207,10 +207,12 @@ class Batcher:
         if not self._queue or self._wait_for_company():
             return None
         chosen = self._choose()
-        self._queue = [entry for entry in self._queue if entry not in chosen]
-        memory = self._memory.pop()
-        images = np.stack([entry.image for entry in chosen], out=memory[: len(chosen)])
-        return _Batch(chosen, memory, images)
+        taken = set(chosen)
+        self._queue = [entry for entry in self._queue if entry not in taken]
+        memory, images = self._memory.pop(), [entry.image for entry in chosen]
+        if self._runner.gathers:
+            return _Batch(chosen, memory, images)
+        return _Batch(chosen, memory, np.stack(images, out=memory[: len(chosen)]))
 
     def _choose(self) -> list[Entry]:
         """The most urgent entries, as many as the first one's deadline allows.
@@ -301,18 +303,19 @@ class Batcher:
         batch.done.add_done_callback(partial(self._finish, batch))
         self._on_change()
 
-    def _run(self, images: UInt8Array) -> _Ranked:
+    def _run(self, images: UInt8Array | list[UInt8Array]) -> _Ranked:
         """Run one batch, in a thread of the engine, sorting included.
 
         numpy releases the interpreter lock while it sorts; on the event loop, getting it back would
         take some 50 us each time while images are decoded.
         """
-        logits = self._runner.run(images)
-        if logits.shape != (len(images), self._runner.num_classes) or not np.isfinite(logits).all():
+        runner = self._runner
+        logits = runner.run_gathered(images) if isinstance(images, list) else runner.run(images)
+        if logits.shape != (len(images), runner.num_classes) or not np.isfinite(logits).all():
             raise EngineError("engine", f"gave {logits.shape} logits", "one finite row per image")
         if not self._ranks:
             return logits, logits[:, :0], np.empty((len(images), 0), np.int64)
-        return logits, softmax(logits), top_k_indices(logits, self._runner.num_classes)
+        return logits, softmax(logits), top_k_indices(logits, runner.num_classes)
 
     def _finish(self, batch: _Batch, future: asyncio.Future[_Ranked]) -> None:
         self._running.remove(batch)

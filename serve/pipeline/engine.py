@@ -13,11 +13,12 @@ import numpy as np
 from irv2.bundle import Bundle
 from irv2.errors import UsageError
 from irv2.manifest import SIGNATURE
-from irv2.runners.base import CPU_MAX_BATCH, Runner
+from irv2.runners.base import Runner
 from irv2.runners.choose import Choice, open_best
 from irv2.self_test import SELF_TEST, SelfTest
 from irv2.serve.options import ServeOptions
 from irv2.serve.pipeline.batcher import Batcher
+from irv2.types import UInt8Array
 from irv2.v1 import classifier_pb2
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,10 @@ class Engine:
             await self._try(size)
         self.self_test = "passed" if self._self_test else "none"
 
+    def register(self, images: UInt8Array) -> None:
+        """Let a GPU fetch images from this memory, where all will lie. Raises EngineError."""
+        self._runner.register(images)
+
     def stop_trials(self) -> None:
         """Let no trial of a broken engine go on."""
         if self._trial:
@@ -196,10 +201,9 @@ def _self_test(bundle: Bundle) -> SelfTest | None:
 
 def _max_batch(runner: Runner, asked_for: int | None) -> int:
     """The largest batch of all engines together; each runs at most what the gate certified."""
-    most = runner.max_batch
     if asked_for is None:
-        return min(most, CPU_MAX_BATCH) if runner.backend.endswith("-cpu") else most
-    if asked_for > most:
+        return runner.usual_batch
+    if asked_for > (most := runner.max_batch):
         raise UsageError("--max-batch", str(asked_for), f"at most {most}, what the gate certified")
     return asked_for
 

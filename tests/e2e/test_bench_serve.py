@@ -30,8 +30,11 @@ def test_bench_serve_compares_the_server_with_the_bare_loop_and_a_naive_server()
         "1",
         "--resampling",
         "opencv-cubic",
+        "--server-options",
+        "--front-ends 2",
     )
     assert {"irv2 1", "irv2 4", "irv2 16", "naive 1", "naive 16"} <= result["cases"].keys()
+    assert {"--front-ends 2 1", "--front-ends 2 16"} <= result["cases"].keys()
     for case in result["cases"].values():
         assert case["num_wrong"] == 0
         assert case["num_answers"] > 0
@@ -39,7 +42,19 @@ def test_bench_serve_compares_the_server_with_the_bare_loop_and_a_naive_server()
     assert result["bundle"]["distinct_answers"] > 32, "or a swapped answer could look right"
     assert result["bare_loop_images_per_s"] > 0
     assert result["ratios"]["irv2 16 / bare loop"]["ratio"] > 0
-    assert result["processes"]["irv2"]["rss_mb"] > 10
+    assert result["ratios"]["irv2 1 / --front-ends 2 1"]["ratio"] > 0
+    one, two = (result["processes"][name] for name in ("irv2", "--front-ends 2"))
+    assert 10 < one["idle_mb"] < two["idle_mb"], "two front ends are two processes more"
+
+
+@pytest.mark.parametrize("program", ["serve", "load"])
+def test_options_of_the_server_that_cannot_be_read_are_refused_in_one_line(program):
+    command = [sys.executable, "-m", "irv2", "bench", program, "--server-options", "--listen '"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    line = done.stderr.splitlines()[-1]
+    assert "--server-options --listen ': " in line
+    assert "closed quotes" in line
 
 
 @pytest.mark.timeout(60)
@@ -76,6 +91,8 @@ def test_bench_load_offers_too_much_and_counts_what_became_of_every_request():
         "300",
         "--resampling",
         "opencv-cubic",
+        "--server-options",
+        "--log-requests",
     )
     assert result["distinct_answers"] > 32, "or a swapped answer could look right"
     first, second, third = result["capacities_per_s"]

@@ -1,5 +1,6 @@
 """Engines of `tensorrt` on a real GPU: built, judged, chosen, and right at every batch size."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -22,7 +23,9 @@ from irv2.manifest import REPORT, Artifact
 from irv2.runners.choose import open_best, open_runner
 from irv2.runners.onnx import OnnxRunner
 from irv2.runners.tensorrt import TensorRTRunner
+from irv2.serve.front_ends.segment import Segment
 from irv2.system.gpu import call, count_gpus, find_gpu, import_cuda
+from irv2.v1 import classifier_pb2
 
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the engines
 
@@ -182,6 +185,23 @@ def test_what_lies_in_a_batchs_own_memory_gets_the_same_logits(bundle):
         memory = runner.batch_memory(len(IMAGES))
         memory[:] = IMAGES
         np.testing.assert_array_equal(runner.run(memory), expected)
+
+
+def test_images_are_fetched_from_where_each_lies_in_memory_that_front_ends_share(bundle):
+    model = classifier_pb2.Model(classes=CLASSES, max_batch=len(IMAGES))
+    segment, descriptor = Segment.create(
+        model, "x.plan", IMAGES.shape[1:], num_streams=1, num_front_ends=2, max_queue=32
+    )
+    os.close(descriptor)
+    lying = [segment.images[i % 2, 3 * i] for i in range(len(IMAGES))]
+    for place, image in zip(lying, IMAGES, strict=True):
+        place[:] = image
+    for _ in range(2):  # it can be registered again once it was let go
+        with open_plan(bundle, "fp16") as runner:
+            expected = runner.run(IMAGES)
+            runner.register(segment.images)
+            for size in (1, 2, 3, 16):
+                np.testing.assert_array_equal(runner.run_gathered(lying[:size]), expected[:size])
 
 
 def test_an_engine_that_was_closed_gives_its_memory_back(bundle):

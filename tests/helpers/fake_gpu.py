@@ -18,7 +18,7 @@ IMAGE_BYTES = SIDE * SIDE * 3
 class FakeCuda:
     """What runners use of cuda.bindings.runtime. `names` are the GPUs'."""
 
-    cudaStreamNonBlocking = cudaHostAllocPortable = 1
+    cudaStreamNonBlocking = cudaHostAllocPortable = cudaHostRegisterPortable = 1
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
@@ -26,6 +26,7 @@ class FakeCuda:
         self.names = names
         self.memory = {}  # address -> memory, the GPU it is on
         self.num_graphs, self.copied_from = 0, set()
+        self.registered = {}  # address -> size in bytes
         self._thread = threading.local()
 
     @property
@@ -59,6 +60,15 @@ class FakeCuda:
         return (0,)
 
     cudaFreeHost = cudaFree
+
+    def cudaHostRegister(self, address, num_bytes, flags):
+        assert address not in self.registered, "the real one refuses it"
+        self.registered[address] = num_bytes
+        return (0,)
+
+    def cudaHostUnregister(self, address):
+        del self.registered[address]
+        return (0,)
 
     def cudaMemcpyAsync(self, to, source, num_bytes, kind, stream):
         assert self.recording is None

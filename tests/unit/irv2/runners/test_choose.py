@@ -67,6 +67,20 @@ def test_the_fastest_on_record_is_chosen(bundle, faster, slower):
     assert chosen.how == "recorded 71.5 images/s"
 
 
+def test_of_those_that_are_as_fast_the_one_that_changes_fewer_answers_is_chosen(bundle):
+    def with_agreement(backend: str, rate: float, agreement: float) -> Evidence:
+        parity = msgspec.structs.replace(passed_parity(), agreement=agreement)
+        return msgspec.structs.replace(row(backend, rate), parity=parity)
+
+    faithful = with_agreement("onnxruntime-cpu", 97.0, 100.0)
+    fast = with_agreement("openvino-cpu", 100.0, 99.5)
+    assert best(bundle, fast, faithful).runner.backend == "onnxruntime-cpu"
+    faster = with_agreement("openvino-cpu", 101.0, 99.5)
+    assert best(bundle, faster, faithful).runner.backend == "openvino-cpu"
+    same = with_agreement("onnxruntime-cpu", 97.0, 99.5)
+    assert best(bundle, fast, same).runner.backend == "openvino-cpu"
+
+
 def test_what_failed_here_is_not_served_however_fast_nor_what_passed_elsewhere(bundle):
     chosen = best(
         bundle,

@@ -138,6 +138,24 @@ def test_a_batch_is_copied_to_the_gpu_from_where_it_was_put_together(machine):
     assert not here.cuda.memory
 
 
+@pytest.mark.parametrize("num_gpus", [1, 2])
+def test_gpus_fetch_images_from_where_each_lies_in_memory_that_was_registered(machine, num_gpus):
+    here = machine(*["H100"] * num_gpus)
+    lying = images(*range(20))
+    with ParallelRunner([partial(here.open, gpu) for gpu in range(num_gpus)]) as runner:
+        assert not runner.gathers
+        runner.register(lying)
+        assert runner.gathers
+        assert here.cuda.registered == {lying.ctypes.data: lying.nbytes}
+        for numbers in ([19], [3, 1], [7, 0, 12, 5, 2]):
+            given = [lying[number] for number in numbers]
+            np.testing.assert_array_equal(runner.run_gathered(given), logits(*numbers))
+            assert {image.ctypes.data for image in given} <= here.cuda.copied_from
+        np.testing.assert_array_equal(runner.run(images(1, 2)), logits(1, 2))
+    assert not here.cuda.memory
+    assert not here.cuda.registered
+
+
 def test_two_gpus_share_a_batch(machine):
     here = machine("H100", "H100")
     with ParallelRunner([partial(here.open, gpu) for gpu in range(2)]) as runner:

@@ -137,6 +137,30 @@ def test_images_of_two_front_ends_share_batches_and_each_gets_its_own_answer():
     run(scenario)
 
 
+def test_an_engine_that_gathers_images_gets_them_where_front_ends_have_put_them():
+    class Gathering(FakeRunner):
+        gathers, given = True, ()
+
+        def run_gathered(self, images):
+            self.given = [*self.given, *images]
+            return super().run_gathered(images)
+
+    async def scenario(bench):
+        bench.batcher._runner = bench.runner = Gathering()
+        one, _ = await bench.join(0)
+        two, _ = await bench.join(1)
+        asked = [front_end.ask(n) for n, front_end in enumerate((one, two, one, two))]
+        while not all(each.done() for each in asked):
+            await bench.until(lambda: bench.engine.held)
+            bench.engine.finish()
+            await asyncio.sleep(0.01)
+        assert [(await each).logits[0] for each in asked] == [0, 1, 2, 3]
+        assert all(np.shares_memory(image, bench.segment.images) for image in bench.runner.given)
+        assert len(bench.runner.given) == 4
+
+    run(scenario)
+
+
 def test_the_limit_and_the_prediction_are_those_of_one_process():
     async def scenario(bench):
         local = Admission(
