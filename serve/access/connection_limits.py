@@ -13,6 +13,10 @@ class ConnectionLimits:
     max_connections: int = 1000
     max_streams: int = 1000
     max_connection_age_s: float = 0.0  # 0: no limit
+    # Calls that Python has not looked at yet. Beyond it gRPC cancels some at random, beyond twice
+    # as many all. With its own 1000, a process that is too slow for what comes answers most calls
+    # after their deadline (DECISIONS.md).
+    max_pending: int = 500
     handshake_timeout_s: float = 10.0  # also for connections that send nothing
     # Within 80 s a vanished client is noticed and its open requests are cancelled.
     keepalive_time_s: float = 60.0
@@ -37,6 +41,8 @@ def channel_options(
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_streams),
+        ("grpc.server.max_pending_requests", limits.max_pending),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * limits.max_pending),
         ("grpc.server_handshake_timeout_ms", round(limits.handshake_timeout_s * 1e3)),
         ("grpc.max_connection_idle_ms", IDLE_TIMEOUT_MS),
         ("grpc.keepalive_time_ms", round(limits.keepalive_time_s * 1e3)),

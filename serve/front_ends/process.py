@@ -68,8 +68,13 @@ class _FrontEnd:
         self._start, self._control = start, control
         # What is promised over all front ends is shared out among them.
         limits = start.options.connections
-        most = limits.max_connections // start.options.num_front_ends
-        self._options = replace(start.options, connections=replace(limits, max_connections=most))
+        num = start.options.num_front_ends
+        own = replace(
+            limits,
+            max_connections=limits.max_connections // num,
+            max_pending=limits.max_pending // num,
+        )
+        self._options = replace(start.options, connections=own)
         self._metrics = Metrics(start.metrics_folder)
         self._port: GrpcPort | None = None
         self._taken: RemoteModel | None = None

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -132,6 +134,26 @@ def test_a_connection_too_many_is_closed_and_the_others_are_answered(bundle):
             assert (await site.stub.Classify(request(0))).results[0].scores
 
     scenario_with(bundle, scenario, connections=ConnectionLimits(max_connections=2))
+
+
+def test_of_more_calls_than_python_looks_at_some_are_shed_and_the_others_answered(bundle):
+    def outcome(stub: ClassifierStub, number: int) -> str:
+        try:
+            return "OK" if stub.Classify(request(number), timeout=20).results[0].scores else "?"
+        except grpc.RpcError as error:
+            return error.code().name
+
+    async def scenario(site):
+        address = site.server.ready_line.split()[1]
+        with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(60) as clients:
+            stub = ClassifierStub(channel)
+            asked = [clients.submit(outcome, stub, number % 10) for number in range(60)]
+            time.sleep(1)  # the event loop stands still, so Python looks at none of them
+            outcomes = Counter(await asyncio.gather(*map(asyncio.wrap_future, asked)))
+        assert outcomes.keys() == {"OK", "CANCELLED"}
+        assert 5 <= outcomes["OK"] <= 15
+
+    scenario_with(bundle, scenario, connections=ConnectionLimits(max_pending=5))
 
 
 def test_calls_over_the_limit_of_a_connection_wait_in_the_client(bundle):
