@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import notebook
 from project import ROOT
@@ -14,7 +15,7 @@ def test_the_notebook_runs_and_prints_where_its_kept_output_does(bundle, environ
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "best.bundle").symlink_to(bundle)
     (tmp_path / "docs").mkdir()
-    copy = shutil.copy(NOTEBOOK, tmp_path / "docs")
+    copy = Path(shutil.copy(NOTEBOOK, tmp_path / "docs"))
     subprocess.run([sys.executable, notebook.__file__, copy], env=environment, check=True)
     kept, fresh = (notebook.code_cells(notebook.read(path)) for path in (NOTEBOOK, copy))
     assert [bool(cell["outputs"]) for cell in kept] == [bool(cell["outputs"]) for cell in fresh]
