@@ -50,6 +50,7 @@ def clean_environment(home: Path) -> dict[str, str]:
 @contextmanager
 def serving(command: str, folder: Path, environment: dict[str, str]):
     """Run a command that serves, until the block ends; begin the block when its page is there."""
+    assert not is_there(PAGE), "another server answers there"
     server = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, env=environment)
     try:
         while not is_there(PAGE):
