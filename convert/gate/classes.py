@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from irv2.convert.gate.limits import lower_loss_points, smallest_failing_n, upper_loss_points
 from irv2.convert.gate.reference import Reference
 from irv2.manifest import ClassChange
 from irv2.system.text import one_line
+from irv2.types import BoolArray
 
 NUM_WORST = 5
 _NUM_NAMED = 5
-
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

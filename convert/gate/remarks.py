@@ -10,12 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from irv2.convert.gate.limits import (
-    is_above_chance,
-    lower_loss_points,
-    smallest_passing_n,
-    upper_loss_points,
-)
+from irv2.convert.gate.limits import is_above_chance, lower_loss_points, upper_loss_points
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.tolerance import TOLERANCE_POINTS
 from irv2.convert.gate.verdict import IDENTICAL_LOGITS
@@ -23,6 +18,7 @@ from irv2.data.dataset import splits_of, unread_split
 from irv2.data.hashes import known_hashes, same_size
 from irv2.errors import InputError
 from irv2.manifest import Parity
+from irv2.measures.agreement import smallest_passing_n
 from irv2.system.text import one_line
 
 logger = logging.getLogger(__name__)

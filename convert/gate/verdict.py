@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from irv2.convert.gate.classes import ClassChanges, class_changes
 from irv2.convert.gate.limits import (
@@ -39,13 +38,11 @@ from irv2.manifest import (
 )
 from irv2.results import top_k_indices
 from irv2.system.text import two_digits
-from irv2.types import FloatArray, IntArray
+from irv2.types import BoolArray, FloatArray, IntArray
 
 # Largest difference between gaps of leading logits, relative to the reference's typical margin:
 # float32 rounding gives 2e-6.
 IDENTICAL_LOGITS = 1e-4
-
-BoolArray = NDArray[np.bool_]
 
 
 class Run(NamedTuple):

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from irv2.types import FloatArray, IntArray
+from irv2.types import Float64Array, FloatArray, IntArray
 
 Method = Literal["minmax", "percentile", "mse"]
 Range = tuple[float, float]
@@ -34,7 +33,7 @@ class Histogram:
     counts: IntArray = field(default_factory=lambda: np.zeros(2 * _HALF, np.int64))
 
     @property
-    def edges(self) -> NDArray[np.float64]:
+    def edges(self) -> Float64Array:
         """The lower edge of each bin, and at last the upper one of the last."""
         indices = np.arange(-_HALF, _HALF + 1, dtype=np.float64)
         return indices * float(2.0 ** (self.exponent - _BITS))
@@ -91,11 +90,11 @@ def _least_error(histogram: Histogram, smallest: float, largest: float) -> Range
     return min(ranges, key=lambda limits: float((_squared_error(centers, *limits) * counts).sum()))
 
 
-def _squared_error(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+def _squared_error(values: Float64Array, low: float, high: float) -> Float64Array:
     """Of each value, if 255 even steps hold this range and 0 is one of their ends."""
     low, high = min(low, 0.0), max(high, 0.0)
     step = (high - low) / _LEVELS or 1.0
     zero = np.round(-low / step)
     levels = np.clip(np.round(values / step) + zero, 0, _LEVELS)
-    errors: NDArray[np.float64] = ((levels - zero) * step - values) ** 2
+    errors: Float64Array = ((levels - zero) * step - values) ** 2
     return errors
