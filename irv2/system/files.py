@@ -271,6 +271,14 @@ def entries_below(folder: str | Path) -> Iterator["os.DirEntry[str]"]:
         yield from entries_below(path)
 
 
+def is_file_or_unreadable(file: "os.DirEntry[str] | Path") -> bool:
+    """Whether to classify `file`: a broken link, or one we may not look at, becomes an error."""
+    try:
+        return file.is_file() or not Path(file).exists()
+    except OSError:
+        return True
+
+
 def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
