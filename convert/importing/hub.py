@@ -16,12 +16,11 @@ from typing import Any
 
 from irv2 import __version__
 from irv2.convert.importing.timm_files import CONFIG
-from irv2.convert.importing.weights import shortened
 from irv2.errors import EngineError, InputError, Irv2Error, UsageError
 from irv2.system.files import START_AGAIN, explain_full_disk, file_sha256
 from irv2.system.progress import ByteProgress
 from irv2.system.stop import raise_if_stopped
-from irv2.system.text import one_line
+from irv2.system.text import one_line, shortened
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ formats.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
 from irv2.network_config import NetworkConfig
+from irv2.system.text import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ SLIM_PREPROCESS = Preprocess(
 )
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CLASSIFIER = ("classifier.bias", "classifier.weight")
-NUM_LISTED = 6  # tensors that an error line names of each kind; --debug lists all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +153,6 @@ def _mismatch(
         f"exactly those of {weights.config.arch}",
         way_out,
     )
-
-
-def shortened(entries: Sequence[str]) -> str:
-    """The first few of a list, for an error line."""
-    more = "" if len(entries) <= NUM_LISTED else f" and {len(entries) - NUM_LISTED} more"
-    return ", ".join(entries[:NUM_LISTED]) + more
 
 
 def _shape(tensor: Tensor) -> str:
