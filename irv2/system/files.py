@@ -272,7 +272,7 @@ def entries_below(folder: str | Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def is_file_or_unreadable(file: "os.DirEntry[str] | Path") -> bool:
-    """Whether to classify `file`: a broken link, or one we may not look at, becomes an error."""
+    """Whether reading `file` ends, or fails at once as that of a broken link; not of a pipe."""
     try:
         return file.is_file() or not Path(file).exists()
     except OSError:
