@@ -152,7 +152,7 @@ def judge(
         at_chance=not is_above_chance(num_right, n, logits.shape[1], tolerance.confidence),
     )
     if num_bad := int((~is_finite).sum()):
-        line = f"{precision} failed: {num_bad} of {parity.n} images gave logits that are not finite"
+        line = f"{precision} failed: {num_bad} of {n} images gave logits that are not finite"
         return Judgement(replace(parity, verdict="failed"), line, classes=by_class)
     difference = reference.leading_difference(logits)
     limit = IDENTICAL_LOGITS * reference.typical_margin
@@ -163,7 +163,7 @@ def judge(
             f"{difference:.1e}, limit {limit:.1e})"
         )
     else:
-        line = _line(checks, parity, precision, tolerance)
+        line = _line(checks, parity, precision)
     if not parity.at_chance:
         return Judgement(parity, line, classes=by_class)
     chance = (
@@ -173,9 +173,8 @@ def judge(
     if tolerance.accept_chance:
         return Judgement(parity, f"{line}; {chance}, which was accepted", classes=by_class)
     way_out = "export one that has learned, judge on more images, or pass --accept-chance"
-    first = line if parity.verdict == "failed" else f"{precision} failed"
-    separator = "; " if parity.verdict == "failed" else ": "
-    line = f"{first}{separator}{chance}; {way_out}"
+    before = f"{line}; " if parity.verdict == "failed" else f"{precision} failed: "
+    line = f"{before}{chance}; {way_out}"
     return Judgement(replace(parity, verdict="failed"), line, classes=by_class)
 
 
@@ -276,7 +275,7 @@ def _num_changes(parity: Parity) -> int:
     return sum(changes) + (parity.disagreement.changed if parity.disagreement else 0)
 
 
-def _line(checks: list[_Check], parity: Parity, precision: Precision, tolerance: Tolerance) -> str:
+def _line(checks: list[_Check], parity: Parity, precision: Precision) -> str:
     """What the first check that decided says, and how many images would decide all of them."""
     decider = next(check for check in checks if check.verdict == parity.verdict)
     where = f" on {decider.name}" if decider.name else ""
