@@ -37,6 +37,7 @@ from irv2.train.loop import Machine, Trainer
 from irv2.train.processes import Processes, joined
 from irv2.train.run.folder import Run
 from irv2.train.settings import (
+    BEST,
     INHERITED,
     PUBLISHED,
     RECIPES,
@@ -382,9 +383,9 @@ def _result(run: Run) -> dict[str, Any]:
     """Name the run's files and what is recorded in those of best weights, if they are there."""
     result: dict[str, Any] = {"out": str(run.path), "last": str(run.last)}
     rows = run.best_rows()
-    for kind, file, path in (("", "best", run.best), ("ema_", "best_ema", run.best_ema)):
+    for file, kind in BEST.items():
         if kind in rows:
-            result |= {file: str(path), **_errors(rows[kind], kind)}
+            result |= {file: str(run.best_of[kind]), **_errors(rows[kind], kind)}
     return result
 
 
