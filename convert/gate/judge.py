@@ -81,8 +81,8 @@ def judge_all(
 ) -> dict[Run, Judgement]:
     """Judge every opened artefact: decisions, batch invariance, speed and ledger.
 
-    `predictions` are those of `opened.runners`, in that order; `num_copies` images were left out,
-    each one of the others again. `reference_blocks` is called only for artefacts that fail by more
+    `predictions` are those of `opened.runners`, in that order; `num_copies` images were left out
+    as copies of others. `reference_blocks` is called only for artefacts that fail by more
     than their checkpoint's fault.
     """
     artifacts = {artifact.file: artifact for artifact in bundle.artifacts}
@@ -124,7 +124,7 @@ def judge_all(
 
 
 def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> dict[str, str]:
-    """Files, but float32, that too few images could judge, and their engines -> the reason."""
+    """Files that too few images could judge, float32 apart, and their engines -> the reason."""
     models = {
         artifact.sha256: artifact.file
         for artifact in artifacts

@@ -96,7 +96,7 @@ def best_by_file(judged: dict[Run, Judgement]) -> dict[str, Judgement]:
 class _Check:
     """One of the limits: what was found, in words too, and how many images would decide."""
 
-    name: str  # empty for top-1, of which a line speaks without saying so
+    name: str  # empty for top-1, which a line need not name
     verdict: Verdict
     text: str
     num_needed: int | None = None  # None: no number would pass; asked only of too few images

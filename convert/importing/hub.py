@@ -168,7 +168,7 @@ def _license(hub: Any, card: Path) -> str:  # noqa: ANN401 (a module)
 
 
 class _Bar(ByteProgress):
-    """A download's progress, told as to a bar of tqdm."""
+    """A download's progress, with the interface of a tqdm bar."""
 
     def __init__(self, *, desc: str, total: int | None, initial: int = 0, **_: object) -> None:
         super().__init__(desc, total or 0, initial)

@@ -68,7 +68,7 @@ def read_hdf5(path: Path) -> PublishedWeights:
 
 
 def read_archive(path: Path) -> PublishedWeights:
-    """A `.keras` archive: the HDF5 file in it, unpacked beside nothing of the user's."""
+    """A `.keras` archive: the HDF5 file in it, unpacked into a temporary folder."""
 
     def read() -> _Content:
         with zipfile.ZipFile(path) as archive, temporary_folder() as folder:

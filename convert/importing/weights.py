@@ -33,7 +33,7 @@ class PublishedWeights:
     """Weights as a file holds them, and the network they were made for.
 
     `tensors` are under their published names, in torch's layout; `names` leads from each name in
-    our network's state_dict to one of them. What is in `ones` no file of this kind holds.
+    our network's state_dict to one of them. No file of this kind holds what is in `ones`.
     `preprocess` holds where no statement says otherwise; `classes` are named by `classes_from`.
     `notes` are for the user: what was assumed, or passed over.
     """

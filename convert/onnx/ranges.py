@@ -13,7 +13,7 @@ from irv2.types import Float64Array, FloatArray, IntArray
 Method = Literal["minmax", "percentile", "mse"]
 Range = tuple[float, float]
 METHODS: tuple[Method, ...] = get_args(Method)
-PERCENTAGE = 99.99  # of the values, that percentile's range holds; half of the others on each side
+PERCENTAGE = 99.99  # of the values lie in percentile's range, half of the others on each side
 _BITS = 13
 _HALF = 1 << _BITS  # bins on each side of 0
 _LEVELS = 255
@@ -34,12 +34,12 @@ class Histogram:
 
     @property
     def edges(self) -> Float64Array:
-        """The lower edge of each bin, and at last the upper one of the last."""
+        """The lower edge of each bin, then the upper edge of the last one."""
         indices = np.arange(-_HALF, _HALF + 1, dtype=np.float64)
         return indices * float(2.0 ** (self.exponent - _BITS))
 
     def add(self, values: FloatArray) -> None:
-        """Count float32 values of any shape; of what is not finite there is nothing to count."""
+        """Count float32 values of any shape, unless one of them is not finite."""
         largest = max(abs(float(values.max())), abs(float(values.min())))
         if largest == 0:
             self.counts[_HALF] += values.size

@@ -28,7 +28,7 @@ _CHUNK = 2**20
 _MAX_MANIFEST = 4 * 2**20  # the specification's limit
 
 
-Tell = Callable[[int], None]  # that more bytes have gone, or fewer where they go again
+Tell = Callable[[int], None]  # how many more bytes were sent, fewer where sending begins again
 
 
 class _NoRedirectedSecrets(urllib.request.HTTPRedirectHandler):

@@ -97,7 +97,7 @@ def _load(model: Network, checkpoint: Checkpoint, classes: tuple[str, ...], path
 
 
 def _name(label: str) -> str:
-    """Return a class's name; ImageNet's folders bear synsets."""
+    """Return a class's name; ImageNet's folders are named by synsets."""
     return names_by_synset().get(label, label)
 
 
