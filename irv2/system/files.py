@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import hashlib
 import logging
 import os
@@ -83,6 +84,16 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
 def _temporary(path: Path) -> Path:
     """Name a new file beside `path`; containers on one disk may all have the same process id."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def left_beside(path: Path, ending: str = ".tmp") -> list[Path]:
+    """Return what programs left beside `path` under its temporary names, `.NAME.RANDOM` + `ending`.
+
+    RANDOM has no dot: `.x.b.1f.tmp` belongs to `x.b` and not to `x`.
+    """
+    start = f".{path.name}."
+    found = path.parent.glob(f"{glob.escape(start)}*{ending}")
+    return [each for each in found if "." not in each.name[len(start) : -len(ending)]]
 
 
 def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
