@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Self, TypeVar
 
 from tqdm import tqdm
@@ -39,14 +40,20 @@ class Progress:
             disable=not self._is_terminal,
             dynamic_ncols=True,
         )
+        self._ends = ExitStack()
+        self._ends.callback(self._bar.close)
         self._done = self._initial = done
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
+        if self._is_terminal:
+            from tqdm.contrib.logging import logging_redirect_tqdm
+
+            self._ends.enter_context(logging_redirect_tqdm())  # lines go above the bar
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._ends.close()
 
     def expect(self, num: int) -> None:
         """Add `num` newly found units to the total."""
