@@ -1,6 +1,5 @@
 """A bundle goes to a registry and comes back byte for byte, or not at all."""
 
-import base64
 import hashlib
 import http.server
 import io
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 from process_output import read_line
 from project import ROOT
-from registry import needs_registry, registry
+from registry import log_in, needs_registry, password_required, registry
 from terminal import run_on_terminal
 from tiny_bundle import write_tiny_bundle
 
@@ -407,18 +406,14 @@ class Scripted(Between):
 
 
 def test_docker_configuration_says_who_we_are(bundle, tmp_path, monkeypatch):
-    bcrypt = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"  # of "secret"
     folder = tmp_path / "registry"
     folder.mkdir()
-    (folder / "htpasswd").write_text(f"me:{bcrypt}\n")
-    auth = f"auth: {{htpasswd: {{realm: test, path: {folder / 'htpasswd'}}}}}\n"
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    with registry(folder, auth) as closed:
+    with registry(folder, password_required(folder)) as closed:
         reference = Reference.parse(f"oci://{closed.host}/mine:v1")
         with pytest.raises(Irv2Error, match="docker login"):
             push(bundle, reference)
-        entry = {"auth": base64.b64encode(b"me:secret").decode()}
-        (tmp_path / "config.json").write_text(json.dumps({"auths": {closed.host: entry}}))
+        log_in(tmp_path, closed.host)
         place = push(bundle, reference)
         pull(place, tmp_path / "out")
         (tmp_path / "config.json").write_text(json.dumps({"credsStore": "test"}))
