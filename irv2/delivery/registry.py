@@ -87,6 +87,9 @@ class Registry:
         headers = {"Accept": f"{INDEX}, {MANIFEST_TYPE}"}
         with self._ask("GET", f"/manifests/{reference}", headers=headers) as answer:
             content = self._read(answer, _MAX_MANIFEST + 1)
+        if len(content) > _MAX_MANIFEST:
+            got = f"a manifest of more than {_MAX_MANIFEST // 2**20} MiB"
+            raise InputError(self._reference, got, "what irv2 push made")
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         if reference.startswith("sha256:") and digest != reference:
             raise InputError(self._reference, f"the registry sent {digest[:19]}", reference[:19])

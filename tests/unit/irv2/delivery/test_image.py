@@ -350,9 +350,10 @@ def file_and_folder() -> bytes:
         (file_and_folder(), "holds 'models/a/b', which can't be written"),
         (packed((tarfile.TarInfo("models/" + 300 * "x"), b"")), "which can't be written"),
         (packed((tarfile.TarInfo("models/a\0\xe9"), b"")), "which can't be written"),
+        (packed((tarfile.TarInfo("models/" + 2000 * "a/" + "x"), b"")), "which can't be written"),
         (packed((tarfile.TarInfo("models/a"), b"x"))[:-10000], "a layer can't be read"),
     ],
-    ids=["sparse", "file-and-folder", "long", "null", "cut"],
+    ids=["sparse", "file-and-folder", "long", "null", "deep", "cut"],
 )
 def test_a_layer_that_cannot_be_unpacked_is_one_line(running, tmp_path, content, problem):
     reference = Reference.parse(f"oci://{running.host}/odd:v1")
@@ -374,12 +375,13 @@ def index_of(digest: str) -> bytes:
     ("manifest", "problem"),
     [
         (b"[" * 10**6, "manifest: .*expected JSON"),
+        (one_layer() + b" " * 2**22, "a manifest of more than 4 MiB"),
         (one_layer(size=-2), "lacks a layer's size: there is -2"),  # read(-1) would be everything
         (one_layer(size=float("inf")), "lacks a layer's size: there is inf"),
         (one_layer("sha256:../x"), "lacks a digest: there is sha256:../x"),
         (index_of("v2"), "lacks a digest: there is v2"),
     ],
-    ids=["nested", "negative", "infinite", "path", "tag"],
+    ids=["nested", "large", "negative", "infinite", "path", "tag"],
 )
 def test_a_registry_may_answer_anything(manifest, problem, tmp_path):
     Scripted.manifest = manifest

@@ -195,6 +195,18 @@ def test_a_folder_that_is_not_as_it_was_signed_is_not_believed(bundle, keys, dam
     assert problem in refusal(bundle, keys["ours"].public)
 
 
+def test_what_lies_deeper_than_python_calls_itself_is_seen(signed, keys):
+    outer, inner = signed / ("a/" * 500), signed.parent / ("b/" * 800)
+    outer.mkdir(parents=True)  # in two parts, since mkdir calls itself
+    inner.mkdir(parents=True)
+    (inner / "more").touch()
+    (signed.parent / "b").rename(outer / "b")
+    try:
+        assert "b/more: is not in model.sig: it was added" in refusal(signed, keys["ours"].public)
+    finally:
+        subprocess.run(["rm", "-r", signed / "a"], check=True)  # Python could not
+
+
 def test_the_signature_of_another_bundle_is_not_believed(signed, keys, tmp_path):
     other = write_tiny_bundle(tmp_path / "other", seed=1)
     shutil.copy(signed / SIGNATURE, other / SIGNATURE)
