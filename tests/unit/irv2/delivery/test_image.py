@@ -348,12 +348,14 @@ def file_and_folder() -> bytes:
     [
         (sparse(), "holds models/large; expected files in models/"),
         (file_and_folder(), "holds 'models/a/b', which can't be written"),
+        (packed(*2 * [(tarfile.TarInfo("models/a"), b"x")]), r"'models/a', .* \(File exists\)"),
+        (packed((tarfile.TarInfo("models/.layer.tar"), b"x")), r"layer.tar', .* \(File exists\)"),
         (packed((tarfile.TarInfo("models/" + 300 * "x"), b"")), "which can't be written"),
         (packed((tarfile.TarInfo("models/a\0\xe9"), b"")), "which can't be written"),
         (packed((tarfile.TarInfo("models/" + 2000 * "a/" + "x"), b"")), "which can't be written"),
         (packed((tarfile.TarInfo("models/a"), b"x"))[:-10000], "a layer can't be read"),
     ],
-    ids=["sparse", "file-and-folder", "long", "null", "deep", "cut"],
+    ids=["sparse", "file-and-folder", "twice", "over-itself", "long", "null", "deep", "cut"],
 )
 def test_a_layer_that_cannot_be_unpacked_is_one_line(running, tmp_path, content, problem):
     reference = Reference.parse(f"oci://{running.host}/odd:v1")
