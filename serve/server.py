@@ -345,7 +345,7 @@ class Server:
     async def _start_http(self, address: Address, answering: GrpcPort | OwnFrontEnd) -> None:
         # They bring a library for this port alone.
         from irv2.serve.operations.http import HttpServer, OpenRequests
-        from irv2.serve.rest.request import Desk
+        from irv2.serve.rest.request import MAX_BODIES, Desk, OpenBodies
         from irv2.serve.rest.rules import rules
 
         open_requests = OpenRequests()
@@ -359,6 +359,7 @@ class Server:
             on_call=self._metrics.observe_call,
             max_message_bytes=self._options.max_message_bytes,
             open_requests=open_requests,
+            bodies=OpenBodies(MAX_BODIES * self._options.max_message_bytes),
         )
         self._http = HttpServer(
             self._metrics.exposition,

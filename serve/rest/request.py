@@ -31,6 +31,7 @@ from irv2.serve.rpc.request_log import Call
 
 TIMEOUT_HEADER = "Request-Timeout-Ms"
 MAX_OPEN = MAX_CONNECTIONS * 3 // 4  # the others are free for probes and scrapers
+MAX_BODIES = 4  # of the largest size, so much of all bodies together is held
 FULL_RETRY_S = 0.5
 
 T = TypeVar("T")
@@ -42,6 +43,23 @@ _STATUS_BY_CODE = {
     code_pb2.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     code_pb2.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
 }
+
+
+class OpenBodies:
+    """The memory that the bodies of all open requests take together, in bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._held = max_bytes, 0
+
+    def check(self, num_bytes: int) -> None:
+        """Raise Overloaded if there is no room for so many more."""
+        if self._held + num_bytes > self._max_bytes:
+            got = f"the bodies of open requests hold {self._held} of {self._max_bytes} bytes"
+            raise Overloaded("server", got, FULL_RETRY_S, reason="queue_full")
+
+    def add(self, num_bytes: int) -> None:
+        """Note that more are held, or fewer."""
+        self._held += num_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +75,7 @@ class Desk:
     needs_certificate: bool  # of the client, for all but health
     max_message_bytes: int
     open_requests: OpenRequests
+    bodies: OpenBodies
 
     def let_in(self, request: HTTPServerRequest) -> status_pb2.Status | None:
         """Note who asks; return the refusal of those who may not."""
@@ -172,6 +191,7 @@ class Question(Reply):
         """Called by Tornado before anything else."""
         super().initialize(desk)
         self._chunks: list[bytes] = []
+        self._num_bytes = 0  # of the body, as far as it has come
         self._refusal: status_pb2.Status | None = None
         self._call: Call | None = None
         self._work: asyncio.Future[Any] | None = None
@@ -205,9 +225,22 @@ class Question(Reply):
         self.desk.open_requests.add(self._stream)
 
     def data_received(self, chunk: bytes) -> None:
-        """Keep a piece of the body, unless it is refused already."""
-        if self._refusal is None:
+        """Keep a piece of the body, unless it is refused already.
+
+        What has come counts, not what was announced: who sends nothing keeps no room from others.
+        """
+        if self._call is None:
+            return
+        try:
+            self.desk.bodies.check(len(chunk))
+        except Overloaded as error:
+            self._refuse(error, self._call)
+            self._call = None
+            self._forget_body()
+        else:
             self._chunks.append(chunk)
+            self._num_bytes += len(chunk)
+            self.desk.bodies.add(len(chunk))
 
     async def post(self, *_: str, **__: str) -> None:
         """Answer once the body is there."""
@@ -261,8 +294,14 @@ class Question(Reply):
         self._release()
 
     def _release(self) -> None:
+        self._forget_body()
         if self._stream:
             self.desk.open_requests.discard(self._stream)
+
+    def _forget_body(self) -> None:
+        self._chunks.clear()
+        self.desk.bodies.add(-self._num_bytes)
+        self._num_bytes = 0
 
     def _check(self, num_bytes: int, call: Call) -> None:
         """Raise the RequestError that the head alone brings about."""
@@ -277,6 +316,7 @@ class Question(Reply):
         if len(self.desk.open_requests) >= MAX_OPEN:
             got = f"{MAX_OPEN} requests over HTTP are open already"
             raise Overloaded("server", got, FULL_RETRY_S, reason="queue_full")
+        self.desk.bodies.check(num_bytes)
 
     def _refuse(self, error: RequestError, call: Call) -> None:
         self._refusal = self.desk.calls.refuse(error, call)

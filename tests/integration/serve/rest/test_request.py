@@ -8,7 +8,7 @@ from http_site import HTTP, ask
 from serving_site import jpeg, scenario_with
 
 from irv2.serve.operations.http import MAX_CONNECTIONS
-from irv2.serve.rest.request import MAX_OPEN
+from irv2.serve.rest.request import MAX_BODIES, MAX_OPEN
 
 INFER = "/v2/models/irv2-files/infer"
 TOKEN = "a-token-of-some-length"
@@ -125,6 +125,36 @@ def test_open_requests_are_not_closed_for_others_and_leave_room_for_probes(bundl
             assert await asyncio.wait_for(reader.readline(), 10) == b"HTTP/1.1 200 OK\r\n"
         for _, writer in opened + silent:
             writer.close()
+
+    scenario_with(bundle, scenario, http=HTTP)
+
+
+def test_the_bodies_of_all_open_requests_have_a_bound(bundle):
+    size = 1_000_000  # the site's limit on one
+
+    async def scenario(site):
+        # The heads find room, since nothing has come yet.
+        opened = [await begin(site, b"", size) for _ in range(MAX_BODIES + 1)]
+        await asyncio.sleep(0.1)
+        *held, (refused, late) = opened
+        for _, writer in held:
+            writer.write(bytes(size - 1))
+            await writer.drain()
+        await asyncio.sleep(0.2)
+        answer = await ask(site, INFER, ASKED)
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+        bound = f"{MAX_BODIES * (size - 1)} of {MAX_BODIES * size} bytes"
+        assert f"the bodies of open requests hold {bound}" in answer.json["error"]
+        late.write(bytes(size))  # is read to its end, and not kept
+        assert (await refused.readline()).split()[1] == b"429"
+        assert (await ask(site, "/readyz")).status == 200
+        held[0][1].transport.abort()
+        await until(lambda: outcomes(site, "unread") == 1)
+        assert (await ask(site, INFER, ASKED)).status == 200
+        for _, writer in opened:
+            writer.transport.abort()
+        await until(lambda: outcomes(site, "unread") == MAX_BODIES)
+        assert (await ask(site, INFER, bytes(size))).status == 400  # no JSON, but there is room
 
     scenario_with(bundle, scenario, http=HTTP)
 
