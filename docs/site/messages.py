@@ -117,7 +117,8 @@ def _messages_of(path: Path) -> list[Message]:
     if path == Path(errors.__file__):
         return []
     found = []
-    for call, known in _calls(_parsed(path).body, _constants(path))[0]:
+    scopes = [statement for statement in _parsed(path).body if isinstance(statement, SCOPES)]
+    for call, known in _calls(scopes, _constants(path))[0]:
         if (kind := _name_of(call.func)) in kinds():
             named = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
             given = inspect.signature(kinds()[kind]).bind(*call.args, **named).arguments

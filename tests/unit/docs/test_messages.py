@@ -100,4 +100,5 @@ def test_constants_and_what_each_kind_of_error_adds_are_in_the_texts():
     retry = [each for each in messages() if each.kind == Overloaded.__name__]
     assert retry
     assert all(each.way_out == "retry in {retry_after_s} s" for each in retry)
+    assert any("exceeds 10000 fields" in each.got for each in at("serve/rpc/reading.py"))
     assert any(GO_ON in each.way_out for each in at("irv2/batch/parts.py"))  # an imported constant
