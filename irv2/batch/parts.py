@@ -145,7 +145,7 @@ class Parts:
     def write(
         self, rows: Iterable[Row], start: int, work: Work, told: Callable[[int], None]
     ) -> None:
-        """Write the rows from position `start` on, also those that were there before an error.
+        """Write the rows from position `start` on, including those that came before an error.
 
         `told` gets the number of rows that came, now and then.
         """

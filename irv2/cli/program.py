@@ -28,6 +28,7 @@ from irv2.system.files import NO_ROOM, no_room
 from irv2.system.machine import is_first_here, num_cores
 from irv2.system.memory import explain_lack_of_memory
 from irv2.system.stop import LINES, Terminated, unwinding
+from irv2.system.text import one_line
 
 # Set before gRPC is imported: its C core would add its own lines to our one-line errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -268,5 +269,6 @@ def _line_about(error: OSError) -> str:
 
 
 def _fail(line: str, exit_code: int) -> NoReturn:
-    click.echo(f"error: {' '.join(line.split())}", err=True)  # click spreads choices over lines
+    line = one_line(" ".join(line.split()))  # click spreads choices; peers send escape sequences
+    click.echo(f"error: {line}", err=True)
     sys.exit(exit_code)

@@ -296,6 +296,14 @@ def entries_below(folder: str | Path) -> Iterator["os.DirEntry[str]"]:
         yield from entries_below(path)
 
 
+def is_file_or_unreadable(file: "os.DirEntry[str] | Path") -> bool:
+    """Whether reading `file` ends, or fails at once as that of a broken link; not of a pipe."""
+    try:
+        return file.is_file() or not Path(file).exists()
+    except OSError:
+        return True
+
+
 def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()

@@ -71,14 +71,9 @@ class Run:
         return self.path / "best.pt"
 
     @property
-    def best_ema(self) -> Path:
-        """The average of the weights with the lowest top-1 error so far."""
-        return self.path / "best-ema.pt"
-
-    @property
-    def _best_of(self) -> dict[str, Path]:
+    def best_of(self) -> dict[str, Path]:
         """The files of the best weights (""), and of their best average ("ema_")."""
-        return {"": self.best, "ema_": self.best_ema}
+        return {"": self.best, "ema_": self.path / "best-ema.pt"}
 
     @property
     def begun_recipe(self) -> dict[str, Any] | None:
@@ -163,7 +158,7 @@ class Run:
         Raises CheckpointError for a file that is damaged or of something else.
         """
         found, rows = {}, self.metrics()
-        for kind, path in self._best_of.items():
+        for kind, path in self.best_of.items():
             name = f"{kind}val_top1_error"
             if path.is_file():
                 found[kind] = dict(Checkpoint.load(path).metrics)
@@ -205,7 +200,7 @@ class Run:
         Always before an epoch counts as finished for a resumed run, by its row and last.pt.
         """
         for kind, best in self._best.items():
-            best.save(self._best_of[kind])
+            best.save(self.best_of[kind])
         self._best.clear()
 
     def draw(self) -> None:
