@@ -25,7 +25,7 @@ from irv2 import __version__
 from irv2.cli.config import FILE, option_name, read_config, resolved, to_toml, words_from_file
 from irv2.errors import EngineError, Irv2Error
 from irv2.system.files import NO_ROOM, no_room
-from irv2.system.machine import num_cores
+from irv2.system.machine import is_first_here, num_cores
 from irv2.system.memory import explain_lack_of_memory
 from irv2.system.stop import LINES, Terminated, unwinding
 from irv2.system.text import one_line
@@ -134,7 +134,7 @@ class Program(_OneLineErrors):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
-        if FILE in ctx.meta:
+        if FILE in ctx.meta and is_first_here():
             logger.info("%s: %s", ctx.meta[FILE], shlex.join(words_from_file(ctx)))
         with unwinding():
             return super().invoke(ctx)

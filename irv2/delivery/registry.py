@@ -32,7 +32,7 @@ _MAX_MANIFEST = 4 * 2**20  # the specification's limit
 _OTHER_NAMES, _OTHER_TIMES = (62, 64), (9, 10)
 
 
-Tell = Callable[[int], None]  # that more bytes have gone, or fewer where they go again
+Tell = Callable[[int], None]  # how many more bytes were sent, fewer where sending begins again
 
 
 class _NoRedirectedSecrets(urllib.request.HTTPRedirectHandler):
