@@ -7,27 +7,31 @@ files at /models (KServe's oci://, Kubernetes' image volumes); the third is CNCF
 
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import re
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from irv2.bundle import Bundle
 from irv2.delivery.reference import Reference
 from irv2.delivery.registry import INDEX, MANIFEST_TYPE, Registry
-from irv2.errors import BundleError, InputError
+from irv2.errors import BundleError, InputError, Irv2Error
 from irv2.manifest import MANIFEST
 from irv2.system.cache import cache_folder
 from irv2.system.files import (
     NO_ROOM,
+    file_sha256,
     new_folder,
     require_new_folder,
     temporary_folder,
     try_lock,
+    write_atomically,
 )
 from irv2.system.progress import ByteProgress
 
@@ -81,8 +85,8 @@ def pull(reference: Reference, out: Path) -> Reference:
     """
     require_new_folder(out)
     registry = Registry(reference)
-    manifest, digest = registry.get_manifest(reference.manifest)
-    layers = list(_layers(reference, registry, manifest))
+    manifests = _fetch_manifests(reference, registry)
+    layers = _layers(reference, manifests[-1])
     num_bytes = sum(layer.size for layer in layers)
     with (
         new_folder(out, lambda: num_bytes) as folder,
@@ -99,39 +103,56 @@ def pull(reference: Reference, out: Path) -> Reference:
         except BundleError as error:
             got = f"is no whole bundle ({error.got})"
             raise InputError(reference, got, way_out="push the bundle again") from error
-    return reference.at(digest)
+    return reference.at(_digest(manifests[0]))
 
 
 def pull_to_cache(reference: Reference) -> Path:
     """Return a bundle that a digest names, from the user's cache if it lies there whole.
 
-    What was damaged there is fetched again. Of several processes that miss it at once, one fetches
-    it and the others wait.
+    Its manifests are kept beside it, so that the digest says what must lie there. What was damaged
+    or replaced is fetched again. Of several processes that miss it at once, one fetches it and the
+    others wait.
     """
     assert reference.digest is not None
     place = cache_folder("bundles") / reference.digest.replace(":", "-")
-    if not _problem(place):
+    if not _problem(reference, place):
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_name(f"{place.name}.lock").open("w") as lock:
         if not try_lock(lock, fcntl.flock):
             logger.info("bundle_awaited path=%s: another process is fetching it", place)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if problem := _problem(place):  # still
+        if problem := _problem(reference, place):  # still
             if place.exists():
                 logger.warning("cached_bundle_damaged error=%s", problem)
                 shutil.rmtree(place)
+            manifests = _fetch_manifests(reference, Registry(reference))
+            kept = json.dumps([content.decode() for content in manifests])
+            write_atomically(_kept_manifests(place), kept.encode())
             pull(reference, place)
     return place
 
 
-def _problem(place: Path) -> str:
+def _kept_manifests(place: Path) -> Path:
+    return place.with_name(f"{place.name}.json")
+
+
+def _problem(reference: Reference, place: Path) -> str:
     """Say why a bundle in the cache can't be used; an empty string if it can."""
     if not place.exists():
         return "is not there"
     try:
+        expected, manifest = reference.digest, b"{}"
+        for text in json.loads(_kept_manifests(place).read_bytes()):
+            manifest = text.encode()
+            if _digest(manifest) != expected:
+                return f"{place}: the manifest beside it is not what {expected} names"
+            expected = _first_in(reference, manifest)
+        digests = sorted(layer.digest for layer in _layers(reference, manifest))
+        if digests != sorted(_layer_digest(place, name) for name in _files(place)):
+            return f"{place}: its files are not those that {reference.digest} names"
         Bundle.open(place)
-    except BundleError as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, Irv2Error) as error:
         return str(error)
     return ""
 
@@ -144,13 +165,38 @@ def _files(path: Path) -> list[str]:
 
 def _pack(file: Path, name: str, out: Path) -> _Layer:
     """Write the layer of a file; it depends on the file's name and content alone."""
+    with out.open("wb") as packed:
+        _write_layer(file, name, packed)
+    return _Layer(name, f"sha256:{file_sha256(out)}", out.stat().st_size)
+
+
+def _write_layer(file: Path, name: str, out: IO[bytes]) -> None:
     entry = tarfile.TarInfo(f"{_FOLDER}/{name}")
     entry.size, entry.mode = file.stat().st_size, 0o644
-    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as tar, file.open("rb") as content:
+    with (
+        tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+        file.open("rb") as content,
+    ):
         tar.addfile(entry, content)
-    with out.open("rb") as packed:
-        digest = hashlib.file_digest(packed, "sha256").hexdigest()
-    return _Layer(name, f"sha256:{digest}", out.stat().st_size)
+
+
+class _Hash(io.BytesIO):
+    """Keeps the digest of what is written, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sha256 = hashlib.sha256()
+
+    def write(self, content: Any, /) -> int:  # noqa: ANN401 (io's signature)
+        self.sha256.update(content)
+        return len(content)
+
+
+def _layer_digest(folder: Path, name: str) -> str:
+    """The digest of the layer that a file would be pushed as."""
+    out = _Hash()
+    _write_layer(folder / name, name, out)
+    return f"sha256:{out.sha256.hexdigest()}"
 
 
 def _unpack(reference: Reference, packed: Path, folder: Path) -> None:
@@ -256,18 +302,43 @@ def _put_manifest(
     return {"mediaType": MANIFEST_TYPE, "digest": _digest(content), "size": len(content)}
 
 
-def _layers(reference: Reference, registry: Registry, manifest: dict[str, Any]) -> Iterator[_Layer]:
-    """The layers of a manifest, or of the first one in an index."""
-    try:
-        if manifest.get("mediaType") == INDEX:
-            manifest, _ = registry.get_manifest(_digest_in(manifest["manifests"][0]))
-        for layer in manifest["layers"]:
+def _fetch_manifests(reference: Reference, registry: Registry) -> list[bytes]:
+    """What the reference names: a manifest, or an index and the first manifest in it."""
+    contents = [registry.get_manifest(reference.manifest)]
+    if inner := _first_in(reference, contents[0]):
+        contents.append(registry.get_manifest(inner))
+    return contents
+
+
+def _first_in(reference: Reference, content: bytes) -> str:
+    """The digest of the first manifest in an index; empty for what is a manifest itself."""
+    with _explained(reference):
+        index = json.loads(content)
+        if not isinstance(index, dict):
+            raise InputError(reference, "manifest: no JSON object", "an OCI manifest")
+        return _digest_in(index["manifests"][0]) if index.get("mediaType") == INDEX else ""
+
+
+def _layers(reference: Reference, content: bytes) -> list[_Layer]:
+    layers = []
+    with _explained(reference):
+        for layer in json.loads(content)["layers"]:
             digest, size = _digest_in(layer), layer["size"]
             if not layer["mediaType"].endswith(".tar"):
                 raise InputError(reference, f"a layer of type {layer['mediaType']}", _IMAGE_LAYER)
             if not isinstance(size, int) or size < 0:
                 raise ValueError(f"a layer's size: there is {size}")
-            yield _Layer("", digest, size)
+            layers.append(_Layer("", digest, size))
+    return layers
+
+
+@contextmanager
+def _explained(reference: Reference) -> Iterator[None]:
+    """Around the reading of a manifest. Raises InputError for what is none, or lacks something."""
+    try:
+        yield
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(reference, f"manifest: {error}", "JSON") from error
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(reference, f"its manifest lacks {error}", "what irv2 push made") from error
 

@@ -1,5 +1,6 @@
 """A server takes its bundle from a registry over TLS, and starts again while that is away."""
 
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from serving_site import jpeg
 from signing import key_pair
 from tiny_bundle import write_tiny_bundle
 
+from irv2.bundle import Bundle
 from irv2.client import Client
 from irv2.delivery.image import pull_to_cache, push
 from irv2.delivery.reference import Reference
@@ -60,6 +62,10 @@ def test_a_signed_bundle_is_served_from_a_registry_and_then_from_the_cache(
     (cached,) = (cache_folder() / "bundles").glob(f"{place.digest.replace(':', '-')}")
     (cached / "model.onnx").write_bytes(b"damaged")
     assert pull_to_cache(place) == cached
+    shutil.rmtree(cached)
+    sign(write_tiny_bundle(cached, seed=1), read_signer(keys.private))  # whole, but another
+    assert pull_to_cache(place) == cached
+    assert Bundle.open(cached).id == Bundle.open(bundle).id
     over_tls.process.kill()
     with serving(str(place), *options) as process, Client(process.address) as client:
         assert client.classify([jpeg(0)])[0].scores
