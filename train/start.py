@@ -94,7 +94,7 @@ def train(request: Request) -> dict[str, Any] | None:
 def _train_among(processes: Processes, request: Request) -> dict[str, Any] | None:
     with ExitStack() as lock:
         train_set, val_set = data = processes.in_turn(lambda: _open_data(request))
-        on_sample = is_sample(resolve_data(request.data))
+        on_sample = request.data is None or is_sample(request.data)
         recipe = processes.from_first(
             lambda: resolve_recipe(request, on_sample, len(train_set), processes.size)
         )

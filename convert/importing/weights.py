@@ -16,6 +16,7 @@ from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
 from irv2.network_config import NetworkConfig
+from irv2.system.progress import DELAY_S, progress
 from irv2.system.text import shortened
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def state_dict_of(weights: PublishedWeights, path: Path) -> dict[str, Tensor]:
     if any(problems.values()):
         raise _mismatch(weights, problems, path)
     state: dict[str, Tensor] = {}
-    for name, target in expected.items():
+    title = f"convert {path.name}"  # which reads the file too, where it is mapped to memory
+    for name, target in progress(expected.items(), title, len(expected), "tensors", DELAY_S):
         if name in weights.names:
             state[name] = _owned(weights.tensors.pop(weights.names[name]))
             if not state[name].isfinite().all():

@@ -22,6 +22,7 @@ from irv2.images.resample import RESAMPLERS, Window
 from irv2.types import Float64Array, FloatArray, IntArray, UInt8Array
 
 CROPS = (1, 10, 12, 144)
+BATCH_SIZE = 32  # views in one forward pass, unless told otherwise
 _SIZES = (256 / 256, 288 / 256, 320 / 256, 352 / 256)
 
 
