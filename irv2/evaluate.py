@@ -7,11 +7,11 @@ artefacts in one pass over the images. Each of the trainer's processes classifie
 
 import hashlib
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,14 @@ from irv2.images.preprocess import Preprocess
 from irv2.ledger import Predictions
 from irv2.measures.evaluation import Evaluation
 from irv2.runners.base import Runner
+from irv2.system.ahead import map_ahead
 from irv2.system.machine import num_cores
 from irv2.system.progress import Progress
 from irv2.types import FloatArray, IntArray, UInt8Array
 
 logger = logging.getLogger(__name__)
 
-_Loading = tuple[int, "Future[tuple[UInt8Array, str]]"]  # an image's index; its views and sha256
+_Loaded = tuple[UInt8Array, str] | ImageError  # an image's views and sha256, or why there are none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,43 +144,37 @@ def load_batches(
     for a bad image unless `bad_images` is skip.
     """
 
-    def load(i: int) -> tuple[UInt8Array, str]:
+    def load(i: int) -> _Loaded:
         try:
             encoded = folder.read(i)
             images = views(decode(encoded, FILE_LIMITS, config.orientation), config, crops)
         except ImageError as error:
-            raise folder.named(error, i) from error
+            return error
         return images, hashlib.sha256(encoded).hexdigest()
 
     num_images = max(1, batch_size // crops)
-    starts = range(0, len(folder), num_images)
     with ThreadPoolExecutor(workers or num_cores()) as pool:
-        ahead: deque[list[_Loading]] = deque()
         try:
-            for start in starts:
-                indices = range(start, min(start + num_images, len(folder)))
-                ahead.append([(i, pool.submit(load, i)) for i in indices])
-                if len(ahead) > 2:
-                    yield from _collect(ahead.popleft(), folder, bad_images)
-            while ahead:
-                yield from _collect(ahead.popleft(), folder, bad_images)
+            loaded = enumerate(map_ahead(pool, load, range(len(folder)), 2 * num_images))
+            while some := list(islice(loaded, num_images)):
+                yield from _batch(some, folder, bad_images)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _collect(
-    loading: list[_Loading], folder: ImageFolder, bad_images: BadImages
+def _batch(
+    loaded: list[tuple[int, _Loaded]], folder: ImageFolder, bad_images: BadImages
 ) -> Iterator[EvaluationBatch]:
     """Yield the batch of these images, or nothing if none could be read."""
     images, labels, files, hashes = [], [], [], []
-    for i, future in loading:
-        try:
-            views_of_one, sha256 = future.result()
-        except ImageError as error:
+    for i, found in loaded:
+        if isinstance(found, ImageError):
+            error = folder.named(found, i)
             if bad_images == "error":
-                raise
+                raise error from found
             logger.warning("left out: %s", error)
             continue
+        views_of_one, sha256 = found
         images.append(views_of_one)
         labels.append(folder.labels[i])
         files.append(folder.files[i])

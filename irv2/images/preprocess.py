@@ -120,10 +120,9 @@ def preprocess(
     encoded: bytes,
     config: Preprocess,
     limits: ImageLimits = ImageLimits(),  # noqa: B008 (frozen)
-    out: UInt8Array | None = None,
 ) -> UInt8Array:
     """Decode, then `resize_and_crop` to uint8 RGB (crop, crop, 3). Raises ImageError."""
-    return resize_and_crop(decode(encoded, limits, config.orientation), config, out)
+    return resize_and_crop(decode(encoded, limits, config.orientation), config)
 
 
 def prepare(

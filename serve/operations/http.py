@@ -190,27 +190,32 @@ def _application(
     )
 
 
-class _Page(RequestHandler):
+class Handler(RequestHandler):
+    """Answers without a word on the software behind it."""
+
+    def send_body(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+        """Answer with a body of any type."""
+        self.clear_header("Server")
+        self.set_status(status)
+        self.set_header("Content-Type", content_type)
+        self.finish(body)
+
+
+class _Page(Handler):
     """Answer GET and HEAD with what `answer` makes of Accept, and other methods with 405."""
 
     def initialize(self, answer: Callable[[str], Answer]) -> None:
         self._answer = answer
 
     def get(self) -> None:
-        self._send(*self._answer(self.request.headers.get("Accept", "")))
+        self.send_body(*self._answer(self.request.headers.get("Accept", "")))
 
     head = get
 
     def write_error(self, status_code: int, **_: object) -> None:
         status = HTTPStatus(status_code)
         is_method = status is HTTPStatus.METHOD_NOT_ALLOWED
-        self._send(*_plain(status, "only GET and HEAD" if is_method else status.phrase))
-
-    def _send(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
-        self.clear_header("Server")
-        self.set_status(status)
-        self.set_header("Content-Type", content_type)
-        self.finish(body)
+        self.send_body(*_plain(status, "only GET and HEAD" if is_method else status.phrase))
 
 
 def _plain(status: HTTPStatus, text: str) -> Answer:

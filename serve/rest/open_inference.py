@@ -1,6 +1,7 @@
 """The six paths of the Open Inference Protocol over HTTP, with binary tensor data."""
 
 from functools import partial
+from http import HTTPStatus
 
 from google.rpc import status_pb2
 
@@ -94,8 +95,8 @@ class Infer(Question):
             return tensors
         answer, json_length = body_from_tensors(request, tensors)
         if json_length is None:
-            self.send_bytes(answer, "application/json")
+            self.send_body(HTTPStatus.OK, "application/json", answer)
         else:
             self.set_header(LENGTH_HEADER, str(json_length))
-            self.send_bytes(answer, "application/octet-stream")
+            self.send_body(HTTPStatus.OK, "application/octet-stream", answer)
         return None

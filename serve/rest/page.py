@@ -8,6 +8,7 @@ import base64
 import hashlib
 import re
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 
 from irv2.serve.rest.request import Reply
@@ -30,7 +31,7 @@ class Page(Reply):
         for name, value in _HEADERS.items():
             self.set_header(name, value)
         self.set_header("Content-Security-Policy", policy)
-        self.send_bytes(body, "text/html; charset=utf-8")
+        self.send_body(HTTPStatus.OK, "text/html; charset=utf-8", body)
 
     head = get
 

@@ -18,12 +18,12 @@ from google.rpc import code_pb2, status_pb2
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.iostream import IOStream
-from tornado.web import RequestHandler, stream_request_body
+from tornado.web import stream_request_body
 
 from irv2.errors import InvalidRequest, MessageTooLarge, Overloaded, RequestError
 from irv2.protocol import retry_delay_s
 from irv2.serve.access.tokens import CALLER, EXPECTED, TokenFile
-from irv2.serve.operations.http import MAX_CONNECTIONS, OpenRequests
+from irv2.serve.operations.http import MAX_CONNECTIONS, Handler, OpenRequests
 from irv2.serve.pipeline.engine import Engine
 from irv2.serve.pipeline.model import Model
 from irv2.serve.rpc.calls import Calls
@@ -131,7 +131,7 @@ def _unauthenticated(message: str) -> status_pb2.Status:
     return status_pb2.Status(code=code_pb2.UNAUTHENTICATED, message=message)
 
 
-class Reply(RequestHandler):
+class Reply(Handler):
     """A request answered with JSON; a refusal is a text, unless a protocol wants another form."""
 
     def initialize(self, desk: Desk) -> None:
@@ -151,14 +151,7 @@ class Reply(RequestHandler):
 
     def send(self, found: object, code: HTTPStatus = HTTPStatus.OK) -> None:
         """Answer with an object."""
-        self.send_bytes(json.dumps(found, allow_nan=False).encode(), "application/json", code)
-
-    def send_bytes(self, body: bytes, content_type: str, code: HTTPStatus = HTTPStatus.OK) -> None:
-        """Answer with a body of any type."""
-        self.clear_header("Server")
-        self.set_status(code)
-        self.set_header("Content-Type", content_type)
-        self.finish(body)
+        self.send_body(code, "application/json", json.dumps(found, allow_nan=False).encode())
 
     def send_refusal(self, status: status_pb2.Status) -> None:
         """Answer with a refusal, and say when to ask again if that helps."""

@@ -126,6 +126,13 @@ def scenario_with(bundle: Bundle, scenario, seconds: float = 0.0, **options) -> 
     asyncio.run(run())
 
 
+async def until(condition) -> None:
+    """Wait for what is about to happen in this event loop."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def loop_watched():
     """A function that gives the longest time for which the event loop was blocked, in seconds."""

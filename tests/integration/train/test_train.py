@@ -24,6 +24,7 @@ from kill_and_resume import ENVIRONMENT, PLACES, Victim, Way, write_images
 from PIL import Image
 from same_run import assert_same_run, rows
 from small_run import SMALL as SMALL_RUN
+from small_run import wait_for
 
 from irv2.checkpoint import Checkpoint, load_model
 from irv2.data.dataset import open_split
@@ -196,14 +197,6 @@ def test_a_run_killed_in_a_save_an_evaluation_and_between_steps_ends_like_one_ne
             average.state_dict["classifier.weight"], last.training["ema"]["classifier.weight"]
         )
     assert load_model(killed / "best-ema.pt")(torch.zeros(1, 3, 75, 75)).shape == (1, 2)
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 60
-    while not path.exists():
-        assert process.poll() is None, "ended before its first checkpoint"
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_a_diverging_run_stops_with_one_line(data, tmp_path):

@@ -21,6 +21,7 @@ from PIL import Image
 from project import ROOT
 from same_run import assert_same_run, rows
 from small_run import SMALL as SMALL_RUN
+from small_run import wait_for
 
 from irv2.checkpoint import Checkpoint
 from irv2.data.dataset import open_split
@@ -309,14 +310,6 @@ def is_answered(address: tuple[str, int]) -> bool:
     with suppress(ConnectionRefusedError), socket.create_connection(address):
         return True
     return False
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, "ended before its first checkpoint"
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def process_of_rank(rank: int, launcher: int) -> int:

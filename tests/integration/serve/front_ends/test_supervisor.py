@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import grpc
 import pytest
-from serving_site import OPTIONS, has_ipv6, request
+from serving_site import OPTIONS, has_ipv6, request, until
 from tiny_bundle import write_tiny_bundle
 
 from irv2.errors import Irv2Error
@@ -54,12 +54,6 @@ def scenario_with(tmp_path, scenario, answer_s: float = 20.0, **options) -> None
             await front_ends.close()
 
     asyncio.run(run())
-
-
-async def until(is_so) -> None:
-    async with asyncio.timeout(60):
-        while not is_so():
-            await asyncio.sleep(0.01)
 
 
 async def answer(address: str) -> ClassifyResponse:

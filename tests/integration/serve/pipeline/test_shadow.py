@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from serving_process import replace_bundle
-from serving_site import request, scenario_with
+from serving_site import request, scenario_with, until
 from signing import key_pair
 from tiny_bundle import SIDE, write_tiny_bundle
 
@@ -51,12 +51,6 @@ def report(site) -> ShadowReport:
     found = ShadowReport.read(site.server.metrics_text().decode())
     assert found
     return found
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_under_overload_the_shadow_starves_and_every_call_is_answered(served, second):

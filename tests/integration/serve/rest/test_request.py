@@ -5,7 +5,7 @@ import base64
 import json
 
 from http_site import HTTP, ask
-from serving_site import jpeg, scenario_with
+from serving_site import jpeg, scenario_with, until
 
 from irv2.serve.operations.http import MAX_CONNECTIONS
 from irv2.serve.rest.request import MAX_BODIES, MAX_OPEN
@@ -32,12 +32,6 @@ async def begin(site, body: bytes = ASKED, length: int | None = None):
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {length or len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     return reader, writer
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_only_health_is_open_to_those_without_a_token(bundle, tmp_path):
