@@ -238,8 +238,15 @@ def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save
     ("options", "line", "status"),
     [
         (["--resume"], "--resume: no ", 2),
-        (["--limit", 1], "training images: 1; expected at least 2", 2),
-        (["--init-from", "gone.pt"], "gone.pt: no such file", 2),
+        pytest.param(
+            ["--limit", 1],
+            "training images: 1; expected at least 2",
+            2,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--init-from", "gone.pt"], "gone.pt: no such file", 2, marks=pytest.mark.slow
+        ),
         (["--out", "/dev/null/run"], f"/dev/null/run: {os.strerror(errno.ENOTDIR)}", 1),
         pytest.param(
             ["--batch-size", 12],
