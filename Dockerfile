@@ -36,8 +36,8 @@ ARG OPENVINO=
 COPY LICENSE ${CA_FILE} /ca/
 COPY --from=wheel /wheel /wheel
 COPY pyproject.toml requirements /requirements/
-COPY deploy/image/install.sh /
-RUN sh /install.sh "serve${OPENVINO:+-openvino}"
+COPY deploy/image /image/
+RUN sh /image/install.sh "serve${OPENVINO:+-openvino}"
 
 FROM ${NVIDIA_IMAGE} AS nvidia-python
 # hadolint ignore=DL3008
@@ -53,9 +53,12 @@ RUN apt-get update && apt-get install --yes --no-install-recommends python3-pip 
 COPY LICENSE ${CA_FILE} /ca/
 COPY --from=wheel /wheel /wheel
 COPY pyproject.toml requirements /requirements/
-COPY deploy/image/install.sh /
+COPY deploy/image /image/
+# The packages of the image, of which this stage has more.
+COPY --from=nvidia-python /var/lib/dpkg/status /base/status
+ENV DPKG_ADMINDIR=/base
 # The wheels bring CUDA's libraries and TensorRT; the driver comes with the container runtime.
-RUN sh /install.sh build gpu
+RUN sh /image/install.sh build gpu
 
 FROM nvidia-python AS gpu
 ARG NVIDIA_IMAGE

@@ -72,13 +72,13 @@ class ExportOptions:
 
     @property
     def wanted(self) -> list[Precision]:
-        """The precisions to make, in one order; float32, which the others are made from, always."""
+        """The precisions to make, in one order; always float32, which the others are made from."""
         default = ("fp32", "fp16", "int8") if self.trt else ("fp32", "int8")
         asked = self.precisions or default
         return [name for name in PRECISIONS if name == "fp32" or name in asked]
 
     def worth_making(self, images: ImageFolder) -> list[Precision]:
-        """Those of `wanted` that were asked for, or that so many images can pass at all."""
+        """Those of `wanted` that were asked for, or that this many images can pass at all."""
         if self.precisions is not None:
             return self.wanted
         kept: list[Precision] = ["fp32"]

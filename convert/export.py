@@ -96,14 +96,10 @@ def _judge(
     checkpoint, bundle = candidate.checkpoint, Bundle(candidate.folder, candidate.manifest)
     tolerances = {a.precision: options.tolerance(a.precision, images) for a in bundle.artifacts}
     with open_artifacts(bundle) as opened:
-        if ONNX_FILE in opened.reasons:
+        if reason := opened.reasons.get(ONNX_FILE):
             # Engines may have to wait for their GPU; a bundle without this model is of no use.
-            raise EngineError(
-                ONNX_FILE,
-                f"can't be judged ({opened.reasons[ONNX_FILE]})",
-                "ONNX Runtime",
-                'pip install "irv2[cpu]"',
-            )
+            got, way_out = f"can't be judged ({reason})", 'pip install "irv2[cpu]"'
+            raise EngineError(ONNX_FILE, got, "ONNX Runtime", way_out)
         predictions = classify_with_reference(
             checkpoint,
             candidate.checkpoint_sha256,

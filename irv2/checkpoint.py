@@ -22,7 +22,7 @@ from irv2.images.preprocess import Preprocess
 from irv2.manifest import Imported, Source
 from irv2.model.build import Network, build
 from irv2.network_config import NETWORKS, NetworkConfig, config_from_json
-from irv2.system.files import explain_full_disk, write_atomically
+from irv2.system.files import explain_full_disk, open_file_sha256, write_atomically
 from irv2.system.stop import raise_if_stopped
 
 SCHEMA = "irv2.checkpoint/1"
@@ -82,7 +82,7 @@ class Checkpoint:
         with _opened(path) as file:
             checkpoint = cls._read(file, path)
             file.seek(0)
-            return checkpoint, hashlib.file_digest(file, "sha256").hexdigest()
+            return checkpoint, open_file_sha256(file)
 
     @classmethod
     def _read(cls, file: BufferedReader, path: Path) -> Self:

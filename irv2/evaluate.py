@@ -20,7 +20,7 @@ from irv2.bundle import Bundle
 from irv2.data.dataset import BadImages, ImageFolder, open_split
 from irv2.data.samples import resolve_data
 from irv2.errors import DataError, ImageError
-from irv2.images.crops import combine, views
+from irv2.images.crops import BATCH_SIZE, combine, views
 from irv2.images.decode import FILE_LIMITS, decode
 from irv2.images.preprocess import Preprocess
 from irv2.ledger import Predictions
@@ -32,7 +32,6 @@ from irv2.types import FloatArray, IntArray, UInt8Array
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 32
 _Loading = tuple[int, "Future[tuple[UInt8Array, str]]"]  # an image's index; its views and sha256
 
 

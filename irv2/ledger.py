@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from irv2.errors import BundleError
 from irv2.results import margins_of, top_k_indices, typical_margin
 from irv2.system.arrays import bytes_from_arrays, load_arrays
-from irv2.types import FloatArray, IntArray
+from irv2.types import BoolArray, FloatArray, IntArray
 
 _ARRAYS = ("sha256", "labels", "top5", "top5_logits", "margins", "max_abs_logit")
 LEGACY_BATCH_SIZE = 64
@@ -120,15 +119,15 @@ class Ledger:
         return len(self.sha256)
 
     @property
-    def top1_right(self) -> NDArray[np.bool_]:
+    def top1_right(self) -> BoolArray:
         """Whether the best class is the label: (n,)."""
-        right: NDArray[np.bool_] = self.top5[:, 0] == self.labels
+        right: BoolArray = self.top5[:, 0] == self.labels
         return right
 
     @property
-    def top5_right(self) -> NDArray[np.bool_]:
+    def top5_right(self) -> BoolArray:
         """Whether the label is among the five best: (n,)."""
-        right: NDArray[np.bool_] = (self.top5 == self.labels[:, None]).any(axis=1)
+        right: BoolArray = (self.top5 == self.labels[:, None]).any(axis=1)
         return right
 
     @property

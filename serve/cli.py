@@ -11,8 +11,7 @@ from irv2.cli.options import FloatRange, json_option, json_text, percent
 from irv2.cli.program import Program
 from irv2.cli.signing_options import require_signature_option
 from irv2.errors import UsageError
-from irv2.runners.base import THREADS_PER_STREAM
-from irv2.runners.choose import BACKENDS
+from irv2.runners.backends import BACKENDS, THREADS_PER_STREAM
 from irv2.serve.access.address import Address, parse_listen
 from irv2.serve.access.connection_limits import MAX_CONNECTION_AGE_S, ConnectionLimits
 from irv2.serve.access.tls import tls_files

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from irv2.errors import UsageError
-from irv2.measures.agreement import fewest
+from irv2.measures.agreement import smallest_passing_n
 from irv2.serve.access.address import Address, UnixSocket
 from irv2.serve.access.connection_limits import ConnectionLimits
 from irv2.serve.access.tls import TlsFiles
@@ -22,7 +22,7 @@ class ShadowOptions:
     promote_after: int | None = None  # pictures
 
     def __post_init__(self) -> None:
-        least = fewest(self.max_disagreement_points)
+        least = smallest_passing_n(self.max_disagreement_points)
         if self.promote_after is not None and self.promote_after < least:
             raise UsageError(
                 "--promote-after",

@@ -8,16 +8,15 @@ import ctypes
 import gc
 import logging
 import os
-import resource
-from pathlib import Path
+import sys
 
 from irv2.system.machine import num_cores
+from irv2.system.memory import resident_bytes
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S, WORTH_RETURNING = 2.0, 32 * 2**20
 _M_ARENA_MAX = -8  # glibc's malloc.h
-_STATM = Path("/proc/self/statm")
 
 
 def keep_few_arenas() -> None:
@@ -53,19 +52,15 @@ async def return_memory() -> None:
     MB after some messages of 60 MB (2026-11-30). Returning holds up whoever asks for memory, 2 ms
     where little is free and 40 ms where 150 MB are, so it is done for WORTH_RETURNING alone.
     """
-    if not _STATM.exists():
+    if sys.platform != "linux":
         return
-    lowest = _resident_bytes()
+    lowest = resident_bytes()
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
-        resident = _resident_bytes()
+        resident = resident_bytes()
         lowest = min(lowest, resident)
         if resident > lowest + WORTH_RETURNING:
             await asyncio.to_thread(_return_freed_pages)
-
-
-def _resident_bytes() -> int:
-    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 def _return_freed_pages() -> None:

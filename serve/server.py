@@ -53,9 +53,7 @@ async def serve_until_signal(
     """Serve until SIGTERM or Ctrl-C and return which; `build` makes the server."""
     loop = asyncio.get_running_loop()
     reloader = Reloader(bundle_path, lambda: server.reload(bundle_path))
-    loop.add_signal_handler(
-        signal.SIGHUP, reloader.want
-    )  # first, since SIGHUP would end the process
+    loop.add_signal_handler(signal.SIGHUP, reloader.want)  # first: SIGHUP would end the process
     # Nothing else may refer to the opened model, so that it is freed when another takes over.
     opened = open_model(bundle_path, options)
     server = (build or Server)(opened, with_front_ends(options, opened.choice.evidence))

@@ -1,4 +1,4 @@
-"""What all tests share: no setting of the user's leaks in, and one sample folder per session."""
+"""What all tests share: no setting of the user's leaks in, one sample folder, one tiny bundle."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from irv2.bundle import Bundle
 from irv2.data.samples import sample_folder
 
 # Before torch is imported, here and in the processes that tests start: two tests share the cores.
@@ -29,3 +30,11 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sample(cache_dir: Path) -> Path:
     """The built-in sample, written once per session."""
     return sample_folder()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A tiny bundle, not to be changed."""
+    from tiny_bundle import write_tiny_bundle  # imports onnx, which few tests need
+
+    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "tiny.bundle"))

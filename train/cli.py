@@ -24,6 +24,7 @@ from irv2.cli.program import Program
 from irv2.images.orientation import ORIENTATIONS
 from irv2.images.resample import RESAMPLERS
 from irv2.train.defaults import RecipeOption
+from irv2.train.settings import BEST
 
 if TYPE_CHECKING:
     from irv2.data.dataset import BadImages
@@ -381,7 +382,7 @@ def print_result(result: dict[str, Any] | None, as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        for file, kind in (("best", ""), ("best_ema", "ema_")):
+        for file, kind in BEST.items():
             if file in result:
                 click.echo(
                     f"{result[file]}: top-1 error {result[f'{kind}top1_error']:.3f} %, "

@@ -15,6 +15,7 @@ from irv2.block_names import Stage
 from irv2.errors import CheckpointError, UsageError
 from irv2.measures.curve import HEAD
 from irv2.system.machine import world_size
+from irv2.train.settings import BEST
 from irv2.train.start import Request, train
 
 logger = logging.getLogger(__name__)
@@ -64,15 +65,18 @@ def better(result: dict[str, Any]) -> tuple[Path, float]:
 
     In percent, top 1.
     """
-    found = [(result[f"{kind}top1_error"], Path(result[file]))
-             for file, kind in (("best", ""), ("best_ema", "ema_")) if file in result]  # fmt: skip
+    found = [
+        (result[f"{kind}top1_error"], Path(result[file]))
+        for file, kind in BEST.items()
+        if file in result
+    ]
     error, path = min(found, key=itemgetter(0))  # the weights, where both are as good
     return path, error
 
 
 def compare_phases(head: dict[str, Any], network: dict[str, Any] | None) -> None:
     """Say so where the first phase left better weights than the second, which begins with them."""
-    if not network or not network.keys() & {"best", "best_ema"}:
+    if not network or not network.keys() & BEST.keys():
         return
     path, error = better(head)
     if better(network)[1] > error:

@@ -292,6 +292,8 @@ PUBLISHED = {
     "paper": "the paper's schedule, which the original's author estimated, has no published result",
     "finetune": "fine-tuning has no published result",
 }
+# What a run's result calls its best weights -> the prefix of their errors in it.
+BEST = {"best": "", "best_ema": "ema_"}
 SAMPLE_EPOCHS = 16
 SAMPLE_WIDTH = 0.25
 SAMPLE_BN_MOMENTUM = 0.1

@@ -24,7 +24,7 @@ from irv2.runners.torch import resolve_device
 from irv2.system.files import file_sha256
 from irv2.system.machine import num_cores
 from irv2.system.stop import Terminated
-from irv2.system.text import quoted
+from irv2.system.text import first_few, quoted
 from irv2.train.data.loader import num_batches
 from irv2.train.data.workers import require_resources
 from irv2.train.learner.initial_weights import (
@@ -37,6 +37,7 @@ from irv2.train.loop import Machine, Trainer
 from irv2.train.processes import Processes, joined
 from irv2.train.run.folder import Run
 from irv2.train.settings import (
+    BEST,
     INHERITED,
     PUBLISHED,
     RECIPES,
@@ -93,7 +94,7 @@ def train(request: Request) -> dict[str, Any] | None:
 def _train_among(processes: Processes, request: Request) -> dict[str, Any] | None:
     with ExitStack() as lock:
         train_set, val_set = data = processes.in_turn(lambda: _open_data(request))
-        on_sample = is_sample(resolve_data(request.data))
+        on_sample = request.data is None or is_sample(request.data)
         recipe = processes.from_first(
             lambda: resolve_recipe(request, on_sample, len(train_set), processes.size)
         )
@@ -168,13 +169,12 @@ def _open_data(request: Request) -> tuple[ImageFolder, ImageFolder]:
 def _warn_of_single_images(train_set: ImageFolder) -> None:
     single = np.flatnonzero(np.bincount(train_set.labels, minlength=len(train_set.classes)) == 1)
     if len(single):
-        named = ", ".join(quoted(train_set.classes[i]) for i in single[:5])
         logger.warning(
             "%s: %d of %d classes have a single image, from which little can be learnt: %s",
             train_set.place,
             len(single),
             len(train_set.classes),
-            named + ", ..." * (len(single) > 5),
+            first_few([quoted(train_set.classes[i]) for i in single]),
         )
 
 
@@ -383,9 +383,9 @@ def _result(run: Run) -> dict[str, Any]:
     """Name the run's files and what is recorded in those of best weights, if they are there."""
     result: dict[str, Any] = {"out": str(run.path), "last": str(run.last)}
     rows = run.best_rows()
-    for kind, file, path in (("", "best", run.best), ("ema_", "best_ema", run.best_ema)):
+    for file, kind in BEST.items():
         if kind in rows:
-            result |= {file: str(path), **_errors(rows[kind], kind)}
+            result |= {file: str(run.best_of[kind]), **_errors(rows[kind], kind)}
     return result
 
 

@@ -44,6 +44,7 @@ from irv2.runners.choose import INT8_CPU, backends, open_runner
 from irv2.runners.speed import rate_of
 from irv2.runners.torch import TorchRunner
 from irv2.system.machine import num_cores
+from irv2.system.memory import resident_bytes
 
 BF16_FILE = "model.bf16.onnx"
 FP32 = f"{ONNX_FILE} on onnxruntime-cpu"
@@ -142,15 +143,11 @@ def flop_per_image(model: onnx.ModelProto) -> float:
 
 def _opened(open_it: Callable[[], Runner]) -> tuple[Runner, Opening]:
     """Open a runner and run it once, which allocates; what that took."""
-    started, before = time.perf_counter(), _resident_mb()
+    started, before = time.perf_counter(), resident_bytes()
     runner = open_it()
     seconds = time.perf_counter() - started
     rate_of(runner, CPU_MAX_BATCH, 0)
-    return runner, Opening(seconds=round(seconds, 2), mb=round(_resident_mb() - before))
-
-
-def _resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+    return runner, Opening(seconds=round(seconds, 2), mb=round((resident_bytes() - before) / 1e6))
 
 
 def rate_alone(runner: Runner, seconds: float) -> float:

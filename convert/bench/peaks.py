@@ -19,7 +19,7 @@ from irv2.bench.rounds import rate
 from irv2.errors import EngineError
 from irv2.manifest import Precision
 from irv2.runners import openvino
-from irv2.runners.base import default_streams
+from irv2.runners.backends import default_streams
 from irv2.runners.onnx import import_onnxruntime
 from irv2.system.machine import cpu_has_bfloat16
 from irv2.types import FloatArray

@@ -133,7 +133,7 @@ def engine_options(command: F) -> F:
 
 
 def read_profile(text: str) -> Profile:
-    """MIN:OPT:MAX, three batch sizes; raises UsageError. What they are is checked later."""
+    """MIN:OPT:MAX, three batch sizes; raises UsageError. Their order is checked later."""
     sizes = text.split(":")
     if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
         raise UsageError("--profile", text, "three batch sizes, like 1:8:64")

@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from irv2.convert.gate.limits import lower_loss_points, smallest_failing_n, upper_loss_points
 from irv2.convert.gate.reference import Reference
 from irv2.manifest import ClassChange
-from irv2.system.text import one_line
+from irv2.system.text import first_few, one_line
+from irv2.types import BoolArray
 
 NUM_WORST = 5
-_NUM_NAMED = 5
-
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +50,14 @@ class ClassChanges:
         """What a report says of classes that are worse, or have too few images to tell."""
         texts = []
         if self.worse:
-            named = "; ".join(map(describe, self.worse[:_NUM_NAMED]))
-            more = "; ..." if len(self.worse) > _NUM_NAMED else ""
-            texts.append(f"significantly worse: {named}{more}")
+            named = first_few(list(map(describe, self.worse)), separator="; ")
+            texts.append(f"significantly worse: {named}")
         if self.together:
             few = self.too_few
-            named = ", ".join(
-                f"{one_line(change.label)} ({change.images})" for change in few[:_NUM_NAMED]
-            )
-            more = ", ..." if len(few) > _NUM_NAMED else ""
+            named = first_few([f"{one_line(change.label)} ({change.images})" for change in few])
             texts.append(
                 f"{len(few)} of {len(self.each)} classes have fewer than the {self.fewest} images "
-                f"that can show a loss of their own: {named}{more}; {describe(self.together)}"
+                f"that can show a loss of their own: {named}; {describe(self.together)}"
             )
         return texts
 

@@ -81,11 +81,11 @@ def judge_all(
 ) -> dict[Run, Judgement]:
     """Judge every opened artefact: decisions, batch invariance, speed and ledger.
 
-    `predictions` are those of `opened.runners`, in that order; `num_copies` images were left out,
-    each one of the others again. `reference_blocks` is called only for artefacts that fail by more
+    `predictions` are those of `opened.runners`, in that order; `num_copies` images were left out
+    as copies of others. `reference_blocks` is called only for artefacts that fail by more
     than their checkpoint's fault.
     """
-    artifacts = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
+    artifacts = {artifact.file: artifact for artifact in bundle.artifacts}
     probes = invariance.load_probes(images, predictions[0], bundle.preprocess)
     judged = {}
     rates = images_per_s(list(opened.runners.values()))
@@ -95,10 +95,10 @@ def judge_all(
         artifact = artifacts[run.file]
         precision = artifact.precision
         tolerance = tolerances[precision]
-        classes = bundle.manifest.classes
         judgement = judge(
-            reference, predicted.logits, precision, tolerance, runner.backend, classes
+            reference, predicted.logits, precision, tolerance, runner.backend, bundle.classes
         )
+        ledger = Ledger.from_predictions(predicted)
         parity = msgspec.structs.replace(
             judgement.parity, machine=describe_machine(), copies=num_copies
         )
@@ -109,13 +109,12 @@ def judge_all(
             instruction_set=instruction_set(runner.backend),
             threads=runner.num_threads,
             images_per_s=rate,
+            ledger=ledger,
         )
         profiles = EngineOptions.from_record(artifact.built_with).profiles
-        ledger = Ledger.from_predictions(predicted)
         unit = ledger.typical_margin
         found = invariance.check(runner, probes, artifact.max_batch, profiles, unit)
         judgement = invariance.with_invariance(judgement, artifact, found)
-        judgement = dataclasses.replace(judgement, ledger=ledger)
         by_chance = judgement.parity.at_chance and not tolerance.accept_chance
         if judgement.parity.verdict == "failed" and not by_chance:
             explanation = explain(bundle, artifact, probes, reference_blocks)
@@ -125,7 +124,7 @@ def judge_all(
 
 
 def undecided(artifacts: list[Artifact], judged: dict[str, Judgement]) -> dict[str, str]:
-    """Files, but float32, that too few images could judge, and their engines -> the reason."""
+    """Files that too few images could judge, float32 apart, and their engines -> the reason."""
     models = {
         artifact.sha256: artifact.file
         for artifact in artifacts

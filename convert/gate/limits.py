@@ -90,13 +90,6 @@ def images_to_agree(
     )
 
 
-def smallest_passing_n(tolerance_points: float, confidence: float = CONFIDENCE) -> int:
-    """The fewest images that can pass, with no image lost and none gained."""
-    if tolerance_points >= 100:
-        return 1
-    return math.ceil(math.log(1 - confidence) / math.log1p(-tolerance_points / 100))
-
-
 def smallest_failing_n(tolerance_points: float, confidence: float = CONFIDENCE) -> int:
     """The fewest images that can show a loss above the tolerance, with all of them lost.
 

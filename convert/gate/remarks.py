@@ -10,12 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from irv2.convert.gate.limits import (
-    is_above_chance,
-    lower_loss_points,
-    smallest_passing_n,
-    upper_loss_points,
-)
+from irv2.convert.gate.limits import is_above_chance, lower_loss_points, upper_loss_points
 from irv2.convert.gate.reference import Reference
 from irv2.convert.gate.tolerance import TOLERANCE_POINTS
 from irv2.convert.gate.verdict import IDENTICAL_LOGITS
@@ -23,7 +18,8 @@ from irv2.data.dataset import splits_of, unread_split
 from irv2.data.hashes import known_hashes, same_size
 from irv2.errors import InputError
 from irv2.manifest import Parity
-from irv2.system.text import one_line
+from irv2.measures.agreement import smallest_passing_n
+from irv2.system.text import first_few, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +138,8 @@ def near_copies_remark(reference: Reference, names: Sequence[str]) -> str:
 
 def _named(groups: list[list[int]], names: Sequence[str]) -> str:
     """The first groups, by the names of their images."""
-    shown = [" = ".join(one_line(names[row]) for row in rows[:3]) for rows in groups[:3]]
-    return "; ".join(shown) + ("; ..." if len(groups) > 3 else "")
+    shown = [" = ".join(one_line(names[row]) for row in rows[:3]) for rows in groups]
+    return first_few(shown, 3, separator="; ")
 
 
 def gain_remark(file: str, parity: Parity) -> str:
@@ -164,9 +160,7 @@ def coverage_remark(reference: Reference, classes: list[str]) -> str:
     missing = sorted(set(range(len(classes))) - set(reference.labels.tolist()))
     if not missing:
         return ""
-    named = ", ".join(one_line(classes[i]) for i in missing[:5]) + (
-        ", ..." if len(missing) > 5 else ""
-    )
+    named = first_few([one_line(classes[i]) for i in missing])
     return (
         f"{len(missing)} of {len(classes)} classes have no evaluation image ({named}): "
         "nothing is known of them."

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from irv2.convert.gate.limits import CONFIDENCE, smallest_passing_n
+from irv2.convert.gate.limits import CONFIDENCE
 from irv2.errors import UsageError
 from irv2.manifest import AcceptedLoss, PerClass, Precision
+from irv2.measures.agreement import smallest_passing_n
 
 TOLERANCE_POINTS: dict[Precision, float] = {"fp32": 0.1, "fp16": 0.25, "bf16": 0.5, "int8": 1.0}
 SAMPLE_TOLERANCE_POINTS = 2.5  # 360 images can't show less than 0.83; fp32 keeps its own

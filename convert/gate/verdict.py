@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from irv2.convert.gate.classes import ClassChanges, class_changes
 from irv2.convert.gate.limits import (
@@ -39,13 +38,11 @@ from irv2.manifest import (
 )
 from irv2.results import top_k_indices
 from irv2.system.text import two_digits
-from irv2.types import FloatArray, IntArray
+from irv2.types import BoolArray, FloatArray, IntArray
 
 # Largest difference between gaps of leading logits, relative to the reference's typical margin:
 # float32 rounding gives 2e-6.
 IDENTICAL_LOGITS = 1e-4
-
-BoolArray = NDArray[np.bool_]
 
 
 class Run(NamedTuple):
@@ -99,7 +96,7 @@ def best_by_file(judged: dict[Run, Judgement]) -> dict[str, Judgement]:
 class _Check:
     """One of the limits: what was found, in words too, and how many images would decide."""
 
-    name: str  # empty for top-1, of which a line speaks without saying so
+    name: str  # empty for top-1, which a line need not name
     verdict: Verdict
     text: str
     num_needed: int | None = None  # None: no number would pass; asked only of too few images
@@ -155,7 +152,7 @@ def judge(
         at_chance=not is_above_chance(num_right, n, logits.shape[1], tolerance.confidence),
     )
     if num_bad := int((~is_finite).sum()):
-        line = f"{precision} failed: {num_bad} of {parity.n} images gave logits that are not finite"
+        line = f"{precision} failed: {num_bad} of {n} images gave logits that are not finite"
         return Judgement(replace(parity, verdict="failed"), line, classes=by_class)
     difference = reference.leading_difference(logits)
     limit = IDENTICAL_LOGITS * reference.typical_margin
@@ -166,7 +163,7 @@ def judge(
             f"{difference:.1e}, limit {limit:.1e})"
         )
     else:
-        line = _line(checks, parity, precision, tolerance)
+        line = _line(checks, parity, precision)
     if not parity.at_chance:
         return Judgement(parity, line, classes=by_class)
     chance = (
@@ -176,9 +173,8 @@ def judge(
     if tolerance.accept_chance:
         return Judgement(parity, f"{line}; {chance}, which was accepted", classes=by_class)
     way_out = "export one that has learned, judge on more images, or pass --accept-chance"
-    first = line if parity.verdict == "failed" else f"{precision} failed"
-    separator = "; " if parity.verdict == "failed" else ": "
-    line = f"{first}{separator}{chance}; {way_out}"
+    before = f"{line}; " if parity.verdict == "failed" else f"{precision} failed: "
+    line = f"{before}{chance}; {way_out}"
     return Judgement(replace(parity, verdict="failed"), line, classes=by_class)
 
 
@@ -279,7 +275,7 @@ def _num_changes(parity: Parity) -> int:
     return sum(changes) + (parity.disagreement.changed if parity.disagreement else 0)
 
 
-def _line(checks: list[_Check], parity: Parity, precision: Precision, tolerance: Tolerance) -> str:
+def _line(checks: list[_Check], parity: Parity, precision: Precision) -> str:
     """What the first check that decided says, and how many images would decide all of them."""
     decider = next(check for check in checks if check.verdict == parity.verdict)
     where = f" on {decider.name}" if decider.name else ""

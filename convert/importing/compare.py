@@ -12,6 +12,7 @@ from irv2.checkpoint import Checkpoint
 from irv2.errors import InputError, ParityError
 from irv2.model.paper import Normalized
 from irv2.results import margins_of, typical_margin
+from irv2.system.progress import DELAY_S, progress
 from irv2.system.stop import raise_if_stopped
 from irv2.types import FloatArray
 
@@ -112,9 +113,10 @@ def _logits(checkpoint: Checkpoint, inputs: Tensor, path: Path) -> FloatArray:
     else:
         model = network
         inputs = inputs.permute(0, 3, 1, 2) if is_nhwc else inputs
+    batches = torch.split(inputs, BATCH_SIZE)
     with torch.inference_mode():
-        batches = [
+        logits = [
             model(batch if is_uint8 else batch.float().contiguous())
-            for batch in torch.split(inputs, BATCH_SIZE)
+            for batch in progress(batches, f"compare {path.name}", len(batches), "batches", DELAY_S)
         ]
-    return torch.cat(batches).numpy()
+    return torch.cat(logits).numpy()

@@ -16,12 +16,11 @@ from typing import Any
 
 from irv2 import __version__
 from irv2.convert.importing.timm_files import CONFIG
-from irv2.convert.importing.weights import shortened
 from irv2.errors import EngineError, InputError, Irv2Error, UsageError
 from irv2.system.files import START_AGAIN, explain_full_disk, file_sha256
 from irv2.system.progress import ByteProgress
 from irv2.system.stop import raise_if_stopped
-from irv2.system.text import one_line
+from irv2.system.text import one_line, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +168,7 @@ def _license(hub: Any, card: Path) -> str:  # noqa: ANN401 (a module)
 
 
 class _Bar(ByteProgress):
-    """A download's progress, told as to a bar of tqdm."""
+    """A download's progress, with the interface of a tqdm bar."""
 
     def __init__(self, *, desc: str, total: int | None, initial: int = 0, **_: object) -> None:
         super().__init__(desc, total or 0, initial)

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from irv2.convert.importing.keras_graph import read_graph
-from irv2.convert.importing.weights import SLIM_PREPROCESS, PublishedWeights, shortened
+from irv2.convert.importing.weights import SLIM_PREPROCESS, PublishedWeights
 from irv2.errors import CheckpointError, Irv2Error
 from irv2.model.build import build
 from irv2.model.paper import ConvBN
 from irv2.network_config import SlimConfig
 from irv2.system.files import temporary_folder
 from irv2.system.stop import raise_if_stopped
+from irv2.system.text import shortened
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
 # Members of an archive, unpacked; the published network's are a tenth of this.
@@ -67,7 +68,7 @@ def read_hdf5(path: Path) -> PublishedWeights:
 
 
 def read_archive(path: Path) -> PublishedWeights:
-    """A `.keras` archive: the HDF5 file in it, unpacked beside nothing of the user's."""
+    """A `.keras` archive: the HDF5 file in it, unpacked into a temporary folder."""
 
     def read() -> _Content:
         with zipfile.ZipFile(path) as archive, temporary_folder() as folder:

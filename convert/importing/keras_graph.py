@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from irv2.convert.importing.statements import Statement
-from irv2.convert.importing.weights import shortened
 from irv2.errors import CheckpointError
+from irv2.system.text import shortened
 
 TRAINING_ONLY = {
     "InputLayer",

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from irv2.convert.importing.torch7 import Array, Torch7Object, load
-from irv2.convert.importing.weights import PublishedWeights, shortened
+from irv2.convert.importing.weights import PublishedWeights
 from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
 from irv2.network_config import ModelConfig
+from irv2.system.text import shortened
 
 # Modules without weights that the original is made of; any other would change its answers.
 PLAIN_MODULES = {

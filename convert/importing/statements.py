@@ -1,7 +1,7 @@
 """What files and options say of the images that a network takes, and who says it.
 
-What nobody says is as the weights' makers published it. Two files that contradict each other, and
-what this preprocessing can't do, are refused; an option decides.
+What none of them says is as the published network has it. Two files that contradict each other,
+and what this preprocessing can't do, are refused; an option decides.
 """
 
 import math

@@ -5,7 +5,6 @@ formats.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from irv2.errors import CheckpointError
 from irv2.images.preprocess import Preprocess
 from irv2.model.build import build
 from irv2.network_config import NetworkConfig
+from irv2.system.progress import DELAY_S, progress
+from irv2.system.text import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ SLIM_PREPROCESS = Preprocess(
 )
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CLASSIFIER = ("classifier.bias", "classifier.weight")
-NUM_LISTED = 6  # tensors that an error line names of each kind; --debug lists all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class PublishedWeights:
     """Weights as a file holds them, and the network they were made for.
 
     `tensors` are under their published names, in torch's layout; `names` leads from each name in
-    our network's state_dict to one of them. What is in `ones` no file of this kind holds.
+    our network's state_dict to one of them. No file of this kind holds what is in `ones`.
     `preprocess` holds where no statement says otherwise; `classes` are named by `classes_from`.
     `notes` are for the user: what was assumed, or passed over.
     """
@@ -62,7 +62,8 @@ def state_dict_of(weights: PublishedWeights, path: Path) -> dict[str, Tensor]:
     if any(problems.values()):
         raise _mismatch(weights, problems, path)
     state: dict[str, Tensor] = {}
-    for name, target in expected.items():
+    title = f"convert {path.name}"  # which reads the file too, where it is mapped to memory
+    for name, target in progress(expected.items(), title, len(expected), "tensors", DELAY_S):
         if name in weights.names:
             state[name] = _owned(weights.tensors.pop(weights.names[name]))
             if not state[name].isfinite().all():
@@ -154,12 +155,6 @@ def _mismatch(
         f"exactly those of {weights.config.arch}",
         way_out,
     )
-
-
-def shortened(entries: Sequence[str]) -> str:
-    """The first few of a list, for an error line."""
-    more = "" if len(entries) <= NUM_LISTED else f" and {len(entries) - NUM_LISTED} more"
-    return ", ".join(entries[:NUM_LISTED]) + more
 
 
 def _shape(tensor: Tensor) -> str:

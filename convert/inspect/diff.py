@@ -49,10 +49,9 @@ def load_model_ledger(name: str, data: Path | None = None) -> ModelLedger:
 
 
 def _ask_checkpoint(path: Path, data: Path) -> ModelLedger:
+    # Ledgers alone need no torch.
     from irv2.checkpoint import Checkpoint
-    from irv2.convert.gate.reference_cache import (
-        classify_with_reference,  # ledgers alone need no torch
-    )
+    from irv2.convert.gate.reference_cache import classify_with_reference
 
     checkpoint, sha256 = Checkpoint.load_with_sha256(path)
     checkpoint.require_classifier(path)

@@ -4,6 +4,7 @@ The normalisation before the first convolution and the logits stay float32. Batc
 in float64 before, so that every weight is rounded once.
 """
 
+import copy
 import logging
 from pathlib import Path
 from typing import Literal
@@ -40,8 +41,7 @@ def write_half(fp32: Artifact, folder: Path, precision: Half) -> Artifact:
 def to_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     """Return a converted copy. Raises EngineError if a weight is too large for `precision`."""
     half, dtype = _TYPES[precision]
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     del graph.value_info[:]  # their types would be wrong now
     nodes = list(graph.node)

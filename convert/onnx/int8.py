@@ -6,6 +6,7 @@ inputs of convolutions and at the identity of each residual addition, so that Te
 convolution and addition; biases float. Weights are int8 per output channel in both.
 """
 
+import copy
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -78,8 +79,7 @@ def quantize(
         result, pixels = _fold_pixels(model)
         ranges = {pixels: (0.0, 255.0), **ranges}
     else:
-        result = onnx.ModelProto()
-        result.CopyFrom(model)
+        result = copy.deepcopy(model)
     limits = {
         name: (np.float32(low), np.float32(high))
         for name, (low, high) in _with_relu_inputs(model.graph, ranges).items()
@@ -161,8 +161,7 @@ def _fold_pixels(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     4 % of the time. Expects Sub, Mul and a convolution in a row, as in every export. A convolution
     that pads with zeros, which would no longer be the mean colour, is left as it is.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     nodes = list(graph.node)
     start = next(i for i, node in enumerate(nodes) if node.op_type == "Conv")

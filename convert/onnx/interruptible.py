@@ -23,8 +23,8 @@ def in_thread(work: Callable[[], T]) -> T:
             done.set_exception(error)
 
     thread = Thread(target=run, daemon=True)
-    thread.start()
     try:
+        thread.start()
         return done.result()
     except BaseException:
         _stop(thread)

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from irv2.types import FloatArray, IntArray
+from irv2.types import Float64Array, FloatArray, IntArray
 
 Method = Literal["minmax", "percentile", "mse"]
 Range = tuple[float, float]
 METHODS: tuple[Method, ...] = get_args(Method)
-PERCENTAGE = 99.99  # of the values, that percentile's range holds; half of the others on each side
+PERCENTAGE = 99.99  # of the values lie in percentile's range, half of the others on each side
 _BITS = 13
 _HALF = 1 << _BITS  # bins on each side of 0
 _LEVELS = 255
@@ -34,13 +33,13 @@ class Histogram:
     counts: IntArray = field(default_factory=lambda: np.zeros(2 * _HALF, np.int64))
 
     @property
-    def edges(self) -> NDArray[np.float64]:
-        """The lower edge of each bin, and at last the upper one of the last."""
+    def edges(self) -> Float64Array:
+        """The lower edge of each bin, then the upper edge of the last one."""
         indices = np.arange(-_HALF, _HALF + 1, dtype=np.float64)
         return indices * float(2.0 ** (self.exponent - _BITS))
 
     def add(self, values: FloatArray) -> None:
-        """Count float32 values of any shape; of what is not finite there is nothing to count."""
+        """Count float32 values of any shape, unless one of them is not finite."""
         largest = max(abs(float(values.max())), abs(float(values.min())))
         if largest == 0:
             self.counts[_HALF] += values.size
@@ -91,11 +90,11 @@ def _least_error(histogram: Histogram, smallest: float, largest: float) -> Range
     return min(ranges, key=lambda limits: float((_squared_error(centers, *limits) * counts).sum()))
 
 
-def _squared_error(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+def _squared_error(values: Float64Array, low: float, high: float) -> Float64Array:
     """Of each value, if 255 even steps hold this range and 0 is one of their ends."""
     low, high = min(low, 0.0), max(high, 0.0)
     step = (high - low) / _LEVELS or 1.0
     zero = np.round(-low / step)
     levels = np.clip(np.round(values / step) + zero, 0, _LEVELS)
-    errors: NDArray[np.float64] = ((levels - zero) * step - values) ** 2
+    errors: Float64Array = ((levels - zero) * step - values) ** 2
     return errors

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import glob
 import logging
 import os
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 from irv2.errors import BundleError, Irv2Error
 from irv2.manifest import MANIFEST
 from irv2.system.child import tell_parent
-from irv2.system.files import try_lock
+from irv2.system.files import left_beside, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -141,12 +140,11 @@ def _sweep(place: Path) -> None:
 
     Where there are no locks, any of them may be in use.
     """
-    for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
-        if left.suffix in (_NEW, _OLD):
-            with suppress(OSError), (left / _LOCK).open("r+") as lock:  # it may be gone
-                if not try_lock(lock, fcntl.flock, without_locks=False):
-                    continue
-                if left.suffix == _OLD and not place.exists():
-                    (left / place.name).rename(place)
-                    logger.warning("%s: was left aside by a crash and is back in its place", place)
-                shutil.rmtree(left, ignore_errors=True)
+    for left in [*left_beside(place, _NEW), *left_beside(place, _OLD)]:
+        with suppress(OSError), (left / _LOCK).open("r+") as lock:  # it may be gone
+            if not try_lock(lock, fcntl.flock, without_locks=False):
+                continue
+            if left.suffix == _OLD and not place.exists():
+                (left / place.name).rename(place)
+                logger.warning("%s: was left aside by a crash and is back in its place", place)
+            shutil.rmtree(left, ignore_errors=True)

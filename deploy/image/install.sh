@@ -1,6 +1,7 @@
 #!/bin/sh
 # Fill /opt/irv2, all that an image gets: the packages of the named locks and our wheel, compiled,
-# and sbom.cdx.json, the list of them. Run by the Dockerfile in a stage that is left behind.
+# and sbom.cdx.json, the list of them and of the base's packages. Run by the Dockerfile in a stage
+# that is left behind.
 set -eu
 
 install() { # PYTHON ARGUMENT...: with the pip of this stage, so that an image has none
@@ -27,6 +28,7 @@ python3 -m venv --without-pip /sbom
 install /sbom/bin/python --require-hashes -r /requirements/sbom.lock
 /sbom/bin/cyclonedx-py environment --output-reproducible --mc-type application \
     --pyproject /requirements/pyproject.toml --output-file /opt/irv2/sbom.cdx.json /opt/irv2/bin/python
+/sbom/bin/python "$(dirname "$0")/system_packages.py" /opt/irv2/sbom.cdx.json
 
 # By hash and not by time, so that two builds give the same bytes; nothing here changes any more,
 # so the hashes need no check.

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import click
+import notebook
 import troubleshooting
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,6 +29,7 @@ def write_pages(docs: Path) -> None:
     pages["programs.md"] = _programs()
     pages["metrics.md"] = _metrics()
     pages["messages.md"] = troubleshooting.page()
+    pages["notebook.md"] = _notebook(docs / "notebook.ipynb")
     folder = docs / "generated"
     shutil.rmtree(folder, ignore_errors=True)  # there is none yet
     folder.mkdir()
@@ -126,6 +128,12 @@ def _row(family: Metric) -> str:
 def _copied(name: str) -> str:
     """A page that lies beside docs/, with its links as they are from docs/generated."""
     return re.sub(r"\]\(docs/", "](../", (ROOT / name).read_text())
+
+
+def _notebook(path: Path) -> str:
+    """The page of a notebook, with its links as they are from docs/generated."""
+    text = re.sub(r"\]\((?=[\w-]+\.md)", "](../", notebook.page(notebook.read(path)))
+    return f"{text}\n{{download}}`The notebook itself <../{path.name}>`\n"
 
 
 def _contents(index: Path) -> list[tuple[str, list[str]]]:

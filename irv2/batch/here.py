@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from irv2.batch.loading import load, map_ahead, untraced
+from irv2.batch.loading import load, untraced
 from irv2.batch.parts import Row
 from irv2.batch.source import Picture, Source
 from irv2.bundle import Bundle
@@ -19,6 +19,7 @@ from irv2.images.preprocess import Prepared, prepare
 from irv2.results import Result, top_k_scores
 from irv2.runners.base import CPU_MAX_BATCH
 from irv2.runners.choose import open_best
+from irv2.system.ahead import map_ahead
 from irv2.system.machine import num_cores
 
 GPU_BATCH = 64

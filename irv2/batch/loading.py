@@ -1,17 +1,10 @@
-"""Pictures read and hashed ahead, in threads, and given in order."""
+"""Pictures read and hashed."""
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import TypeVar
 
 from irv2.batch.source import Picture, Source
 from irv2.errors import ImageError
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +32,3 @@ def untraced(error: ImageError, name: str) -> ImageError:
     Thousands of rows wait in memory at a time.
     """
     return error.about(name)
-
-
-def map_ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], num: int) -> Iterator[R]:
-    """Yield `work(item)` in order, up to `num` items ahead of the consumer."""
-    running: deque[Future[R]] = deque()
-    for item in items:
-        running.append(pool.submit(work, item))
-        if len(running) > num:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()

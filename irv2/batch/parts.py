@@ -4,7 +4,6 @@ A part holds the rows of a stretch of names; its own name is the position of the
 whole, by rename. So the parts are the journal: what they do not hold is still to do.
 """
 
-import glob
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from irv2.errors import InputError, Irv2Error, UsageError
 from irv2.results import Result
-from irv2.system.files import GO_ON, explain_full_disk, try_lock, write_atomically
+from irv2.system.files import GO_ON, explain_full_disk, left_beside, try_lock, write_atomically
 from irv2.system.progress import Progress
 
 # How much is done again after a kill, at most: a minute's work or so many rows.
@@ -146,7 +145,7 @@ class Parts:
     def write(
         self, rows: Iterable[Row], start: int, work: Work, told: Callable[[int], None]
     ) -> None:
-        """Write the rows from position `start` on, also those that were there before an error.
+        """Write the rows from position `start` on, including those that came before an error.
 
         `told` gets the number of rows that came, now and then.
         """
@@ -202,8 +201,7 @@ class Parts:
     def _remove_what_a_kill_left(self) -> None:
         for sorting in self.folder.glob(".sort-*"):
             shutil.rmtree(sorting)
-        half = f".{glob.escape(self.out.name)}.*.tmp"
-        for path in [*self.folder.glob(".part-*.tmp"), *self.out.parent.glob(half)]:
+        for path in [*self.folder.glob(".part-*.tmp"), *left_beside(self.out)]:
             path.unlink()
 
     def _paths(self) -> list[Path]:

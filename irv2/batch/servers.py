@@ -14,12 +14,13 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from irv2.batch.loading import Encoded, load, map_ahead, untraced
+from irv2.batch.loading import Encoded, load, untraced
 from irv2.batch.parts import Row
 from irv2.batch.source import Picture, Source
 from irv2.client import Client
 from irv2.errors import RequestError, UsageError
 from irv2.results import Result
+from irv2.system.ahead import map_ahead
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,12 @@ from irv2.data.lists import is_list, read_paths
 from irv2.data.shards import images_in, read_listed
 from irv2.errors import ImageError, ImageReason, InputError
 from irv2.images.decode import EXTENSIONS, FILE_LIMITS
-from irv2.system.files import entries_below, file_sha256, read_encoded
+from irv2.system.files import (
+    entries_below,
+    file_sha256,
+    is_file_or_unreadable,
+    read_encoded,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +96,7 @@ class Source:
         for entry in entries_below(self.path):
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
             name = entry.path[start:]
-            if suffix in EXTENSIONS and _is_file_or_unreadable(entry):
+            if suffix in EXTENSIONS and is_file_or_unreadable(entry):
                 yield Picture(name)
             elif suffix == SHARD_SUFFIX:
                 for key, header_at, size in images_in(Path(entry.path)):
@@ -153,11 +158,3 @@ def _write(path: Path, pictures: Iterable[Picture]) -> int:
             writer.writerow(picture if picture.shard else picture[:1])
             num += 1
     return num
-
-
-def _is_file_or_unreadable(entry: "os.DirEntry[str]") -> bool:
-    """Whether to classify it: a broken link, or a file we may not look at, becomes an error."""
-    try:
-        return entry.is_file() or not Path(entry.path).exists()
-    except OSError:
-        return True

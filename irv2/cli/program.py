@@ -25,9 +25,10 @@ from irv2 import __version__
 from irv2.cli.config import FILE, option_name, read_config, resolved, to_toml, words_from_file
 from irv2.errors import EngineError, Irv2Error
 from irv2.system.files import NO_ROOM, no_room
-from irv2.system.machine import num_cores
+from irv2.system.machine import is_first_here, num_cores
 from irv2.system.memory import explain_lack_of_memory
 from irv2.system.stop import LINES, Terminated, unwinding
+from irv2.system.text import one_line
 
 # Set before gRPC is imported: its C core would add its own lines to our one-line errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -133,7 +134,7 @@ class Program(_OneLineErrors):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's signature)
-        if FILE in ctx.meta:
+        if FILE in ctx.meta and is_first_here():
             logger.info("%s: %s", ctx.meta[FILE], shlex.join(words_from_file(ctx)))
         with unwinding():
             return super().invoke(ctx)
@@ -268,5 +269,6 @@ def _line_about(error: OSError) -> str:
 
 
 def _fail(line: str, exit_code: int) -> NoReturn:
-    click.echo(f"error: {' '.join(line.split())}", err=True)  # click spreads choices over lines
+    line = one_line(" ".join(line.split()))  # click spreads choices; peers send escape sequences
+    click.echo(f"error: {line}", err=True)
     sys.exit(exit_code)

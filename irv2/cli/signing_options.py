@@ -1,17 +1,16 @@
 """Options for signing a bundle and for believing a signature, spelt the same everywhere."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from irv2.cli.program import F
 from irv2.errors import UsageError
 
 if TYPE_CHECKING:
     from irv2.trust.keys import Signer
 
-F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 require_signature_option = click.option(

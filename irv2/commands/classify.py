@@ -13,7 +13,7 @@ from irv2.cli.program import Program
 from irv2.cli.server_options import CONNECTION, connect, connection_options
 from irv2.errors import InputError, UsageError
 from irv2.results import DEFAULT_TOP_K, Result
-from irv2.system.files import files_below
+from irv2.system.files import files_below, is_file_or_unreadable
 from irv2.system.progress import progress
 from irv2.system.text import one_line
 
@@ -106,19 +106,11 @@ def image_files(path: Path) -> Iterator[Path]:
     found = sorted(
         file
         for file in files_below(path)
-        if file.suffix.lower() in EXTENSIONS and _is_file_or_unreadable(file)
+        if file.suffix.lower() in EXTENSIONS and is_file_or_unreadable(file)
     )
     if not found:
         raise InputError(path, "no image files in it", " ".join(sorted(EXTENSIONS)))
     yield from found
-
-
-def _is_file_or_unreadable(file: Path) -> bool:
-    """Whether to classify `file`: a broken link, or one we may not look at, is reported so too."""
-    try:
-        return file.is_file() or not file.exists()
-    except OSError:
-        return True
 
 
 def report(files: list[Path], results: list[Result]) -> dict[str, Any]:

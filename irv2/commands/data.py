@@ -8,13 +8,11 @@ import click
 
 from irv2.cli.options import bad_images_option, json_option, percent, print_json
 from irv2.cli.program import Program, ProgramGroup
-from irv2.data import samples
-from irv2.data.dataset import BadImages
-from irv2.data.shard_writer import write_shards
 from irv2.errors import UsageError
 from irv2.system.files import check_folder_of
 
 if TYPE_CHECKING:
+    from irv2.data.dataset import BadImages
     from irv2.data.split import Link
 
 out_option = click.option(
@@ -36,7 +34,9 @@ def main() -> None:
 @json_option
 def sample(out: Path, as_json: bool) -> None:
     """Write the built-in sample, scikit-learn's 1797 handwritten digits, for a look."""
-    _report(out, samples.write_digits(out), as_json)
+    from irv2.data.samples import write_digits
+
+    _report(out, write_digits(out), as_json)
 
 
 @main.command(
@@ -52,7 +52,9 @@ def sample(out: Path, as_json: bool) -> None:
 @json_option
 def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
     """Write Fashion-MNIST, 70,000 grey images of 28x28 pixels in 10 classes, as PNG."""
-    _report(out, samples.write_fashion_mnist(source, out), as_json)
+    from irv2.data.samples import write_fashion_mnist
+
+    _report(out, write_fashion_mnist(source, out), as_json)
 
 
 @main.command(
@@ -67,13 +69,15 @@ def fashion_mnist(source: Path, out: Path, as_json: bool) -> None:
 )  # fmt: skip
 @bad_images_option
 @json_option
-def shard(source: Path, out: Path, shard_mb: int, bad_images: BadImages, as_json: bool) -> None:
+def shard(source: Path, out: Path, shard_mb: int, bad_images: "BadImages", as_json: bool) -> None:
     """Write SOURCE as tar shards (WebDataset's layout) into the new folder OUT.
 
     SOURCE is a data folder or a list. OUT is then a data folder like it: both train the same, image
     for image. Every image is decoded, on all cores; those that can't be are all named, and nothing
     is written unless --bad-images skip leaves them out.
     """
+    from irv2.data.shard_writer import write_shards
+
     _report(out, write_shards(source, out, shard_mb * 10**6, bad_images), as_json)
 
 
@@ -102,7 +106,7 @@ def split(
     test: float | None,
     seed: int,
     link: "Link",
-    bad_images: BadImages,
+    bad_images: "BadImages",
     as_json: bool,
 ) -> None:
     """Divide SOURCE into OUT/train, OUT/val and maybe OUT/test.

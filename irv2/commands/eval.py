@@ -1,7 +1,7 @@
 """`irv2 eval`: how well a checkpoint, a bundle or a server does on the validation images."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -16,16 +16,16 @@ from irv2.cli.options import (
 )
 from irv2.cli.program import Program
 from irv2.cli.server_options import CONNECTION, connect, connection_options
-from irv2.data.dataset import BadImages
 from irv2.data.lists import SPLITS
 from irv2.errors import UsageError
-from irv2.evaluate import BATCH_SIZE, EvaluationOptions, evaluate_model
 from irv2.images.contact_sheet import MAX_PICTURES
-from irv2.images.crops import CROPS
-from irv2.measures.evaluation import Evaluation
-from irv2.measures.worst import draw_worst, worst, worst_table
+from irv2.images.crops import BATCH_SIZE, CROPS
 from irv2.system.files import check_folder_of, write_atomically
 from irv2.system.machine import world_size
+
+if TYPE_CHECKING:
+    from irv2.data.dataset import BadImages
+    from irv2.measures.evaluation import Evaluation
 
 HERE_ONLY = ("crops", "batch_size", "workers", "device")  # what a server decides itself
 
@@ -103,7 +103,7 @@ def main(
     workers: int | None,
     limit: int | None,
     device: str,
-    bad_images: BadImages,
+    bad_images: "BadImages",
     num_worst: int | None,
     out: Path | None,
     ledger_path: Path | None,
@@ -131,11 +131,15 @@ def main(
     if server:
         evaluation = _ask_server(server, connection, data, split, limit, bad_images)
     else:
+        from irv2.evaluate import EvaluationOptions, evaluate_model
+
         assert model
         options = EvaluationOptions(batch_size=batch_size, workers=workers, crops=int(crops))
         evaluation = evaluate_model(model, data, limit, device, bad_images, options, split)
     if ledger_path is not None:
         write_atomically(ledger_path, evaluation.ledger.to_bytes())
+    from irv2.measures.worst import draw_worst, worst, worst_table
+
     bad_answers = worst(evaluation, num_worst or 0)
     if out is not None and num_worst is None:
         draw_evaluation(evaluation, out)
@@ -163,8 +167,8 @@ def _ask_server(
     data: Path | None,
     split: str,
     limit: int | None,
-    bad_images: BadImages,
-) -> Evaluation:
+    bad_images: "BadImages",
+) -> "Evaluation":
     from irv2.evaluate_server import evaluate_server
 
     context = click.get_current_context()

@@ -60,7 +60,8 @@ def write_features(
 
     from irv2.checkpoint import Checkpoint
     from irv2.data.dataset import ImageFolder
-    from irv2.evaluate import BATCH_SIZE, load_batches
+    from irv2.evaluate import load_batches
+    from irv2.images.crops import BATCH_SIZE
     from irv2.model.build import Network
     from irv2.runners.torch import normalized_network, resolve_device
     from irv2.system.files import write_atomically

@@ -29,7 +29,7 @@ from irv2.images.decode import EXTENSIONS, looks_like_image
 from irv2.system.cache import cached
 from irv2.system.files import files_below, read_encoded
 from irv2.system.progress import progress
-from irv2.system.text import one_line, quoted
+from irv2.system.text import first_few, one_line, quoted
 from irv2.types import IntArray
 
 logger = logging.getLogger(__name__)
@@ -340,7 +340,7 @@ def _tell_classes(
             listing.place,
             len(missing),
             len(names),
-            _named([quoted(names[i]) for i in missing]),
+            first_few([quoted(names[i]) for i in missing]),
         )
 
 
@@ -351,7 +351,7 @@ def _report_bad(listing: Listing, bad: dict[str, str], bad_images: BadImages) ->
     unread = Counter(why for why in bad.values() if why)
     reasons = ", ".join(f"{why}: {num}" for why, num in sorted(unread.items()))
     got = f"{len(bad)} files are no images" + (f" ({reasons})" if reasons else "")
-    named = _named(sorted(map(quoted, bad)))
+    named = first_few(sorted(map(quoted, bad)))
     if bad_images == "skip":
         logger.warning("%s: %s and are left out: %s", listing.place, got, named)
         return
@@ -374,10 +374,6 @@ def _first_place(listing: Listing, files: Iterable[str]) -> str:
     if not listing.lines:
         return str(listing.place)
     return f"{listing.place}, line {min(listing.lines[file] for file in files)}"
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _find_bad(listing: Listing) -> dict[str, str]:

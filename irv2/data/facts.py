@@ -6,7 +6,6 @@ import logging
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -17,9 +16,10 @@ from PIL import ExifTags, Image
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError, ImageError
 from irv2.images.decode import FILE_LIMITS, FORMATS, decode
+from irv2.system.files import is_file_or_unreadable
 from irv2.system.machine import num_cores
 from irv2.system.progress import Progress
-from irv2.system.text import quoted
+from irv2.system.text import first_few, quoted
 from irv2.types import UInt8Array
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _look_at_part(part: tuple[ImageFolder, range]) -> list[Facts]:
 def _facts(folder: ImageFolder, i: int) -> Facts:
     sha256 = ""
     try:
-        if folder.spans is None and not _is_readable(folder.path(i)):
+        if folder.spans is None and not is_file_or_unreadable(folder.path(i)):
             return Facts(problem="not a regular file")
         encoded = folder.read(i)
         sha256 = hashlib.sha256(encoded).hexdigest()
@@ -96,11 +96,6 @@ def _facts(folder: ImageFolder, i: int) -> Facts:
         )
 
 
-def _is_readable(path: Path) -> bool:
-    """Whether reading `path` ends, or fails: a pipe would be waited for."""
-    return path.is_file() or not path.exists()
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -121,8 +116,8 @@ def refuse_unreadable(
     bad = [i for i, fact in enumerate(facts) if fact.problem]
     if bad:
         got = f"{len(bad)} of {len(facts)} images can't be read"
-        named = "; ".join(f"{quoted(folder.files[i])}: {facts[i].problem}" for i in bad[:5])
-        named += "; ..." if len(bad) > 5 else ""
+        each = [f"{quoted(folder.files[i])}: {facts[i].problem}" for i in bad]
+        named = first_few(each, separator="; ")
         if bad_images == "error":
             way_out = "replace or remove them, or pass --bad-images skip"
             raise DataError(folder.place, f"{got} ({named})", "whole images", way_out)

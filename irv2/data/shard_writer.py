@@ -3,9 +3,8 @@
 import io
 import logging
 import tarfile
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +14,7 @@ from irv2.data.dataset import LAYOUT, BadImages, ImageFolder, open_split, splits
 from irv2.data.shards import CONTENTS, LABEL_SUFFIX, Contents
 from irv2.errors import DataError, ImageError, Irv2Error
 from irv2.images.decode import FILE_LIMITS, decode
+from irv2.system.ahead import map_ahead
 from irv2.system.files import new_folder
 from irv2.system.machine import num_cores
 from irv2.system.progress import Progress
@@ -106,14 +106,8 @@ def _checked(split: ImageFolder) -> Iterator[bytes | ImageError]:
 
     num_threads = num_cores()
     with ThreadPoolExecutor(num_threads) as pool:  # the libraries release the interpreter lock
-        ahead: deque[Future[bytes | ImageError]] = deque()
         try:
-            for i in range(len(split)):
-                ahead.append(pool.submit(check, i))
-                if len(ahead) > 4 * num_threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            yield from map_ahead(pool, check, range(len(split)), 4 * num_threads)
         finally:
             pool.shutdown(cancel_futures=True)
 

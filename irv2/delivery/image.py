@@ -182,8 +182,8 @@ def _created(reference: Reference, folder: Path, name: PurePosixPath) -> IO[byte
     place = folder.joinpath(*name.parts[1:])
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        return place.open("wb")
-    except (OSError, ValueError) as error:  # ValueError: a null byte
+        return place.open("xb")  # twice, or in other case where that is one, is refused
+    except (OSError, ValueError, RecursionError) as error:  # a null byte; a thousand folders deep
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise
         reason = error.strerror if isinstance(error, OSError) else error

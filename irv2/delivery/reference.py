@@ -43,7 +43,7 @@ class Reference:
 
     @property
     def url(self) -> str:
-        """The registry's address of this name; without TLS on this machine alone, as docker."""
+        """The registry's address of this name; without TLS on this machine alone, like docker."""
         machine = self.host.rsplit(":", 1)[0] if not self.host.endswith("]") else self.host
         is_local = machine in ("localhost", "127.0.0.1", "[::1]")
         return f"{'http' if is_local else 'https'}://{self.host}/v2/{self.name}"

@@ -9,7 +9,9 @@ import hashlib
 import http.client
 import io
 import json
+import os
 import re
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -26,9 +28,11 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _TIMEOUT_S = 60
 _CHUNK = 2**20
 _MAX_MANIFEST = 4 * 2**20  # the specification's limit
+# OpenSSL's numbers, X509_V_ERR_..., of which Python names none.
+_OTHER_NAMES, _OTHER_TIMES = (62, 64), (9, 10)
 
 
-Tell = Callable[[int], None]  # that more bytes have gone, or fewer where they go again
+Tell = Callable[[int], None]  # how many more bytes were sent, fewer where sending begins again
 
 
 class _NoRedirectedSecrets(urllib.request.HTTPRedirectHandler):
@@ -83,6 +87,9 @@ class Registry:
         headers = {"Accept": f"{INDEX}, {MANIFEST_TYPE}"}
         with self._ask("GET", f"/manifests/{reference}", headers=headers) as answer:
             content = self._read(answer, _MAX_MANIFEST + 1)
+        if len(content) > _MAX_MANIFEST:
+            got = f"a manifest of more than {_MAX_MANIFEST // 2**20} MiB"
+            raise InputError(self._reference, got, "what irv2 push made")
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         if reference.startswith("sha256:") and digest != reference:
             raise InputError(self._reference, f"the registry sent {digest[:19]}", reference[:19])
@@ -151,7 +158,7 @@ class Registry:
         if self._authorization and url.startswith(self._reference.url.partition("/v2/")[0] + "/"):
             request.add_header("Authorization", self._authorization)
         try:
-            answer = self._opener.open(request, timeout=_TIMEOUT_S)
+            answer = self._open(request)
         except urllib.error.HTTPError:
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a bad token
@@ -160,6 +167,15 @@ class Registry:
             answer.close()
             raise Irv2Error(self._reference, f"the registry sends us to {url}", "http or https")
         return answer
+
+    def _open(self, request: urllib.request.Request) -> Any:  # noqa: ANN401 (urllib's own)
+        """Follow it to the answer. Raises Irv2Error where TLS fails on the way."""
+        try:
+            return self._opener.open(request, timeout=_TIMEOUT_S)
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ssl.SSLError):
+                raise
+            raise self._untrusted(error.reason) from error
 
     def _authorize(self, challenge: str) -> str:
         """Answer a 401: our password, or a token that another server gives for it."""
@@ -177,7 +193,7 @@ class Registry:
         url = f"{asked['realm']}?{urllib.parse.urlencode(query)}"
         request = urllib.request.Request(url, headers={"Authorization": basic} if basic else {})
         try:
-            with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
+            with self._open(request) as answer:
                 given = json.loads(answer.read(_MAX_MANIFEST))
             return f"Bearer {given.get('token') or given['access_token']}"
         except (
@@ -197,8 +213,26 @@ class Registry:
         if error.code == 404:
             return _NotFoundError(self._reference, "is not in the registry", "what was pushed")
         way_out = "docker login" if error.code in (401, 403) else ""
+        if error.code == 400 and self._reference.url.startswith("http:"):
+            way_out = "if it speaks TLS, give this machine's name: localhost is spoken to without"
         return Irv2Error(self._reference, f"the registry says {error.code} {error.reason}",
                          way_out=way_out)  # fmt: skip
+
+    def _untrusted(self, error: ssl.SSLError) -> Irv2Error:
+        """A certificate that must not be believed, or a server that has none."""
+        if not isinstance(error, ssl.SSLCertVerificationError):
+            got = f"the registry does not speak TLS ({error.reason or error})"
+            return Irv2Error(self._reference, got, "TLS, but for a registry on this machine")
+        if error.verify_code in _OTHER_NAMES:
+            expected, way_out = "one for the name that is asked", "use a name that it holds"
+        elif error.verify_code in _OTHER_TIMES:
+            expected, way_out = "one that is valid now", "have it renewed, or set this clock right"
+        else:
+            given = os.environ.get("SSL_CERT_FILE", "not set")
+            expected = "one of an authority that this machine trusts"
+            way_out = f"name the authority's PEM file in SSL_CERT_FILE, which is {given}"
+        got = f"the registry's certificate is refused ({error.verify_message.rstrip('.')})"
+        return Irv2Error(self._reference, got, expected, way_out)
 
     def _lost(self, error: Exception) -> Irv2Error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__

@@ -16,13 +16,13 @@ sizes 256, 288, 320 and 352 assume a resize to 256; here they are scaled to the 
 import itertools
 
 import numpy as np
-from numpy.typing import NDArray
 
 from irv2.images.preprocess import Preprocess, center_window, checked_shape, resize_and_crop
 from irv2.images.resample import RESAMPLERS, Window
-from irv2.types import FloatArray, IntArray, UInt8Array
+from irv2.types import Float64Array, FloatArray, IntArray, UInt8Array
 
 CROPS = (1, 10, 12, 144)
+BATCH_SIZE = 32  # views in one forward pass, unless told otherwise
 _SIZES = (256 / 256, 288 / 256, 320 / 256, 352 / 256)
 
 
@@ -58,7 +58,7 @@ def combine(logits: FloatArray, crops: int) -> FloatArray:
     return mean
 
 
-def log_probabilities(combined: FloatArray, crops: int, classes: IntArray) -> NDArray[np.float64]:
+def log_probabilities(combined: FloatArray, crops: int, classes: IntArray) -> Float64Array:
     """Return the logarithm of the probability of one class per row of what `combine` gives: (N,).
 
     The logits of 10 crops count by their mean here. Their sum has the same order, but would claim
@@ -66,7 +66,7 @@ def log_probabilities(combined: FloatArray, crops: int, classes: IntArray) -> ND
     """
     logits = combined.astype(np.float64) / (10 if crops == 10 else 1)
     chosen = np.take_along_axis(logits, classes[:, None], axis=1)[:, 0]
-    found: NDArray[np.float64] = chosen - np.logaddexp.reduce(logits, axis=1)
+    found: Float64Array = chosen - np.logaddexp.reduce(logits, axis=1)
     return found
 
 

@@ -43,7 +43,7 @@ class Agreement:
     def num_needed(self, limit_percent: float) -> int | None:
         """How many pictures like these would pass; None if no number would."""
         if not self.num:
-            return fewest(limit_percent)
+            return smallest_passing_n(limit_percent)
         if 100 * self.changed / self.num >= limit_percent:
             return None
         num_steps = math.ceil(math.log(_ENOUGH / self.num, _GROWTH))
@@ -79,11 +79,11 @@ class Agreement:
         return f"{finding}; about {two_digits(needed)} like these would decide"
 
 
-def fewest(limit_percent: float) -> int:
+def smallest_passing_n(limit_percent: float, confidence: float = CONFIDENCE) -> int:
     """The fewest pictures that can pass, with every answer the same."""
     if limit_percent >= 100:
         return 1
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-limit_percent / 100))
+    return math.ceil(math.log(1 - confidence) / math.log1p(-limit_percent / 100))
 
 
 def _upper_limit(k: int, n: int) -> float:

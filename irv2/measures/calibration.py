@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from irv2.measures.estimates import Estimate, proportion
+from irv2.types import BoolArray, Float64Array
 
 NUM_BINS = 15
 
@@ -71,7 +71,7 @@ class Calibration:
         )
 
 
-def calibrate(confidences: NDArray[np.float64], right: NDArray[np.bool_]) -> Calibration:
+def calibrate(confidences: Float64Array, right: BoolArray) -> Calibration:
     """Sort images into bins by the probability (n,), 0 to 1, of their best class."""
     edges = np.linspace(0, 1, NUM_BINS + 1)
     bin_of = np.clip(np.digitize(confidences, edges, right=True) - 1, 0, NUM_BINS - 1)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from irv2.data.dataset import ImageFolder
 from irv2.errors import EngineError
@@ -16,7 +15,7 @@ from irv2.ledger import LEGACY_BATCH_SIZE, Ledger, Predictions
 from irv2.measures.calibration import Calibration, calibrate
 from irv2.measures.classes import Confusion
 from irv2.measures.estimates import Estimate, proportion
-from irv2.types import IntArray
+from irv2.types import Float64Array, IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class Evaluation:
         """The best class of each image: (n,)."""
         return self.ledger.top5[:, 0]
 
-    def log_probabilities(self, classes: IntArray) -> NDArray[np.float64]:
+    def log_probabilities(self, classes: IntArray) -> Float64Array:
         """Return the natural logarithm of the probability of one class per image: (n,)."""
         return log_probabilities(self.predictions.logits, self.crops, classes)
 

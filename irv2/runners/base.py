@@ -12,13 +12,6 @@ from irv2.types import FloatArray, UInt8Array
 
 # Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
 CPU_MAX_BATCH = 8
-# Threads of a stream on a CPU, unless told otherwise. With ONNX Runtime a second one makes a lone
-# image 1.85 times as fast (DECISIONS.md, 2026-11-26), so that 8 % of the work is not shared out
-# (Amdahl's law): 4 threads do 81 % of what they could do apart, 8 do 64 % and 32 only 29 %. This is
-# calculated, not measured, beyond 2 cores. With OpenVINO a second one gains a sixth for a lone
-# image, and two streams of one answer 1.5 times as many as one of two (DECISIONS.md, 2026-11-30).
-THREADS_PER_STREAM = 4
-_THREADS_PER_STREAM = {"openvino-cpu": 1}
 
 
 class Runner(ABC):
@@ -107,11 +100,6 @@ class Runner(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def default_streams(backend: str, num_threads: int) -> int:
-    """How many streams so many threads of a CPU are divided into, unless told otherwise."""
-    return max(1, num_threads // _THREADS_PER_STREAM.get(backend, THREADS_PER_STREAM))
 
 
 def usual_sizes(max_batch: int) -> list[int]:

@@ -9,23 +9,13 @@ from typing import NamedTuple
 from irv2.errors import BundleError, EngineError
 from irv2.manifest import Artifact, Evidence
 from irv2.runners import onnx, openvino, speed
-from irv2.runners.base import Runner, default_streams
+from irv2.runners.backends import BACKENDS, LIKELY, default_streams
+from irv2.runners.base import Runner
 from irv2.runners.parallel import ParallelRunner
 from irv2.system.machine import instruction_set, num_cores
 
 logger = logging.getLogger(__name__)
 
-# Backends and their precisions, likely fastest first: the order where no speed is recorded. What
-# is not named is no faster than float32. ONNX Runtime has no bf16 on a CPU, and on CUDA it computes
-# quantised models in float32.
-_LIKELY: dict[str, tuple[str, ...]] = {
-    "tensorrt": ("int8", "fp16", "bf16", "fp32"),
-    "tensorrt_rtx": ("int8", "fp16", "bf16", "fp32"),
-    "onnxruntime-cuda": ("fp16", "bf16", "fp32"),
-    openvino.BACKEND: ("int8", "bf16", "fp32"),
-    "onnxruntime-cpu": ("int8", "fp32", "fp16"),
-}
-BACKENDS = tuple(_LIKELY)
 # Two timings of one file differ by up to as much; below that, answers count before speed.
 NOISE = 0.03
 NO_BACKEND = "no backend that is installed runs it"
@@ -256,7 +246,7 @@ def _candidate_or_rejection(
         return rejection(f"parity {evidence.parity.verdict}")
     if artifact.precision == "bf16" and runs_on == "onnxruntime-cpu":
         return rejection("ONNX Runtime has no bf16 on a CPU")
-    is_likely = artifact.precision in _LIKELY[runs_on] and artifact.file != INT8_TRT
+    is_likely = artifact.precision in LIKELY[runs_on] and artifact.file != INT8_TRT
     if evidence.images_per_s is None and precision is None and not is_likely:
         return rejection(f"is no faster on {runs_on} than float32; taken only if asked for")
     return Candidate(artifact, evidence)
@@ -278,7 +268,7 @@ def _fastest_first(candidates: list[Candidate]) -> list[Candidate]:
 
 def _likely_rank(candidate: Candidate) -> tuple[int, bool, int]:
     artifact, evidence = candidate
-    order = _LIKELY[evidence.backend]
+    order = LIKELY[evidence.backend]
     rank = order.index(artifact.precision) if artifact.precision in order else len(order)
     return BACKENDS.index(evidence.backend), artifact.file == INT8_TRT, rank
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import hashlib
 import logging
 import os
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, BinaryIO, NoReturn
 
 from irv2.errors import ImageError, ImageReason, InputError, Irv2Error
 from irv2.system.stop import raise_if_stopped
@@ -28,13 +29,27 @@ _NO_FSYNC = (
     errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOSYS,
     errno.EOPNOTSUPP,
 )  # fmt: skip
+HASH_BLOCK_BYTES = 2**20
 _noticed: set[str] = set()
 
 
 def file_sha256(path: Path) -> str:
-    """Return the hex sha256 of a file."""
+    """Return the hex sha256 of a file; show how far it is where that takes long."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return open_file_sha256(file)
+
+
+def open_file_sha256(file: BinaryIO) -> str:
+    """Return the hex sha256 of an open file as of its position."""
+    from irv2.system.progress import DELAY_S, ByteProgress  # only here: most need no bar
+
+    num_bytes = os.fstat(file.fileno()).st_size
+    found = hashlib.sha256()
+    with ByteProgress(f"hash {file.name}", num_bytes, delay_s=DELAY_S) as bar:
+        while block := file.read(HASH_BLOCK_BYTES):
+            found.update(block)
+            bar.count(len(block))
+    return found.hexdigest()
 
 
 def nearest(path: Path) -> Path:
@@ -83,6 +98,16 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
 def _temporary(path: Path) -> Path:
     """Name a new file beside `path`; containers on one disk may all have the same process id."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def left_beside(path: Path, ending: str = ".tmp") -> list[Path]:
+    """Return what programs left beside `path` under its temporary names, `.NAME.RANDOM` + `ending`.
+
+    RANDOM has no dot: `.x.b.1f.tmp` belongs to `x.b` and not to `x`.
+    """
+    start = f".{path.name}."
+    found = path.parent.glob(f"{glob.escape(start)}*{ending}")
+    return [each for each in found if "." not in each.name[len(start) : -len(ending)]]
 
 
 def _write(path: Path, content: bytes | Callable[[Path], None]) -> None:
@@ -269,6 +294,14 @@ def entries_below(folder: str | Path) -> Iterator["os.DirEntry[str]"]:
         _refuse(error)
     for path in folders:
         yield from entries_below(path)
+
+
+def is_file_or_unreadable(file: "os.DirEntry[str] | Path") -> bool:
+    """Whether reading `file` ends, or fails at once as that of a broken link; not of a pipe."""
+    try:
+        return file.is_file() or not Path(file).exists()
+    except OSError:
+        return True
 
 
 def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:

@@ -36,6 +36,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_here() -> bool:
+    """Whether no other process of torchrun on this machine came first, to say what all would."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def num_cores() -> int:
     """Count the cores that this process may use, by affinity and quota; a part of one counts whole.
 

@@ -59,6 +59,11 @@ def explain_lack_of_memory() -> Iterator[None]:
         ) from error
 
 
+def resident_bytes() -> int:
+    """Return how much memory this process has, on Linux."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def limit_of_process() -> str:
     """Name the limit of this process and its children, as shells do; empty if there is none."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -76,8 +81,7 @@ def _words_of(error: BaseException) -> str | None:
 
 def _in_use() -> str:
     """Say how much memory this process has, and what limits it."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    line = f"{pages * resource.getpagesize() >> 20} MiB in use"
+    line = f"{resident_bytes() >> 20} MiB in use"
     if of_process := limit_of_process():
         line += f", {of_process}"
     return f"{line}, its cgroup's limit {of_group}" if (of_group := memory_limit()) else line

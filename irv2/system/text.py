@@ -1,6 +1,7 @@
 """Names that come from elsewhere, and rounded numbers, in what we print or write."""
 
 import unicodedata
+from collections.abc import Sequence
 
 
 def one_line(name: object) -> str:
@@ -24,6 +25,17 @@ def markdown_cell(name: object) -> str:
 def quoted(name: str, *, always: bool = False) -> str:
     """Return `name` for a message: in quotes if it would not be seen whole without, or always."""
     return f'"{one_line(name)}"' if always or name != name.strip() or not name else one_line(name)
+
+
+def first_few(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """Return the first names of a list, and an ellipsis for the others."""
+    return separator.join([*names[:most], "..."] if len(names) > most else names)
+
+
+def shortened(entries: Sequence[str], most: int = 6) -> str:
+    """Return the first entries of a list, and how many more there are."""
+    more = len(entries) - most
+    return ", ".join(entries[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def two_digits(num: int) -> int:

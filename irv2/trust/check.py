@@ -10,8 +10,8 @@ from irv2.trust.signature import Signature, read_signature
 def require_signature(bundle: Bundle, trusted: Trusted) -> Signature:
     """Return the signature of an opened bundle; raises BundleError unless `trusted` vouches for it.
 
-    Whoever can write to the folder can still change a file after this: serve from a place that
-    only the deployment can write to.
+    Whoever can write to the folder can still change a file after this, which who opens an engine
+    must notice.
     """
     signature = read_signature(bundle.path)
     if signature is None:

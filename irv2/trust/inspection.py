@@ -20,7 +20,7 @@ from irv2.manifest import (
     Source,
     read_manifest,
 )
-from irv2.system.text import one_line
+from irv2.system.text import first_few, one_line
 
 _ARTIFACT_HEADERS = (
     "artefact",
@@ -80,7 +80,7 @@ class Inspection:
         """What the bundle is, where it comes from and whether it is whole: names and values."""
         manifest, preprocess = self.bundle.manifest, self.bundle.preprocess
         source, classes = manifest.source, manifest.classes
-        shown = ", ".join(map(one_line, classes[:5])) + (", ..." if len(classes) > 5 else "")
+        shown = first_few([one_line(name) for name in classes])
         machines = {artifact.built_with.get("machine", "") for artifact in manifest.artifacts}
         return [
             ("id", manifest.id),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -40,6 +40,7 @@ _HASHES: dict[type[EllipticCurve], HashAlgorithm] = {
     SECP384R1: SHA384(),
     SECP521R1: SHA512(),
 }
+E = TypeVar("E", bound=x509.ExtensionType)
 _CURVES = "an ECDSA key on P-256, P-384 or P-521"
 
 
@@ -186,13 +187,21 @@ def _problem_of(certificate: x509.Certificate) -> str:
     if _now() < certificate.not_valid_before_utc:
         begin = certificate.not_valid_before_utc.isoformat()
         return f"its certificate is not valid before {begin}"
-    for extension in certificate.extensions:
-        usage = extension.value
-        if isinstance(usage, x509.KeyUsage) and usage.digital_signature:
-            return ""
-        if isinstance(usage, x509.ExtendedKeyUsage) and ExtendedKeyUsageOID.CODE_SIGNING in usage:
-            return ""
-    return "its certificate allows neither digital signatures nor code signing"
+    purposes = _extension(certificate, x509.ExtendedKeyUsage)
+    usage = _extension(certificate, x509.KeyUsage)
+    if purposes is not None and ExtendedKeyUsageOID.CODE_SIGNING in purposes:
+        return ""
+    # RFC 5280, 4.2.1.12; else every web server of the same authority could sign bundles.
+    if purposes is not None and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in purposes:
+        return "its certificate is for other purposes than signing code, such as TLS"
+    if usage is None or not usage.digital_signature:
+        return "its certificate allows neither digital signatures nor code signing"
+    return ""
+
+
+def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
+    found = (extension.value for extension in certificate.extensions)
+    return next((value for value in found if isinstance(value, kind)), None)
 
 
 def _is_supported(key: object) -> TypeGuard[EllipticCurvePublicKey]:

@@ -6,7 +6,6 @@ github.com/secure-systems-lab/dsse, protocol.md.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,12 +206,20 @@ def digests(bundle: Bundle, ignored: tuple[str, ...]) -> dict[str, str]:
 
 def _files(folder: Path) -> Iterator[str]:
     """The names of all files, at any depth. Raises BundleError for what is no file."""
-    for place, folders, names in os.walk(folder):
-        for name in [*names, *folders]:
-            path = Path(place, name)
+    folders = [folder]
+    while folders:
+        place = folders.pop()
+        try:
+            found = list(place.iterdir())
+        except OSError as error:
+            got = f"can't be listed ({error.strerror})"
+            raise BundleError(place, got, "a folder that can be read") from error
+        for path in found:
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise BundleError(path, "a link, or no file", "files alone in what is signed")
-            if path.is_file():
+            if path.is_dir():
+                folders.append(path)
+            else:
                 yield path.relative_to(folder).as_posix()
 
 

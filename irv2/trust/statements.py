@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from irv2.manifest import Artifact, Evidence, Manifest, Parity, Source
 from irv2.measures.estimates import Estimate, proportion
-from irv2.system.text import one_line
+from irv2.system.text import first_few, one_line
 
 VERDICTS, BOM, CARD = "verdicts.intoto.jsonl", "bom.cdx.json", "README.md"
 CARD_BEGINS = "---\n# Made by irv2 sign from bundle.json; signing again replaces it.\n"
@@ -90,7 +90,7 @@ def card(manifest: Manifest) -> str:
     """Return the model card, Markdown with the front matter that hubs read."""
     source, names = manifest.source, manifest.classes
     license_line = f"license_name: {json.dumps(_license(source))}\n" if _license(source) else ""
-    shown = ", ".join(map(one_line, names[:10])) + (", ..." if len(names) > 10 else "")
+    shown = first_few([one_line(name) for name in names], 10)
     table = [_card_row(artifact, row) for artifact, row in _rows(manifest)]
     headers = ("file", "verdict", "top-1 error, %", "top-5 error, %", "checkpoint", "lost, gained",
                "images", "ran on")  # fmt: skip

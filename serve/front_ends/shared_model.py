@@ -35,7 +35,6 @@ class SharedModel:
             num_front_ends=options.num_front_ends + 1,  # the last is this process (OwnFrontEnd)
             max_queue=options.max_queue,
         )
-        engine.register(self._segment.images)
         self._metrics = ModelMetrics(metrics, self.description.id, self._segment.sums)
         # It makes no promises itself, and answers for those of all front ends.
         promises = RemotePromises(self._segment, 0, Channel(lambda *_: None, lambda: None))
@@ -52,6 +51,8 @@ class SharedModel:
 
     async def start(self) -> None:
         """Pass the self-test at every certified batch size. Raises EngineError."""
+        # In a thread, for page-locking takes long.
+        await asyncio.to_thread(self.engine.register, self._segment.images)
         await self.engine.test()
         self._is_tested = True
         self._publish_times()

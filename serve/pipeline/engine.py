@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from irv2.bundle import Bundle
-from irv2.errors import UsageError
+from irv2.errors import BundleError, UsageError
 from irv2.manifest import SIGNATURE
 from irv2.runners.base import Runner
 from irv2.runners.choose import Choice, open_best
@@ -40,7 +40,31 @@ class OpenedModel(NamedTuple):
 
 
 def open_model(path: Path, options: ServeOptions) -> OpenedModel:
-    """Open the fastest artefact that passed. Raises BundleError or EngineError."""
+    """Open the fastest artefact that passed. Raises BundleError or EngineError.
+
+    What has been checked is what the engine read: a link to the folder is followed once, and a
+    folder that is written to meanwhile is refused.
+    """
+    folder = path if path.resolve() == path.absolute() else path.resolve()
+    before = _changes(folder)
+    opened = _open(folder, options)
+    if _changes(folder) != before:
+        opened.choice.runner.close()
+        got, expected = "was changed while it was opened", "a folder that nobody writes to"
+        raise BundleError(path, got, expected, "write the new one beside it, rename it, try again")
+    return opened
+
+
+def _changes(folder: Path) -> dict[Path, tuple[int, int]]:
+    """When a folder and each file in it was last changed, by the time that no program can set."""
+    try:
+        found = {path: path.stat() for path in (folder, *folder.iterdir())}
+    except OSError:  # it is not there, or goes at this moment: opening says so
+        return {}
+    return {path: (status.st_ctime_ns, status.st_size) for path, status in found.items()}
+
+
+def _open(path: Path, options: ServeOptions) -> OpenedModel:
     bundle = Bundle.open(path)
     if options.require_signature:
         _check_signature(bundle, options.require_signature)

@@ -120,9 +120,8 @@ class Pipeline:
         """Raise the RequestError that any request due by `deadline` would get, if there is one."""
         self._check_serving()
         try:
-            self._admission.check(
-                1, deadline, prepared=True
-            )  # its message, not read yet, would tell
+            # Its message, which would tell how many images it has, is not read yet.
+            self._admission.check(1, deadline, prepared=True)
         except RequestError:
             self._metrics.observe_failure(0.0)
             raise

@@ -1,7 +1,6 @@
 """The six paths of the Open Inference Protocol over HTTP, with binary tensor data."""
 
 from functools import partial
-from typing import Any
 
 from google.rpc import status_pb2
 
@@ -17,13 +16,7 @@ EXTENSIONS = ("binary_tensor_data",)
 MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 
 
-class _OpenInference(Reply):
-    def refusal(self, status: status_pb2.Status) -> dict[str, Any]:
-        """The protocol's error is a text."""
-        return {"error": status.message}
-
-
-class Live(_OpenInference):
+class Live(Reply):
     """GET /v2/health/live, open to everyone."""
 
     def get(self) -> None:
@@ -31,7 +24,7 @@ class Live(_OpenInference):
         self.send({"live": True})
 
 
-class Ready(_OpenInference):
+class Ready(Reply):
     """GET /v2/health/ready and of a model, open to everyone."""
 
     def get(self, name: str = "", version: str = "") -> None:
@@ -47,7 +40,7 @@ class Ready(_OpenInference):
             self.send({"name": name, "ready": True} if name else {"ready": True})
 
 
-class Server(_OpenInference):
+class Server(Reply):
     """GET /v2: name, version and extensions."""
 
     def get(self) -> None:
@@ -56,7 +49,7 @@ class Server(_OpenInference):
             self.send({"name": "irv2", "version": __version__, "extensions": EXTENSIONS})
 
 
-class Metadata(_OpenInference):
+class Metadata(Reply):
     """GET /v2/models/NAME: its tensors."""
 
     def get(self, name: str, version: str | None) -> None:
@@ -81,7 +74,7 @@ class Metadata(_OpenInference):
         )
 
 
-class Infer(Question, _OpenInference):
+class Infer(Question):
     """POST /v2/models/NAME/infer."""
 
     method, may_wait = "http/ModelInfer", True

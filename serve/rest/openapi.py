@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from google.rpc import status_pb2
-
 from irv2 import __version__
 from irv2.serve.rest.request import TIMEOUT_HEADER, Reply
 from irv2.serve.rest.tensors import LENGTH_HEADER
@@ -19,10 +17,6 @@ class OpenApi(Reply):
     def get(self) -> None:
         """Send it."""
         self.send(document())
-
-    def refusal(self, status: status_pb2.Status) -> Schema:
-        """Of another method."""
-        return {"error": status.message}
 
 
 def document() -> Schema:

@@ -9,9 +9,6 @@ import hashlib
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from google.rpc import status_pb2
 
 from irv2.serve.rest.request import Reply
 
@@ -36,10 +33,6 @@ class Page(Reply):
         self.send_bytes(body, "text/html; charset=utf-8")
 
     head = get
-
-    def refusal(self, status: status_pb2.Status) -> dict[str, Any]:
-        """Of another method."""
-        return {"error": status.message}
 
 
 @cache

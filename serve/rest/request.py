@@ -113,7 +113,7 @@ def _unauthenticated(message: str) -> status_pb2.Status:
 
 
 class Reply(RequestHandler):
-    """A request answered with JSON; a refusal takes the form of the protocol."""
+    """A request answered with JSON; a refusal is a text, unless a protocol wants another form."""
 
     def initialize(self, desk: Desk) -> None:
         """Called by Tornado before anything else."""
@@ -121,7 +121,7 @@ class Reply(RequestHandler):
 
     def refusal(self, status: status_pb2.Status) -> dict[str, Any]:
         """The object that tells of a refusal."""
-        raise NotImplementedError
+        return {"error": status.message}
 
     def is_let_in(self) -> bool:
         """Whether the caller may ask; refuse it if not."""

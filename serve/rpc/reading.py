@@ -5,7 +5,7 @@ nothing else runs. A message of 60 MB, far smaller on the wire if it is compress
 million parts. So the parts are counted first, on the wire format (protobuf.dev, Encoding).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -61,38 +61,47 @@ def excess(message: bytes, kind: Descriptor, max_pixels: int) -> InvalidRequest 
     """
     num_parts = num_pixel_bytes = 0
     most_pixel_bytes = MAX_BYTES_PER_PIXEL * max_pixels
-    rest = [(0, len(message), kind)]  # from, to and kind of each message within
     try:
-        while rest:
-            at, end, kind = rest.pop()
-            while at < end:
-                num_parts += 1
-                tag, at = _varint(message, at)
-                field = kind.fields_by_number.get(tag >> 3)
-                if tag & 7 == _VARINT:
-                    _, at = _varint(message, at)
-                elif tag & 7 != _BYTES:
-                    at += _SIZES[tag & 7]
-                else:
-                    size, at = _varint(message, at)
-                    if field and field.message_type:
-                        rest.append((at, at + size, field.message_type))
-                    elif field and field.name == PIXELS:
-                        num_pixel_bytes += size
-                    elif field and field.type not in _OF_BYTES:
-                        num_parts += size
-                    at += size
-                if num_parts > MAX_PARTS:
-                    got = f"here the message exceeds {MAX_PARTS} fields and numbers"
-                    return InvalidRequest(field.name if field else "message", got, "a few an image")
-                if num_pixel_bytes > most_pixel_bytes:
-                    got, expected = f"{num_pixel_bytes} bytes", f"at most {most_pixel_bytes}"
-                    return InvalidRequest(PIXELS, got, expected)
-            if at > end:
-                raise DecodeError("a part goes beyond the end")
+        for field, num_packed in _fields(message, kind):
+            is_pixels = field is not None and field.name == PIXELS
+            num_parts += 1 if is_pixels else 1 + num_packed
+            num_pixel_bytes += num_packed if is_pixels else 0
+            if num_parts > MAX_PARTS:
+                got = f"here the message exceeds {MAX_PARTS} fields and numbers"
+                return InvalidRequest(field.name if field else "message", got, "a few an image")
+            if num_pixel_bytes > most_pixel_bytes:
+                got, expected = f"{num_pixel_bytes} bytes", f"at most {most_pixel_bytes}"
+                return InvalidRequest(PIXELS, got, expected)
     except (IndexError, KeyError) as error:
         raise DecodeError("a part ends early or is of no known type") from error
     return None
+
+
+def _fields(message: bytes, kind: Descriptor) -> Iterator[tuple[FieldDescriptor | None, int]]:
+    """Yield each field, None if unknown, and its bytes where they are a list of numbers, else 0.
+
+    Fields of the messages within follow. Raises DecodeError, IndexError or KeyError.
+    """
+    rest = [(0, len(message), kind)]  # from, to and kind of each message within
+    while rest:
+        at, end, kind = rest.pop()
+        while at < end:
+            tag, at = _varint(message, at)
+            field, wire_type, num_packed = kind.fields_by_number.get(tag >> 3), tag & 7, 0
+            if wire_type == _VARINT:
+                _, at = _varint(message, at)
+            elif wire_type != _BYTES:
+                at += _SIZES[wire_type]
+            else:
+                size, at = _varint(message, at)
+                if field and field.message_type:
+                    rest.append((at, at + size, field.message_type))
+                elif field and field.type not in _OF_BYTES:
+                    num_packed = size
+                at += size
+            yield field, num_packed
+        if at > end:
+            raise DecodeError("a part goes beyond the end")
 
 
 _OF_BYTES = (FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_STRING)

@@ -21,7 +21,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str
     """A working folder with runs/setting-2, as the README says but trained half as long."""
     folder = tmp_path_factory.mktemp("project")
     train = ["irv2-train", "--setting", "2", "--epochs", "8"]
-    subprocess.run(train, cwd=folder, env=environment, check=True)
+    with (folder / "train.log").open("w") as log:
+        subprocess.run(train, cwd=folder, env=environment, stderr=log, check=True)
     return folder
 
 

@@ -46,6 +46,10 @@ def test_training_on_the_sample_learns_to_read_digits(project):
     assert best.metrics["num_val_images"] == 360
 
 
+def test_a_training_without_data_says_once_what_it_takes(project):
+    assert (project / "train.log").read_text().count("data: the built-in sample") == 1
+
+
 def test_the_checkpoint_is_the_small_network_of_the_same_blocks(project):
     model = load_model(project / "runs" / "setting-2" / "best.pt")
     assert (model.config.width, model.config.blocks) == (0.25, (1, 2, 1))

@@ -5,6 +5,7 @@ Everything follows from a seed: input number n of seed s is the same on every ma
 
 import asyncio
 import io
+import re
 import socket
 import time
 from collections import Counter
@@ -379,9 +380,9 @@ def _post(path: bytes, content_type: bytes, body: bytes) -> bytes:
 
 
 def memory_mb(pid: int) -> float:
-    """Resident memory of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    """Resident memory of a process; 0 for one that has ended and was not waited for."""
+    resident = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(resident[1]) / 1024 if resident else 0
 
 
 def num_open_files(pid: int) -> int:

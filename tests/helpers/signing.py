@@ -1,10 +1,13 @@
 """Keys and certificates that sign bundles, made anew for each run of the tests."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -12,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_pem_private_key,
 )
 
 
@@ -53,8 +57,16 @@ def key_pair(
     return pair
 
 
-def certified(folder: Path, name: str = "signer", days: tuple[float, float] = (-1, 1)) -> Certified:
-    """Write a signer's certificate, valid between two days, from an authority below a root."""
+def certified(
+    folder: Path,
+    name: str = "signer",
+    days: tuple[float, float] = (-1, 1),
+    purposes: Sequence[x509.ObjectIdentifier] | None = (),
+) -> Certified:
+    """Write a signer's certificate, valid between two days, from an authority below a root.
+
+    It may be used as trustme has it, for TLS and for signing, or for `purposes`; None states none.
+    """
     root, now = trustme.CA(), datetime.now(UTC)
     between = root.create_child_ca()
     issued = between.issue_cert(
@@ -68,6 +80,22 @@ def certified(folder: Path, name: str = "signer", days: tuple[float, float] = (-
     made = Certified(*files)
     issued.private_key_pem.write_to_path(made.private)
     issued.cert_chain_pems[0].write_to_path(made.certificate)
+    if purposes != ():
+        limit(made.certificate, between, purposes)
     between.cert_pem.write_to_path(made.chain)
     root.cert_pem.write_to_path(made.root)
     return made
+
+
+def limit(path: Path, issuer: trustme.CA, purposes: Sequence[x509.ObjectIdentifier] | None) -> None:
+    """Issue a certificate again with other purposes."""
+    old = x509.load_pem_x509_certificate(path.read_bytes())
+    builder = x509.CertificateBuilder(
+        old.issuer, old.subject, old.public_key(), old.serial_number,
+        old.not_valid_before_utc, old.not_valid_after_utc,
+        [each for each in old.extensions if not isinstance(each.value, x509.ExtendedKeyUsage)],
+    )  # fmt: skip
+    if purposes is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+    key = load_pem_private_key(issuer.private_key_pem.bytes(), None)
+    path.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))

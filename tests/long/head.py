@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from irv2.checkpoint import Checkpoint
-from irv2.evaluate import BATCH_SIZE
+from irv2.images.crops import BATCH_SIZE
 from irv2.system.machine import cpu_has_bfloat16, num_cores
 from irv2.train import loop
 from irv2.train.data.feature_engine import WORTH_OPENVINO, FeatureEngine

@@ -27,6 +27,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from packageurl import PackageURL
 from process_output import read_line
 from project import ROOT
 from serving_site import jpeg
@@ -188,7 +191,9 @@ def leftovers(added: dict[str, tuple[int, str]]) -> list[str]:
         name
         for name in added
         if Path(name).name in LEFT_BEHIND
-        or name.startswith(("ca/", "wheel/", "src/", "build/", "sbom/", "requirements/", "tmp/"))
+        or name.startswith(
+            ("ca/", "wheel/", "src/", "build/", "sbom/", "requirements/", "tmp/", "image/")
+        )
         or name.startswith(("root/.cache/", "var/lib/apt/lists/", "var/cache/"))
         or "/site-packages/pip/" in name
         or name.endswith((".whl", ".crt", "install.sh"))
@@ -205,9 +210,11 @@ def check_labels(labels: dict[str, str]) -> None:
 
 
 def check_bill_of_materials(root: Path, openvino: bool) -> None:
-    bill = json.loads((root / "opt/irv2/sbom.cdx.json").read_text())
-    assert bill["bomFormat"] == "CycloneDX"
-    listed = {each["name"].lower().replace("_", "-") for each in bill["components"]}
+    text = (root / "opt/irv2/sbom.cdx.json").read_text()
+    bill = json.loads(text)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    purls = [PackageURL.from_string(c["purl"]) for c in bill["components"] if "purl" in c]
+    listed = {purl.name.lower().replace("_", "-") for purl in purls if purl.type == "pypi"}
     installed = {
         path.name.partition("-")[0].lower().replace("_", "-")
         for path in root.glob("opt/irv2/lib/python3*/site-packages/*.dist-info")
@@ -215,7 +222,12 @@ def check_bill_of_materials(root: Path, openvino: bool) -> None:
     assert listed | {"irv2"} == installed, listed ^ installed
     assert ("openvino" in listed) == openvino, listed
     assert not listed & {"torch", "scipy", "pip", "setuptools"}
-    print(f"{len(listed)} packages in sbom.cdx.json")
+    debian = {f"{purl.name} {purl.version}" for purl in purls if purl.type == "deb"}
+    show = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-Wf", "${Package} ${Version}\n"]
+    assert debian == set(subprocess.check_output(show, text=True).splitlines())
+    [system] = [c for c in bill["components"] if c["type"] == "operating-system"]
+    assert (system["name"], system["version"]) == ("debian", "12"), system
+    print(f"sbom.cdx.json: {len(listed)} Python packages, {len(debian)} of Debian")
 
 
 def serve_and_classify(root: Path, config: dict, folder: Path) -> None:

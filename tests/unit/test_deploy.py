@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
@@ -137,3 +138,60 @@ def test_the_page_about_proxies_explains_settings_that_the_files_have(heading, f
     assert len(settings) > 5
     for setting in settings:
         assert all(part in text for part in setting.split(" ... ")), setting
+
+
+DPKG_STATUS = """\
+Package: libssl3
+Status: install ok installed
+Architecture: amd64
+Source: openssl
+Version: 3.0.19-1
+Description: x
+
+Package: login
+Status: hold ok installed
+Architecture: amd64
+Source: shadow (1:4.13)
+Version: 1:4.13+b1
+Description: x
+
+Package: gone
+Status: deinstall ok config-files
+Architecture: all
+Version: 1
+Description: x
+"""
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-query"), reason="no dpkg here")
+def test_the_list_of_an_images_packages_has_those_of_debian_that_are_installed(tmp_path):
+    validation = pytest.importorskip("cyclonedx.validation.json")
+    schema = pytest.importorskip("cyclonedx.schema")
+    bill = tmp_path / "sbom.cdx.json"
+    python = {"type": "library", "bom-ref": "numpy", "name": "numpy", "version": "2.0"}
+    head = {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}
+    command = [sys.executable, DEPLOY / "image/system_packages.py", bill]
+    (tmp_path / "status").write_text(DPKG_STATUS)
+
+    def add(components: list[dict]) -> subprocess.CompletedProcess[str]:
+        bill.write_text(json.dumps({**head, "components": components}))
+        environment = os.environ | {"DPKG_ADMINDIR": str(tmp_path)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert add([python]).returncode == 0
+    found = json.loads(bill.read_text())
+    kept, system, *debian = found["components"]
+    base = f"{system['name']}-{system['version']}"
+    assert (kept, system["type"]) == (python, "operating-system")
+    assert [
+        each["purl"].replace(base, "BASE").replace(system["name"], "OS") for each in debian
+    ] == [
+        "pkg:deb/OS/libssl3@3.0.19-1?arch=amd64&distro=BASE&upstream=openssl",
+        "pkg:deb/OS/login@1:4.13%2Bb1?arch=amd64&distro=BASE&upstream=shadow%401:4.13",
+    ]
+    validator = validation.JsonStrictValidator(schema.SchemaVersion.V1_6)
+    assert validator.validate_str(bill.read_text()) is None
+
+    refused = add([{"name": "of no type"}])  # here as the tool before ours would have written it
+    assert refused.returncode == 1
+    assert "with the packages of" in refused.stderr

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irv2.errors import EngineError
-from irv2.evaluate import BATCH_SIZE
+from irv2.images.crops import BATCH_SIZE
 from irv2.model.build import Network
 from irv2.model.fold import fold
 from irv2.runners import openvino

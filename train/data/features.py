@@ -23,7 +23,8 @@ from torch import Tensor
 from irv2.checkpoint import content_sha256
 from irv2.data.dataset import BadImages, ImageFolder
 from irv2.errors import DataError
-from irv2.evaluate import BATCH_SIZE, load_batches
+from irv2.evaluate import load_batches
+from irv2.images.crops import BATCH_SIZE
 from irv2.model.build import Network
 from irv2.model.paper import Normalized
 from irv2.results import top_k_indices

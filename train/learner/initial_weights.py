@@ -13,7 +13,7 @@ from irv2.data.imagenet import names_by_synset
 from irv2.errors import CheckpointError
 from irv2.model.build import Network, build, initialize
 from irv2.network_config import ModelConfig, NetworkConfig
-from irv2.system.text import one_line
+from irv2.system.text import one_line, shortened
 from irv2.train.settings import Recipe
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _load(model: Network, checkpoint: Checkpoint, classes: tuple[str, ...], path
 
 
 def _name(label: str) -> str:
-    """Return a class's name; ImageNet's folders bear synsets."""
+    """Return a class's name; ImageNet's folders are named by synsets."""
     return names_by_synset().get(label, label)
 
 
@@ -119,5 +119,4 @@ def _told(kept: dict[int, int], theirs: Sequence[str], classes: Sequence[str]) -
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - NUM_LISTED
-    return ", ".join(map(one_line, names[:NUM_LISTED])) + (f" and {more} more" if more > 0 else "")
+    return shortened([one_line(name) for name in names], NUM_LISTED)

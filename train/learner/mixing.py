@@ -1,8 +1,8 @@
 """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899): images mixed with a partner.
 
-How is drawn for each step, from seed and step alone. The partner is the next image of the
-batch-norm group: the order within a batch is random already. So micro-batches and processes mix
-what a whole batch in one pass would.
+How they are mixed is drawn for each step, from seed and step alone. The partner is the next image
+of the batch-norm group: the order within a batch is random already. So micro-batches and processes
+mix what a whole batch in one pass would.
 """
 
 import math

@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from irv2.checkpoint import Checkpoint
 from irv2.errors import CheckpointError, DataError, UsageError
 from irv2.measures.curve import HEAD, METRICS, read_metrics
-from irv2.system.files import explain_full_disk, try_lock, write_atomically
+from irv2.system.files import explain_full_disk, left_beside, try_lock, write_atomically
 from irv2.system.stop import raise_if_stopped
 from irv2.train.curves.curves import draw_curves, read_curve
 from irv2.train.run import mlflow
@@ -72,14 +71,9 @@ class Run:
         return self.path / "best.pt"
 
     @property
-    def best_ema(self) -> Path:
-        """The average of the weights with the lowest top-1 error so far."""
-        return self.path / "best-ema.pt"
-
-    @property
-    def _best_of(self) -> dict[str, Path]:
+    def best_of(self) -> dict[str, Path]:
         """The files of the best weights (""), and of their best average ("ema_")."""
-        return {"": self.best, "ema_": self.best_ema}
+        return {"": self.best, "ema_": self.path / "best-ema.pt"}
 
     @property
     def begun_recipe(self) -> dict[str, Any] | None:
@@ -126,9 +120,8 @@ class Run:
                     "one at a time",
                     "wait for it to end or pass another --out",
                 )
-            for path in self.path.iterdir():
-                if _is_left_over(path):
-                    path.unlink()
+            for path in _left_over(self.path):
+                path.unlink()
             yield
 
     def start(self) -> Checkpoint | None:
@@ -165,7 +158,7 @@ class Run:
         Raises CheckpointError for a file that is damaged or of something else.
         """
         found, rows = {}, self.metrics()
-        for kind, path in self._best_of.items():
+        for kind, path in self.best_of.items():
             name = f"{kind}val_top1_error"
             if path.is_file():
                 found[kind] = dict(Checkpoint.load(path).metrics)
@@ -207,7 +200,7 @@ class Run:
         Always before an epoch counts as finished for a resumed run, by its row and last.pt.
         """
         for kind, best in self._best.items():
-            best.save(self._best_of[kind])
+            best.save(self.best_of[kind])
         self._best.clear()
 
     def draw(self) -> None:
@@ -321,9 +314,9 @@ def _write(path: Path, text: str) -> None:
 
 def _is_ours(path: Path) -> bool:
     """Whether this file may be left from a first start that was killed."""
-    return path.name in (LOCK, HEAD) or _is_left_over(path)
+    return path.name in (LOCK, HEAD) or path in _left_over(path.parent)
 
 
-def _is_left_over(path: Path) -> bool:
-    """Whether a killed trainer's write_atomically left this file, not some other program."""
-    return path.is_file() and any(fnmatch(path.name, f".{name}.*.tmp") for name in FILES)
+def _left_over(folder: Path) -> list[Path]:
+    """Return the files that a killed trainer's write_atomically left, not some other program."""
+    return [path for name in FILES for path in left_beside(folder / name) if path.is_file()]

@@ -258,11 +258,14 @@ def test_an_unreadable_image_of_one_process_ends_both_with_one_line_after_a_save
         pytest.param(["--device", "cuda"], "--device cuda: ", 1, marks=pytest.mark.slow),
     ],
 )
-def test_an_error_is_told_once(data, tmp_path, options, line, status):
-    environment = {"CUDA_VISIBLE_DEVICES": ""}
+def test_an_error_and_the_file_of_options_are_told_once(data, tmp_path, options, line, status):
+    file = tmp_path / "irv2.toml"
+    file.write_text("save-minutes = 9\n")  # of a program that stands alone
+    environment = {"CUDA_VISIBLE_DEVICES": "", "IRV2_CONFIG": str(file)}
     done = run(*TORCHRUN, *train(data, tmp_path / "none", *options), **environment)
     assert done.returncode == 1  # torchrun's own, for any failure
     assert done.stderr.count("error: ") == done.stderr.count(f"error: {line}") == 1
+    assert done.stderr.count(f"{file}: --save-minutes 9") == 1
     assert f"exitcode  : {status}" in done.stderr
     assert not (tmp_path / "none" / "last.pt").exists()
 

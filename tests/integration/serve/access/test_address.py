@@ -7,18 +7,11 @@ import pytest
 from certificates import issue
 from serving_process import serving
 from serving_site import jpeg, scenario_with
-from tiny_bundle import write_tiny_bundle
 
-from irv2.bundle import Bundle
 from irv2.client import Client, Tls
 from irv2.errors import NotServing
 from irv2.serve.access.address import Address, UnixSocket
 from irv2.serve.access.tls import TlsFiles
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("address") / "tiny.bundle"))
 
 
 def test_a_client_is_answered_through_a_socket_that_goes_with_the_server(bundle, tmp_path):

@@ -9,18 +9,11 @@ import pytest
 import trustme
 from certificates import issue, self_sign
 from serving_site import Site, jpeg, scenario_with
-from tiny_bundle import write_tiny_bundle
 
-from irv2.bundle import Bundle
 from irv2.client import Tls
 from irv2.errors import NotServing
 from irv2.serve.access.address import Address
 from irv2.serve.access.tls import TlsFiles
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("security") / "tiny.bundle"))
 
 
 async def assert_not_served(site: Site, reason: str = "", **how) -> None:

@@ -9,19 +9,12 @@ import pytest
 from fuzzing import mutate, printable
 from grpc_health.v1 import health_pb2
 from serving_site import request, scenario_with
-from tiny_bundle import write_tiny_bundle
 
-from irv2.bundle import Bundle
 from irv2.errors import RequestError
 from irv2.v1.classifier_pb2 import ClassifyStreamRequest
 
 TOKEN = "correct horse battery staple".replace(" ", "-")
 OTHER = "another-token-of-some-length"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("security") / "tiny.bundle"))
 
 
 def test_only_a_token_of_the_file_opens_the_door(bundle, tmp_path, caplog):

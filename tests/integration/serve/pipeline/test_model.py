@@ -28,11 +28,6 @@ from irv2.system.machine import instruction_set
 from irv2.v1.classifier_pb2 import ClassifyRequest, GetModelRequest, Image
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("served") / "tiny.bundle"))
-
-
 def opened(bundle: Bundle, seconds: float = 0.0, num_streams: int = 1) -> OpenedModel:
     choice = open_best(bundle.path, bundle.artifacts, num_threads=1, num_streams=num_streams)
     return OpenedModel(bundle, choice._replace(runner=PacedRunner(choice.runner, seconds)))

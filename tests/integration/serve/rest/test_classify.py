@@ -9,18 +9,11 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from http_site import HTTP, ask
 from serving_site import jpeg, scenario_with
-from tiny_bundle import write_tiny_bundle
 
-from irv2.bundle import Bundle
 from irv2.v1.classifier_pb2 import ClassifyRequest, ClassifyResponse, Image
 
 PATH = "/v1/classify"
 FORM = "multipart/form-data; boundary=x"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("rest") / "tiny.bundle"))
 
 
 def form(*files: bytes, name: str = "image", **fields: str) -> bytes:

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from http_site import HTTP, ask
 from serving_site import jpeg, loop_watched, scenario_with
-from tiny_bundle import SIDE, write_tiny_bundle
+from tiny_bundle import SIDE
 
-from irv2.bundle import Bundle
 from irv2.errors import EngineError
 from irv2.runners.choose import open_best
 from irv2.serve.rest.tensors import MAX_VALUES
@@ -22,11 +21,6 @@ from irv2.serve.rpc.tensor_models import raw_from_bytes
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
 TENSOR = {"name": "images", "datatype": "UINT8", "shape": list(IMAGES.shape)}
 INFER, INFER_FILES = "/v2/models/irv2/infer", "/v2/models/irv2-files/versions/1/infer"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("rest") / "tiny.bundle"))
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,6 @@ TOKEN = "a-token-of-20-letters"
 in_a_browser = pytest.mark.skipif(bool(browser_is_missing()), reason=browser_is_missing())
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("page") / "tiny.bundle"))
-
-
 class Elements(HTMLParser):
     """The elements of a page, their nesting, and the text of its script and style."""
 

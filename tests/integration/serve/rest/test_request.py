@@ -4,12 +4,9 @@ import asyncio
 import base64
 import json
 
-import pytest
 from http_site import HTTP, ask
 from serving_site import jpeg, scenario_with
-from tiny_bundle import write_tiny_bundle
 
-from irv2.bundle import Bundle
 from irv2.serve.operations.http import MAX_CONNECTIONS
 from irv2.serve.rest.request import MAX_OPEN
 
@@ -19,11 +16,6 @@ DATA = [base64.b64encode(jpeg(0)).decode()]
 ASKED = json.dumps(
     {"inputs": [{"name": "files", "datatype": "BYTES", "shape": [1], "data": DATA}]}
 ).encode()
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("rest") / "tiny.bundle"))
 
 
 def outcomes(site, name: str) -> float:

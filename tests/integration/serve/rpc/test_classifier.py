@@ -8,9 +8,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from serving_site import Site, detail, jpeg, request, scenario_with
-from tiny_bundle import write_tiny_bundle
 
-from irv2.bundle import Bundle
 from irv2.inference import open_inference_pb2 as oip
 from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.serve.rpc.early_refusal import QUEUED
@@ -22,11 +20,6 @@ from irv2.v1.classifier_pb2 import (
     GetModelRequest,
     Image,
 )
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("serve") / "tiny.bundle"))
 
 
 def indices(result) -> list[int]:

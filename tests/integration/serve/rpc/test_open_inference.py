@@ -32,11 +32,6 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("oip") / "tiny.bundle"))
-
-
-@pytest.fixture(scope="module")
 def logits(bundle) -> np.ndarray:
     with open_best(bundle.path, bundle.artifacts).runner as runner:
         return runner.run(IMAGES)

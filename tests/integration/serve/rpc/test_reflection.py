@@ -6,9 +6,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2 as v1alpha
 from grpc_reflection.v1alpha import reflection_pb2_grpc as v1alpha_grpc
 from serving_site import scenario_with
-from tiny_bundle import write_tiny_bundle
 
-from irv2.bundle import Bundle
 from irv2.reflection import reflection_pb2 as v1
 from irv2.reflection import reflection_pb2_grpc as v1_grpc
 
@@ -19,11 +17,6 @@ SERVICES = {
     "inference.GRPCInferenceService",
     "irv2.v1.Classifier",
 }
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("reflect") / "tiny.bundle"))
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from project import ROOT
 from serving_process import LOOPBACK, serving
 from serving_site import request, scenario_with
-from tiny_bundle import SIDE, write_tiny_bundle
+from tiny_bundle import SIDE
 
-from irv2.bundle import Bundle
 from irv2.inference import open_inference_pb2 as oip
 from irv2.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from irv2.serve.operations.logs import JsonFormatter
@@ -36,11 +35,6 @@ from irv2.v1.classifier_pb2 import ClassifyRequest, ClassifyStreamRequest, Image
 from irv2.v1.classifier_pb2_grpc import ClassifierStub
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("follow") / "tiny.bundle"))
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ from irv2.convert.gate.limits import (
     is_above_chance,
     lower_loss_points,
     lower_points,
-    smallest_passing_n,
     upper_loss_points,
     upper_points,
     verdict,
 )
-from irv2.measures.agreement import Agreement
+from irv2.measures.agreement import Agreement, smallest_passing_n
 
 # lost, gained, images -> upper and lower limit in points
 LIMITS = [

@@ -14,6 +14,7 @@ def test_a_signal_ends_the_exporters_thread_though_it_swallows_one(recwarn):
     ended = Event()
 
     def work() -> None:
+        Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
             while True:
                 try:
@@ -25,7 +26,6 @@ def test_a_signal_ends_the_exporters_thread_though_it_swallows_one(recwarn):
         finally:
             ended.set()
 
-    Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         in_thread(work)
     assert ended.is_set()

@@ -82,6 +82,15 @@ def test_an_old_bundle_that_a_crash_left_aside_is_swept_where_there_is_a_new_one
     assert left_overs(place) == []
 
 
+def test_an_old_bundle_of_another_name_that_begins_so_stays_aside(tmp_path):
+    aside = tmp_path / ".a.b.12345678.old"
+    publish(aside / "a.b", "old")
+    (aside / "lock").touch()
+    publish(tmp_path / "a", "new")
+    publish(tmp_path / "a", "newer")
+    assert (aside / "a.b" / "bundle.json").read_text() == "old"
+
+
 def test_an_old_bundle_that_is_just_being_replaced_stays_aside(aside):
     place = aside.parent / "b"
     with (aside / "lock").open() as lock:

@@ -173,6 +173,13 @@ def test_the_folder_goes_with_its_last_part_but_not_files_of_others(tmp_path):
     assert [path.name for path in parts.folder.iterdir()] == ["mine"]
 
 
+def test_what_a_kill_left_is_removed_and_the_half_of_another_result_stays(tmp_path):
+    own, others = tmp_path / ".x.0a1b2c3d.tmp", tmp_path / ".x.b.0a1b2c3d.tmp"
+    own.touch(), others.touch()
+    with Parts(tmp_path / "x").locked():
+        assert (own.exists(), others.exists()) == (False, True)
+
+
 def test_joining_shows_how_far_it_is(parts, monkeypatch, caplog):
     write(parts, range(10))
     monkeypatch.setattr("irv2.system.progress.LINE_EVERY_S", 0)

@@ -125,7 +125,7 @@ def test_completing_imports_no_heavy_library():
     """But for the measurements, whose modules are about torch."""
     program = """
 import sys
-for heavy in ("torch", "onnx", "onnxruntime", "tornado", "matplotlib"):
+for heavy in ("torch", "onnx", "onnxruntime", "tornado", "matplotlib", "scipy"):
     sys.modules[heavy] = None
 from click.shell_completion import BashComplete
 from irv2.cli.main import PROGRAMS, main
@@ -138,7 +138,7 @@ for name in PROGRAMS:
 
 
 def test_a_program_without_its_extra_offers_nothing_and_leaves_the_line_clean():
-    done = asked("irv2 data sp", "sys.modules['numpy'] = None")
+    done = asked("irv2 eval --sp", "sys.modules['numpy'] = None")
     assert (done.stdout, done.stderr) == ("", "")
 
 

@@ -86,3 +86,14 @@ def test_nothing_is_coloured(monkeypatch):
     _, out, drawn = run_on_terminal([sys.executable, "-m", "irv2", "data", "split", "/gone", "x"])
     assert "error: /gone" in drawn
     assert "\x1b" not in out + drawn
+
+
+def test_an_error_sends_no_escape_sequence_to_the_terminal_whatever_a_name_holds():
+    name = "oci://a\x1b[2K\x9b1Ab\u00e9"
+    done = subprocess.run(
+        [sys.executable, "-m", "irv2", "pull", name, "x"],
+        env=os.environ | {"PYTHONUTF8": "1"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.stderr.startswith(r"error: oci://a\x1b[2K\x9b1Ab" + "\u00e9: no place")

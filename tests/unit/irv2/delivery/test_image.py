@@ -1,6 +1,5 @@
 """A bundle goes to a registry and comes back byte for byte, or not at all."""
 
-import base64
 import hashlib
 import http.server
 import io
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 from process_output import read_line
 from project import ROOT
-from registry import needs_registry, registry
+from registry import log_in, needs_registry, password_required, registry
 from terminal import run_on_terminal
 from tiny_bundle import write_tiny_bundle
 
@@ -349,11 +348,14 @@ def file_and_folder() -> bytes:
     [
         (sparse(), "holds models/large; expected files in models/"),
         (file_and_folder(), "holds 'models/a/b', which can't be written"),
+        (packed(*2 * [(tarfile.TarInfo("models/a"), b"x")]), r"'models/a', .* \(File exists\)"),
+        (packed((tarfile.TarInfo("models/.layer.tar"), b"x")), r"layer.tar', .* \(File exists\)"),
         (packed((tarfile.TarInfo("models/" + 300 * "x"), b"")), "which can't be written"),
         (packed((tarfile.TarInfo("models/a\0\xe9"), b"")), "which can't be written"),
+        (packed((tarfile.TarInfo("models/" + 2000 * "a/" + "x"), b"")), "which can't be written"),
         (packed((tarfile.TarInfo("models/a"), b"x"))[:-10000], "a layer can't be read"),
     ],
-    ids=["sparse", "file-and-folder", "long", "null", "cut"],
+    ids=["sparse", "file-and-folder", "twice", "over-itself", "long", "null", "deep", "cut"],
 )
 def test_a_layer_that_cannot_be_unpacked_is_one_line(running, tmp_path, content, problem):
     reference = Reference.parse(f"oci://{running.host}/odd:v1")
@@ -375,12 +377,13 @@ def index_of(digest: str) -> bytes:
     ("manifest", "problem"),
     [
         (b"[" * 10**6, "manifest: .*expected JSON"),
+        (one_layer() + b" " * 2**22, "a manifest of more than 4 MiB"),
         (one_layer(size=-2), "lacks a layer's size: there is -2"),  # read(-1) would be everything
         (one_layer(size=float("inf")), "lacks a layer's size: there is inf"),
         (one_layer("sha256:../x"), "lacks a digest: there is sha256:../x"),
         (index_of("v2"), "lacks a digest: there is v2"),
     ],
-    ids=["nested", "negative", "infinite", "path", "tag"],
+    ids=["nested", "large", "negative", "infinite", "path", "tag"],
 )
 def test_a_registry_may_answer_anything(manifest, problem, tmp_path):
     Scripted.manifest = manifest
@@ -407,18 +410,14 @@ class Scripted(Between):
 
 
 def test_docker_configuration_says_who_we_are(bundle, tmp_path, monkeypatch):
-    bcrypt = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"  # of "secret"
     folder = tmp_path / "registry"
     folder.mkdir()
-    (folder / "htpasswd").write_text(f"me:{bcrypt}\n")
-    auth = f"auth: {{htpasswd: {{realm: test, path: {folder / 'htpasswd'}}}}}\n"
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    with registry(folder, auth) as closed:
+    with registry(folder, password_required(folder)) as closed:
         reference = Reference.parse(f"oci://{closed.host}/mine:v1")
         with pytest.raises(Irv2Error, match="docker login"):
             push(bundle, reference)
-        entry = {"auth": base64.b64encode(b"me:secret").decode()}
-        (tmp_path / "config.json").write_text(json.dumps({"auths": {closed.host: entry}}))
+        log_in(tmp_path, closed.host)
         place = push(bundle, reference)
         pull(place, tmp_path / "out")
         (tmp_path / "config.json").write_text(json.dumps({"credsStore": "test"}))

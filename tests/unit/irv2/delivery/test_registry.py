@@ -1,14 +1,27 @@
 """Who gets our password and our token: the registry and the server that it names, nobody else."""
 
 import base64
+import functools
 import hashlib
 import http.server
 import json
+import ssl
 import threading
 import urllib.parse
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar
 
 import pytest
+import trustme
+from registry import (
+    AFAR,
+    log_in,
+    needs_registry,
+    password_required,
+    registry,
+    write_certificate,
+)
 
 from irv2.delivery.reference import Reference
 from irv2.delivery.registry import Registry
@@ -132,3 +145,115 @@ def test_a_registry_that_sends_an_upload_to_a_file_is_one_line(servers, tmp_path
 )  # fmt: skip
 def test_only_this_machine_is_spoken_to_without_tls(host, scheme):
     assert Reference.parse(f"oci://{host}/a/b:v1").url == f"{scheme}://{host}/v2/a/b"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusted(authority, tmp_path, monkeypatch) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+
+
+class Storage(http.server.SimpleHTTPRequestHandler):
+    """Where a registry's files are, without it; notes who asks with what."""
+
+    seen: ClassVar[list[str | None]] = []
+
+    def end_headers(self):
+        self.seen.append(self.headers["Authorization"])
+        super().end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def storage_over_tls(folder, certificate):
+    """Serve a folder at localhost; yields the address."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    handler = functools.partial(Storage, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"https://localhost:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@needs_registry
+def test_over_tls_a_password_opens_a_registry_and_is_not_told_to_its_storage(
+    authority, trusted, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    Storage.seen.clear()
+    elsewhere = write_certificate(tmp_path / "storage.pem", authority, "localhost")
+    own = write_certificate(tmp_path / "registry.pem", authority)
+    with storage_over_tls(tmp_path / "storage", elsewhere) as url:
+        redirect = f"middleware: {{storage: [{{name: redirect, options: {{baseurl: '{url}'}}}}]}}\n"
+        with registry(tmp_path, password_required(tmp_path) + redirect, own, AFAR) as running:
+            for password in ("", "wrong"):
+                if password:
+                    log_in(tmp_path, running.host, password)
+                client = Registry(Reference.parse(f"oci://{running.host}/n:v1"))
+                with pytest.raises(Irv2Error, match=r"docker login$"):
+                    client.put_blob(DIGEST, CONTENT)
+            log_in(tmp_path, running.host)
+            client = Registry(Reference.parse(f"oci://{running.host}/n:v1"))
+            client.put_blob(DIGEST, CONTENT)
+            client.get_blob(DIGEST, len(CONTENT), tmp_path / "blob")
+    assert (tmp_path / "blob").read_bytes() == CONTENT
+    assert Storage.seen == [None]
+
+
+YESTERDAY = datetime.now(UTC) - timedelta(days=1)
+
+
+@needs_registry
+@pytest.mark.parametrize(
+    ("certificate", "problem", "way_out"),
+    [
+        (lambda path, _: write_certificate(path, trustme.CA()),
+         "refused (unable to get local issuer certificate); expected one of an authority that",
+         "name the authority's PEM file in SSL_CERT_FILE, which is "),
+        (lambda path, ca: write_certificate(path, ca, "registry.example"),
+         f"refused (IP address mismatch, certificate is not valid for '{AFAR}')",
+         "use a name that it holds"),
+        (lambda path, ca: write_certificate(path, ca, until=YESTERDAY),
+         "refused (certificate has expired)", "have it renewed"),
+    ],
+    ids=["authority", "name", "expired"],
+)  # fmt: skip
+def test_a_certificate_that_must_not_be_believed_is_one_line_with_a_way_out(
+    authority, trusted, tmp_path, certificate, problem, way_out
+):
+    with registry(tmp_path, "", certificate(tmp_path / "c.pem", authority), AFAR) as running:
+        client = Registry(Reference.parse(f"oci://{running.host}/n:v1"))
+        with pytest.raises(Irv2Error) as refused:
+            client.get_manifest("v1")
+    assert problem in str(refused.value)
+    assert way_out in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@needs_registry
+@pytest.mark.parametrize(
+    ("is_encrypted", "address", "problem"),
+    [
+        (True, "127.0.0.1", r"400 Bad Request; if it speaks TLS, give this machine's name"),
+        (False, AFAR, "does not speak TLS .*; expected TLS, but for a registry on this machine"),
+    ],
+)
+def test_tls_on_one_side_alone_is_one_line_with_a_way_out(
+    authority, tmp_path, is_encrypted, address, problem
+):
+    certificate = write_certificate(tmp_path / "c.pem", authority) if is_encrypted else None
+    with registry(tmp_path, "", certificate, address) as running:
+        client = Registry(Reference.parse(f"oci://{running.host}/n:v1"))
+        with pytest.raises(Irv2Error, match=problem):
+            client.get_manifest("v1")

@@ -10,29 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pictures import HEIGHT, WIDTH, png_chunk, save
 from PIL import Image, ImageCms
 
 from irv2.errors import ImageError, ImageReason
 from irv2.images.decode import ImageLimits, decode, looks_like_image
-
-HEIGHT, WIDTH = 24, 36
 
 
 def photo() -> np.ndarray:
     """Smooth colours, so that lossy formats come back within a few grey levels."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     return np.stack([x * 7, y * 10, 255 - x * 4 - y * 3], axis=-1).astype(np.uint8)
-
-
-def encode(image: np.ndarray | Image.Image, fmt: str, **options) -> bytes:
-    stream = io.BytesIO()
-    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    image.save(stream, fmt, **options)
-    return stream.getvalue()
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -57,29 +45,29 @@ def reason(encoded: bytes, **limits: int) -> ImageReason:
 
 
 LOSSLESS = {
-    "png": encode(photo(), "PNG"),
-    "webp": encode(photo(), "WEBP", lossless=True),
-    "bmp": encode(photo(), "BMP"),
-    "tiff": encode(photo(), "TIFF"),
-    "tiff lzw": encode(photo(), "TIFF", compression="tiff_lzw"),
-    "big tiff": encode(photo(), "TIFF", big_tiff=True),
-    "ppm": encode(photo(), "PPM"),
+    "png": save(photo(), "PNG"),
+    "webp": save(photo(), "WEBP", lossless=True),
+    "bmp": save(photo(), "BMP"),
+    "tiff": save(photo(), "TIFF"),
+    "tiff lzw": save(photo(), "TIFF", compression="tiff_lzw"),
+    "big tiff": save(photo(), "TIFF", big_tiff=True),
+    "ppm": save(photo(), "PPM"),
 }
 LOSSY = {
-    "jpeg": encode(photo(), "JPEG", quality=95),
-    "jpeg 4:4:4": encode(photo(), "JPEG", quality=95, subsampling=0),
-    "progressive jpeg": encode(photo(), "JPEG", quality=95, progressive=True),
-    "webp": encode(photo(), "WEBP", quality=95),
+    "jpeg": save(photo(), "JPEG", quality=95),
+    "jpeg 4:4:4": save(photo(), "JPEG", quality=95, subsampling=0),
+    "progressive jpeg": save(photo(), "JPEG", quality=95, progressive=True),
+    "webp": save(photo(), "WEBP", quality=95),
 }
 # Of every decoder's own code path one file, small, for damage.
 WHOLE = {
     **LOSSLESS,
     **LOSSY,
-    "grey jpeg": encode(Image.fromarray(photo()).convert("L"), "JPEG"),
-    "cmyk jpeg": encode(Image.fromarray(photo()).convert("CMYK"), "JPEG"),
-    "exif jpeg": encode(photo(), "JPEG", exif=exif_orientation(6)),
-    "palette png": encode(Image.fromarray(photo()).quantize(16), "PNG", transparency=3),
-    "gif": encode(Image.fromarray(photo()).quantize(16), "GIF"),
+    "grey jpeg": save(Image.fromarray(photo()).convert("L"), "JPEG"),
+    "cmyk jpeg": save(Image.fromarray(photo()).convert("CMYK"), "JPEG"),
+    "exif jpeg": save(photo(), "JPEG", exif=exif_orientation(6)),
+    "palette png": save(Image.fromarray(photo()).quantize(16), "PNG", transparency=3),
+    "gif": save(Image.fromarray(photo()).quantize(16), "GIF"),
     "plain ppm": b"P3 2 1 255\n1 2 3 4 5 6\n",
 }
 
@@ -105,62 +93,62 @@ def test_lossy_formats_give_nearly_the_pixels(encoded):
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}]
 )
 def test_jpeg_pixels_are_the_reference_librarys(options):
-    encoded = encode(photo(), "JPEG", **options)
+    encoded = save(photo(), "JPEG", **options)
     expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
     np.testing.assert_array_equal(decode(encoded), expected)
 
 
 def test_grey_images_are_the_same_in_three_channels():
     grey = photo()[:, :, 0]
-    for encoded in (encode(grey, "PNG"), encode(grey, "BMP"), encode(grey, "TIFF")):
+    for encoded in (save(grey, "PNG"), save(grey, "BMP"), save(grey, "TIFF")):
         np.testing.assert_array_equal(decode(encoded), np.repeat(grey[:, :, None], 3, axis=2))
-    jpeg = decode(encode(grey, "JPEG", quality=95))
+    jpeg = decode(save(grey, "JPEG", quality=95))
     assert np.abs(jpeg.astype(int) - grey[:, :, None]).max() <= 4  # quality 95, no colour to lose
     assert (jpeg == jpeg[:, :, :1]).all()
 
 
 def test_adobes_inverted_cmyk_becomes_the_colours_meant():
     inks = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # magenta and yellow: red
-    encoded = encode(inks, "JPEG", quality=95)
+    encoded = save(inks, "JPEG", quality=95)
     assert b"Adobe" in encoded
     # Pillow's conversion has no ink profile: full inks are pure; 95 is within 3 levels.
     assert np.abs(decode(encoded).astype(int) - [255, 0, 0]).max() <= 3
 
 
 def test_exif_orientation_is_ignored_as_the_original_did():
-    plain = encode(photo(), "JPEG")
-    rotated = encode(photo(), "JPEG", exif=exif_orientation(6))
+    plain = save(photo(), "JPEG")
+    rotated = save(photo(), "JPEG", exif=exif_orientation(6))
     assert Image.open(io.BytesIO(rotated)).getexif()[0x0112] == 6
     np.testing.assert_array_equal(decode(rotated), decode(plain))
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
 def test_exif_orientation_is_ignored_in_other_formats_too(kind, options):
-    rotated = encode(photo(), kind, exif=exif_orientation(6), **options)
+    rotated = save(photo(), kind, exif=exif_orientation(6), **options)
     assert Image.open(io.BytesIO(rotated)).getexif()[0x0112] == 6
-    np.testing.assert_array_equal(decode(rotated), decode(encode(photo(), kind, **options)))
+    np.testing.assert_array_equal(decode(rotated), decode(save(photo(), kind, **options)))
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}])
 @pytest.mark.parametrize("value", range(1, 9))
 def test_a_tiff_is_not_turned_either_though_pillow_would(value, options):
-    encoded = encode(photo(), "TIFF", tiffinfo={0x0112: value}, **options)
+    encoded = save(photo(), "TIFF", tiffinfo={0x0112: value}, **options)
     np.testing.assert_array_equal(decode(encoded), photo())
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_colour_profiles_are_ignored(kind):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    profiled = encode(photo(), kind, icc_profile=profile)
+    profiled = save(photo(), kind, icc_profile=profile)
     assert Image.open(io.BytesIO(profiled)).info["icc_profile"] == profile
-    np.testing.assert_array_equal(decode(profiled), decode(encode(photo(), kind)))
+    np.testing.assert_array_equal(decode(profiled), decode(save(photo(), kind)))
 
 
 def test_transparency_lies_on_white():
     image = Image.new("RGBA", (3, 1), (200, 100, 0, 255))
     image.putpixel((1, 0), (200, 100, 0, 0))
     image.putpixel((2, 0), (200, 100, 0, 128))
-    for encoded in (encode(image, "PNG"), encode(image, "WEBP", lossless=True, exact=True)):
+    for encoded in (save(image, "PNG"), save(image, "WEBP", lossless=True, exact=True)):
         # 128 / 255 of the colour, the rest white: 200 -> 227.4, 100 -> 177.2, 0 -> 127
         assert decode(encoded)[0].tolist() == [[200, 100, 0], [255, 255, 255], [227, 177, 127]]
 
@@ -170,22 +158,22 @@ def test_transparent_palette_and_grey_lie_on_white():
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((1, 0), 1)
     for encoded in (
-        encode(palette, "PNG", transparency=1),
-        encode(palette, "PNG", transparency=b"\xff\x00"),
-        encode(palette, "GIF", transparency=1),
+        save(palette, "PNG", transparency=1),
+        save(palette, "PNG", transparency=b"\xff\x00"),
+        save(palette, "GIF", transparency=1),
     ):
         assert decode(encoded)[0].tolist() == [[10, 20, 30], [255, 255, 255]]
     grey = Image.new("LA", (2, 1), (90, 255))
     grey.putpixel((1, 0), (90, 0))
-    assert decode(encode(grey, "PNG"))[0].tolist() == [[90] * 3, [255] * 3]
+    assert decode(save(grey, "PNG"))[0].tolist() == [[90] * 3, [255] * 3]
 
 
 def test_16_bit_grey_keeps_its_upper_byte_in_every_format():
     grey = np.array([[0x0000, 0x00FF, 0x1234, 0x8000, 0xFFFF]], np.uint16)
     expected = [[value >> 8] * 3 for value in grey[0].tolist()]
     pgm = b"P5 5 1 65535\n" + grey.astype(">u2").tobytes()
-    big_endian = encode(Image.frombytes("I;16B", (5, 1), grey.astype(">u2").tobytes()), "TIFF")
-    for encoded in (encode(grey, "PNG"), encode(grey, "TIFF"), pgm, big_endian):
+    big_endian = save(Image.frombytes("I;16B", (5, 1), grey.astype(">u2").tobytes()), "TIFF")
+    for encoded in (save(grey, "PNG"), save(grey, "TIFF"), pgm, big_endian):
         assert decode(encoded)[0].tolist() == expected
 
 
@@ -193,9 +181,9 @@ def test_1_bit_images_are_black_and_white():
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
     for encoded in (
-        encode(image, "PNG"),
-        encode(image, "PPM"),
-        encode(image, "TIFF"),
+        save(image, "PNG"),
+        save(image, "PPM"),
+        save(image, "TIFF"),
         b"P1 2 1 1 0",
     ):
         assert decode(encoded)[0].tolist() == [[0] * 3, [255] * 3]
@@ -205,7 +193,7 @@ def test_1_bit_images_are_black_and_white():
 def test_the_first_frame_of_an_animation_counts(fmt):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
     options = {"lossless": True} if fmt == "WEBP" else {}
-    encoded = encode(frames[0], fmt, save_all=True, append_images=frames[1:], **options)
+    encoded = save(frames[0], fmt, save_all=True, append_images=frames[1:], **options)
     assert (decode(encoded) == [255, 0, 0]).all()
 
 
@@ -228,8 +216,8 @@ def test_the_first_frame_of_an_animation_counts(fmt):
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ImageReason.UNSUPPORTED),
         (b"\0\0\0\x0cjP  \r\n\x87\n", ImageReason.UNSUPPORTED),
         (b"\xff\x0a\x11", ImageReason.UNSUPPORTED),
-        (encode(Image.new("F", (3, 3)), "TIFF"), ImageReason.UNSUPPORTED),
-        (encode(Image.new("I", (3, 3)), "TIFF"), ImageReason.UNSUPPORTED),
+        (save(Image.new("F", (3, 3)), "TIFF"), ImageReason.UNSUPPORTED),
+        (save(Image.new("I", (3, 3)), "TIFF"), ImageReason.UNSUPPORTED),
         (b"\xff\xd8\xff", ImageReason.TRUNCATED),
         (b"\x89PNG\r\n\x1a\n", ImageReason.TRUNCATED),
         (b"RIFF\x24\0\0\0WEBPVP8 ", ImageReason.TRUNCATED),
@@ -276,7 +264,7 @@ def test_too_many_pixels_are_refused_in_every_format(encoded):
 
 
 def jpeg_claiming(width: int, height: int) -> bytes:
-    whole = encode(photo(), "JPEG")
+    whole = save(photo(), "JPEG")
     size = whole.index(b"\xff\xc0") + 5
     return whole[:size] + struct.pack(">HH", height, width) + whole[size + 4 :]
 
@@ -284,7 +272,7 @@ def jpeg_claiming(width: int, height: int) -> bytes:
 def webp_claiming(width: int, height: int) -> bytes:
     extended = b"VP8X" + struct.pack("<II", 10, 0)
     extended += (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    body = b"WEBP" + extended + encode(photo(), "WEBP")[12:]
+    body = b"WEBP" + extended + save(photo(), "WEBP")[12:]
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irv2.measures.agreement import CONFIDENCE, Agreement, fewest
+from irv2.measures.agreement import CONFIDENCE, Agreement, smallest_passing_n
 from irv2.measures.estimates import lower_limit, upper_limit
 
 counts = st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -44,7 +44,7 @@ def test_of_no_pictures_nothing_is_known():
 
 @pytest.mark.parametrize(("limit", "num"), [(0.1, 2995), (1.0, 299), (2.5, 119), (100.0, 1)])
 def test_the_fewest_that_can_pass_do_and_one_fewer_does_not(limit, num):
-    assert fewest(limit) == num
+    assert smallest_passing_n(limit) == num
     assert Agreement(num, 0).verdict(limit) == "passed"
     assert num == 1 or Agreement(num - 1, 0).verdict(limit) == "too_few_images"
 

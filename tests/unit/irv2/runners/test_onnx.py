@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from irv2.errors import EngineError
-from irv2.runners.base import default_streams
+from irv2.runners.backends import default_streams
 from irv2.runners.onnx import OnnxRunner, import_onnxruntime
 from irv2.system.machine import num_cores
 

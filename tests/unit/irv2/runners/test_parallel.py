@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from tiny_bundle import SIDE, write_tiny_bundle
+from tiny_bundle import SIDE
 
 from irv2.bundle import Bundle
 from irv2.errors import BundleError, EngineError
@@ -16,11 +16,6 @@ from irv2.runners.parallel import ParallelRunner
 
 MAX_BATCH = 3  # of one engine
 IMAGES = np.random.default_rng(0).integers(0, 256, (3 * MAX_BATCH, SIDE, SIDE, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("parallel") / "tiny.bundle"))
 
 
 class Engine(OnnxRunner):

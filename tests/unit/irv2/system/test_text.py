@@ -2,7 +2,7 @@
 
 import pytest
 
-from irv2.system.text import markdown_cell, one_line, quoted, two_digits
+from irv2.system.text import first_few, markdown_cell, one_line, quoted, shortened, two_digits
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,14 @@ def test_a_bar_does_not_end_a_cell():
 def test_spaces_around_a_name_are_shown_by_quotes(name, shown):
     assert quoted(name) == shown
     assert quoted("a", always=True) == '"a"'
+
+
+def test_a_list_is_cut_only_where_something_is_left_out():
+    assert first_few(["a", "b", "c"], 3) == "a, b, c"
+    assert first_few(["a", "b", "c"], 2, separator="; ") == "a; b; ..."
+    assert shortened(["a", "b", "c"], 3) == "a, b, c"
+    assert shortened(["a", "b", "c"], 1) == "a and 2 more"
+    assert first_few([]) == shortened([]) == ""
 
 
 @pytest.mark.parametrize(("num", "rounded"), [(7, 7), (99, 99), (561, 570), (2995, 3000)])

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID as Purpose
 from project import ROOT
 from signing import certified, key_pair
 from tiny_bundle import write_tiny_bundle
@@ -106,6 +107,32 @@ def test_a_certificate_that_is_not_valid_now_neither_signs_nor_verifies(
         assert problem in refusal(bundle, old.root)
 
 
+@pytest.mark.parametrize(
+    ("purposes", "may_sign"),
+    [
+        (None, True),  # its key may make digital signatures, of anything
+        ([Purpose.CODE_SIGNING], True),
+        ([Purpose.SERVER_AUTH, Purpose.ANY_EXTENDED_KEY_USAGE], True),
+        ([Purpose.SERVER_AUTH, Purpose.CLIENT_AUTH], False),
+        ([Purpose.EMAIL_PROTECTION], False),
+    ],
+)
+def test_a_certificate_for_other_purposes_neither_signs_nor_verifies(
+    bundle, tmp_path, monkeypatch, purposes, may_sign
+):
+    ours = certified(tmp_path, purposes=purposes)
+    with monkeypatch.context() as patch:
+        patch.setattr("irv2.trust.keys._problem_of", lambda certificate: "")
+        sign(bundle, read_signer(ours.private, ours.certificate, [ours.chain]))
+    if may_sign:
+        read_signer(ours.private, ours.certificate, [ours.chain])
+        require_signature(Bundle.open(bundle), read_trusted(ours.root))
+    else:
+        with pytest.raises(UsageError, match="is for other purposes"):
+            read_signer(ours.private, ours.certificate, [ours.chain])
+        assert "is for other purposes than signing code" in refusal(bundle, ours.root)
+
+
 def test_another_key_is_not_believed(signed, keys):
     line = refusal(signed, keys["theirs"].public)
     assert f"was made with the key {file_sha256(keys['ours'].public)[:12]}" in line
@@ -166,6 +193,18 @@ def test_a_folder_that_is_not_as_it_was_signed_is_not_believed(bundle, keys, dam
     sign(bundle, read_signer(keys["ours"].private))
     damage(bundle)
     assert problem in refusal(bundle, keys["ours"].public)
+
+
+def test_what_lies_deeper_than_python_calls_itself_is_seen(signed, keys):
+    outer, inner = signed / ("a/" * 500), signed.parent / ("b/" * 800)
+    outer.mkdir(parents=True)  # in two parts, since mkdir calls itself
+    inner.mkdir(parents=True)
+    (inner / "more").touch()
+    (signed.parent / "b").rename(outer / "b")
+    try:
+        assert "b/more: is not in model.sig: it was added" in refusal(signed, keys["ours"].public)
+    finally:
+        subprocess.run(["rm", "-r", signed / "a"], check=True)  # Python could not
 
 
 def test_the_signature_of_another_bundle_is_not_believed(signed, keys, tmp_path):

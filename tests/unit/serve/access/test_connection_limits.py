@@ -10,18 +10,11 @@ from dataclasses import replace
 import grpc
 import pytest
 from serving_site import OPTIONS, jpeg, request, scenario_with
-from tiny_bundle import write_tiny_bundle
 
-from irv2.bundle import Bundle
 from irv2.errors import UsageError
 from irv2.serve.access.connection_limits import MAX_CONNECTION_AGE_S, ConnectionLimits
 from irv2.v1.classifier_pb2 import ClassifyRequest, Image
 from irv2.v1.classifier_pb2_grpc import ClassifierStub
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("limits") / "tiny.bundle"))
 
 
 async def connection(site) -> grpc.aio.Channel:

@@ -16,18 +16,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from project import ROOT
 from serving_site import scenario_with
-from tiny_bundle import write_tiny_bundle
 
-from irv2.bundle import Bundle
 from irv2.client import Client, Tls
 from irv2.errors import UsageError
 from irv2.serve.access.tls import Tls as ServerTls
 from irv2.serve.access.tls import TlsFiles, tls_files
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("security") / "tiny.bundle"))
 
 
 def files_of(issued, client_ca=None) -> TlsFiles:
