@@ -268,7 +268,8 @@ def test_a_time_without_an_end_is_one_and_nan_is_none(server):
             client.classify([picture(0)], timeout_s=math.nan)
 
 
-def test_a_server_that_was_killed_is_a_clear_error(bundle_path):
+def test_a_server_that_was_killed_is_a_clear_error(bundle_path, monkeypatch):
+    monkeypatch.setattr("irv2.client.client.UNAVAILABLE_PAUSES_S", (0.1,))
     with serving(bundle_path) as process, Client(process.address) as client:
         client.classify([picture(0)])
         process.stop(signal.SIGKILL)

@@ -1,11 +1,11 @@
 """A few steps on fixed images, alone or under torchrun.
 
-`step_worker.py OUT MICRO_BATCH ARCH RECIPE`, the last in JSON: fields that differ from setting 2.
+`step_worker.py OUT MICRO_BATCHES ARCH RECIPE`, the last in JSON: fields that differ from setting 2.
 With `class_weights` balanced, three classes have weights in the loss.
 
-Leaves the first process's weights and running statistics after one step in float32 and after five
-in float64, of which the last has a short batch: 47 images, as 24 and 23. Dropout is off. Fails
-where threads of the process group outlive it.
+For each of the MICRO_BATCHES, as "0,32", leaves in OUT the first process's weights and running
+statistics after one step in float32 and after five in float64, of which the last has a short batch:
+47 images, as 24 and 23. Dropout is off. Fails where threads of the process group outlive it.
 """
 
 import dataclasses
@@ -64,14 +64,16 @@ def train(
 
 
 if __name__ == "__main__":
-    out, micro_batch, arch = Path(sys.argv[1]), int(sys.argv[2]) or None, sys.argv[3]
+    out, micro_batches, arch = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3]
     weights = torch.tensor([0.3, 1.0, 5.0]) if RECIPE.class_weights == "balanced" else None
     with joined("cpu") as processes:
-        states = {
-            "float32": train(arch, torch.float32, 1, micro_batch, processes, weights),
-            "float64": train(arch, torch.float64, 5, micro_batch, processes, weights),
-        }
-        if processes.is_first:
-            torch.save(states, out)
+        for name in micro_batches:
+            how = (int(name) or None, processes, weights)
+            states = {
+                "float32": train(arch, torch.float32, 1, *how),
+                "float64": train(arch, torch.float64, 5, *how),
+            }
+            if processes.is_first:
+                torch.save(states, out / f"{name}.pt")
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     assert not any("gloo" in name for name in names), "an interpreter that ends now may abort"

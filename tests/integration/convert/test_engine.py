@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from exported import LEDGERS, Exported, tree
+from in_process import irv2
 from terminal import run_on_terminal
 
 from irv2.bundle import Bundle
@@ -81,12 +82,6 @@ def with_plan(
     result = irv2("export", exported.checkpoint_path, *place, *engine, "--precision", "fp32")
     assert result.returncode == 0, result.stderr
     return out, result
-
-
-def irv2(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "irv2", *map(str, args)], capture_output=True, text=True
-    )
 
 
 def plan_of(bundle: Bundle) -> Artifact:

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from in_process import irv2
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 from tiny_checkpoint import CLASSES, PREPROCESS, make_checkpoint, write_images
@@ -98,12 +97,6 @@ def test_inspect_shows_evidence_batches_calibration_and_every_file(bundle):
     names = {line.split()[0] for line in files.splitlines()[2:]}
     assert names == {path.name for path in bundle.path.iterdir()}
     assert all(line.endswith(" ok") for line in files.splitlines()[2:])
-
-
-def irv2(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "irv2", *map(str, args)], capture_output=True, text=True
-    )
 
 
 def initializers(path: Path) -> dict[str, np.ndarray]:

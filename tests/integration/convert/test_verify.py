@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from exported import BUNDLE_FILES, Exported, tree
+from in_process import irv2
 from PIL import Image
 from serving_process import serving
 
@@ -83,13 +84,13 @@ def test_openvino_alone_can_verify_classify_and_serve(bundle, exported, tmp_path
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_ONNXRUNTIME)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     forge(bundle, parity=None, evidence=[])
-    irv2 = [sys.executable, "-m", "irv2"]
+    program = [sys.executable, "-m", "irv2"]
     data = ["--data", str(exported.data)]
-    subprocess.run([*irv2, "verify", str(bundle), *data], check=True)
+    subprocess.run([*program, "verify", str(bundle), *data], check=True)
     [artifact] = Bundle.open(bundle).artifacts
     assert [row.backend for row in artifact.evidence] == ["openvino-cpu"]
     picture = next((exported.data / "val").rglob("*.png"))
-    subprocess.run([*irv2, "classify", "--bundle", str(bundle), str(picture)], check=True)
+    subprocess.run([*program, "classify", "--bundle", str(bundle), str(picture)], check=True)
     with serving(bundle) as server:
         assert " backend=openvino-cpu " in server.ready_line
 
@@ -103,14 +104,16 @@ def test_evidence_is_the_exports_but_for_what_only_it_could_see(bundle, exported
     assert same == before
 
 
-def test_a_model_that_decides_otherwise_fails_with_3_and_is_no_longer_served(bundle, exported):
+def test_a_model_that_decides_otherwise_fails_with_3_and_is_no_longer_served(
+    bundle, exported, monkeypatch
+):
     checkpoint = Checkpoint.load(exported.checkpoint_path)
     weights = dict(checkpoint.state_dict)
     weights["classifier.weight"] = -weights["classifier.weight"]
     write_onnx(replace(checkpoint, state_dict=weights), "0" * 64, bundle / "model.onnx")
     forge(bundle, sha256=file_sha256(bundle / "model.onnx"))
-    command = [sys.executable, "-m", "irv2", "verify", ".", "--data", str(exported.data)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=bundle)
+    monkeypatch.chdir(bundle)
+    result = irv2("verify", ".", "--data", exported.data)
     assert result.returncode == 3, result.stderr
     assert "model.onnx: fp32 failed: " in result.stderr
     after = Bundle.open(bundle)
@@ -231,9 +234,7 @@ def test_a_flipped_byte_in_any_file_is_named_before_anything_is_loaded(bundle, n
         (bundle / name).write_bytes(content)
         with pytest.raises(BundleError, match=re.escape(name)):
             Bundle.open(bundle)
-    result = subprocess.run(
-        [sys.executable, "-m", "irv2", "inspect", str(bundle)], capture_output=True, text=True
-    )
+    result = irv2("inspect", bundle)
     assert result.returncode == 2
     assert name in result.stderr.splitlines()[-1]
 
@@ -253,11 +254,8 @@ def test_a_server_that_asks_for_a_token_is_verified_with_one(bundle, exported, t
     token.write_text("0123456789abcdef\n")
     with serving(bundle, "--token-file", str(tokens)) as server:
         options = ["--data", str(exported.data), "--server", server.address]
-        command = [sys.executable, "-m", "irv2", "verify", str(bundle), *options]
-        refused = subprocess.run(command, capture_output=True, text=True)
-        asked = subprocess.run(
-            [*command, "--token-file", str(token), "--json"], capture_output=True, text=True
-        )
+        refused = irv2("verify", bundle, *options)
+        asked = irv2("verify", bundle, *options, "--token-file", token, "--json")
     assert refused.returncode == 1
     assert "takes no request without a valid token" in refused.stderr
     assert asked.returncode == 0, asked.stderr

@@ -102,7 +102,8 @@ def test_a_missing_matplotlib_is_told_before_the_work(site, tmp_path, monkeypatc
     assert (tmp_path / "eval.png").stat().st_size > 0
 
 
-def test_nobody_there_is_one_line():
+def test_nobody_there_is_one_line(monkeypatch):
+    monkeypatch.setattr("irv2.client.client.UNAVAILABLE_PAUSES_S", (0.1,))
     result = evaluate("--server", "127.0.0.1:1")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "127.0.0.1:1" in result.stderr.splitlines()[-1]

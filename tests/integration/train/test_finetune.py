@@ -66,6 +66,12 @@ def irv2(*arguments: str, status: int = 0) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    """The program as a process of its own, to be killed."""
+    command = [sys.executable, "-m", "irv2", *arguments]
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+
+
 @pytest.fixture
 def finetune(begun: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Finetune:
     """Fine-tune on `data`, or on other images, in `tmp_path`/run; returns what is logged."""
@@ -130,11 +136,10 @@ def test_a_head_alone_has_the_errors_that_eval_finds(data, finetune, tmp_path):
 
 def test_a_run_killed_while_it_computes_features_goes_on_where_it_was(begun, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, "-m", "irv2", "finetune", str(begun), "--data", str(data), *OPTIONS,
-               "--train", "head", "--epochs", "2", "--feature-crops", "12", "--out"]  # fmt: skip
-    options = {"env": ENVIRONMENT, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, str(whole)], check=True, **options)
-    process = subprocess.Popen([*command, str(killed)], **options)
+    command = ["finetune", str(begun), "--data", str(data), *OPTIONS, "--train", "head",
+               "--epochs", "2", "--feature-crops", "12", "--out"]  # fmt: skip
+    irv2(*command, str(whole))
+    process = start(*command, str(killed))
     while not (files := list(killed.rglob("train-3-*.npz"))):
         assert process.poll() is None
         time.sleep(0.01)
@@ -142,18 +147,18 @@ def test_a_run_killed_while_it_computes_features_goes_on_where_it_was(begun, dat
     process.wait()
     written = files[0].stat().st_mtime_ns
     assert not (killed / "metrics.jsonl").exists()
-    subprocess.run([*command, str(killed)], check=True, **options)
+    irv2(*command, str(killed))
     assert files[0].stat().st_mtime_ns == written
     assert_same_run(killed, whole)
 
 
-def test_a_head_killed_between_saves_trains_the_epochs_since_again(begun, data, tmp_path):
+def test_a_head_killed_between_saves_trains_the_epochs_since_again(begun, data, tmp_path, caplog):
     """Its epochs are shorter than writing a checkpoint, so not every one is saved."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, "-m", "irv2", "finetune", str(begun), "--data", str(data), *OPTIONS,
-               "--train", "head", "--epochs", "100", "--feature-crops", "1", "--out"]  # fmt: skip
-    subprocess.run([*command, str(whole)], check=True, env=ENVIRONMENT, capture_output=True)
-    process = subprocess.Popen([*command, str(killed)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    command = ["finetune", str(begun), "--data", str(data), *OPTIONS, "--train", "head",
+               "--epochs", "100", "--feature-crops", "1", "--out"]  # fmt: skip
+    irv2(*command, str(whole))
+    process = start(*command, str(killed))
     try:
         while num_unsaved(killed) < 2:
             assert process.poll() is None
@@ -166,9 +171,9 @@ def test_a_head_killed_between_saves_trains_the_epochs_since_again(begun, data, 
     saved = Checkpoint.load(killed / "last.pt").step
     best = Checkpoint.load(killed / "best.pt").metrics["val_top1_error"]
     assert best <= min(r["val_top1_error"] for r in rows(killed) if r["step"] <= saved)
-    again = [*command, str(killed)]
-    done = subprocess.run(again, check=True, env=ENVIRONMENT, capture_output=True, text=True)
-    assert "are trained again" in done.stderr
+    caplog.set_level("INFO")
+    irv2(*command, str(killed))
+    assert "are trained again" in caplog.text
     assert [row["epoch"] for row in rows(killed)] == list(range(1, 101))
     assert_same_run(killed, whole)
 

@@ -47,7 +47,7 @@ def test_cutmix_s_shares_are_exactly_the_areas():
     for step in range(1_000):
         mix = draw_mix(recipe(cutmix=1.0), step)
         mixed = mix.images(torch.cat([own, other]), torch.tensor([1, 0]))
-        assert set(mixed.unique().tolist()) <= {0.0, 1.0}
+        assert ((mixed == 0) | (mixed == 1)).all()
         assert mix.own_share == 1 - mixed[0].sum().item() / 299**2
         assert mixed[0].sum() == 299**2 - mixed[1].sum()
         shares.append(mix.own_share)
