@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from scipy.special import betaincinv
+
 CONFIDENCE = 0.95  # of the two-sided intervals
 
 
@@ -69,15 +71,11 @@ def balanced_accuracy(recalls: Sequence[Estimate]) -> Estimate:
 
 def upper_limit(k: float, n: float, confidence: float) -> float:
     """Clopper and Pearson's one-sided upper limit of the rate behind `k` of `n`, 0 to 1."""
-    from scipy.special import betaincinv  # only here: it takes long to import
-
     return 1.0 if k >= n else float(betaincinv(k + 1, n - k, confidence))
 
 
 def lower_limit(k: float, n: float, confidence: float) -> float:
     """Clopper and Pearson's one-sided lower limit of the rate behind `k` of `n`, 0 to 1."""
-    from scipy.special import betaincinv
-
     return 0.0 if k <= 0 else float(betaincinv(k, n - k + 1, 1 - confidence))
 
 
