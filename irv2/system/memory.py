@@ -4,6 +4,7 @@ import errno
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from pathlib import Path
 
 from irv2.errors import EngineError, Irv2Error
@@ -11,6 +12,8 @@ from irv2.system.cgroups import memory_limit
 from irv2.system.stop import raise_if_stopped
 
 WHAT = "memory"
+# Kept free for the line about the lack of it: address space alone, for nobody writes there.
+_RESERVE_BYTES = 4 << 20
 _SIGNS = (
     "bad_alloc",  # C++, in torch, ONNX Runtime and protobuf
     "bad allocation",
@@ -21,6 +24,7 @@ _SIGNS = (
     "failed to map segment from shared object",  # importing a library
     "can't start new thread",  # no room for its stack, or too many processes
     "Unable to allocate",  # NumPy, as other libraries pass it on
+    "descriptor pool: out of memory",  # protobuf
     "could not create a primitive",  # oneDNN, in torch: no room for a kernel's code
     "without setting an exception",  # C code that met a NULL from an allocation
     "error return without exception set",
@@ -43,10 +47,12 @@ def lack_of_memory(error: BaseException) -> str | None:
 @contextmanager
 def explain_lack_of_memory() -> Iterator[None]:
     """Around a program: raise EngineError about the memory, whatever a library made of it."""
+    reserve = mmap(-1, _RESERVE_BYTES)
     try:
         yield
     except Exception as error:
         raise_if_stopped()
+        reserve.close()
         reason = lack_of_memory(error)
         if reason is None or (isinstance(error, Irv2Error) and error.what == WHAT):
             raise
