@@ -1,13 +1,13 @@
 """The interface of an engine, as used by the gate, the evaluation and the server."""
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
 
+from irv2.system.ahead import map_ahead
 from irv2.types import FloatArray, UInt8Array
 
 # Beyond this a CPU gains nothing from larger batches, and requests only wait longer.
@@ -62,13 +62,7 @@ class Runner(ABC):
             yield from map(self.run, batches)
             return
         with ThreadPoolExecutor(self.num_streams) as pool:
-            running: deque[Future[FloatArray]] = deque()
-            for batch in batches:
-                running.append(pool.submit(self.run, batch))
-                if len(running) > self.num_streams:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
+            yield from map_ahead(pool, self.run, batches, self.num_streams)
 
     def batch_memory(self, num_images: int) -> UInt8Array:
         """Allocate uint8 (num_images, S, S, 3), the memory from which `run` reads fastest.

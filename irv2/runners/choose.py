@@ -259,11 +259,11 @@ def _fastest_first(candidates: list[Candidate]) -> list[Candidate]:
         return sorted(candidates, key=_likely_rank)
     as_fast = (1 - NOISE) * max(rates, default=0)
 
-    def rank(candidate: Candidate) -> tuple[float, float]:
+    def preference(candidate: Candidate) -> tuple[float, float]:
         rate, agreement = candidate.evidence.images_per_s or 0, candidate.evidence.parity.agreement
         return (-agreement if rate >= as_fast else 0, -rate)
 
-    return sorted(candidates, key=rank)
+    return sorted(candidates, key=preference)
 
 
 def _likely_rank(candidate: Candidate) -> tuple[int, bool, int]:

@@ -168,10 +168,10 @@ def _measure(runner: asyncio.Runner, case: Case, options: Options) -> float:
 
 def _ratios(rounds: Rounds, cases: dict[str, Case]) -> dict[str, Any]:
     """Divide our rate by the others' with as many clients, 1 or 16; the bare loop has none."""
-    ours = ("irv2 1", MAIN_CASE)
     others = [name for name in cases if not name.startswith("irv2")]
     pairs = [(MAIN_CASE, "bare loop")]
-    pairs += [(own, name) for own in ours for name in others if name.endswith(own[4:])]
+    for n in (1, 16):
+        pairs += [(f"irv2 {n}", name) for name in others if name.endswith(f" {n}")]
     ratios = {f"{own} / {name}": rounds.ratio(own, name).to_json() for own, name in pairs}
     return ratios | {"A/A": rounds.aa(MAIN_CASE).to_json()}
 
