@@ -5,6 +5,7 @@ import socket
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from unittest.mock import patch
 
 import grpc
 import numpy as np
@@ -123,7 +124,9 @@ def scenario_with(bundle: Bundle, scenario, seconds: float = 0.0, **options) -> 
         async with site() as running:
             await scenario(running)
 
-    asyncio.run(run())
+    # Walking over all that the tests' process has come to hold took most of a short scenario.
+    with patch("irv2.serve.server.tidy_up"):
+        asyncio.run(run())
 
 
 async def until(condition) -> None:
