@@ -148,6 +148,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_place_and_the_way_out(tmp_path, full_disk):
     data, run = BEFORE / "data", BEFORE / "run"
     features = ("features", data / "val", f"--model={run}/best.pt", f"--out={full_disk}/f.npz")
@@ -198,6 +199,7 @@ def test_a_full_disk_a_quota_and_a_limit_of_files_say_how_much_was_to_be_written
         assert [*place.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_a_cache_without_room_does_not_fail_the_work_and_is_told_of_once(tmp_path, full_disk):
     arguments = (*EXPORT, tmp_path / "b.bundle")
     done = irv2(*arguments, env={**os.environ, "XDG_CACHE_HOME": str(full_disk)})

@@ -29,6 +29,8 @@ from irv2.serve.access.tls import TlsFiles
 from irv2.v1.classifier_pb2 import ClassifyRequest, ClassifyStreamRequest, Image
 from irv2.v1.classifier_pb2_grpc import ClassifierStub
 
+pytestmark = pytest.mark.slow
+
 PHOTO = simplejpeg.encode_jpeg(
     np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8), quality=95
 )  # 0.6 MB

@@ -34,6 +34,7 @@ def wait_until_it_answers(process: Process) -> None:
         assert process.popen.poll() is None
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_behind_a_round_robin_client_loses_nothing(bundle):
     options = ("--grace-s", "0.7", "--http", LOOPBACK)
     with ExitStack() as stack:

@@ -81,6 +81,7 @@ def test_a_repository_becomes_a_checkpoint_that_knows_it(hub, irv2_import, tmp_p
         )
 
 
+@pytest.mark.slow
 def test_a_pinned_revision_is_asked_for_once_and_any_is_found_offline(hub, irv2_import, tmp_path):
     assert irv2_import(f"hf:{NAME}@{COMMIT}", "--json").returncode == 0
     first = (tmp_path / "a.pt").read_bytes()
@@ -117,6 +118,7 @@ def test_a_damaged_file_is_refused_and_does_not_stay_in_the_cache(hub, irv2_impo
     assert irv2_import(f"hf:{NAME}").returncode == 0
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_have_is_one_line(hub, irv2_import):
     line = error_line(irv2_import("hf:ants/none"), 2)
     assert f"no such repository at {hub.url}, or a private one; a private one needs a token" in line

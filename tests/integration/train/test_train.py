@@ -314,6 +314,7 @@ def test_a_split_of_which_no_image_can_be_read_is_one_line(data, tmp_path, split
     assert line == f"error: {images / split}: no image could be read; expected at least one"
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_with_one_line_and_leaves_the_last_save(data, finished, tmp_path):
     begun = tmp_path / "begun"
     process = subprocess.Popen(

@@ -185,6 +185,7 @@ def test_a_stopped_run_of_two_processes_resumes_and_equals_micro_batches_of_one(
     assert_same_run(out, one)
 
 
+@pytest.mark.slow
 def test_losing_one_process_ends_the_other_with_one_line_and_torchrun_starts_both_again(
     data, alone, tmp_path
 ):
