@@ -46,7 +46,7 @@ docs: setup
 # CI runs the slow ones too, as `CI=true make test` does anywhere. Tests that measure, or need both
 # cores, run when the others are done; their files alone are read again, since all take a while.
 test: setup
-	@echo "On 2 cores this takes about $(if $(CI),20,10) minutes."
+	@echo "On 2 cores this takes about $(if $(CI),22,10) minutes."
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone $(if $(CI),,and not slow)"
 	$(BIN)/python -m pytest -m "alone $(if $(CI),,and not slow)" $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 
