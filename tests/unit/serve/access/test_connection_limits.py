@@ -36,6 +36,7 @@ async def wire(site, chunk: int, is_cut: asyncio.Event):
             if not is_cut.is_set():
                 writer.write(data)
                 await writer.drain()
+                await asyncio.sleep(0)  # the next chunk comes later, even if it is here
 
     async def connect(reader, writer):
         far_reader, far_writer = await asyncio.open_connection(host, port)
