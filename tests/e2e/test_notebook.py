@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import notebook
+import pytest
 from project import ROOT
 
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_prints_where_its_kept_output_does(bundle, environment, tmp_path):
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "best.bundle").symlink_to(bundle)

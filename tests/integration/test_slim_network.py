@@ -20,6 +20,8 @@ from irv2.model.build import build
 from irv2.model.paper import initialize
 from irv2.network_config import SlimConfig
 
+pytestmark = pytest.mark.slow
+
 CONFIG = SlimConfig(num_classes=len(CLASSES), blocks=(1, 1, 2), width=0.125)
 
 

@@ -152,6 +152,7 @@ def test_a_run_killed_while_it_computes_features_goes_on_where_it_was(begun, dat
     assert_same_run(killed, whole)
 
 
+@pytest.mark.slow
 def test_a_head_killed_between_saves_trains_the_epochs_since_again(begun, data, tmp_path, caplog):
     """Its epochs are shorter than writing a checkpoint, so not every one is saved."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -140,6 +140,7 @@ def test_what_an_epoch_reports_are_the_errors_of_the_file_just_written(data, alo
     assert 0 < row["val_top1_error"] < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -152,7 +153,6 @@ def test_what_an_epoch_reports_are_the_errors_of_the_file_just_written(data, alo
                 "modern",
                 "--checkpoint-activations",
             ),
-            marks=pytest.mark.slow,
             id="TF-slim's, with all that a run may have",
         ),
     ],
